@@ -1,1 +1,34 @@
-//! Placeholder while the crate is being laid out.
+//! The nouns of Tessera: ids, resource arithmetic, offers, task specs, statuses, turns, and the one
+//! task-state transition table.
+//!
+//! Invariants: pure data and pure functions; amounts are integers; nothing here depends on hash order,
+//! clocks or randomness. This crate must never know a wire format, a runtime or a kernel.
+
+mod agent;
+mod digest;
+mod ids;
+pub mod limits;
+mod offer;
+mod resources;
+mod spec;
+mod status;
+mod turn;
+
+pub use agent::{AgentInfo, AgentResources};
+pub use digest::{Digest, DigestError};
+pub use ids::{
+    AgentId, Epoch, FrameworkId, FrameworkName, NameError, OfferId, RoleName, TaskId, TurnNumber,
+};
+pub use offer::{Filters, Offer};
+pub use resources::{Quantities, ResourceItem, ResourceKey, Resources, ResourcesError};
+pub use spec::{
+    FileSpec, InvalidSpec, Launch, NativeCommand, TaskBody, TaskSpec, validate_launch, validate_spec,
+};
+pub use status::{IllegalTransition, Reason, TaskState, TaskStatus, check_transition};
+pub use turn::{
+    Consumed, Event, HttpAnswer, HttpRequest, KeyWrite, LogLevel, LogLine, Operation, Subscription,
+    Turn, TurnHeader, TurnOutcome, TurnRefusal,
+};
+
+/// A time: milliseconds since the Unix epoch, as the leader saw it.
+pub type TimeMs = u64;

@@ -1,0 +1,22 @@
+//! Offers: resources of one agent, held for one framework until answered or withdrawn.
+
+use crate::{AgentId, OfferId, Quantities};
+use serde::{Deserialize, Serialize};
+
+/// An offer as a scheduler sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// Its number, unique within one leader's term.
+    pub id: OfferId,
+    /// Whose resources.
+    pub agent: AgentId,
+    /// How much.
+    pub available: Quantities,
+}
+
+/// How long declined resources are not offered again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Filters {
+    /// Duration; 0 is no filter.
+    pub refuse_ms: u64,
+}
