@@ -1,0 +1,37 @@
+# The two commands that matter: `make demo` and `make test`. Both set the machine up first.
+# Everything is built into CARGO_TARGET_DIR (default: target), with one profile.
+
+CARGO_TARGET_DIR ?= $(CURDIR)/target
+export CARGO_TARGET_DIR
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup guests build demo test bench deny fmt
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what the build needs (Debian 12), or name what is missing
+	@scripts/setup
+
+guests: setup ## build the Wasm guests
+	@scripts/build-guests
+
+build: guests ## build everything, host and guests
+	@cargo build --locked --workspace
+
+demo: build ## start a cluster on this machine and run the demo on it
+	@scripts/demo
+
+test: ## set up, build and run every test; prints the time of each tier
+	@scripts/test
+
+bench: build ## measure, and write docs/benchmarks.md
+	@cargo run --locked -p tessera-cluster --bin bench
+
+deny: ## check dependencies: bans, licences, sources, advisories where reachable
+	@scripts/deny
+
+fmt: ## format the Rust code of host and guests
+	@cargo fmt --all
+	@cargo fmt --all --manifest-path frameworks/Cargo.toml
