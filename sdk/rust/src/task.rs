@@ -1,0 +1,312 @@
+//! Describing tasks and reading their status.
+//!
+//! Owns the builder of task specs and the names of task states. Checks nothing by itself: the host
+//! checks a spec when it is defined, and says which field breaks which rule.
+
+use crate::Error;
+use crate::bindings::tessera::framework::specs;
+use crate::bindings::tessera::framework::types::{self, File, FileContent, NativeCommand, TaskBody, WasmCommand};
+pub use crate::bindings::tessera::framework::types::{TaskState, TaskStatus};
+use crate::resources::{Resources, milli_from_cores};
+
+/// What a task runs and needs. Tasks may share one.
+///
+/// ```
+/// # use tessera_sdk::TaskSpec;
+/// let spec = TaskSpec::shell("wc -w < input > words")
+///     .cpus(0.5)
+///     .mem_mib(32)
+///     .file("input", "one two three")
+///     .result_file("words");
+/// assert_eq!(spec.resources().cpus_milli, 500);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskSpec {
+    spec: types::TaskSpec,
+}
+
+/// CPU of a task for which nothing else is said, in thousandths of a core.
+const DEFAULT_CPUS_MILLI: u64 = 100;
+/// Memory of a task for which nothing else is said, in MiB.
+const DEFAULT_MEM_MIB: u64 = 32;
+
+impl TaskSpec {
+    fn new(name: &str, body: TaskBody) -> Self {
+        Self {
+            spec: types::TaskSpec {
+                name: name.to_owned(),
+                body,
+                resources: Resources { cpus_milli: DEFAULT_CPUS_MILLI, mem_mib: DEFAULT_MEM_MIB, disk_mib: 0 },
+                items: Vec::new(),
+                cpus_limit_milli: None,
+                pids_limit: None,
+                user: None,
+                env: Vec::new(),
+                files: Vec::new(),
+                result_file: None,
+                grace_ms: None,
+                restarts: 0,
+                health: None,
+                labels: Vec::new(),
+                ext: Vec::new(),
+            },
+        }
+    }
+
+    /// A native command run by `/bin/sh -c`, with 0.1 cpus and 32 MiB unless changed.
+    pub fn shell(command: impl Into<String>) -> Self {
+        Self::new("shell", TaskBody::Native(NativeCommand::Shell(command.into())))
+    }
+
+    /// A native program and its arguments, with 0.1 cpus and 32 MiB unless changed.
+    pub fn argv<A: Into<String>>(argv: impl IntoIterator<Item = A>) -> Self {
+        let argv = argv.into_iter().map(Into::into).collect();
+        Self::new("command", TaskBody::Native(NativeCommand::Argv(argv)))
+    }
+
+    /// A `wasi:cli/command` component, by its digest (`sha256:…`), with the arguments after its
+    /// name; 0.1 cpus and 32 MiB unless changed.
+    pub fn wasm<A: Into<String>>(component: impl Into<String>, args: impl IntoIterator<Item = A>) -> Self {
+        let args = args.into_iter().map(Into::into).collect();
+        Self::new("component", TaskBody::Wasm(WasmCommand { component: component.into(), args }))
+    }
+
+    /// A name for people, at most 255 bytes.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.spec.name = name.into();
+        self
+    }
+
+    /// CPU in cores; a weight unless [`cpus_limit`](Self::cpus_limit) is set too.
+    pub fn cpus(mut self, cores: f64) -> Self {
+        self.spec.resources.cpus_milli = milli_from_cores(cores);
+        self
+    }
+
+    /// Hard ceiling of CPU in cores.
+    pub fn cpus_limit(mut self, cores: f64) -> Self {
+        self.spec.cpus_limit_milli = Some(milli_from_cores(cores));
+        self
+    }
+
+    /// Memory in MiB, a hard limit.
+    pub fn mem_mib(mut self, mem_mib: u64) -> Self {
+        self.spec.resources.mem_mib = mem_mib;
+        self
+    }
+
+    /// Disk in MiB.
+    pub fn disk_mib(mut self, disk_mib: u64) -> Self {
+        self.spec.resources.disk_mib = disk_mib;
+        self
+    }
+
+    /// Most processes and threads at once; the agent's default (4,096) otherwise.
+    pub fn pids_limit(mut self, pids: u32) -> Self {
+        self.spec.pids_limit = Some(pids);
+        self
+    }
+
+    /// User that a native command runs as; the agent's task user otherwise.
+    pub fn user(mut self, user: impl Into<String>) -> Self {
+        self.spec.user = Some(user.into());
+        self
+    }
+
+    /// One more environment variable.
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.spec.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// A file with mode 0644 placed into the sandbox, at most 64 KiB.
+    pub fn file(self, path: impl Into<String>, content: impl Into<Vec<u8>>) -> Self {
+        self.file_with_mode(path, 0o644, content)
+    }
+
+    /// A file with these permission bits placed into the sandbox, at most 64 KiB.
+    pub fn file_with_mode(mut self, path: impl Into<String>, mode: u32, content: impl Into<Vec<u8>>) -> Self {
+        self.spec.files.push(File { path: path.into(), mode, content: FileContent::Inline(content.into()) });
+        self
+    }
+
+    /// File in the sandbox whose content, at most 256 KiB, becomes the data of the terminal status.
+    pub fn result_file(mut self, path: impl Into<String>) -> Self {
+        self.spec.result_file = Some(path.into());
+        self
+    }
+
+    /// Time between TERM and KILL when the task is killed, in ms; 3,000 otherwise.
+    pub fn grace_ms(mut self, grace_ms: u32) -> Self {
+        self.spec.grace_ms = Some(grace_ms);
+        self
+    }
+
+    /// How often the agent itself starts the task again after a failure.
+    pub fn restarts(mut self, restarts: u32) -> Self {
+        self.spec.restarts = restarts;
+        self
+    }
+
+    /// One more label.
+    pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.spec.labels.push((name.into(), value.into()));
+        self
+    }
+
+    /// The resources it asks for.
+    pub fn resources(&self) -> Resources {
+        self.spec.resources
+    }
+
+    /// Bytes that the spec counts for in the limit of a turn, roughly: its contents and a fixed
+    /// amount for each field.
+    pub(crate) fn size_bytes(&self) -> usize {
+        /// Room for field tags, lengths and numbers; generous.
+        const OVERHEAD_BYTES: usize = 512;
+        /// The same for each element of a list.
+        const ELEMENT_BYTES: usize = 32;
+        let spec = &self.spec;
+        let pairs = |pairs: &[(String, String)]| -> usize {
+            pairs.iter().map(|(name, value)| ELEMENT_BYTES + name.len() + value.len()).sum()
+        };
+        let texts = |texts: &[String]| -> usize { texts.iter().map(|text| ELEMENT_BYTES + text.len()).sum() };
+        let body = match &spec.body {
+            TaskBody::Native(NativeCommand::Shell(command)) => command.len(),
+            TaskBody::Native(NativeCommand::Argv(argv)) => texts(argv),
+            TaskBody::Wasm(command) => command.component.len() + texts(&command.args),
+            TaskBody::Image(image) => image.len(),
+            TaskBody::Executor(data) => data.len(),
+        };
+        let files: usize = spec
+            .files
+            .iter()
+            .map(|file| {
+                let content = match &file.content {
+                    FileContent::Inline(bytes) => bytes.len(),
+                    FileContent::Digest(digest) => digest.len(),
+                };
+                ELEMENT_BYTES + file.path.len() + content
+            })
+            .sum();
+        OVERHEAD_BYTES + spec.name.len() + body + files + pairs(&spec.env) + pairs(&spec.labels)
+    }
+
+    /// Have the host check the spec and return the digest under which it is launched.
+    pub(crate) fn define(&self) -> Result<String, Error> {
+        Ok(specs::define(&self.spec)?)
+    }
+}
+
+/// A task that waits for an offer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pending {
+    /// Its id: 1 to 255 bytes of `A-Z a-z 0-9 . _ -`, never used before in this framework.
+    pub task: String,
+    /// What it runs and needs.
+    pub spec: TaskSpec,
+    /// Appended to the arguments of an argv or Wasm command.
+    pub args: Vec<String>,
+    /// Added to the environment of the spec.
+    pub env: Vec<(String, String)>,
+}
+
+impl Pending {
+    /// A task with nothing of its own but its id.
+    pub fn new(task: impl Into<String>, spec: TaskSpec) -> Self {
+        Self { task: task.into(), spec, args: Vec::new(), env: Vec::new() }
+    }
+
+    /// One more argument for this task only.
+    pub fn arg(mut self, arg: impl Into<String>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// One more environment variable for this task only.
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+}
+
+impl TaskState {
+    /// The state as Mesos writes it, for example `TASK_RUNNING`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Staging => "TASK_STAGING",
+            Self::Starting => "TASK_STARTING",
+            Self::Running => "TASK_RUNNING",
+            Self::Killing => "TASK_KILLING",
+            Self::Finished => "TASK_FINISHED",
+            Self::Failed => "TASK_FAILED",
+            Self::Killed => "TASK_KILLED",
+            Self::Error => "TASK_ERROR",
+            Self::Dropped => "TASK_DROPPED",
+            Self::Lost => "TASK_LOST",
+            Self::Gone => "TASK_GONE",
+            Self::GoneByOperator => "TASK_GONE_BY_OPERATOR",
+            Self::Unreachable => "TASK_UNREACHABLE",
+            Self::Unknown => "TASK_UNKNOWN",
+        }
+    }
+
+    /// Whether the task has ended and no other state can follow.
+    pub fn is_terminal(self) -> bool {
+        match self {
+            Self::Finished
+            | Self::Failed
+            | Self::Killed
+            | Self::Error
+            | Self::Dropped
+            | Self::Lost
+            | Self::Gone
+            | Self::GoneByOperator => true,
+            Self::Staging | Self::Starting | Self::Running | Self::Killing | Self::Unreachable | Self::Unknown => false,
+        }
+    }
+}
+
+impl TaskStatus {
+    /// Whether the task ended without its own doing: it never started, or the agent, the worker or
+    /// an operator took it away. Trying again under a new id is the usual answer.
+    pub fn ended_from_outside(&self) -> bool {
+        match self.state {
+            TaskState::Dropped | TaskState::Lost | TaskState::Gone | TaskState::GoneByOperator | TaskState::Killed => {
+                true
+            }
+            TaskState::Failed => self.reason == "WORKER_LOST",
+            _ => false,
+        }
+    }
+
+    /// For people: what ended the task, for example `exit code 3`.
+    pub fn describe(&self) -> String {
+        let mut parts = vec![self.state.name().to_owned()];
+        if !self.reason.is_empty() {
+            parts.push(self.reason.clone());
+        }
+        if let Some(code) = self.exit_code {
+            parts.push(format!("exit code {code}"));
+        }
+        if let Some(signal) = self.signal {
+            parts.push(format!("signal {signal}"));
+        }
+        if !self.message.is_empty() {
+            parts.push(self.message.clone());
+        }
+        parts.join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TaskSpec;
+
+    #[test]
+    fn the_size_of_a_spec_covers_its_contents() {
+        let small = TaskSpec::shell("true");
+        let large = TaskSpec::shell("true").file("input", vec![0; 24 * 1024]).env("NAME", "value");
+        assert!(large.size_bytes() > small.size_bytes() + 24 * 1024);
+    }
+}

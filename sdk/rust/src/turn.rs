@@ -1,0 +1,199 @@
+//! The turn: what a scheduler can ask of the cluster while it handles events.
+//!
+//! Every function only enqueues. All of it, and everything written to the state, commits together
+//! when the scheduler returns, or not at all; what became of it arrives as events of later turns.
+
+use crate::Error;
+use crate::bindings::exports::tessera::framework::scheduler::TurnInfo;
+use crate::bindings::tessera::framework::driver::{self, Filters, Operation};
+use crate::bindings::tessera::framework::timers;
+use crate::bindings::tessera::framework::types::Launch;
+use crate::resources::{Offer, Resources, take_first_fit};
+use crate::task::{Pending, TaskSpec};
+
+/// Customary time for which declined resources are not offered again, in ms.
+pub const REFUSE_MS: u64 = 5_000;
+/// Most tasks launched by one [`Turn::place`]: a launch usually comes with one or two state keys,
+/// of which a turn may write 1,000.
+pub const MAX_LAUNCHES_PER_PLACE: usize = 200;
+/// Tasks that one [`Turn::place`] looks at without placing them before it gives up, so that a long
+/// queue of tasks that are too large costs little.
+pub const MAX_MISSES_PER_PLACE: usize = 64;
+/// Bytes of new specs per turn, as the contract says.
+const MAX_SPEC_BYTES: usize = 1 << 20;
+/// New specs per turn, as the contract says.
+const MAX_SPECS: usize = 256;
+
+/// The turn in which events are handled.
+#[derive(Debug)]
+pub struct Turn {
+    info: TurnInfo,
+    spec_bytes: usize,
+    specs: usize,
+}
+
+/// What [`Turn::place`] did.
+#[derive(Debug, Default)]
+pub struct Placed {
+    /// Ids of the tasks that were launched.
+    pub launched: Vec<String>,
+    /// Ids of tasks whose spec the host refuses, with the rule that it breaks. They will never be
+    /// launched.
+    pub refused: Vec<(String, Error)>,
+}
+
+impl Turn {
+    pub(crate) fn new(info: TurnInfo) -> Self {
+        Self { info, spec_bytes: 0, specs: 0 }
+    }
+
+    /// Counts the committed turns of the framework over all epochs.
+    pub fn number(&self) -> u64 {
+        self.info.number
+    }
+
+    /// Counts the placements of the framework.
+    pub fn epoch(&self) -> u64 {
+        self.info.epoch
+    }
+
+    /// Time of the turn, in ms since the Unix epoch.
+    pub fn time_ms(&self) -> u64 {
+        self.info.time_ms
+    }
+
+    /// Launch waiting tasks on offers, first fit in the order given, and decline what is not used
+    /// for `refuse_ms`.
+    ///
+    /// `pending` is only advanced as far as there may be room, so it can build specs lazily. Tasks
+    /// that are neither launched nor refused keep waiting. When a limit of the turn ends the work
+    /// early, the offers left over are given back without a filter and come again at once.
+    pub fn place(
+        &mut self,
+        offers: Vec<Offer>,
+        pending: impl IntoIterator<Item = Pending>,
+        refuse_ms: u64,
+    ) -> Result<Placed, Error> {
+        let mut free: Vec<Resources> = offers.iter().map(|offer| offer.available).collect();
+        let mut operations: Vec<Vec<Operation>> = offers.iter().map(|_| Vec::new()).collect();
+        let mut placed = Placed::default();
+        let mut misses = 0;
+        let mut cut_short = false;
+        for task in pending {
+            if placed.launched.len() >= MAX_LAUNCHES_PER_PLACE || !self.has_room_for(&task.spec) {
+                cut_short = true;
+                break;
+            }
+            let mut rest = free.clone();
+            let slot = take_first_fit(&mut rest, &task.spec.resources());
+            let Some(list) = slot.and_then(|index| operations.get_mut(index)) else {
+                misses += 1;
+                if misses >= MAX_MISSES_PER_PLACE || free.is_empty() {
+                    break;
+                }
+                continue;
+            };
+            match self.define(&task.spec) {
+                Ok(spec) => {
+                    list.push(Operation::Launch(Launch {
+                        task: task.task.clone(),
+                        spec,
+                        args: task.args,
+                        env: task.env,
+                    }));
+                    placed.launched.push(task.task);
+                    free = rest;
+                }
+                // A limit that is passed by the first spec of a turn is passed in every turn.
+                Err(Error::Limit(_)) if self.specs > 0 => {
+                    cut_short = true;
+                    break;
+                }
+                Err(error) => placed.refused.push((task.task, error)),
+            }
+        }
+        let refuse_ms = if cut_short { 0 } else { refuse_ms };
+        self.answer(&offers, operations, refuse_ms)?;
+        Ok(placed)
+    }
+
+    /// Accept the offers that have operations, and decline the others.
+    fn answer(&mut self, offers: &[Offer], operations: Vec<Vec<Operation>>, refuse_ms: u64) -> Result<(), Error> {
+        let filters = Filters { refuse_ms };
+        let mut unused = Vec::new();
+        for (offer, operations) in offers.iter().zip(operations) {
+            if operations.is_empty() {
+                unused.push(offer.id);
+            } else {
+                driver::accept(&[offer.id], &operations, filters, None)?;
+            }
+        }
+        if !unused.is_empty() {
+            driver::decline(&unused, filters)?;
+        }
+        Ok(())
+    }
+
+    fn has_room_for(&self, spec: &TaskSpec) -> bool {
+        // A spec that is too large for any turn goes to the host, which says so.
+        self.specs == 0
+            || (self.specs < MAX_SPECS && self.spec_bytes.saturating_add(spec.size_bytes()) <= MAX_SPEC_BYTES)
+    }
+
+    fn define(&mut self, spec: &TaskSpec) -> Result<String, Error> {
+        let digest = spec.define()?;
+        self.specs = self.specs.saturating_add(1);
+        self.spec_bytes = self.spec_bytes.saturating_add(spec.size_bytes());
+        Ok(digest)
+    }
+
+    /// Launch one task on an offer; what it leaves over is declined for `refuse_ms`.
+    pub fn launch(&mut self, offer: &Offer, task: Pending, refuse_ms: u64) -> Result<(), Error> {
+        let spec = self.define(&task.spec)?;
+        let launch = Operation::Launch(Launch { task: task.task, spec, args: task.args, env: task.env });
+        driver::accept(&[offer.id], &[launch], Filters { refuse_ms }, None)?;
+        Ok(())
+    }
+
+    /// Give offers back; they are not made again for `refuse_ms` unless more becomes free there.
+    pub fn decline(&mut self, offers: &[Offer], refuse_ms: u64) -> Result<(), Error> {
+        let ids: Vec<u64> = offers.iter().map(|offer| offer.id).collect();
+        Ok(driver::decline(&ids, Filters { refuse_ms })?)
+    }
+
+    /// Forget all decline filters and, if suppressed, receive offers again.
+    pub fn revive(&mut self) -> Result<(), Error> {
+        Ok(driver::revive()?)
+    }
+
+    /// Receive no offers until [`revive`](Self::revive). Survives restarts.
+    pub fn suppress(&mut self) -> Result<(), Error> {
+        Ok(driver::suppress()?)
+    }
+
+    /// End a task, with this time between TERM and KILL or the spec's. Answered by updates.
+    pub fn kill(&mut self, task: &str, grace_ms: Option<u32>) -> Result<(), Error> {
+        Ok(driver::kill(task, grace_ms)?)
+    }
+
+    /// Ask for the state of tasks, or of all of them with an empty list. Answered by updates.
+    pub fn reconcile(&mut self, tasks: &[String]) -> Result<(), Error> {
+        Ok(driver::reconcile(tasks)?)
+    }
+
+    /// Be called again at once after this turn commits, with [`Event::Again`](crate::Event::Again).
+    pub fn call_again(&mut self) {
+        driver::call_again();
+    }
+
+    /// Fire [`Event::Timer`](crate::Event::Timer) after this time (at least 10 ms). Setting an id
+    /// again replaces the timer. Timers are durable.
+    pub fn set_timer(&mut self, id: &str, after_ms: u64) -> Result<(), Error> {
+        Ok(timers::set(id, after_ms)?)
+    }
+
+    /// Forget a timer; no error if there is none.
+    pub fn cancel_timer(&mut self, id: &str) -> Result<(), Error> {
+        Ok(timers::cancel(id)?)
+    }
+}

@@ -1,0 +1,35 @@
+//! A good neighbour: each turn counts itself in the state and sets a timer 50 ms ahead, for ever.
+//! `GET /` answers with the count as text; any other request is answered with its own body.
+
+use tessera_sdk::http::Response;
+use tessera_sdk::{Config, Error, Event, Scheduler, Turn, state};
+
+/// Time between turns, in ms.
+const TICK_MS: u64 = 50;
+
+struct Echo {
+    turns: u64,
+}
+
+tessera_sdk::scheduler!(Echo, state_version = 1);
+
+impl Scheduler for Echo {
+    fn init(_config: &Config) -> Result<Self, Error> {
+        Ok(Self { turns: state::get("turns")?.unwrap_or(0) })
+    }
+
+    fn handle(&mut self, _turn: &mut Turn, event: Event) -> Result<(), Error> {
+        let Event::Http(request) = event else { return Ok(()) };
+        let response = match request.method.as_str() {
+            "GET" => Response::text(format!("{}\n", self.turns)),
+            _ => Response::text(String::from_utf8_lossy(&request.body)),
+        };
+        request.respond(response)
+    }
+
+    fn end_turn(&mut self, turn: &mut Turn) -> Result<(), Error> {
+        self.turns += 1;
+        state::set("turns", &self.turns)?;
+        turn.set_timer("tick", TICK_MS)
+    }
+}
