@@ -1,0 +1,78 @@
+//! What must be written down: module docs in every Rust file, and the vocabulary.
+
+use std::path::Path;
+
+use crate::finding::Finding;
+
+/// Shorter docs than this say nothing about what a file owns. Characters.
+const DOCS_MIN: usize = 20;
+
+const WRITE_DOCS: &str =
+    "open the file with `//!`: what it owns, its invariants, what it must never do";
+
+/// Refuses a Rust file that does not open with docs.
+pub fn check_module_docs(path: &str, raw: &str) -> Vec<Finding> {
+    let mut lines = raw
+        .lines()
+        .skip_while(|line| line.trim().is_empty() || line.starts_with("#!"));
+    let first = lines.next().unwrap_or_default();
+    match first.strip_prefix("//!") {
+        None => vec![Finding::new(
+            path,
+            1,
+            "the file does not open with module docs",
+            WRITE_DOCS,
+        )],
+        Some(text) if text.trim().chars().count() < DOCS_MIN => {
+            vec![Finding::new(
+                path,
+                1,
+                "the module docs say nothing",
+                WRITE_DOCS,
+            )]
+        }
+        Some(_) => Vec::new(),
+    }
+}
+
+/// Refuses a repository without its documents.
+pub fn check_vocabulary(root: &Path) -> Vec<Finding> {
+    ["docs/vocabulary.md", "docs/architecture.md"]
+        .into_iter()
+        .filter(|path| !root.join(path).is_file())
+        .map(|path| {
+            Finding::new(
+                path,
+                0,
+                "the document is missing",
+                "write it; it is the authority on its subject",
+            )
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_or_empty_docs_are_refused() {
+        assert_eq!(check_module_docs("a.rs", "use x;\n").len(), 1);
+        assert_eq!(
+            check_module_docs("a.rs", "// what this owns and more\n").len(),
+            1
+        );
+        assert_eq!(check_module_docs("a.rs", "//! Things.\n").len(), 1);
+        assert_eq!(check_module_docs("a.rs", "").len(), 1);
+        assert_eq!(
+            check_module_docs("a.rs", "\n//! Owns the table of frameworks.\n"),
+            []
+        );
+    }
+
+    #[test]
+    fn missing_documents_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(check_vocabulary(dir.path()).len(), 2);
+    }
+}
