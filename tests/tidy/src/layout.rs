@@ -16,7 +16,7 @@ pub const ALLOWED_EDGES: &[(&str, &[&str])] = &[
     ("tessera-replica", &[]),
     ("tessera-agent-core", &["tessera-types", "tessera-wire"]),
     ("tessera-oci", &[]),
-    ("tessera-shim", &[]),
+    ("tessera-shim", &["tessera-oci"]),
     (
         "tessera-worker",
         &["tessera-types", "tessera-wire", "tessera-wit-host"],
