@@ -1,0 +1,193 @@
+//! The one place where failures become HTTP.
+//!
+//! Invariants: every refusal has the same envelope: a code, the field, what was attempted and which
+//! rule, and the way out. Layers below know nothing of status codes.
+
+use crate::files::FileError;
+use crate::inspect::InspectError;
+use crate::node_loop::Stopped;
+use crate::store::UploadError;
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use tessera_master_core::{Forbidden, HttpFailure, LookupError, RequestError, RowsError};
+
+/// A refusal on its way out.
+#[derive(Clone, Debug, Serialize)]
+pub struct ApiError {
+    #[serde(skip)]
+    status: StatusCode,
+    code: &'static str,
+    field: Option<String>,
+    message: String,
+    hint: Option<String>,
+    #[serde(skip)]
+    retry_after_s: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct Envelope<'a> {
+    error: &'a ApiError,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, field: None, message: message.into(), hint: None, retry_after_s: None }
+    }
+
+    /// A field breaks a rule.
+    pub fn invalid(field: impl Into<String>, rule: impl Into<String>) -> Self {
+        let mut error = Self::new(StatusCode::BAD_REQUEST, "INVALID_ARGUMENT", rule);
+        error.field = Some(field.into());
+        error
+    }
+
+    /// The thing named does not exist.
+    pub fn not_found(what: &str, name: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "NOT_FOUND", format!("there is no {what} {name}"))
+    }
+
+    /// The caller showed no valid token.
+    pub fn unauthenticated() -> Self {
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "UNAUTHENTICATED",
+            "the request does not carry the cluster's token",
+        )
+        .hint("send `Authorization: Bearer <token>`; the token is in the master's data directory, in admin.token")
+    }
+
+    /// It cannot be done now, but can be tried again.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", message);
+        error.retry_after_s = Some(1);
+        error
+    }
+
+    /// Larger than allowed.
+    pub fn too_large(field: &str, rule: impl Into<String>) -> Self {
+        let mut error = Self::new(StatusCode::PAYLOAD_TOO_LARGE, "TOO_LARGE", rule);
+        error.field = Some(field.to_owned());
+        error
+    }
+
+    /// This master is broken; the log says more.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL", message)
+    }
+
+    /// Say what to do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(Envelope { error: &self })).into_response();
+        if let Some(seconds) = self.retry_after_s {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+impl From<Stopped> for ApiError {
+    fn from(stopped: Stopped) -> Self {
+        Self::unavailable(stopped.to_string())
+    }
+}
+
+impl From<Forbidden> for ApiError {
+    fn from(forbidden: Forbidden) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "PERMISSION_DENIED", forbidden.to_string())
+    }
+}
+
+impl From<RowsError> for ApiError {
+    fn from(error: RowsError) -> Self {
+        tracing::error!(%error, "reading rows for a request");
+        Self::internal("the state could not be read")
+    }
+}
+
+impl From<LookupError> for ApiError {
+    fn from(error: LookupError) -> Self {
+        match error {
+            LookupError::NotFound(_) => {
+                Self::new(StatusCode::NOT_FOUND, "NOT_FOUND", error.to_string())
+                    .hint("`tessera framework ls` shows them all")
+            }
+            LookupError::Ambiguous(_) => Self::invalid("framework", error.to_string())
+                .hint("use its id, as `tessera framework ls` shows it"),
+        }
+    }
+}
+
+impl From<RequestError> for ApiError {
+    fn from(error: RequestError) -> Self {
+        let text = error.to_string();
+        match error {
+            RequestError::Forbidden(forbidden) => forbidden.into(),
+            RequestError::NotFound { .. } => Self::new(StatusCode::NOT_FOUND, "NOT_FOUND", text),
+            RequestError::Conflict { field, .. } => {
+                let mut error = Self::new(StatusCode::CONFLICT, "ALREADY_EXISTS", text);
+                error.field = Some(field.to_string());
+                error
+            }
+            RequestError::Invalid { field, .. } => Self::invalid(field.to_string(), text),
+            RequestError::Limit { .. } => Self::new(StatusCode::CONFLICT, "CONFLICT", text),
+            RequestError::NotLeader | RequestError::Unavailable(_) => Self::unavailable(text),
+        }
+    }
+}
+
+impl From<HttpFailure> for ApiError {
+    fn from(failure: HttpFailure) -> Self {
+        let status = StatusCode::from_u16(failure.status).unwrap_or(StatusCode::BAD_GATEWAY);
+        let mut error = Self::new(status, failure.code, failure.message);
+        error.retry_after_s = failure.retry_after_s;
+        error
+    }
+}
+
+impl From<FileError> for ApiError {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::Refused(text) => Self::new(StatusCode::NOT_FOUND, "NOT_FOUND", text),
+            FileError::NotConnected(_) | FileError::Busy | FileError::TimedOut(_) => {
+                Self::unavailable(error.to_string())
+            }
+        }
+    }
+}
+
+impl From<UploadError> for ApiError {
+    fn from(error: UploadError) -> Self {
+        match error {
+            UploadError::TooLarge => Self::too_large("body", error.to_string()),
+            UploadError::Empty => Self::invalid("body", error.to_string()),
+            UploadError::WrongDigest { .. } => Self::invalid("digest", error.to_string())
+                .hint("the bytes were damaged on the way, or the digest is another file's"),
+            UploadError::Io(source) => {
+                tracing::error!(%source, "storing an upload");
+                Self::internal("the component could not be stored")
+            }
+        }
+    }
+}
+
+impl From<InspectError> for ApiError {
+    fn from(error: InspectError) -> Self {
+        match error {
+            InspectError::Unusable(text) => Self::invalid("component", text),
+            InspectError::Spawn { .. } | InspectError::NoVerdict(_) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "judging an upload");
+                Self::internal(error.to_string())
+            }
+        }
+    }
+}

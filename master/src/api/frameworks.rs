@@ -1,0 +1,137 @@
+//! `/v1/frameworks`.
+
+use super::Api;
+use super::error::ApiError;
+use super::views::{FrameworkJson, List, file_response};
+use super::{lookup, views::RangeQuery};
+use crate::files::Range;
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Extension, Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use tessera_master_core::{Principal, Reply, Request, RequestError};
+use tessera_types::{Digest, FrameworkId, FrameworkName, RoleName};
+
+/// What a framework is created from.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Create {
+    name: String,
+    #[serde(default = "default_role")]
+    role: String,
+    component: String,
+    #[serde(default)]
+    config: BTreeMap<String, String>,
+}
+
+fn default_role() -> String {
+    "default".into()
+}
+
+async fn view(api: &Api, id: FrameworkId) -> Result<FrameworkJson, ApiError> {
+    api.node
+        .query(move |core, _| core.framework(id).map(|view| FrameworkJson::of(view, core)))
+        .await?
+        .ok_or_else(|| ApiError::not_found("framework", id))
+}
+
+/// Create a framework; the same again is no error.
+pub async fn create(
+    State(api): State<Api>,
+    Extension(principal): Extension<Principal>,
+    body: Result<Json<Create>, JsonRejection>,
+) -> Result<Response, ApiError> {
+    let Json(create) = body.map_err(|error| ApiError::invalid("body", error.body_text()))?;
+    let invalid = |field: &'static str| move |rule: String| ApiError::invalid(field, rule);
+    let name: FrameworkName = create
+        .name
+        .parse()
+        .map_err(|error: tessera_types::NameError| invalid("name")(error.to_string()))?;
+    let role: RoleName = create
+        .role
+        .parse()
+        .map_err(|error: tessera_types::NameError| invalid("role")(error.to_string()))?;
+    let component: Digest = create
+        .component
+        .parse()
+        .map_err(|error: tessera_types::DigestError| invalid("component")(error.to_string()))?;
+    let config: Vec<(String, String)> = create.config.into_iter().collect();
+    let request = Request::CreateFramework {
+        name: name.clone(),
+        role: role.clone(),
+        component,
+        config: config.clone(),
+    };
+    match api.node.request(principal, request).await {
+        Ok(Reply::Framework(id)) => {
+            Ok((StatusCode::CREATED, Json(view(&api, id).await?)).into_response())
+        }
+        Ok(Reply::Component { .. } | Reply::Done) => Err(ApiError::internal("an unexpected reply")),
+        Err(conflict @ RequestError::Conflict { .. }) => {
+            let same = api
+                .node
+                .query(move |core, _| {
+                    let id = core.framework_by_name(Some(role.tenant()), name.as_str()).ok()?;
+                    let found = core.framework(id)?;
+                    let same = found.role == role && found.component == component && found.config == config;
+                    same.then_some(id)
+                })
+                .await?;
+            match same {
+                Some(id) => Ok((StatusCode::OK, Json(view(&api, id).await?)).into_response()),
+                None => Err(conflict.into()),
+            }
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// All frameworks.
+pub async fn list(State(api): State<Api>) -> Result<Json<List<FrameworkJson>>, ApiError> {
+    let list = api
+        .node
+        .query_status(|core, _, status| List {
+            index: status.applied.index,
+            items: core.frameworks().into_iter().map(|view| FrameworkJson::of(view, core)).collect(),
+        })
+        .await?;
+    Ok(Json(list))
+}
+
+/// One framework.
+pub async fn inspect(
+    State(api): State<Api>,
+    Path(text): Path<String>,
+) -> Result<Json<FrameworkJson>, ApiError> {
+    let id = lookup::framework(&api.node, text).await?;
+    view(&api, id).await.map(Json)
+}
+
+/// Remove a framework; its tasks are killed.
+pub async fn remove(
+    State(api): State<Api>,
+    Extension(principal): Extension<Principal>,
+    Path(text): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let framework = lookup::framework(&api.node, text).await?;
+    api.node.request(principal, Request::RemoveFramework { framework }).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// A range of the scheduler's log, from the agent that hosts it.
+pub async fn log(
+    State(api): State<Api>,
+    Path(text): Path<String>,
+    Query(range): Query<RangeQuery>,
+) -> Result<Response, ApiError> {
+    let framework = lookup::framework(&api.node, text).await?;
+    let agent = view(&api, framework).await?.agent_id.ok_or_else(|| {
+        ApiError::unavailable(format!("framework {framework} has not been placed on an agent yet"))
+    })?;
+    let (offset, length) = range.checked()?;
+    let range = Range { framework, task: String::new(), path: "scheduler.log".into(), offset, length };
+    Ok(file_response(offset, api.files.read(agent, range).await?))
+}

@@ -1,0 +1,29 @@
+//! Finding what a path names.
+
+use super::error::ApiError;
+use crate::node_loop::NodeHandle;
+use tessera_master_core::{Core, LookupError};
+use tessera_types::{FrameworkId, TaskId};
+
+/// A framework by id (`f1`), name, or `tenant:name`.
+pub fn framework_in(core: &Core, text: &str) -> Result<FrameworkId, LookupError> {
+    if let Ok(id) = text.parse::<FrameworkId>()
+        && core.framework(id).is_some()
+    {
+        return Ok(id);
+    }
+    match text.split_once(':') {
+        Some((tenant, name)) => core.framework_by_name(Some(tenant), name),
+        None => core.framework_by_name(None, text),
+    }
+}
+
+/// The same, asked of the node.
+pub async fn framework(node: &NodeHandle, text: String) -> Result<FrameworkId, ApiError> {
+    Ok(node.query(move |core, _| framework_in(core, &text)).await??)
+}
+
+/// A task's id as a path names it.
+pub fn task(text: &str) -> Result<TaskId, ApiError> {
+    text.parse().map_err(|error: tessera_types::NameError| ApiError::invalid("task", error.to_string()))
+}

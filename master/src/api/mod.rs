@@ -1,0 +1,145 @@
+//! REST `/v1` and the door into schedulers.
+//!
+//! Invariants: every route stands behind [`authenticate`] and names its action to `authorize`, the
+//! route table below being the only place where routes are made; handlers hold no state of their own.
+//! This module must never change state but through the node's handle.
+
+mod agents;
+mod components;
+mod error;
+mod events;
+mod frameworks;
+mod health;
+mod lookup;
+mod proxy;
+mod tasks;
+mod views;
+
+use crate::files::FileLane;
+use crate::inspect::Inspector;
+use crate::node_loop::NodeHandle;
+use crate::store::ComponentStore;
+use crate::token::Token;
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::header::AUTHORIZATION;
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, any, get, post};
+use error::ApiError;
+use std::sync::Arc;
+use tessera_master_core::{Action, Object, Principal, PrincipalKind, authorize};
+
+/// What handlers share.
+#[derive(Clone)]
+pub struct Api {
+    /// The node.
+    pub node: NodeHandle,
+    /// Component bytes.
+    pub store: Arc<ComponentStore>,
+    /// Files on agents.
+    pub files: Arc<FileLane>,
+    /// The judge of uploads.
+    pub inspector: Arc<Inspector>,
+    /// The administrator's token.
+    pub token: Token,
+}
+
+/// A route: its path, what its callers need to be allowed to do to what, and its handlers.
+struct Route {
+    path: &'static str,
+    action: Action,
+    object: Object,
+    handlers: MethodRouter<Api>,
+}
+
+fn routes() -> Vec<Route> {
+    let route = |path, action, object, handlers| Route { path, action, object, handlers };
+    let framework = || Object::Framework { role: None };
+    vec![
+        route("/health", Action::Health, Object::Cluster, get(health::health)),
+        route("/metrics", Action::Read, Object::Cluster, get(health::metrics)),
+        route("/v1/components", Action::Read, Object::Component, get(components::list)),
+        route("/v1/components", Action::Create, Object::Component, post(components::upload)),
+        route("/v1/components/{digest}", Action::Read, Object::Component, get(components::inspect)),
+        route("/v1/frameworks", Action::Read, framework(), get(frameworks::list)),
+        route("/v1/frameworks", Action::Create, framework(), post(frameworks::create)),
+        route("/v1/frameworks/{framework}", Action::Read, framework(), get(frameworks::inspect)),
+        route(
+            "/v1/frameworks/{framework}",
+            Action::Remove,
+            framework(),
+            axum::routing::delete(frameworks::remove),
+        ),
+        route("/v1/frameworks/{framework}/log", Action::ReadLogs, framework(), get(frameworks::log)),
+        route("/v1/tasks", Action::Read, framework(), get(tasks::list)),
+        route("/v1/tasks/{framework}/{task}", Action::Read, framework(), get(tasks::inspect)),
+        route("/v1/tasks/{framework}/{task}/kill", Action::Kill, framework(), post(tasks::kill)),
+        route("/v1/tasks/{framework}/{task}/files/{*path}", Action::ReadLogs, framework(), get(tasks::file)),
+        route("/v1/agents", Action::Read, Object::Agent, get(agents::list)),
+        route("/v1/agents/{agent}", Action::Read, Object::Agent, get(agents::inspect)),
+        route("/v1/events", Action::Read, Object::Cluster, get(events::stream)),
+        route("/frameworks/{framework}", Action::Call, framework(), any(proxy::root)),
+        route("/frameworks/{framework}/", Action::Call, framework(), any(proxy::root)),
+        route("/frameworks/{framework}/{*path}", Action::Call, framework(), any(proxy::call)),
+    ]
+}
+
+/// The whole API.
+pub fn router(api: Api) -> Router {
+    let mut router = Router::new();
+    for route in routes() {
+        let guard = Guard { token: api.token.clone(), action: route.action, object: route.object };
+        router = router.route(route.path, route.handlers.layer(from_fn_with_state(guard, authenticate)));
+    }
+    router.fallback(unknown).with_state(api)
+}
+
+async fn unknown(request: Request) -> ApiError {
+    ApiError::not_found("route", format!("{} {}", request.method(), request.uri().path()))
+        .hint("the API begins with /v1, schedulers answer under /frameworks/<name>/")
+}
+
+/// What stands before a route.
+#[derive(Clone)]
+struct Guard {
+    token: Token,
+    action: Action,
+    object: Object,
+}
+
+/// Finds out who asks and whether they may; the principal travels with the request.
+async fn authenticate(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
+    let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let principal = match header {
+        Some(header) if guard.token.matches(header) => {
+            Principal::administrator()
+        }
+        // A wrong token is refused everywhere, so that a typing error is noticed.
+        Some(_) => return ApiError::unauthenticated().into_response(),
+        None => Principal::anonymous(),
+    };
+    if let Err(forbidden) = authorize(&principal, guard.action, &guard.object) {
+        return match principal.kind {
+            PrincipalKind::Anonymous => ApiError::unauthenticated().into_response(),
+            PrincipalKind::Administrator => ApiError::from(forbidden).into_response(),
+        };
+    }
+    request.extensions_mut().insert(principal);
+    next.run(request).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Health is for load balancers; everything else needs somebody with a name.
+    #[test]
+    fn nothing_but_health_is_open_to_strangers() {
+        let stranger = Principal::anonymous();
+        for route in routes() {
+            let allowed = authorize(&stranger, route.action, &route.object).is_ok();
+            assert_eq!(allowed, route.path == "/health", "{}", route.path);
+        }
+    }
+}

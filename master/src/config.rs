@@ -1,0 +1,115 @@
+//! What a master is told at its start, and the rules that it obeys.
+//!
+//! Invariants: a [`MasterConfig`] that passed [`MasterConfig::validate`] is safe to run: without TLS it
+//! listens on loopback only, unless the operator said otherwise in so many words.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Everything that a master is told.
+#[derive(Clone, Debug)]
+pub struct MasterConfig {
+    /// Directory of the replicated state, components and token. Made with mode 0700.
+    pub data_dir: PathBuf,
+    /// Where REST is served.
+    pub listen: SocketAddr,
+    /// Where agents connect.
+    pub agent_listen: SocketAddr,
+    /// Allows listening beyond loopback although nothing is encrypted.
+    pub insecure_listen: bool,
+    /// Directory of `tessera-worker`, which judges uploads.
+    pub bin_dir: PathBuf,
+    /// How long an agent may be silent before its tasks become unreachable.
+    pub agent_timeout_ms: u64,
+    /// How long an agent may be silent before the schedulers it hosts are placed elsewhere.
+    pub scheduler_grace_ms: u64,
+}
+
+/// A setting that breaks a rule.
+#[derive(Debug, thiserror::Error)]
+#[error("{field}: {rule}")]
+pub struct InvalidConfig {
+    /// The setting, named as its flag is.
+    pub field: &'static str,
+    /// The rule and the way out.
+    pub rule: String,
+}
+
+/// Shortest time-out of an agent: below it, one slow disk write would look like a dead machine.
+const AGENT_TIMEOUT_MIN_MS: u64 = 2_000;
+
+impl MasterConfig {
+    /// Check every rule.
+    ///
+    /// # Errors
+    /// The first one that is broken.
+    pub fn validate(&self) -> Result<(), InvalidConfig> {
+        for (field, address) in [("listen", self.listen), ("agent-listen", self.agent_listen)] {
+            if !address.ip().is_loopback() && !self.insecure_listen {
+                return Err(InvalidConfig {
+                    field,
+                    rule: format!(
+                        "{address} is reachable by others and nothing is encrypted; listen on \
+                         127.0.0.1, or pass --insecure-listen-without-tls if the network is trusted"
+                    ),
+                });
+            }
+        }
+        if self.listen == self.agent_listen && self.listen.port() != 0 {
+            return Err(InvalidConfig {
+                field: "agent-listen",
+                rule: format!("must differ from listen ({})", self.listen),
+            });
+        }
+        if self.agent_timeout_ms < AGENT_TIMEOUT_MIN_MS {
+            return Err(InvalidConfig {
+                field: "agent-timeout-ms",
+                rule: format!("at least {AGENT_TIMEOUT_MIN_MS}"),
+            });
+        }
+        if self.scheduler_grace_ms == 0 || self.scheduler_grace_ms > self.agent_timeout_ms {
+            return Err(InvalidConfig {
+                field: "scheduler-grace-ms",
+                rule: format!("from 1 to the agent's time-out ({})", self.agent_timeout_ms),
+            });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> MasterConfig {
+        MasterConfig {
+            data_dir: "/nonexistent".into(),
+            listen: ([127, 0, 0, 1], 5050).into(),
+            agent_listen: ([127, 0, 0, 1], 5051).into(),
+            insecure_listen: false,
+            bin_dir: "/nonexistent".into(),
+            agent_timeout_ms: 75_000,
+            scheduler_grace_ms: 10_000,
+        }
+    }
+
+    #[test]
+    fn each_rule_names_its_setting() {
+        assert!(config().validate().is_ok());
+        type Edit = fn(&mut MasterConfig);
+        let cases: [(&str, Edit); 5] = [
+            ("listen", |c| c.listen = ([0, 0, 0, 0], 5050).into()),
+            ("agent-listen", |c| c.agent_listen = ([10, 0, 0, 1], 5051).into()),
+            ("agent-listen", |c| c.agent_listen = c.listen),
+            ("agent-timeout-ms", |c| c.agent_timeout_ms = 10),
+            ("scheduler-grace-ms", |c| c.scheduler_grace_ms = 100_000),
+        ];
+        for (field, edit) in cases {
+            let mut bad = config();
+            edit(&mut bad);
+            assert_eq!(bad.validate().map_err(|e| e.field), Err(field));
+        }
+        let open = MasterConfig { listen: ([0, 0, 0, 0], 1).into(), insecure_listen: true, ..config() };
+        assert!(open.validate().is_ok());
+    }
+}

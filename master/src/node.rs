@@ -1,0 +1,298 @@
+//! One master's synchronous node: replica and core glued together.
+//!
+//! Owns: the order in which inputs become commands, commands become entries, and applied entries become
+//! outputs. Invariants: effects are performed only for entries that are applied, which the replica
+//! reports only once they are durable; every proposal's tickets are answered, also when it is lost.
+//! This file must never block, spawn, or read a clock: the loop around it and the simulator run the
+//! same code.
+
+use std::collections::BTreeMap;
+use tessera_master_core as core;
+use tessera_master_core::{Core, Effect, Now, Output};
+use tessera_replica::{
+    Applied, Disk, EntryId, FatalError, Machine, MachineError, OpenError, Replica, ReplicaConfig,
+    RoleChange, RowChange, RowReader,
+};
+use tessera_wire::v1;
+
+/// Bytes of commands packed into one entry. Half of what the replica accepts: one more command of the
+/// largest kind always fits.
+const ENTRY_BYTES_TARGET: usize = 4 << 20;
+
+/// Rounds of propose and apply in one [`Node::settle`]. Effects of a command may propose another, a few
+/// deep; a longer chain goes on with the next input, so that ticks are never kept waiting.
+const SETTLE_ROUNDS_MAX: usize = 64;
+
+/// The core as the replica's machine.
+struct CoreMachine {
+    core: Core,
+    config: core::Config,
+}
+
+/// The replica's rows as the core reads them.
+pub struct RowsOf<'a>(pub &'a dyn RowReader);
+
+impl core::Rows for RowsOf<'_> {
+    fn get(&self, table: u8, key: &[u8]) -> Result<Option<Vec<u8>>, core::RowsError> {
+        self.0.get(table, key).map_err(|error| core::RowsError(error.to_string()))
+    }
+
+    fn scan(
+        &self,
+        table: u8,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, core::RowsError> {
+        self.0
+            .scan(table, prefix, after, limit)
+            .map_err(|error| core::RowsError(error.to_string()))
+    }
+}
+
+fn row_change(change: core::RowChange) -> RowChange {
+    match change {
+        core::RowChange::Put { table, key, value } => RowChange::Put { table, key, value },
+        core::RowChange::Delete { table, key } => RowChange::Delete { table, key },
+        core::RowChange::DeletePrefix { table, prefix } => RowChange::DeletePrefix { table, prefix },
+    }
+}
+
+impl Machine for CoreMachine {
+    type Effect = Effect;
+
+    fn apply(
+        &mut self,
+        id: EntryId,
+        entry: &[u8],
+        rows: &dyn RowReader,
+    ) -> Result<Applied<Effect>, MachineError> {
+        let applied = self
+            .core
+            .apply(id.index, id.term, entry, &RowsOf(rows))
+            .map_err(|error| MachineError::new(error.to_string()))?;
+        Ok(Applied {
+            rows: applied.rows.into_iter().map(row_change).collect(),
+            effects: applied.effects,
+        })
+    }
+
+    fn restore(&mut self, _id: EntryId, rows: &dyn RowReader) -> Result<(), MachineError> {
+        self.core = Core::load(&RowsOf(rows), self.config.clone())
+            .map_err(|error| MachineError::new(error.to_string()))?;
+        Ok(())
+    }
+}
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeOpenError {
+    /// The replica refused its disk.
+    #[error(transparent)]
+    Replica(#[from] OpenError),
+    /// The rows make no state.
+    #[error("building the state from its rows")]
+    Load(#[from] core::LoadError),
+}
+
+/// A master's replica and core.
+pub struct Node<D: Disk> {
+    replica: Replica<D>,
+    machine: CoreMachine,
+    /// Tickets of the commands in entries of ours that are not applied yet; bounded by what the
+    /// replica lets be uncommitted.
+    tickets: BTreeMap<EntryId, Vec<u64>>,
+    pending: Vec<Output>,
+    cluster: String,
+}
+
+/// What came of settling.
+#[derive(Debug, Default)]
+pub struct Settled {
+    /// What the shell has to do, in order. Never `Propose` or `ReadIndex`: those were done here.
+    pub outputs: Vec<Output>,
+    /// The newest event written, if any were: watchers wake up.
+    pub events: Option<core::EventId>,
+    /// Messages to other masters.
+    pub messages: Vec<(u64, Vec<u8>)>,
+    /// More is ready: settle again after looking at the inputs.
+    pub more: bool,
+}
+
+impl<D: Disk> Node<D> {
+    /// Open a bootstrapped disk and build the state from its rows.
+    ///
+    /// # Errors
+    /// When the disk or its rows are refused.
+    pub fn open(
+        config: core::Config,
+        replica: ReplicaConfig,
+        disk: D,
+    ) -> Result<Self, NodeOpenError> {
+        let cluster = replica.identity.cluster.to_string();
+        let replica = Replica::open(replica, disk)?;
+        let core = Core::load(&RowsOf(replica.rows()), config.clone())?;
+        Ok(Self {
+            replica,
+            machine: CoreMachine { core, config },
+            tickets: BTreeMap::new(),
+            pending: Vec::new(),
+            cluster,
+        })
+    }
+
+    /// The state, for queries.
+    #[must_use]
+    pub const fn core(&self) -> &Core {
+        &self.machine.core
+    }
+
+    /// The rows, for queries that need values.
+    #[must_use]
+    pub fn rows(&self) -> RowsOf<'_> {
+        RowsOf(self.replica.rows())
+    }
+
+    /// The replica's view of itself.
+    #[must_use]
+    pub fn status(&self) -> tessera_replica::Status {
+        self.replica.status()
+    }
+
+    /// Give an input to the core. What it puts out waits for [`Node::settle`].
+    pub fn input(&mut self, input: impl FnOnce(&mut Core) -> Vec<Output>) {
+        let outputs = input(&mut self.machine.core);
+        self.pending.extend(outputs);
+    }
+
+    /// Give an input that reads rows.
+    pub fn input_with_rows(
+        &mut self,
+        input: impl FnOnce(&mut Core, &dyn core::Rows) -> Vec<Output>,
+    ) {
+        let outputs = input(&mut self.machine.core, &RowsOf(self.replica.rows()));
+        self.pending.extend(outputs);
+    }
+
+    /// One unit of the replica's time.
+    pub fn tick(&mut self) {
+        self.replica.tick();
+    }
+
+    /// Take a message of another master. One that is malformed or foreign changes nothing.
+    ///
+    /// # Errors
+    /// When the replica refuses it.
+    pub fn step(&mut self, message: &[u8]) -> Result<(), tessera_replica::StepError> {
+        self.replica.step(message)
+    }
+
+    /// Propose, persist, apply and perform until nothing is left to do or the round bound is met.
+    ///
+    /// # Errors
+    /// When the replica cannot go on; the process must end.
+    pub fn settle(&mut self, now: Now) -> Result<Settled, FatalError> {
+        let mut settled = Settled::default();
+        for _ in 0..SETTLE_ROUNDS_MAX {
+            let proposed = self.dispatch(&mut settled, now);
+            let progress = self.replica.process(&mut self.machine)?;
+            let quiet = !proposed
+                && !progress.more
+                && progress.applied.is_empty()
+                && progress.role_changes.is_empty()
+                && progress.reads.is_empty()
+                && progress.reads_dropped.is_empty()
+                && progress.lost.is_empty()
+                && progress.unknown.is_empty();
+            settled.messages.extend(progress.messages);
+            if quiet {
+                settled.more = !self.pending.is_empty();
+                return Ok(settled);
+            }
+            for change in progress.role_changes {
+                self.on_role_change(change, now);
+            }
+            for (id, effects) in progress.applied {
+                self.tickets.remove(&id);
+                for effect in &effects {
+                    if let Effect::Events { last } = effect {
+                        settled.events = Some(*last);
+                    }
+                }
+                let outputs = self.machine.core.perform(effects, now);
+                self.pending.extend(outputs);
+            }
+            for id in progress.lost.into_iter().chain(progress.unknown) {
+                if let Some(tickets) = self.tickets.remove(&id) {
+                    self.input(|core| core.on_propose_failed(&tickets, now));
+                }
+            }
+            for ticket in progress.reads {
+                self.input(|core| core.on_read_ready(ticket, now));
+            }
+            if !progress.reads_dropped.is_empty() {
+                self.input(|core| core.on_propose_failed(&progress.reads_dropped, now));
+            }
+        }
+        settled.more = true;
+        Ok(settled)
+    }
+
+    fn on_role_change(&mut self, change: RoleChange, now: Now) {
+        match change {
+            RoleChange::BecameLeader { term } => {
+                let cluster = self.cluster.clone();
+                self.input(|core| core.lead(term, &cluster, now));
+            }
+            RoleChange::SteppedDown { .. } => self.machine.core.follow(),
+        }
+    }
+
+    /// Hands pending outputs on: commands and reads to the replica, the rest to the shell. Says
+    /// whether the replica got anything.
+    fn dispatch(&mut self, settled: &mut Settled, now: Now) -> bool {
+        let mut commands = Vec::new();
+        let mut bytes = 0;
+        let mut any = false;
+        for output in std::mem::take(&mut self.pending) {
+            match output {
+                Output::Propose(command) => {
+                    any = true;
+                    bytes += prost::Message::encoded_len(&command);
+                    commands.push(command);
+                    if bytes >= ENTRY_BYTES_TARGET {
+                        self.propose(std::mem::take(&mut commands), now);
+                        bytes = 0;
+                    }
+                }
+                Output::ReadIndex { ticket } => {
+                    any = true;
+                    if self.replica.read_index(ticket).is_err() {
+                        self.input(|core| core.on_propose_failed(&[ticket], now));
+                    }
+                }
+                Output::SendAgent { .. }
+                | Output::CloseSession { .. }
+                | Output::Answer { .. }
+                | Output::Reply { .. }
+                | Output::Report { .. } => settled.outputs.push(output),
+            }
+        }
+        self.propose(commands, now);
+        any
+    }
+
+    fn propose(&mut self, commands: Vec<v1::Command>, now: Now) {
+        if commands.is_empty() {
+            return;
+        }
+        let tickets: Vec<u64> = commands.iter().map(|command| command.ticket).collect();
+        let entry = self.machine.core.encode_batch(commands, now);
+        match self.replica.propose(entry) {
+            Ok(id) => {
+                self.tickets.insert(id, tickets);
+            }
+            Err(_) => self.input(|core| core.on_propose_failed(&tickets, now)),
+        }
+    }
+}

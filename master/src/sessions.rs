@@ -1,0 +1,291 @@
+//! The agents' side of the master: the session's lanes as a gRPC service.
+//!
+//! Invariants: every call carries the token; a control stream says Register first, and ends when the
+//! node drops its sender; nothing is believed before the core has checked it. This file must never
+//! change state: it only carries messages.
+
+use crate::files::FileLane;
+use crate::node_loop::{NodeHandle, SESSION_QUEUE_MAX, Stopped};
+use crate::store::ComponentStore;
+use crate::token::Token;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tessera_types::{AgentId, Digest, Epoch, FrameworkId};
+use tessera_wire::v1;
+use tokio::io::AsyncReadExt;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status, Streaming};
+
+/// Bytes of one chunk of the bulk lane: small enough that control is never kept waiting.
+pub const CHUNK_BYTES: usize = 64 << 10;
+
+/// Chunks read ahead of a slow agent.
+const CHUNKS_AHEAD: usize = 8;
+
+/// Entries of state read at once.
+const STATE_PAGE_ENTRIES: usize = 256;
+
+/// How long an agent may take to say Register after connecting.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Largest message of an agent: a turn with everything at its limit.
+pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
+
+/// The service that agents call.
+pub struct AgentService {
+    node: NodeHandle,
+    store: Arc<ComponentStore>,
+    files: Arc<FileLane>,
+}
+
+type Reply<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl AgentService {
+    /// A service in front of a node.
+    #[must_use]
+    pub const fn new(node: NodeHandle, store: Arc<ComponentStore>, files: Arc<FileLane>) -> Self {
+        Self { node, store, files }
+    }
+}
+
+/// Refuses calls without the token.
+pub fn check_token(token: Token) -> impl Fn(Request<()>) -> Result<Request<()>, Status> + Clone {
+    move |request| {
+        let header = request.metadata().get("authorization").and_then(|v| v.to_str().ok());
+        if header.is_some_and(|header| token.matches(header)) {
+            Ok(request)
+        } else {
+            Err(Status::unauthenticated("the call does not carry the cluster's token"))
+        }
+    }
+}
+
+fn gone(_: Stopped) -> Status {
+    Status::unavailable(Stopped.to_string())
+}
+
+#[tonic::async_trait]
+impl v1::agent_session_server::AgentSession for AgentService {
+    type ControlStream = Reply<v1::MasterMessage>;
+    type LivenessStream = Reply<v1::Beat>;
+    type FetchComponentStream = Reply<v1::Chunk>;
+    type FetchStateStream = Reply<v1::StateChunk>;
+    type FilesStream = Reply<v1::FileRequest>;
+
+    async fn control(
+        &self,
+        request: Request<Streaming<v1::AgentMessage>>,
+    ) -> Result<Response<Self::ControlStream>, Status> {
+        let mut incoming = request.into_inner();
+        let first = tokio::time::timeout(REGISTER_TIMEOUT, incoming.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("no Register came"))??;
+        let Some(v1::agent_message::Message::Register(register)) = first.and_then(|m| m.message)
+        else {
+            return Err(Status::invalid_argument("message: the first one must be Register"));
+        };
+        let session = self.node.new_session();
+        let (sender, outgoing) = mpsc::channel(SESSION_QUEUE_MAX);
+        let closed = sender.clone();
+        self.node.session_open(session, register, sender).await.map_err(gone)?;
+        let node = self.node.clone();
+        let closed = closed.downgrade();
+        tokio::spawn(async move {
+            read_control(&node, session, incoming, &closed).await;
+            // A loop that is gone closes every session with it.
+            let _ = node.session_closed(session).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing).map(Ok))))
+    }
+
+    async fn liveness(
+        &self,
+        request: Request<Streaming<v1::Beat>>,
+    ) -> Result<Response<Self::LivenessStream>, Status> {
+        let node = self.node.clone();
+        let beats = request.into_inner().then(move |beat| {
+            let node = node.clone();
+            async move {
+                let beat = beat?;
+                node.beat(beat.session).await.map_err(gone)?;
+                Ok(beat)
+            }
+        });
+        Ok(Response::new(Box::pin(beats)))
+    }
+
+    async fn fetch_component(
+        &self,
+        request: Request<v1::FetchComponentRequest>,
+    ) -> Result<Response<Self::FetchComponentStream>, Status> {
+        let digest = Digest::from_slice(&request.into_inner().digest)
+            .map_err(|error| Status::invalid_argument(format!("digest: {error}")))?;
+        let known = self.node.query(move |core, _| core.component(&digest).is_some()).await.map_err(gone)?;
+        if !known {
+            return Err(Status::not_found(format!("there is no component {digest}")));
+        }
+        let mut file = tokio::fs::File::open(self.store.path(&digest))
+            .await
+            .map_err(|error| Status::unavailable(format!("component {digest}: {error}")))?;
+        let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
+        tokio::spawn(async move {
+            loop {
+                let mut data = vec![0; CHUNK_BYTES];
+                let chunk = match file.read(&mut data).await {
+                    Ok(0) => return,
+                    Ok(read) => {
+                        data.truncate(read);
+                        Ok(v1::Chunk { data })
+                    }
+                    Err(error) => Err(Status::unavailable(error.to_string())),
+                };
+                if sender.send(chunk).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(chunks))))
+    }
+
+    async fn fetch_state(
+        &self,
+        request: Request<v1::FetchStateRequest>,
+    ) -> Result<Response<Self::FetchStateStream>, Status> {
+        let request = request.into_inner();
+        let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
+        let node = self.node.clone();
+        tokio::spawn(async move {
+            if let Err(status) = send_state(&node, &request, &sender).await {
+                // The agent may have gone away, and asks again if it comes back.
+                let _ = sender.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(chunks))))
+    }
+
+    async fn files(
+        &self,
+        request: Request<Streaming<v1::FileChunk>>,
+    ) -> Result<Response<Self::FilesStream>, Status> {
+        let mut incoming = request.into_inner();
+        let first = incoming
+            .message()
+            .await?
+            .ok_or_else(|| Status::invalid_argument("agent: the first message must name it"))?;
+        let requests = self.files.attach(AgentId(first.agent));
+        let files = self.files.clone();
+        tokio::spawn(async move {
+            while let Ok(Some(chunk)) = incoming.message().await {
+                files.answer(chunk);
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(requests).map(Ok))))
+    }
+}
+
+async fn read_control(
+    node: &NodeHandle,
+    session: u64,
+    mut incoming: Streaming<v1::AgentMessage>,
+    closed: &mpsc::WeakSender<v1::MasterMessage>,
+) {
+    loop {
+        match incoming.message().await {
+            // A session that the node closed is not read any further.
+            Ok(Some(_)) if closed.upgrade().is_none() => return,
+            Ok(Some(message)) => {
+                if node.agent_message(session, message).await.is_err() {
+                    return;
+                }
+            }
+            Ok(None) => return,
+            Err(status) => {
+                tracing::debug!(session, %status, "an agent's session broke");
+                return;
+            }
+        }
+    }
+}
+
+/// Sends the committed state of a framework. The turn number is taken at the start and checked at the
+/// end: a turn that committed in between would have mixed two states.
+async fn send_state(
+    node: &NodeHandle,
+    request: &v1::FetchStateRequest,
+    sender: &mpsc::Sender<Result<v1::StateChunk, Status>>,
+) -> Result<(), Status> {
+    let agent = AgentId(request.agent);
+    let framework = FrameworkId(request.framework);
+    let (session, epoch) = (request.session, Epoch(request.epoch));
+    let fetch = move |core: &tessera_master_core::Core| core.state_fetch(agent, session, framework, epoch);
+    let refused = |refusal: tessera_master_core::FetchRefusal| {
+        Status::failed_precondition(refusal.to_string())
+    };
+    let next = node.query(move |core, _| fetch(core)).await.map_err(gone)?.map_err(refused)?;
+    let mut after: Option<String> = None;
+    loop {
+        let from = after.clone();
+        let page = node
+            .query(move |core, rows| {
+                core.state_page(framework, from.as_deref(), STATE_PAGE_ENTRIES, rows)
+            })
+            .await
+            .map_err(gone)?
+            .map_err(|error| Status::internal(error.to_string()))?;
+        let Some(last) = page.last() else { break };
+        after = Some(last.key.clone());
+        for chunk in chunks_of(page) {
+            let chunk = v1::StateChunk { entries: chunk, next_turn: None };
+            if sender.send(Ok(chunk)).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+    let still = node.query(move |core, _| fetch(core)).await.map_err(gone)?.map_err(refused)?;
+    if still != next {
+        return Err(Status::aborted("a turn was committed meanwhile; ask again"));
+    }
+    let last = v1::StateChunk { entries: Vec::new(), next_turn: Some(next.0) };
+    // The agent may have gone away, and asks again if it comes back.
+    let _ = sender.send(Ok(last)).await;
+    Ok(())
+}
+
+/// Splits a page into chunks of about [`CHUNK_BYTES`]; a larger value is a chunk of its own.
+fn chunks_of(page: Vec<tessera_types::KeyWrite>) -> Vec<Vec<v1::KeyWrite>> {
+    let mut chunks = Vec::new();
+    let mut chunk = Vec::new();
+    let mut bytes = 0;
+    for entry in page {
+        let size = entry.key.len() + entry.value.as_ref().map_or(0, Vec::len);
+        if bytes + size > CHUNK_BYTES && !chunk.is_empty() {
+            chunks.push(std::mem::take(&mut chunk));
+            bytes = 0;
+        }
+        bytes += size;
+        chunk.push((&entry).into());
+    }
+    if !chunk.is_empty() {
+        chunks.push(chunk);
+    }
+    chunks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tessera_types::KeyWrite;
+
+    #[test]
+    fn pages_are_cut_into_chunks_and_nothing_is_lost() {
+        let entry = |n: usize, size: usize| KeyWrite { key: format!("k{n}"), value: Some(vec![0; size]) };
+        let page: Vec<_> = [10, 40_000, 40_000, 200_000, 5].iter().enumerate().map(|(n, s)| entry(n, *s)).collect();
+        let chunks = chunks_of(page);
+        let sizes: Vec<usize> = chunks.iter().map(Vec::len).collect();
+        assert_eq!(sizes, [2, 1, 1, 1]);
+        assert!(chunks_of(Vec::new()).is_empty());
+    }
+}
