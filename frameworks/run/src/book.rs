@@ -56,7 +56,9 @@ impl Submission {
             (Some(argv), None) if argv.first().is_none_or(String::is_empty) => {
                 return Err("`argv` must begin with a program".to_owned());
             }
-            (None, Some(shell)) if shell.trim().is_empty() => return Err("`shell` must not be empty".to_owned()),
+            (None, Some(shell)) if shell.trim().is_empty() => {
+                return Err("`shell` must not be empty".to_owned());
+            }
             (Some(_), None) | (None, Some(_)) => {}
             _ => return Err("exactly one of `argv` and `shell` must be given".to_owned()),
         }
@@ -68,7 +70,11 @@ impl Submission {
         if self.mem_mib == 0 {
             return Err("`mem_mib` must be at least 1".to_owned());
         }
-        if self.name.as_ref().is_some_and(|name| name.is_empty() || name.len() > 255) {
+        if self
+            .name
+            .as_ref()
+            .is_some_and(|name| name.is_empty() || name.len() > 255)
+        {
             return Err("`name` must have 1 to 255 bytes".to_owned());
         }
         Ok(())
@@ -101,7 +107,10 @@ pub struct Status {
 
 impl Status {
     fn pending() -> Self {
-        Self { state: "PENDING".to_owned(), ..Self::default() }
+        Self {
+            state: "PENDING".to_owned(),
+            ..Self::default()
+        }
     }
 }
 
@@ -167,7 +176,10 @@ impl Book {
 
     /// Numbers and tasks, newest first, from below `before`.
     pub fn newest_first(&self, before: u64) -> impl Iterator<Item = (u64, &Task)> {
-        self.tasks.range(..before).rev().map(|(number, task)| (*number, task))
+        self.tasks
+            .range(..before)
+            .rev()
+            .map(|(number, task)| (*number, task))
     }
 
     /// Numbers of the tasks that wait for an offer, oldest first.
@@ -186,7 +198,14 @@ impl Book {
     }
 
     /// A new task that waits.
-    pub fn submit(&mut self, number: u64, submission: &Submission, cpus_milli: u64, principal: &str, now_ms: u64) {
+    pub fn submit(
+        &mut self,
+        number: u64,
+        submission: &Submission,
+        cpus_milli: u64,
+        principal: &str,
+        now_ms: u64,
+    ) {
         let task = Task {
             name: submission.display_name(),
             principal: principal.to_owned(),
@@ -214,7 +233,10 @@ impl Book {
     /// Somebody wants the task to end: true if it must be killed, false if it waited and has ended
     /// by this, nothing if it is unknown or had ended before.
     pub fn on_kill(&mut self, number: u64, now_ms: u64) -> Option<bool> {
-        let task = self.tasks.get_mut(&number).filter(|task| task.ended_ms.is_none())?;
+        let task = self
+            .tasks
+            .get_mut(&number)
+            .filter(|task| task.ended_ms.is_none())?;
         task.kill_requested = true;
         if task.launched {
             return Some(true);
@@ -230,7 +252,13 @@ impl Book {
 
     /// News of the launch `launched_as` of a task. Nothing changes when it is about an older launch
     /// or a task that is unknown or has ended.
-    pub fn on_update(&mut self, launched_as: &str, status: Status, terminal: bool, now_ms: u64) -> Option<(u64, Change)> {
+    pub fn on_update(
+        &mut self,
+        launched_as: &str,
+        status: Status,
+        terminal: bool,
+        now_ms: u64,
+    ) -> Option<(u64, Change)> {
         let (number, drops) = parse_launch_id(launched_as)?;
         let task = self.tasks.get_mut(&number)?;
         if !task.launched || task.drops != drops || task.ended_ms.is_some() {
@@ -240,7 +268,11 @@ impl Book {
         if dropped && !task.kill_requested && task.drops.saturating_add(1) < MAX_DROPS {
             task.drops += 1;
             task.launched = false;
-            task.status = Status { message: status.message, reason: status.reason, ..Status::pending() };
+            task.status = Status {
+                message: status.message,
+                reason: status.reason,
+                ..Status::pending()
+            };
             self.waiting.insert(number);
             return Some((number, Change::Requeued));
         }
@@ -254,7 +286,11 @@ impl Book {
 
     /// End a task with this status.
     pub fn end(&mut self, number: u64, status: Status, now_ms: u64) {
-        if let Some(task) = self.tasks.get_mut(&number).filter(|task| task.ended_ms.is_none()) {
+        if let Some(task) = self
+            .tasks
+            .get_mut(&number)
+            .filter(|task| task.ended_ms.is_none())
+        {
             task.status = status;
             task.ended_ms = Some(now_ms);
             self.waiting.remove(&number);
@@ -295,7 +331,10 @@ pub fn launch_id(number: u64, drops: u32) -> String {
 fn parse_launch_id(id: &str) -> Option<(u64, u32)> {
     match id.split_once('.') {
         None => Some((parse_task_id(id)?, 0)),
-        Some((task, launch)) => Some((parse_task_id(task)?, launch.parse::<u32>().ok()?.checked_sub(1)?)),
+        Some((task, launch)) => Some((
+            parse_task_id(task)?,
+            launch.parse::<u32>().ok()?.checked_sub(1)?,
+        )),
     }
 }
 
@@ -306,28 +345,45 @@ pub fn cut(text: &str, limit: usize) -> String {
         if out.len() + character.len_utf8() > limit {
             break;
         }
-        out.push(if character.is_control() { ' ' } else { character });
+        out.push(if character.is_control() {
+            ' '
+        } else {
+            character
+        });
     }
     out
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Book, Change, MAX_DROPS, MAX_ENDED, Status, Submission, cut, launch_id, parse_launch_id, parse_task_id};
+    use super::{
+        Book, Change, MAX_DROPS, MAX_ENDED, Status, Submission, cut, launch_id, parse_launch_id,
+        parse_task_id,
+    };
 
     fn submission(json: &str) -> Result<Submission, String> {
-        let submission: Submission = serde_json::from_str(json).map_err(|error| error.to_string())?;
+        let submission: Submission =
+            serde_json::from_str(json).map_err(|error| error.to_string())?;
         submission.validate().map(|()| submission)
     }
 
     fn status(state: &str) -> Status {
-        Status { state: state.to_owned(), ..Status::default() }
+        Status {
+            state: state.to_owned(),
+            ..Status::default()
+        }
     }
 
     fn book_with(numbers: std::ops::RangeInclusive<u64>) -> Book {
         let mut book = Book::default();
         for number in numbers {
-            book.submit(number, &submission(r#"{"shell":"true"}"#).unwrap(), 100, "admin", 1);
+            book.submit(
+                number,
+                &submission(r#"{"shell":"true"}"#).unwrap(),
+                100,
+                "admin",
+                1,
+            );
         }
         book
     }
@@ -370,10 +426,19 @@ mod tests {
             let id = launch_id(1, drops);
             let change = book.on_update(&id, status("TASK_DROPPED"), true, 5);
             assert_eq!(change, Some((1, Change::Requeued)), "launch {id}");
-            assert_eq!(book.on_update(&id, status("TASK_RUNNING"), false, 5), None, "news of an older launch");
+            assert_eq!(
+                book.on_update(&id, status("TASK_RUNNING"), false, 5),
+                None,
+                "news of an older launch"
+            );
         }
         book.on_launched(1);
-        let last = book.on_update(&launch_id(1, MAX_DROPS - 1), status("TASK_DROPPED"), true, 6);
+        let last = book.on_update(
+            &launch_id(1, MAX_DROPS - 1),
+            status("TASK_DROPPED"),
+            true,
+            6,
+        );
         assert_eq!(last, Some((1, Change::Ended)));
         assert_eq!(book.get(1).unwrap().status.state, "TASK_DROPPED");
     }
@@ -387,7 +452,11 @@ mod tests {
         assert_eq!(book.on_kill(2, 9), Some(true));
         assert_eq!(book.on_kill(3, 9), None);
         let change = book.on_update("run-2", status("TASK_DROPPED"), true, 9);
-        assert_eq!(change, Some((2, Change::Ended)), "what is to be killed is not launched again");
+        assert_eq!(
+            change,
+            Some((2, Change::Ended)),
+            "what is to be killed is not launched again"
+        );
     }
 
     #[test]
@@ -399,7 +468,11 @@ mod tests {
         }
         let forgotten: Vec<u64> = std::iter::from_fn(|| book.forget_one()).collect();
         assert_eq!(forgotten.len() as u64, extra);
-        assert_eq!(forgotten.first(), Some(&(MAX_ENDED as u64 + extra)), "the one that ended first");
+        assert_eq!(
+            forgotten.first(),
+            Some(&(MAX_ENDED as u64 + extra)),
+            "the one that ended first"
+        );
         assert_eq!(book.newest_first(u64::MAX).count(), MAX_ENDED);
     }
 

@@ -16,13 +16,16 @@
 //! memory and state differ; bad requests are answered.
 
 mod book;
+#[cfg(test)]
+mod tests;
 
 use book::{Book, Change, Status, Submission, Task, cut, launch_id, parse_task_id, task_id};
 use serde::Serialize;
 use tessera_sdk::http::{Request, Response};
 use tessera_sdk::state::{self, Map};
 use tessera_sdk::{
-    Config, Error, Event, Offer, Pending, REFUSE_MS, Resources, Scheduler, TaskSpec, TaskStatus, Turn, log,
+    Config, Error, Event, Offer, Pending, REFUSE_MS, Resources, Scheduler, TaskSpec, TaskStatus,
+    Turn, log,
 };
 
 const TASKS: Map<Task> = Map::new("task/");
@@ -33,7 +36,10 @@ const NEXT: &str = "next";
 const MAX_BODY_BYTES: usize = 16 * 1024;
 /// State writes that must be left in a turn before a submission is taken; what does not fit is
 /// asked to come again.
-const SUBMIT_ROOM: state::Room = state::Room { bytes: 64 * 1024, keys: 8 };
+const SUBMIT_ROOM: state::Room = state::Room {
+    bytes: 64 * 1024,
+    keys: 8,
+};
 /// Tasks in a list unless the client asks for fewer.
 const LIST_LIMIT: usize = 100;
 /// Bytes at which a list ends; below the 64 KiB of an answer by more than one entry.
@@ -57,11 +63,19 @@ impl Scheduler for Run {
         let mut book = Book::default();
         for entry in TASKS.iter() {
             let (id, task) = entry?;
-            let number = id.parse().map_err(|_| Error::failed(format!("state key task/{id} has no number")))?;
+            let number = id
+                .parse()
+                .map_err(|_| Error::failed(format!("state key task/{id} has no number")))?;
             book.insert(number, task);
         }
         let next = state::get(NEXT)?.unwrap_or(1);
-        Ok(Self { book, next, largest_offer: None, receives_offers: None, revive: false })
+        Ok(Self {
+            book,
+            next,
+            largest_offer: None,
+            receives_offers: None,
+            revive: false,
+        })
     }
 
     fn handle(&mut self, turn: &mut Turn, event: Event) -> Result<(), Error> {
@@ -99,7 +113,11 @@ impl Run {
     fn on_offers(&mut self, turn: &mut Turn, offers: Vec<Offer>) -> Result<(), Error> {
         for offer in &offers {
             let size = |resources: &Resources| (resources.cpus_milli, resources.mem_mib);
-            if self.largest_offer.as_ref().is_none_or(|largest| size(largest) < size(&offer.available)) {
+            if self
+                .largest_offer
+                .as_ref()
+                .is_none_or(|largest| size(largest) < size(&offer.available))
+            {
                 self.largest_offer = Some(offer.available);
             }
         }
@@ -107,13 +125,16 @@ impl Run {
         let most = state::room().keys / 2;
         let book = &self.book;
         let mut unreadable = None;
-        let pending = book.waiting().take(most).map_while(|number| match pending_task(book, number) {
-            Ok(task) => Some(task),
-            Err(error) => {
-                unreadable = Some(error);
-                None
-            }
-        });
+        let pending =
+            book.waiting()
+                .take(most)
+                .map_while(|number| match pending_task(book, number) {
+                    Ok(task) => Some(task),
+                    Err(error) => {
+                        unreadable = Some(error);
+                        None
+                    }
+                });
         let placed = turn.place(offers, pending, REFUSE_MS)?;
         if let Some(error) = unreadable {
             return Err(error);
@@ -149,11 +170,18 @@ impl Run {
             message: cut(&update.message, book::MAX_MESSAGE_BYTES),
             agent: Some(update.agent),
         };
-        match self.book.on_update(&update.task, status, terminal, turn.time_ms()) {
+        match self
+            .book
+            .on_update(&update.task, status, terminal, turn.time_ms())
+        {
             None => {}
             Some((number, Change::Updated)) => self.save(number)?,
             Some((number, Change::Requeued)) => {
-                log::info(format!("{} did not start and waits again: {}", update.task, update.describe()));
+                log::info(format!(
+                    "{} did not start and waits again: {}",
+                    update.task,
+                    update.describe()
+                ));
                 self.revive = true;
                 self.save(number)?;
             }
@@ -169,17 +197,29 @@ impl Run {
             ("GET", ["tasks"]) => Ok(self.list(request)),
             ("GET", ["tasks", id]) => Ok(match self.find(id) {
                 Some((number, task)) => Response::json(&self.view(number, task)),
-                None => Response::not_found(format!("no task `{id}`; the last {} ended ones are kept", book::MAX_ENDED)),
+                None => Response::not_found(format!(
+                    "no task `{id}`; the last {} ended ones are kept",
+                    book::MAX_ENDED
+                )),
             }),
             ("DELETE", ["tasks", id]) => self.kill(turn, id),
-            (_, [] | ["tasks"] | ["tasks", _]) => Ok(Response::error(405, format!("{method} is not possible here"))),
-            _ => Ok(Response::not_found(format!("no such path: {}", request.path))),
+            (_, [] | ["tasks"] | ["tasks", _]) => Ok(Response::error(
+                405,
+                format!("{method} is not possible here"),
+            )),
+            _ => Ok(Response::not_found(format!(
+                "no such path: {}",
+                request.path
+            ))),
         }
     }
 
     fn submit(&mut self, turn: &Turn, request: &Request) -> Result<Response, Error> {
         if request.body.len() > MAX_BODY_BYTES {
-            return Ok(Response::error(413, format!("a submission has at most {MAX_BODY_BYTES} bytes")));
+            return Ok(Response::error(
+                413,
+                format!("a submission has at most {MAX_BODY_BYTES} bytes"),
+            ));
         }
         let submission: Submission = match request.json() {
             Ok(submission) => submission,
@@ -189,7 +229,10 @@ impl Run {
             return Ok(Response::error(422, rule));
         }
         if self.book.is_full() {
-            return Ok(Response::retry_after(5, format!("{} tasks wait or run; no more are taken", book::MAX_ACTIVE)));
+            return Ok(Response::retry_after(
+                5,
+                format!("{} tasks wait or run; no more are taken", book::MAX_ACTIVE),
+            ));
         }
         let room = state::room();
         if room.bytes < SUBMIT_ROOM.bytes || room.keys < SUBMIT_ROOM.keys {
@@ -197,7 +240,13 @@ impl Run {
         }
         let number = self.next;
         let cpus_milli = Resources::new(submission.cpus, 0).cpus_milli;
-        self.book.submit(number, &submission, cpus_milli, &cut(&request.principal, 255), turn.time_ms());
+        self.book.submit(
+            number,
+            &submission,
+            cpus_milli,
+            &cut(&request.principal, 255),
+            turn.time_ms(),
+        );
         self.next = number.saturating_add(1);
         self.revive = true;
         state::set(NEXT, &self.next)?;
@@ -209,7 +258,8 @@ impl Run {
     }
 
     fn kill(&mut self, turn: &mut Turn, id: &str) -> Result<Response, Error> {
-        let Some(number) = parse_task_id(id).filter(|number| self.book.get(*number).is_some()) else {
+        let Some(number) = parse_task_id(id).filter(|number| self.book.get(*number).is_some())
+        else {
             return Ok(Response::not_found(format!("no task `{id}`")));
         };
         match self.book.on_kill(number, turn.time_ms()) {
@@ -221,9 +271,14 @@ impl Run {
                 self.save(number)?;
             }
         }
-        let ended = self.book.get(number).is_none_or(|task| task.ended_ms.is_some());
+        let ended = self
+            .book
+            .get(number)
+            .is_none_or(|task| task.ended_ms.is_some());
         Ok(match self.find(id) {
-            Some((number, task)) => Response::json(&self.view(number, task)).status(if ended { 200 } else { 202 }),
+            Some((number, task)) => {
+                Response::json(&self.view(number, task)).status(if ended { 200 } else { 202 })
+            }
             None => Response::not_found(format!("no task `{id}`")),
         })
     }
@@ -233,7 +288,12 @@ impl Run {
             None => u64::MAX,
             Some(id) => match parse_task_id(&id) {
                 Some(number) => number,
-                None => return Response::error(400, format!("query parameter `before` is no task id: `{id}`")),
+                None => {
+                    return Response::error(
+                        400,
+                        format!("query parameter `before` is no task id: `{id}`"),
+                    );
+                }
             },
         };
         let limit = match request.query_number("limit", LIST_LIMIT) {
@@ -271,8 +331,16 @@ impl Run {
             terminal: task.ended_ms.is_some(),
             exit_code: task.status.exit_code,
             signal: task.status.signal,
-            reason: if waits { "WAITING_FOR_OFFER" } else { &task.status.reason },
-            message: if waits { self.why_waiting(task) } else { task.status.message.clone() },
+            reason: if waits {
+                "WAITING_FOR_OFFER"
+            } else {
+                &task.status.reason
+            },
+            message: if waits {
+                self.why_waiting(task)
+            } else {
+                task.status.message.clone()
+            },
             agent: task.status.agent,
             submitted_ms: task.submitted_ms,
             ended_ms: task.ended_ms,
@@ -280,12 +348,21 @@ impl Run {
     }
 
     fn why_waiting(&self, task: &Task) -> String {
-        let wanted = Resources { cpus_milli: task.cpus_milli, mem_mib: task.mem_mib, disk_mib: 0 };
+        let wanted = Resources {
+            cpus_milli: task.cpus_milli,
+            mem_mib: task.mem_mib,
+            disk_mib: 0,
+        };
         let needs = format!("needs {}", wanted.describe());
         match &self.largest_offer {
             None => format!("{needs}; no offer has come yet"),
-            Some(largest) if largest.contains(&wanted) => format!("{needs}; waits for the next offer of that size"),
-            Some(largest) => format!("{needs}; the largest offer so far had {}", largest.describe()),
+            Some(largest) if largest.contains(&wanted) => {
+                format!("{needs}; waits for the next offer of that size")
+            }
+            Some(largest) => format!(
+                "{needs}; the largest offer so far had {}",
+                largest.describe()
+            ),
         }
     }
 
@@ -304,16 +381,19 @@ impl Run {
 
 /// Build the task of a waiting number.
 fn pending_task(book: &Book, number: u64) -> Result<Pending, Error> {
-    let submission = REQUESTS
-        .get(&key(number))?
-        .ok_or_else(|| Error::failed(format!("the request of task {number} is not in the state")))?;
+    let submission = REQUESTS.get(&key(number))?.ok_or_else(|| {
+        Error::failed(format!("the request of task {number} is not in the state"))
+    })?;
     let drops = book.get(number).map_or(0, |task| task.drops);
     let name = submission.display_name();
     let spec = match (submission.argv, submission.shell) {
         (Some(argv), _) => TaskSpec::argv(argv),
         (None, shell) => TaskSpec::shell(shell.unwrap_or_default()),
     };
-    let mut spec = spec.name(name).cpus(submission.cpus).mem_mib(submission.mem_mib);
+    let mut spec = spec
+        .name(name)
+        .cpus(submission.cpus)
+        .mem_mib(submission.mem_mib);
     for (variable, value) in submission.env {
         spec = spec.env(variable, value);
     }

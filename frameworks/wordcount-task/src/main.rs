@@ -26,7 +26,10 @@ fn main() -> ExitCode {
 }
 
 fn run(input: &str, output: &str) -> Result<(), Error> {
-    let pace_ms = std::env::var("PACE_MS").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+    let pace_ms = std::env::var("PACE_MS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0);
     std::thread::sleep(Duration::from_millis(pace_ms));
     let lines = count(&std::fs::read(input)?);
     std::fs::write(output, lines)
@@ -34,10 +37,16 @@ fn run(input: &str, output: &str) -> Result<(), Error> {
 
 fn count(text: &[u8]) -> String {
     let mut counts: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
-    for word in text.split(|byte| !byte.is_ascii_alphabetic()).filter(|word| !word.is_empty()) {
+    for word in text
+        .split(|byte| !byte.is_ascii_alphabetic())
+        .filter(|word| !word.is_empty())
+    {
         *counts.entry(word.to_ascii_lowercase()).or_default() += 1;
     }
-    counts.iter().map(|(word, count)| format!("{count} {}\n", String::from_utf8_lossy(word))).collect()
+    counts
+        .iter()
+        .map(|(word, count)| format!("{count} {}\n", String::from_utf8_lossy(word)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -46,7 +55,10 @@ mod tests {
 
     #[test]
     fn words_are_runs_of_ascii_letters_in_lower_case() {
-        assert_eq!(count("The cat, the_CAT; naïve 4x4\n".as_bytes()), "2 cat\n1 na\n2 the\n1 ve\n1 x\n");
+        assert_eq!(
+            count("The cat, the_CAT; naïve 4x4\n".as_bytes()),
+            "2 cat\n1 na\n2 the\n1 ve\n1 x\n"
+        );
         assert_eq!(count(b"  \n"), "");
     }
 }

@@ -57,7 +57,12 @@ pub struct Chunk {
 impl Chunk {
     /// A chunk that waits.
     pub fn new(words: u64) -> Self {
-        Self { words, launches: 0, failures: 0, phase: Phase::Waiting }
+        Self {
+            words,
+            launches: 0,
+            failures: 0,
+            phase: Phase::Waiting,
+        }
     }
 }
 
@@ -108,7 +113,9 @@ impl Jobs {
 
     /// The number that a new chunk gets.
     pub fn next_number(&self) -> u32 {
-        self.chunks.last_key_value().map_or(0, |(last, _)| last.saturating_add(1))
+        self.chunks
+            .last_key_value()
+            .map_or(0, |(last, _)| last.saturating_add(1))
     }
 
     /// Look up a chunk.
@@ -152,7 +159,9 @@ impl Jobs {
     pub fn on_ended(&mut self, task: &str, outcome: Outcome) -> Option<u32> {
         let (number, _) = self.current(task)?;
         let chunk = self.chunks.get_mut(&number)?;
-        let Phase::Launched(kind) = chunk.phase else { return None };
+        let Phase::Launched(kind) = chunk.phase else {
+            return None;
+        };
         self.in_flight = self.in_flight.saturating_sub(1);
         let reason = match outcome {
             Outcome::Counted => {
@@ -184,7 +193,10 @@ impl Jobs {
 
     /// Totals.
     pub fn progress(&self) -> Progress {
-        let mut progress = Progress { total: self.chunks.len(), ..Progress::default() };
+        let mut progress = Progress {
+            total: self.chunks.len(),
+            ..Progress::default()
+        };
         for chunk in self.chunks.values() {
             progress.repeated += u64::from(chunk.launches.saturating_sub(1));
             match chunk.phase {
@@ -199,10 +211,12 @@ impl Jobs {
 
     /// Why the first chunk that was given up was.
     pub fn first_failure(&self) -> Option<String> {
-        self.chunks.iter().find_map(|(number, chunk)| match &chunk.phase {
-            Phase::Failed(reason) => Some(format!("chunk {number}: {reason}")),
-            _ => None,
-        })
+        self.chunks
+            .iter()
+            .find_map(|(number, chunk)| match &chunk.phase {
+                Phase::Failed(reason) => Some(format!("chunk {number}: {reason}")),
+                _ => None,
+            })
     }
 }
 
@@ -219,7 +233,10 @@ pub fn parse_task_id(id: &str) -> Option<(u32, u32)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Chunk, Jobs, Kind, MAX_FAILURES, MAX_IN_FLIGHT, MAX_LAUNCHES, Outcome, Phase, Progress, task_id};
+    use super::{
+        Chunk, Jobs, Kind, MAX_FAILURES, MAX_IN_FLIGHT, MAX_LAUNCHES, Outcome, Phase, Progress,
+        task_id,
+    };
 
     fn jobs(chunks: u32) -> Jobs {
         let mut jobs = Jobs::default();
@@ -240,12 +257,29 @@ mod tests {
         jobs.on_launched(0, Kind::Wasm);
         assert_eq!(jobs.on_ended("chunk-0.1", Outcome::Lost), Some(0));
         jobs.on_launched(0, Kind::Native);
-        assert_eq!(jobs.on_ended("chunk-0.1", Outcome::Counted), None, "an older launch");
+        assert_eq!(
+            jobs.on_ended("chunk-0.1", Outcome::Counted),
+            None,
+            "an older launch"
+        );
         assert_eq!(jobs.on_ended("chunk-0.2", Outcome::Counted), Some(0));
-        assert_eq!(jobs.on_ended("chunk-0.2", Outcome::Counted), None, "it was done before");
-        assert_eq!(jobs.on_ended("chunk-9.1", Outcome::Counted), None, "no such chunk");
+        assert_eq!(
+            jobs.on_ended("chunk-0.2", Outcome::Counted),
+            None,
+            "it was done before"
+        );
+        assert_eq!(
+            jobs.on_ended("chunk-9.1", Outcome::Counted),
+            None,
+            "no such chunk"
+        );
         assert_eq!(jobs.on_ended("nonsense", Outcome::Counted), None);
-        let expected = Progress { total: 1, native_done: 1, repeated: 1, ..Progress::default() };
+        let expected = Progress {
+            total: 1,
+            native_done: 1,
+            repeated: 1,
+            ..Progress::default()
+        };
         assert_eq!(jobs.progress(), expected);
     }
 
@@ -259,11 +293,17 @@ mod tests {
         for failure in 1..=MAX_FAILURES {
             assert_eq!(*phase(&jobs, 0), Phase::Waiting);
             jobs.on_launched(0, Kind::Native);
-            jobs.on_ended(&task_id(0, 10 + failure), Outcome::Failed("exit code 1".to_owned()));
+            jobs.on_ended(
+                &task_id(0, 10 + failure),
+                Outcome::Failed("exit code 1".to_owned()),
+            );
         }
         assert_eq!(*phase(&jobs, 0), Phase::Failed("exit code 1".to_owned()));
         assert!(!jobs.wants_offers());
-        assert_eq!(jobs.first_failure().as_deref(), Some("chunk 0: exit code 1"));
+        assert_eq!(
+            jobs.first_failure().as_deref(),
+            Some("chunk 0: exit code 1")
+        );
     }
 
     #[test]
@@ -289,7 +329,10 @@ mod tests {
         assert_eq!(jobs.next_tasks().count(), 0);
         jobs.on_ended("chunk-3.1", Outcome::Counted);
         assert!(jobs.wants_offers());
-        assert_eq!(jobs.next_tasks().next(), Some((32, "chunk-32.1".to_owned())));
+        assert_eq!(
+            jobs.next_tasks().next(),
+            Some((32, "chunk-32.1".to_owned()))
+        );
     }
 
     #[test]

@@ -25,6 +25,8 @@
 //! once. Memory holds the sum of the results and is rebuilt from them.
 
 mod jobs;
+#[cfg(test)]
+mod tests;
 mod text;
 
 use jobs::{Chunk, Jobs, Kind, Outcome, parse_task_id};
@@ -32,7 +34,8 @@ use serde::{Deserialize, Serialize};
 use tessera_sdk::http::{Request, Response};
 use tessera_sdk::state::{self, Map};
 use tessera_sdk::{
-    Config, Error, Event, Offer, Pending, REFUSE_MS, Scheduler, TaskSpec, TaskState, TaskStatus, Turn, log,
+    Config, Error, Event, Offer, Pending, REFUSE_MS, Scheduler, TaskSpec, TaskState, TaskStatus,
+    Turn, log,
 };
 use text::Counts;
 
@@ -68,10 +71,14 @@ struct Settings {
 
 impl Settings {
     fn read(config: &Config) -> Result<Self, Error> {
-        let limits = |key: &str, value: u64, low: u64, high: u64| match (low..=high).contains(&value) {
-            true => Ok(value),
-            false => Err(Error::Config { key: key.to_owned(), rule: format!("must be from {low} to {high}") }),
-        };
+        let limits =
+            |key: &str, value: u64, low: u64, high: u64| match (low..=high).contains(&value) {
+                true => Ok(value),
+                false => Err(Error::Config {
+                    key: key.to_owned(),
+                    rule: format!("must be from {low} to {high}"),
+                }),
+            };
         let chunk_kib = limits("chunk-kib", config.parse_or("chunk-kib", 24)?, 4, 24)?;
         Ok(Self {
             wasm_task: config.get("wasm-task").map(str::to_owned),
@@ -82,14 +89,17 @@ impl Settings {
 
     /// Chunks are dealt to the two kinds in turn.
     fn kind(&self, chunk: u32) -> Kind {
-        if chunk % 2 == 1 && self.wasm_task.is_some() { Kind::Wasm } else { Kind::Native }
+        if chunk % 2 == 1 && self.wasm_task.is_some() {
+            Kind::Wasm
+        } else {
+            Kind::Native
+        }
     }
 
     fn task(&self, chunk: u32, input: Vec<u8>) -> TaskSpec {
         let spec = match (&self.wasm_task, self.kind(chunk)) {
-            (Some(component), Kind::Wasm) => {
-                TaskSpec::wasm(component, ["input", "counts"]).env("PACE_MS", self.pace_ms.to_string())
-            }
+            (Some(component), Kind::Wasm) => TaskSpec::wasm(component, ["input", "counts"])
+                .env("PACE_MS", self.pace_ms.to_string()),
             _ => {
                 // A pipeline ends as its last command does, so what could fail first is tested.
                 let sleep = format!("sleep {}.{:03}", self.pace_ms / 1000, self.pace_ms % 1000);
@@ -99,7 +109,11 @@ impl Settings {
                 ))
             }
         };
-        spec.name("wordcount").cpus(0.1).mem_mib(TASK_MEM_MIB).file("input", input).result_file("counts")
+        spec.name("wordcount")
+            .cpus(0.1)
+            .mem_mib(TASK_MEM_MIB)
+            .file("input", input)
+            .result_file("counts")
     }
 }
 
@@ -120,7 +134,10 @@ impl Totals {
     fn sorted(&mut self) -> &[(u64, String)] {
         let counts = &self.counts;
         self.sorted.get_or_insert_with(|| {
-            let mut sorted: Vec<(u64, String)> = counts.iter().map(|(word, count)| (*count, word.clone())).collect();
+            let mut sorted: Vec<(u64, String)> = counts
+                .iter()
+                .map(|(word, count)| (*count, word.clone()))
+                .collect();
             sorted.sort_by(|(left, a), (right, b)| right.cmp(left).then_with(|| a.cmp(b)));
             sorted
         })
@@ -147,14 +164,22 @@ impl Scheduler for WordCount {
         let mut jobs = Jobs::default();
         for entry in CHUNKS.iter() {
             let (id, chunk) = entry?;
-            jobs.insert(id.parse().map_err(|_| Error::failed(format!("state key chunk/{id} has no number")))?, chunk);
+            jobs.insert(
+                id.parse()
+                    .map_err(|_| Error::failed(format!("state key chunk/{id} has no number")))?,
+                chunk,
+            );
         }
         let mut totals = Totals::default();
         for (key, value) in state::scan_bytes("result/") {
-            let counts = text::decode(&value).ok_or_else(|| Error::failed(format!("state key {key} holds no counts")))?;
+            let counts = text::decode(&value)
+                .ok_or_else(|| Error::failed(format!("state key {key} holds no counts")))?;
             totals.merge(&counts);
         }
-        let texts: Vec<Text> = TEXTS.iter().map(|entry| Ok(entry?.1)).collect::<Result<_, Error>>()?;
+        let texts: Vec<Text> = TEXTS
+            .iter()
+            .map(|entry| Ok(entry?.1))
+            .collect::<Result<_, Error>>()?;
         Ok(Self {
             settings: Settings::read(config)?,
             texts: texts.len(),
@@ -224,7 +249,9 @@ impl WordCount {
 
     /// A task ended: keep its counts if they are right, or let its chunk wait again.
     fn on_ended(&mut self, status: TaskStatus) -> Result<(), Error> {
-        let Some((number, chunk)) = self.jobs.current(&status.task) else { return Ok(()) };
+        let Some((number, chunk)) = self.jobs.current(&status.task) else {
+            return Ok(());
+        };
         let counted = match status.state {
             TaskState::Finished => checked_counts(&status.data, chunk.words),
             _ => Err(status.describe()),
@@ -239,7 +266,11 @@ impl WordCount {
             Err(reason) => {
                 log::warn(format!("{} has to be repeated: {reason}", status.task));
                 self.revive = true;
-                if status.ended_from_outside() { Outcome::Lost } else { Outcome::Failed(reason) }
+                if status.ended_from_outside() {
+                    Outcome::Lost
+                } else {
+                    Outcome::Failed(reason)
+                }
             }
         };
         self.jobs.on_ended(&status.task, outcome);
@@ -253,10 +284,14 @@ impl WordCount {
             ("PUT" | "POST", ["texts", name]) => self.add_text(name, &request.body),
             ("POST", ["start"]) => self.start(),
             ("GET", ["counts"]) => Ok(self.counts(request)),
-            (_, [] | ["texts", _] | ["start"] | ["counts"]) => {
-                Ok(Response::error(405, format!("{method} is not possible here")))
-            }
-            _ => Ok(Response::not_found(format!("no such path: {}", request.path))),
+            (_, [] | ["texts", _] | ["start"] | ["counts"]) => Ok(Response::error(
+                405,
+                format!("{method} is not possible here"),
+            )),
+            _ => Ok(Response::not_found(format!(
+                "no such path: {}",
+                request.path
+            ))),
         }
     }
 
@@ -265,22 +300,35 @@ impl WordCount {
             return Ok(response);
         }
         let bytes = u64::try_from(body.len()).unwrap_or(u64::MAX);
-        let text = Text { bytes, fingerprint: text::fingerprint(body) };
+        let text = Text {
+            bytes,
+            fingerprint: text::fingerprint(body),
+        };
         if let Some(known) = TEXTS.get(name)? {
             let same = known.bytes == text.bytes && known.fingerprint == text.fingerprint;
             return Ok(match same {
-                true => Response::json(&Added { text: name, bytes, chunks: None }),
+                true => Response::json(&Added {
+                    text: name,
+                    bytes,
+                    chunks: None,
+                }),
                 false => Response::error(409, format!("there is another text named `{name}`")),
             });
         }
         if self.texts >= MAX_TEXTS || self.total_bytes.saturating_add(bytes) > MAX_TOTAL_BYTES {
-            return Ok(Response::error(507, format!("at most {MAX_TEXTS} texts and {MAX_TOTAL_BYTES} bytes are held")));
+            return Ok(Response::error(
+                507,
+                format!("at most {MAX_TEXTS} texts and {MAX_TOTAL_BYTES} bytes are held"),
+            ));
         }
         let chunks = match text::split(body, self.settings.chunk_bytes) {
             Ok(chunks) => chunks,
             Err(text::WordTooLong { at }) => {
                 let limit = self.settings.chunk_bytes;
-                return Ok(Response::error(422, format!("the word at byte {at} is longer than {limit} bytes")));
+                return Ok(Response::error(
+                    422,
+                    format!("the word at byte {at} is longer than {limit} bytes"),
+                ));
             }
         };
         if let Err(response) = check_room(body.len(), chunks.len()) {
@@ -289,19 +337,28 @@ impl WordCount {
         for chunk in &chunks {
             let number = self.jobs.next_number();
             state::set_bytes(&input_key(number), chunk)?;
-            self.jobs.insert(number, Chunk::new(text::count_words(chunk)));
+            self.jobs
+                .insert(number, Chunk::new(text::count_words(chunk)));
             self.save(number)?;
         }
         TEXTS.insert(name, &text)?;
         self.texts += 1;
         self.total_bytes += bytes;
         self.revive = true;
-        Ok(Response::json(&Added { text: name, bytes, chunks: Some(chunks.len()) }).status(201))
+        Ok(Response::json(&Added {
+            text: name,
+            bytes,
+            chunks: Some(chunks.len()),
+        })
+        .status(201))
     }
 
     fn start(&mut self) -> Result<Response, Error> {
         if self.texts == 0 {
-            return Ok(Response::error(409, "there is no text yet: PUT /texts/NAME"));
+            return Ok(Response::error(
+                409,
+                "there is no text yet: PUT /texts/NAME",
+            ));
         }
         if !self.started {
             self.started = true;
@@ -345,7 +402,9 @@ impl WordCount {
         };
         let as_text = match request.query_value("format") {
             Some(format) => format == "text",
-            None => request.header("accept").is_some_and(|accept| accept.contains("text/plain")),
+            None => request
+                .header("accept")
+                .is_some_and(|accept| accept.contains("text/plain")),
         };
         let sorted = self.totals.sorted();
         let rest = sorted.get(offset..).unwrap_or_default();
@@ -353,15 +412,29 @@ impl WordCount {
         let end = offset.saturating_add(page.len());
         let next_offset = (end < sorted.len()).then_some(end);
         if as_text {
-            let lines: String = page.iter().map(|(count, word)| format!("{count} {word}\n")).collect();
+            let lines: String = page
+                .iter()
+                .map(|(count, word)| format!("{count} {word}\n"))
+                .collect();
             let response = Response::text(lines);
             return match next_offset {
                 Some(next) => response.header("next-offset", next.to_string()),
                 None => response,
             };
         }
-        let counts = page.iter().map(|(count, word)| Entry { count: *count, word }).collect();
-        Response::json(&Page { offset, next_offset, distinct_words: sorted.len(), counts })
+        let counts = page
+            .iter()
+            .map(|(count, word)| Entry {
+                count: *count,
+                word,
+            })
+            .collect();
+        Response::json(&Page {
+            offset,
+            next_offset,
+            distinct_words: sorted.len(),
+            counts,
+        })
     }
 
     fn save(&self, number: u32) -> Result<(), Error> {
@@ -405,13 +478,19 @@ fn checked_counts(output: &[u8], words: u64) -> Result<Counts, String> {
 fn check_text(name: &str, body: &[u8]) -> Result<(), Response> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     if name.len() > 128 || !name.bytes().all(allowed) {
-        return Err(Response::error(422, "a text's name has 1 to 128 bytes of A-Z a-z 0-9 . _ -"));
+        return Err(Response::error(
+            422,
+            "a text's name has 1 to 128 bytes of A-Z a-z 0-9 . _ -",
+        ));
     }
     if body.is_empty() {
         return Err(Response::error(422, "the text is empty"));
     }
     if body.len() > MAX_TEXT_BYTES {
-        return Err(Response::error(413, format!("a text has at most {MAX_TEXT_BYTES} bytes; send it in parts")));
+        return Err(Response::error(
+            413,
+            format!("a text has at most {MAX_TEXT_BYTES} bytes; send it in parts"),
+        ));
     }
     Ok(())
 }
@@ -423,8 +502,14 @@ fn check_room(bytes: usize, chunks: usize) -> Result<(), Response> {
         keys: chunks.saturating_mul(2).saturating_add(1),
     };
     let fits = |room: state::Room| needs.bytes <= room.bytes && needs.keys <= room.keys;
-    if !fits(state::Room { bytes: state::MAX_TURN_BYTES, keys: state::MAX_TURN_KEYS }) {
-        return Err(Response::error(413, "the text has too many chunks for one request; send it in parts"));
+    if !fits(state::Room {
+        bytes: state::MAX_TURN_BYTES,
+        keys: state::MAX_TURN_KEYS,
+    }) {
+        return Err(Response::error(
+            413,
+            "the text has too many chunks for one request; send it in parts",
+        ));
     }
     if !fits(state::room()) {
         return Err(Response::retry_after(1, "too many texts at once"));
@@ -477,44 +562,4 @@ struct Page<'a> {
 struct Entry<'a> {
     count: u64,
     word: &'a str,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{PAGE_BYTES, Settings, Totals, checked_counts, page};
-    use tessera_sdk::Config;
-
-    fn config(pairs: &[(&str, &str)]) -> Config {
-        Config::from(pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<Vec<_>>())
-    }
-
-    #[test]
-    fn settings_are_checked() {
-        assert_eq!(Settings::read(&config(&[])).map(|settings| settings.chunk_bytes).ok(), Some(24 * 1024));
-        for bad in [("chunk-kib", "3"), ("chunk-kib", "25"), ("pace-ms", "60001"), ("pace-ms", "-1")] {
-            assert!(Settings::read(&config(&[bad])).is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn words_are_served_by_count_then_name() {
-        let mut totals = Totals::default();
-        totals.merge(&checked_counts(b"2 b\n1 c\n2 a\n", 5).unwrap());
-        totals.merge(&checked_counts(b"3 c\n", 3).unwrap());
-        let words: Vec<&str> = totals.sorted().iter().map(|(_, word)| word.as_str()).collect();
-        assert_eq!(words, ["c", "a", "b"]);
-        assert!(checked_counts(b"2 b\n", 3).is_err(), "a result that does not add up");
-    }
-
-    #[test]
-    fn pages_fit_and_make_headway() {
-        let entries: Vec<(u64, String)> = (0..10_000).map(|number| (number, "word".repeat(5))).collect();
-        let first = page(&entries, usize::MAX, 0);
-        let bytes: usize = first.iter().map(|(count, word)| format!("{count} {word}\n").len()).sum();
-        assert!(!first.is_empty() && bytes <= PAGE_BYTES + 64);
-        assert_eq!(page(&entries, 3, 0).len(), 3);
-        let long = vec![(1, "x".repeat(24 * 1024)); 3];
-        assert_eq!(page(&long, usize::MAX, 24).len(), 2, "below 64 KiB, and at least one");
-        assert!(page(&[], 3, 0).is_empty());
-    }
 }

@@ -24,10 +24,15 @@ pub fn split(text: &[u8], limit: usize) -> Result<Vec<&[u8]>, WordTooLong> {
     let mut rest = text;
     while rest.len() > limit {
         let (window, _) = rest.split_at(limit);
-        let line_end = window.iter().rposition(|byte| *byte == b'\n').filter(|end| *end >= limit / 2);
+        let line_end = window
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .filter(|end| *end >= limit / 2);
         let separator = || window.iter().rposition(|byte| !byte.is_ascii_alphabetic());
         let Some(end) = line_end.or_else(separator) else {
-            return Err(WordTooLong { at: text.len() - rest.len() });
+            return Err(WordTooLong {
+                at: text.len() - rest.len(),
+            });
         };
         let (chunk, tail) = rest.split_at(end + 1);
         chunks.push(chunk);
@@ -41,7 +46,10 @@ pub fn split(text: &[u8], limit: usize) -> Result<Vec<&[u8]>, WordTooLong> {
 
 /// How many words a text has.
 pub fn count_words(text: &[u8]) -> u64 {
-    let words = text.split(|byte| !byte.is_ascii_alphabetic()).filter(|word| !word.is_empty()).count();
+    let words = text
+        .split(|byte| !byte.is_ascii_alphabetic())
+        .filter(|word| !word.is_empty())
+        .count();
     u64::try_from(words).unwrap_or(u64::MAX)
 }
 
@@ -53,7 +61,10 @@ pub fn parse_counts(output: &[u8]) -> Result<Counts, String> {
     let mut counts = Counts::new();
     for (index, line) in output.lines().enumerate() {
         let fault = || format!("line {} of the counts is not a count and a word", index + 1);
-        let (count, word) = line.trim_start_matches(' ').split_once(' ').ok_or_else(fault)?;
+        let (count, word) = line
+            .trim_start_matches(' ')
+            .split_once(' ')
+            .ok_or_else(fault)?;
         let count: u64 = count.parse().map_err(|_| fault())?;
         if word.is_empty() {
             continue;
@@ -68,7 +79,9 @@ pub fn parse_counts(output: &[u8]) -> Result<Counts, String> {
 
 /// The sum of all counts.
 pub fn total(counts: &Counts) -> u64 {
-    counts.values().fold(0, |sum, count| sum.saturating_add(*count))
+    counts
+        .values()
+        .fold(0, |sum, count| sum.saturating_add(*count))
 }
 
 /// Add `other` to `counts`.
@@ -118,18 +131,28 @@ pub fn decode(bytes: &[u8]) -> Option<Counts> {
 pub fn fingerprint(text: &[u8]) -> u64 {
     const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0000_0100_0000_01b3;
-    text.iter().fold(OFFSET, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(PRIME))
+    text.iter().fold(OFFSET, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(PRIME)
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Counts, WordTooLong, count_words, decode, encode, fingerprint, merge, parse_counts, split, total};
+    use super::{
+        Counts, WordTooLong, count_words, decode, encode, fingerprint, merge, parse_counts, split,
+        total,
+    };
 
     fn naive(text: &[u8]) -> Counts {
         let mut counts = Counts::new();
         let lower = text.to_ascii_lowercase();
-        for word in lower.split(|byte| !byte.is_ascii_lowercase()).filter(|word| !word.is_empty()) {
-            *counts.entry(String::from_utf8(word.to_vec()).unwrap()).or_default() += 1;
+        for word in lower
+            .split(|byte| !byte.is_ascii_lowercase())
+            .filter(|word| !word.is_empty())
+        {
+            *counts
+                .entry(String::from_utf8(word.to_vec()).unwrap())
+                .or_default() += 1;
         }
         counts
     }
@@ -156,7 +179,11 @@ mod tests {
         for limit in [64, 1_000, 24 * 1024] {
             let chunks = split(&text, limit).unwrap();
             assert_eq!(chunks.concat(), text);
-            assert!(chunks.iter().all(|chunk| !chunk.is_empty() && chunk.len() <= limit));
+            assert!(
+                chunks
+                    .iter()
+                    .all(|chunk| !chunk.is_empty() && chunk.len() <= limit)
+            );
             let mut merged = Counts::new();
             for chunk in &chunks {
                 merge(&mut merged, &naive(chunk));
@@ -169,8 +196,14 @@ mod tests {
 
     #[test]
     fn chunks_end_at_line_ends_where_they_can() {
-        assert_eq!(split(b"one two\nthree\n", 10).unwrap(), [&b"one two\n"[..], b"three\n"]);
-        assert_eq!(split(b"a\nb c d e f g", 10).unwrap(), [&b"a\nb c d e "[..], b"f g"]);
+        assert_eq!(
+            split(b"one two\nthree\n", 10).unwrap(),
+            [&b"one two\n"[..], b"three\n"]
+        );
+        assert_eq!(
+            split(b"a\nb c d e f g", 10).unwrap(),
+            [&b"a\nb c d e "[..], b"f g"]
+        );
         assert_eq!(split(b"ab cdefghijklmn", 10), Err(WordTooLong { at: 3 }));
         assert_eq!(split(b"", 10).unwrap(), Vec::<&[u8]>::new());
     }
@@ -180,7 +213,16 @@ mod tests {
         let counts = parse_counts(b"      3 \n      2 the\n     10 cat\n").unwrap();
         assert_eq!(counts.get("the"), Some(&2));
         assert_eq!(total(&counts), 12, "the empty word is left out");
-        for bad in [&b"the 2\n"[..], b"2the\n", b"0 the\n", b"2 The\n", b"-1 the\n", b"1 a b\n", b"\n", b"\xff 1\n"] {
+        for bad in [
+            &b"the 2\n"[..],
+            b"2the\n",
+            b"0 the\n",
+            b"2 The\n",
+            b"-1 the\n",
+            b"1 a b\n",
+            b"\n",
+            b"\xff 1\n",
+        ] {
             assert!(parse_counts(bad).is_err(), "{bad:?}");
         }
         assert!(parse_counts(b"").unwrap().is_empty());

@@ -46,13 +46,17 @@ impl Config {
 
     /// All names and values, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.values.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+        self.values
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.as_str()))
     }
 }
 
 impl From<Vec<(String, String)>> for Config {
     fn from(pairs: Vec<(String, String)>) -> Self {
-        Self { values: pairs.into_iter().collect() }
+        Self {
+            values: pairs.into_iter().collect(),
+        }
     }
 }
 
@@ -62,10 +66,25 @@ mod tests {
 
     #[test]
     fn values_are_parsed_and_errors_name_the_key() {
-        let config = Config::from(vec![("count".to_owned(), "12".to_owned()), ("bad".to_owned(), "x".to_owned())]);
+        let config = Config::from(vec![
+            ("count".to_owned(), "12".to_owned()),
+            ("bad".to_owned(), "x".to_owned()),
+        ]);
         assert_eq!(config.parse_or("count", 1_u32).unwrap(), 12);
         assert_eq!(config.parse_or("absent", 7_u32).unwrap(), 7);
-        assert!(config.parse_or("bad", 1_u32).unwrap_err().to_string().contains("`bad`"));
-        assert!(config.require("absent").unwrap_err().to_string().contains("`absent`"));
+        assert!(
+            config
+                .parse_or("bad", 1_u32)
+                .unwrap_err()
+                .to_string()
+                .contains("`bad`")
+        );
+        assert!(
+            config
+                .require("absent")
+                .unwrap_err()
+                .to_string()
+                .contains("`absent`")
+        );
     }
 }

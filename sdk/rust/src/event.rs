@@ -5,7 +5,8 @@
 
 use crate::bindings::tessera::framework::events as host;
 pub use crate::bindings::tessera::framework::events::{
-    ExecutorFailure, HttpResult, Message, OperationOutcome, OperationStatus, StreamChange, Subscription, TimerFired,
+    ExecutorFailure, HttpResult, Message, OperationOutcome, OperationStatus, StreamChange,
+    Subscription, TimerFired,
 };
 pub use crate::bindings::tessera::framework::types::{AgentInfo, Ext, InverseOffer};
 use crate::config::Config;

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::Error;
 use crate::bindings::tessera::framework::events::{HttpAnswer, HttpRequest};
-use crate::bindings::tessera::framework::http as host;
+use crate::host::http as host;
 
 /// Most bytes of a response's body, as the contract says.
 pub const MAX_RESPONSE_BYTES: usize = 64 * 1024;
@@ -46,7 +46,10 @@ impl Request {
     /// }
     /// ```
     pub fn route(&self) -> (&str, Vec<&str>) {
-        (&self.method, self.segments.iter().map(String::as_str).collect())
+        (
+            &self.method,
+            self.segments.iter().map(String::as_str).collect(),
+        )
     }
 
     /// The decoded value of `name` in the query; the first one if there are several.
@@ -63,34 +66,55 @@ impl Request {
         match self.query_value(name) {
             None => Ok(default),
             Some(text) => text.parse().map_err(|_| {
-                Response::error(400, format!("query parameter `{name}` must be a whole number, not `{text}`"))
+                Response::error(
+                    400,
+                    format!("query parameter `{name}` must be a whole number, not `{text}`"),
+                )
             }),
         }
     }
 
     /// The value of a header, whatever the case of its name.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(key, _)| key.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
     }
 
     /// The body as JSON; an answer with status 400 that names the fault if it is none.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Response> {
-        serde_json::from_slice(&self.body)
-            .map_err(|error| Response::error(400, format!("the body is not the JSON that is expected: {error}")))
+        serde_json::from_slice(&self.body).map_err(|error| {
+            Response::error(
+                400,
+                format!("the body is not the JSON that is expected: {error}"),
+            )
+        })
     }
 
     /// Answer the request. A body above 64 KiB is replaced by an error, as the cluster refuses it.
     pub fn respond(self, response: Response) -> Result<(), Error> {
         let answer = response.limited();
-        host::respond(self.id, &HttpAnswer { status: answer.status, headers: answer.headers, body: answer.body })?;
+        host::respond(
+            self.id,
+            &HttpAnswer {
+                status: answer.status,
+                headers: answer.headers,
+                body: answer.body,
+            },
+        )?;
         Ok(())
     }
 }
 
 impl From<HttpRequest> for Request {
     fn from(request: HttpRequest) -> Self {
-        let segments =
-            request.path.split('/').filter(|part| !part.is_empty()).map(|part| decode(part, false)).collect();
+        let segments = request
+            .path
+            .split('/')
+            .filter(|part| !part.is_empty())
+            .map(|part| decode(part, false))
+            .collect();
         Self {
             id: request.id,
             method: request.method.to_ascii_uppercase(),
@@ -117,7 +141,11 @@ pub struct Response {
 
 impl Response {
     fn new(content_type: &str, body: Vec<u8>) -> Self {
-        Self { status: 200, headers: vec![("content-type".to_owned(), content_type.to_owned())], body }
+        Self {
+            status: 200,
+            headers: vec![("content-type".to_owned(), content_type.to_owned())],
+            body,
+        }
     }
 
     /// 200 with a value as JSON; 500 if the value has no JSON form.
@@ -135,7 +163,9 @@ impl Response {
 
     /// An error status, and as body `{"error": message}`.
     pub fn error(status: u16, message: impl Into<String>) -> Self {
-        let body = serde_json::json!({ "error": message.into() }).to_string().into_bytes();
+        let body = serde_json::json!({ "error": message.into() })
+            .to_string()
+            .into_bytes();
         Self::new("application/json", body).status(status)
     }
 
@@ -165,7 +195,13 @@ impl Response {
         if self.body.len() <= MAX_RESPONSE_BYTES {
             return self;
         }
-        Self::error(500, format!("the answer has {} bytes, at most {MAX_RESPONSE_BYTES} can be sent", self.body.len()))
+        Self::error(
+            500,
+            format!(
+                "the answer has {} bytes, at most {MAX_RESPONSE_BYTES} can be sent",
+                self.body.len()
+            ),
+        )
     }
 }
 
@@ -177,7 +213,10 @@ fn decode(text: &str, plus_is_blank: bool) -> String {
     while let Some((first, tail)) = rest.split_first() {
         rest = tail;
         match first {
-            b'%' => match tail.split_at_checked(2).and_then(|(hex, after)| Some((hex_byte(hex)?, after))) {
+            b'%' => match tail
+                .split_at_checked(2)
+                .and_then(|(hex, after)| Some((hex_byte(hex)?, after)))
+            {
                 Some((byte, after)) => {
                     out.push(byte);
                     rest = after;
@@ -220,8 +259,14 @@ mod tests {
     fn routes_match_on_method_and_decoded_segments() {
         let request = request("get", "/tasks/run%2d1%2Fx/", None);
         let (method, path) = request.route();
-        assert!(matches!((method, path.as_slice()), ("GET", ["tasks", "run-1/x"])));
-        assert!(matches!(super::tests::request("GET", "/", None).route().1.as_slice(), []));
+        assert!(matches!(
+            (method, path.as_slice()),
+            ("GET", ["tasks", "run-1/x"])
+        ));
+        assert!(matches!(
+            super::tests::request("GET", "/", None).route().1.as_slice(),
+            []
+        ));
     }
 
     #[test]
@@ -250,6 +295,11 @@ mod tests {
     fn an_answer_that_is_too_large_becomes_an_error() {
         let fits = Response::text("x".repeat(MAX_RESPONSE_BYTES));
         assert_eq!(fits.clone().limited(), fits);
-        assert_eq!(Response::text("x".repeat(MAX_RESPONSE_BYTES + 1)).limited().status, 500);
+        assert_eq!(
+            Response::text("x".repeat(MAX_RESPONSE_BYTES + 1))
+                .limited()
+                .status,
+            500
+        );
     }
 }

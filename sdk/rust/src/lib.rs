@@ -62,6 +62,7 @@ pub mod bindings;
 mod config;
 mod error;
 pub mod event;
+mod host;
 pub mod http;
 pub mod log;
 pub mod resources;
@@ -69,6 +70,8 @@ pub mod resources;
 pub mod runtime;
 pub mod state;
 mod task;
+#[cfg(not(target_family = "wasm"))]
+pub mod testing;
 mod turn;
 
 pub use config::Config;

@@ -2,14 +2,16 @@
 //!
 //! The host cuts lines at 8 KiB and keeps at most 1,000 of them, or 1 MiB, per turn.
 
-use crate::bindings::tessera::framework::log as host;
 pub use crate::bindings::tessera::framework::types::Level;
+use crate::host::log as host;
 
 /// Write one line with named values beside its text. `target` names the part that speaks.
 pub fn write(level: Level, target: &str, text: &str, fields: &[(&str, String)]) {
     if host::enabled(level) {
-        let fields: Vec<(String, String)> =
-            fields.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        let fields: Vec<(String, String)> = fields
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), value.clone()))
+            .collect();
         host::write(level, target, text, &fields);
     }
 }

@@ -17,7 +17,11 @@ pub(crate) fn milli_from_cores(cores: f64) -> u64 {
 impl Resources {
     /// This much CPU (in cores) and memory (in MiB), and no disk.
     pub fn new(cpus: f64, mem_mib: u64) -> Self {
-        Self { cpus_milli: milli_from_cores(cpus), mem_mib, disk_mib: 0 }
+        Self {
+            cpus_milli: milli_from_cores(cpus),
+            mem_mib,
+            disk_mib: 0,
+        }
     }
 
     /// Whether `wanted` is not more than this in any amount.
@@ -85,7 +89,11 @@ mod tests {
         let mut free = [Resources::new(0.5, 64), Resources::new(4.0, 4096)];
         let wanted = Resources::new(0.3, 32);
         assert_eq!(take_first_fit(&mut free, &wanted), Some(0));
-        assert_eq!(take_first_fit(&mut free, &wanted), Some(1), "0.2 cores are left in the first");
+        assert_eq!(
+            take_first_fit(&mut free, &wanted),
+            Some(1),
+            "0.2 cores are left in the first"
+        );
         assert_eq!(free[0], Resources::new(0.2, 32));
         assert_eq!(take_first_fit(&mut free, &Resources::new(0.1, 8192)), None);
         assert_eq!(free[1], Resources::new(3.7, 4064));

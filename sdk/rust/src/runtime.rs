@@ -12,23 +12,37 @@ pub fn assert_exported<G: Guest>() {}
 
 /// Describe the component.
 pub fn describe(writes: u32, reads: &[u32]) -> Description {
-    Description { writes_state: writes, reads_state: reads.to_vec() }
+    Description {
+        writes_state: writes,
+        reads_state: reads.to_vec(),
+    }
 }
 
 /// Make an instance.
-pub fn init<S: Scheduler>(slot: &mut Option<S>, config: Vec<(String, String)>) -> Result<(), String> {
+pub fn init<S: Scheduler>(
+    slot: &mut Option<S>,
+    config: Vec<(String, String)>,
+) -> Result<(), String> {
     *slot = Some(S::init(&Config::from(config)).map_err(|error| error.to_string())?);
     Ok(())
 }
 
 /// Handle one batch: each event, then the end of the turn.
-pub fn handle<S: Scheduler>(slot: &mut Option<S>, info: TurnInfo, batch: Vec<events::Event>) -> Result<(), String> {
+pub fn handle<S: Scheduler>(
+    slot: &mut Option<S>,
+    info: TurnInfo,
+    batch: Vec<events::Event>,
+) -> Result<(), String> {
     let scheduler = slot.as_mut().ok_or("handle was called before init")?;
     let mut turn = Turn::new(info);
     for event in batch {
-        scheduler.handle(&mut turn, Event::from(event)).map_err(|error| error.to_string())?;
+        scheduler
+            .handle(&mut turn, Event::from(event))
+            .map_err(|error| error.to_string())?;
     }
-    scheduler.end_turn(&mut turn).map_err(|error| error.to_string())?;
+    scheduler
+        .end_turn(&mut turn)
+        .map_err(|error| error.to_string())?;
     state::reset_room();
     Ok(())
 }

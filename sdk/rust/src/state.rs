@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::Error;
-use crate::bindings::tessera::framework::state as host;
+use crate::host::state as host;
 
 /// Bytes of keys and values that one turn may write, as the contract says.
 pub const MAX_TURN_BYTES: usize = 1 << 20;
@@ -50,11 +50,17 @@ pub(crate) fn reset_room() {
 
 fn count_write(bytes: usize) {
     let written = WRITTEN.get();
-    WRITTEN.set(Room { bytes: written.bytes.saturating_add(bytes), keys: written.keys.saturating_add(1) });
+    WRITTEN.set(Room {
+        bytes: written.bytes.saturating_add(bytes),
+        keys: written.keys.saturating_add(1),
+    });
 }
 
 fn decode<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, Error> {
-    serde_json::from_slice(value).map_err(|source| Error::State { key: key.to_owned(), source })
+    serde_json::from_slice(value).map_err(|source| Error::State {
+        key: key.to_owned(),
+        source,
+    })
 }
 
 /// Read the value of `key`. Fails if there is one and it is no `T`.
@@ -123,7 +129,10 @@ pub struct Map<T> {
 impl<T: Serialize + DeserializeOwned> Map<T> {
     /// The collection under `prefix`. No other key may start with it.
     pub const fn new(prefix: &'static str) -> Self {
-        Self { prefix, values: PhantomData }
+        Self {
+            prefix,
+            values: PhantomData,
+        }
     }
 
     fn key(&self, id: &str) -> String {
@@ -161,7 +170,10 @@ impl<T: Serialize + DeserializeOwned> Map<T> {
             .into_iter()
             .map(|(key, value)| {
                 let value = decode(&key, &value)?;
-                Ok((key.get(self.prefix.len()..).unwrap_or_default().to_owned(), value))
+                Ok((
+                    key.get(self.prefix.len()..).unwrap_or_default().to_owned(),
+                    value,
+                ))
             })
             .collect()
     }

@@ -4,9 +4,11 @@
 //! checks a spec when it is defined, and says which field breaks which rule.
 
 use crate::Error;
-use crate::bindings::tessera::framework::specs;
-use crate::bindings::tessera::framework::types::{self, File, FileContent, NativeCommand, TaskBody, WasmCommand};
+use crate::bindings::tessera::framework::types::{
+    self, File, FileContent, NativeCommand, TaskBody, WasmCommand,
+};
 pub use crate::bindings::tessera::framework::types::{TaskState, TaskStatus};
+use crate::host::specs;
 use crate::resources::{Resources, milli_from_cores};
 
 /// What a task runs and needs. Tasks may share one.
@@ -36,7 +38,11 @@ impl TaskSpec {
             spec: types::TaskSpec {
                 name: name.to_owned(),
                 body,
-                resources: Resources { cpus_milli: DEFAULT_CPUS_MILLI, mem_mib: DEFAULT_MEM_MIB, disk_mib: 0 },
+                resources: Resources {
+                    cpus_milli: DEFAULT_CPUS_MILLI,
+                    mem_mib: DEFAULT_MEM_MIB,
+                    disk_mib: 0,
+                },
                 items: Vec::new(),
                 cpus_limit_milli: None,
                 pids_limit: None,
@@ -55,7 +61,10 @@ impl TaskSpec {
 
     /// A native command run by `/bin/sh -c`, with 0.1 cpus and 32 MiB unless changed.
     pub fn shell(command: impl Into<String>) -> Self {
-        Self::new("shell", TaskBody::Native(NativeCommand::Shell(command.into())))
+        Self::new(
+            "shell",
+            TaskBody::Native(NativeCommand::Shell(command.into())),
+        )
     }
 
     /// A native program and its arguments, with 0.1 cpus and 32 MiB unless changed.
@@ -66,9 +75,18 @@ impl TaskSpec {
 
     /// A `wasi:cli/command` component, by its digest (`sha256:…`), with the arguments after its
     /// name; 0.1 cpus and 32 MiB unless changed.
-    pub fn wasm<A: Into<String>>(component: impl Into<String>, args: impl IntoIterator<Item = A>) -> Self {
+    pub fn wasm<A: Into<String>>(
+        component: impl Into<String>,
+        args: impl IntoIterator<Item = A>,
+    ) -> Self {
         let args = args.into_iter().map(Into::into).collect();
-        Self::new("component", TaskBody::Wasm(WasmCommand { component: component.into(), args }))
+        Self::new(
+            "component",
+            TaskBody::Wasm(WasmCommand {
+                component: component.into(),
+                args,
+            }),
+        )
     }
 
     /// A name for people, at most 255 bytes.
@@ -125,8 +143,17 @@ impl TaskSpec {
     }
 
     /// A file with these permission bits placed into the sandbox, at most 64 KiB.
-    pub fn file_with_mode(mut self, path: impl Into<String>, mode: u32, content: impl Into<Vec<u8>>) -> Self {
-        self.spec.files.push(File { path: path.into(), mode, content: FileContent::Inline(content.into()) });
+    pub fn file_with_mode(
+        mut self,
+        path: impl Into<String>,
+        mode: u32,
+        content: impl Into<Vec<u8>>,
+    ) -> Self {
+        self.spec.files.push(File {
+            path: path.into(),
+            mode,
+            content: FileContent::Inline(content.into()),
+        });
         self
     }
 
@@ -168,9 +195,14 @@ impl TaskSpec {
         const ELEMENT_BYTES: usize = 32;
         let spec = &self.spec;
         let pairs = |pairs: &[(String, String)]| -> usize {
-            pairs.iter().map(|(name, value)| ELEMENT_BYTES + name.len() + value.len()).sum()
+            pairs
+                .iter()
+                .map(|(name, value)| ELEMENT_BYTES + name.len() + value.len())
+                .sum()
         };
-        let texts = |texts: &[String]| -> usize { texts.iter().map(|text| ELEMENT_BYTES + text.len()).sum() };
+        let texts = |texts: &[String]| -> usize {
+            texts.iter().map(|text| ELEMENT_BYTES + text.len()).sum()
+        };
         let body = match &spec.body {
             TaskBody::Native(NativeCommand::Shell(command)) => command.len(),
             TaskBody::Native(NativeCommand::Argv(argv)) => texts(argv),
@@ -214,7 +246,12 @@ pub struct Pending {
 impl Pending {
     /// A task with nothing of its own but its id.
     pub fn new(task: impl Into<String>, spec: TaskSpec) -> Self {
-        Self { task: task.into(), spec, args: Vec::new(), env: Vec::new() }
+        Self {
+            task: task.into(),
+            spec,
+            args: Vec::new(),
+            env: Vec::new(),
+        }
     }
 
     /// One more argument for this task only.
@@ -262,7 +299,12 @@ impl TaskState {
             | Self::Lost
             | Self::Gone
             | Self::GoneByOperator => true,
-            Self::Staging | Self::Starting | Self::Running | Self::Killing | Self::Unreachable | Self::Unknown => false,
+            Self::Staging
+            | Self::Starting
+            | Self::Running
+            | Self::Killing
+            | Self::Unreachable
+            | Self::Unknown => false,
         }
     }
 }
@@ -272,9 +314,11 @@ impl TaskStatus {
     /// an operator took it away. Trying again under a new id is the usual answer.
     pub fn ended_from_outside(&self) -> bool {
         match self.state {
-            TaskState::Dropped | TaskState::Lost | TaskState::Gone | TaskState::GoneByOperator | TaskState::Killed => {
-                true
-            }
+            TaskState::Dropped
+            | TaskState::Lost
+            | TaskState::Gone
+            | TaskState::GoneByOperator
+            | TaskState::Killed => true,
             TaskState::Failed => self.reason == "WORKER_LOST",
             _ => false,
         }
@@ -306,7 +350,9 @@ mod tests {
     #[test]
     fn the_size_of_a_spec_covers_its_contents() {
         let small = TaskSpec::shell("true");
-        let large = TaskSpec::shell("true").file("input", vec![0; 24 * 1024]).env("NAME", "value");
+        let large = TaskSpec::shell("true")
+            .file("input", vec![0; 24 * 1024])
+            .env("NAME", "value");
         assert!(large.size_bytes() > small.size_bytes() + 24 * 1024);
     }
 }

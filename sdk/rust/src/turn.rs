@@ -5,9 +5,9 @@
 
 use crate::Error;
 use crate::bindings::exports::tessera::framework::scheduler::TurnInfo;
-use crate::bindings::tessera::framework::driver::{self, Filters, Operation};
-use crate::bindings::tessera::framework::timers;
+use crate::bindings::tessera::framework::driver::{Filters, Operation};
 use crate::bindings::tessera::framework::types::Launch;
+use crate::host::{driver, timers};
 use crate::resources::{Offer, Resources, take_first_fit};
 use crate::task::{Pending, TaskSpec};
 
@@ -44,7 +44,11 @@ pub struct Placed {
 
 impl Turn {
     pub(crate) fn new(info: TurnInfo) -> Self {
-        Self { info, spec_bytes: 0, specs: 0 }
+        Self {
+            info,
+            spec_bytes: 0,
+            specs: 0,
+        }
     }
 
     /// Counts the committed turns of the framework over all epochs.
@@ -118,7 +122,12 @@ impl Turn {
     }
 
     /// Accept the offers that have operations, and decline the others.
-    fn answer(&mut self, offers: &[Offer], operations: Vec<Vec<Operation>>, refuse_ms: u64) -> Result<(), Error> {
+    fn answer(
+        &mut self,
+        offers: &[Offer],
+        operations: Vec<Vec<Operation>>,
+        refuse_ms: u64,
+    ) -> Result<(), Error> {
         let filters = Filters { refuse_ms };
         let mut unused = Vec::new();
         for (offer, operations) in offers.iter().zip(operations) {
@@ -137,7 +146,8 @@ impl Turn {
     fn has_room_for(&self, spec: &TaskSpec) -> bool {
         // A spec that is too large for any turn goes to the host, which says so.
         self.specs == 0
-            || (self.specs < MAX_SPECS && self.spec_bytes.saturating_add(spec.size_bytes()) <= MAX_SPEC_BYTES)
+            || (self.specs < MAX_SPECS
+                && self.spec_bytes.saturating_add(spec.size_bytes()) <= MAX_SPEC_BYTES)
     }
 
     fn define(&mut self, spec: &TaskSpec) -> Result<String, Error> {
@@ -150,7 +160,12 @@ impl Turn {
     /// Launch one task on an offer; what it leaves over is declined for `refuse_ms`.
     pub fn launch(&mut self, offer: &Offer, task: Pending, refuse_ms: u64) -> Result<(), Error> {
         let spec = self.define(&task.spec)?;
-        let launch = Operation::Launch(Launch { task: task.task, spec, args: task.args, env: task.env });
+        let launch = Operation::Launch(Launch {
+            task: task.task,
+            spec,
+            args: task.args,
+            env: task.env,
+        });
         driver::accept(&[offer.id], &[launch], Filters { refuse_ms }, None)?;
         Ok(())
     }

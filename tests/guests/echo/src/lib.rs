@@ -15,11 +15,15 @@ tessera_sdk::scheduler!(Echo, state_version = 1);
 
 impl Scheduler for Echo {
     fn init(_config: &Config) -> Result<Self, Error> {
-        Ok(Self { turns: state::get("turns")?.unwrap_or(0) })
+        Ok(Self {
+            turns: state::get("turns")?.unwrap_or(0),
+        })
     }
 
     fn handle(&mut self, _turn: &mut Turn, event: Event) -> Result<(), Error> {
-        let Event::Http(request) = event else { return Ok(()) };
+        let Event::Http(request) = event else {
+            return Ok(());
+        };
         let response = match request.method.as_str() {
             "GET" => Response::text(format!("{}\n", self.turns)),
             _ => Response::text(String::from_utf8_lossy(&request.body)),

@@ -14,7 +14,9 @@
 use std::hint::black_box;
 
 use tessera_sdk::http::Response;
-use tessera_sdk::{Config, Error, Event, Offer, Pending, Resources, Scheduler, TaskSpec, Turn, log, state};
+use tessera_sdk::{
+    Config, Error, Event, Offer, Pending, Resources, Scheduler, TaskSpec, Turn, log, state,
+};
 
 const MIB: usize = 1 << 20;
 
@@ -30,7 +32,9 @@ impl Scheduler for Flood {
     }
 
     fn handle(&mut self, turn: &mut Turn, event: Event) -> Result<(), Error> {
-        let Event::Http(request) = event else { return Ok(()) };
+        let Event::Http(request) = event else {
+            return Ok(());
+        };
         let (_, path) = request.route();
         let response = match path.as_slice() {
             ["mem"] => Response::text(format!("accepted={}\n", grow())),
@@ -39,18 +43,31 @@ impl Scheduler for Flood {
                 log::info(format!("line {index} of a flood that is to be cut"));
                 Ok(())
             }),
-            ["state", "value"] => attempt(1, |_| state::set_bytes("value", &vec![b'v'; 256 * 1024 + 1])),
-            ["state", "keys"] => attempt(1_001, |index| state::set_bytes(&format!("key/{index}"), b"k")),
-            ["state", "bytes"] => attempt(5, |index| state::set_bytes(&format!("bytes/{index}"), &vec![b'b'; MIB / 4])),
+            ["state", "value"] => attempt(1, |_| {
+                state::set_bytes("value", &vec![b'v'; 256 * 1024 + 1])
+            }),
+            ["state", "keys"] => attempt(1_001, |index| {
+                state::set_bytes(&format!("key/{index}"), b"k")
+            }),
+            ["state", "bytes"] => attempt(5, |index| {
+                state::set_bytes(&format!("bytes/{index}"), &vec![b'b'; MIB / 4])
+            }),
             ["state", "total"] => {
                 self.total += 1;
                 let total = self.total;
-                attempt(3, |index| state::set_bytes(&format!("total/{total}/{index}"), &vec![b't'; MIB / 4]))
+                attempt(3, |index| {
+                    state::set_bytes(&format!("total/{total}/{index}"), &vec![b't'; MIB / 4])
+                })
             }
             ["ops"] => attempt(100_000, |index| turn.decline(&[foreign_offer(index)], 0)),
-            ["timers"] => attempt(2_000, |index| turn.set_timer(&format!("timer-{index}"), 3_600_000)),
+            ["timers"] => attempt(2_000, |index| {
+                turn.set_timer(&format!("timer-{index}"), 3_600_000)
+            }),
             ["specs"] => attempt(2_000, |index| {
-                let task = Pending::new(format!("task-{index}"), TaskSpec::shell(format!("exit {index}")));
+                let task = Pending::new(
+                    format!("task-{index}"),
+                    TaskSpec::shell(format!("exit {index}")),
+                );
                 turn.launch(&foreign_offer(index), task, 0)
             }),
             _ => Response::text("a flood waits to be asked\n"),
@@ -70,7 +87,12 @@ fn attempt(times: u64, mut step: impl FnMut(u64) -> Result<(), Error>) -> Respon
 }
 
 fn foreign_offer(index: u64) -> Offer {
-    Offer { id: u64::MAX - index, agent: 1, available: Resources::new(1.0, 64), items: Vec::new() }
+    Offer {
+        id: u64::MAX - index,
+        agent: 1,
+        available: Resources::new(1.0, 64),
+        items: Vec::new(),
+    }
 }
 
 /// Grow memory until it is refused; the MiB that were had.

@@ -22,7 +22,9 @@ impl Scheduler for Nondet {
     }
 
     fn handle(&mut self, turn: &mut Turn, event: Event) -> Result<(), Error> {
-        let Event::Http(request) = event else { return Ok(()) };
+        let Event::Http(request) = event else {
+            return Ok(());
+        };
         let body = json!({
             "turn": turn.number(),
             "time_ms": turn.time_ms(),

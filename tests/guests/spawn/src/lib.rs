@@ -13,7 +13,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use tessera_sdk::http::{Request, Response};
 use tessera_sdk::state::Map;
-use tessera_sdk::{Config, Error, Event, Pending, REFUSE_MS, Scheduler, TaskSpec, TaskState, TaskStatus, Turn};
+use tessera_sdk::{
+    Config, Error, Event, Pending, REFUSE_MS, Scheduler, TaskSpec, TaskState, TaskStatus, Turn,
+};
 
 const TASKS: Map<Record> = Map::new("task/");
 /// Records in an answer unless fewer are asked for; about 100 bytes each.
@@ -49,10 +51,20 @@ fn spec(config: &Config) -> Result<TaskSpec, Error> {
     let command = config.require("command")?;
     let spec = match config.get("kind").unwrap_or("native") {
         "native" => TaskSpec::shell(command),
-        "wasm" => TaskSpec::wasm(command, config.get("args").unwrap_or_default().split_whitespace()),
-        other => return Err(Error::failed(format!("kind must be native or wasm, not `{other}`"))),
+        "wasm" => TaskSpec::wasm(
+            command,
+            config.get("args").unwrap_or_default().split_whitespace(),
+        ),
+        other => {
+            return Err(Error::failed(format!(
+                "kind must be native or wasm, not `{other}`"
+            )));
+        }
     };
-    Ok(spec.name("spawn").cpus(config.parse_or("cpus", 0.1)?).mem_mib(config.parse_or("mem-mib", 16)?))
+    Ok(spec
+        .name("spawn")
+        .cpus(config.parse_or("cpus", 0.1)?)
+        .mem_mib(config.parse_or("mem-mib", 16)?))
 }
 
 fn launch_id(number: u32, launches: u32) -> String {
@@ -72,13 +84,28 @@ impl Scheduler for Spawn {
         if count > MAX_COUNT {
             return Err(Error::failed(format!("count must be at most {MAX_COUNT}")));
         }
-        let mut records: BTreeMap<u32, Record> = (0..count).map(|number| (number, Record::default())).collect();
+        let mut records: BTreeMap<u32, Record> = (0..count)
+            .map(|number| (number, Record::default()))
+            .collect();
         for entry in TASKS.iter() {
             let (id, record) = entry?;
-            records.insert(id.parse().map_err(|_| Error::failed(format!("bad key {id}")))?, record);
+            records.insert(
+                id.parse()
+                    .map_err(|_| Error::failed(format!("bad key {id}")))?,
+                record,
+            );
         }
-        let waiting = records.iter().filter(|(_, record)| !record.launched).map(|(number, _)| *number).collect();
-        Ok(Self { records, waiting, spec: spec(config)?, suppressed: None })
+        let waiting = records
+            .iter()
+            .filter(|(_, record)| !record.launched)
+            .map(|(number, _)| *number)
+            .collect();
+        Ok(Self {
+            records,
+            waiting,
+            spec: spec(config)?,
+            suppressed: None,
+        })
     }
 
     fn handle(&mut self, turn: &mut Turn, event: Event) -> Result<(), Error> {
@@ -111,7 +138,11 @@ impl Scheduler for Spawn {
     fn end_turn(&mut self, turn: &mut Turn) -> Result<(), Error> {
         let idle = self.waiting.is_empty();
         if self.suppressed != Some(idle) {
-            if idle { turn.suppress()? } else { turn.revive()? }
+            if idle {
+                turn.suppress()?
+            } else {
+                turn.revive()?
+            }
             self.suppressed = Some(idle);
         }
         Ok(())
@@ -120,8 +151,12 @@ impl Scheduler for Spawn {
 
 impl Spawn {
     fn on_launched(&mut self, id: String) -> Result<(), Error> {
-        let Some(number) = number_of(&id) else { return Ok(()) };
-        let Some(record) = self.records.get_mut(&number) else { return Ok(()) };
+        let Some(number) = number_of(&id) else {
+            return Ok(());
+        };
+        let Some(record) = self.records.get_mut(&number) else {
+            return Ok(());
+        };
         record.task = id;
         record.launches += 1;
         record.launched = true;
@@ -130,9 +165,16 @@ impl Spawn {
     }
 
     fn on_end(&mut self, status: TaskStatus) -> Result<(), Error> {
-        let Some(number) = number_of(&status.task) else { return Ok(()) };
-        let Some(record) = self.records.get_mut(&number) else { return Ok(()) };
-        let seen = record.received.entry(format!("{} {}", status.task, status.state.name())).or_default();
+        let Some(number) = number_of(&status.task) else {
+            return Ok(());
+        };
+        let Some(record) = self.records.get_mut(&number) else {
+            return Ok(());
+        };
+        let seen = record
+            .received
+            .entry(format!("{} {}", status.task, status.state.name()))
+            .or_default();
         *seen += 1;
         if status.state == TaskState::Dropped && record.task == status.task {
             record.launched = false;
@@ -146,17 +188,25 @@ impl Spawn {
     }
 
     fn page(&self, request: &Request) -> Response {
-        let numbers = request.query_number("offset", 0).and_then(|offset| {
-            Ok((offset, request.query_number("limit", PAGE)?.min(PAGE)))
-        });
+        let numbers = request
+            .query_number("offset", 0)
+            .and_then(|offset| Ok((offset, request.query_number("limit", PAGE)?.min(PAGE))));
         let (offset, limit) = match numbers {
             Ok(numbers) => numbers,
             Err(response) => return response,
         };
         Response::json(&Page {
             count: self.records.len(),
-            launched: self.records.values().filter(|record| record.launched).count(),
-            ended: self.records.values().filter(|record| record.state.is_some()).count(),
+            launched: self
+                .records
+                .values()
+                .filter(|record| record.launched)
+                .count(),
+            ended: self
+                .records
+                .values()
+                .filter(|record| record.state.is_some())
+                .count(),
             tasks: self.records.values().skip(offset).take(limit).collect(),
         })
     }

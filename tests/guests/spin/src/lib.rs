@@ -26,13 +26,17 @@ impl Scheduler for Spin {
         match on.as_str() {
             "init" => spin(),
             "timer" | "http" => Ok(Self { on }),
-            other => Err(Error::failed(format!("spin-on must be init, timer or http, not `{other}`"))),
+            other => Err(Error::failed(format!(
+                "spin-on must be init, timer or http, not `{other}`"
+            ))),
         }
     }
 
     fn handle(&mut self, turn: &mut Turn, event: Event) -> Result<(), Error> {
         match event {
-            Event::Subscribed(_) | Event::Resumed(_) if self.on == "timer" => turn.set_timer("spin", TIMER_MS)?,
+            Event::Subscribed(_) | Event::Resumed(_) if self.on == "timer" => {
+                turn.set_timer("spin", TIMER_MS)?
+            }
             Event::Timer(_) => spin(),
             Event::Http(_) if self.on == "http" => spin(),
             Event::Http(request) => request.respond(Response::text("not yet\n"))?,

@@ -14,11 +14,16 @@ tessera_sdk::scheduler!(Trap, state_version = 1);
 
 impl Scheduler for Trap {
     fn init(_config: &Config) -> Result<Self, Error> {
-        Ok(Self { turns: state::get("turns")?.unwrap_or(0), instance_turns: 0 })
+        Ok(Self {
+            turns: state::get("turns")?.unwrap_or(0),
+            instance_turns: 0,
+        })
     }
 
     fn handle(&mut self, _turn: &mut Turn, event: Event) -> Result<(), Error> {
-        let Event::Http(request) = event else { return Ok(()) };
+        let Event::Http(request) = event else {
+            return Ok(());
+        };
         // Lost with the turn when it fails: a test can look for it.
         state::set("last-path", &request.path)?;
         match request.route().1.as_slice() {
@@ -26,7 +31,10 @@ impl Scheduler for Trap {
             ["error"] => Err(Error::failed("asked to fail")),
             ["abort"] => std::process::abort(),
             _ => {
-                let counts = format!("{{\"turns\":{},\"instance\":{}}}\n", self.turns, self.instance_turns);
+                let counts = format!(
+                    "{{\"turns\":{},\"instance\":{}}}\n",
+                    self.turns, self.instance_turns
+                );
                 request.respond(Response::text(counts))
             }
         }

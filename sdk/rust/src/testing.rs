@@ -1,0 +1,170 @@
+//! Unit tests of schedulers, on the machine itself: turns against a state in memory.
+//!
+//! A [`Harness`] holds one scheduler. It commits the writes of a turn that ends well, forgets those
+//! of one that fails, enforces the limits of the contract on state and specs, and returns what the
+//! scheduler asked for as [`Call`]s. It allocates nothing and launches nothing by itself: the test
+//! plays the cluster. Not part of components.
+
+pub(crate) mod calls;
+
+use std::collections::BTreeMap;
+
+pub use calls::{Call, Launched};
+
+use crate::bindings::exports::tessera::framework::scheduler::TurnInfo;
+use crate::bindings::tessera::framework::events::HttpRequest;
+/// The records of the contract, as launches carry them.
+pub use crate::bindings::tessera::framework::types as contract;
+use crate::event::Subscription;
+use crate::http::{Request, Response};
+use crate::{
+    Config, Error, Event, Offer, Resources, Scheduler, TaskState, TaskStatus, Turn, state,
+};
+
+/// Time of the first turn, in ms since the Unix epoch.
+const START_MS: u64 = 1_700_000_000_000;
+/// Time between turns, in ms.
+const STEP_MS: u64 = 10;
+
+/// A scheduler and its state.
+///
+/// One at a time per thread: it stands in for the host of its thread.
+pub struct Harness<S> {
+    scheduler: S,
+    config: Config,
+    turns: u64,
+    requests: u64,
+}
+
+impl<S: Scheduler> Harness<S> {
+    /// A framework with an empty state, subscribed. Fails as the scheduler's `init` or first turn
+    /// does.
+    pub fn new(config: &[(&str, &str)]) -> Result<Self, Error> {
+        calls::reset();
+        let pairs = config
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let config = Config::from(pairs.collect::<Vec<_>>());
+        let scheduler = init(&config)?;
+        let mut harness = Self {
+            scheduler,
+            config,
+            turns: 0,
+            requests: 0,
+        };
+        harness.turn([Event::Subscribed(subscription())])?;
+        Ok(harness)
+    }
+
+    /// Drop the instance and rebuild it from the committed state, as after a crash.
+    pub fn restart(&mut self) -> Result<Vec<Call>, Error> {
+        calls::roll_back();
+        self.scheduler = init(&self.config)?;
+        self.turn([Event::Resumed(subscription())])
+    }
+
+    /// Run one turn with these events. When it fails its writes are forgotten, and the instance
+    /// must be rebuilt with [`restart`](Self::restart), as the cluster would.
+    pub fn turn(&mut self, events: impl IntoIterator<Item = Event>) -> Result<Vec<Call>, Error> {
+        self.turns += 1;
+        let mut turn = Turn::new(TurnInfo {
+            number: self.turns,
+            epoch: 1,
+            time_ms: START_MS + self.turns * STEP_MS,
+        });
+        let mut outcome = Ok(());
+        for event in events {
+            outcome = outcome.and_then(|()| self.scheduler.handle(&mut turn, event));
+        }
+        outcome = outcome.and_then(|()| self.scheduler.end_turn(&mut turn));
+        state::reset_room();
+        match outcome {
+            Ok(()) => Ok(calls::commit()),
+            Err(error) => {
+                calls::roll_back();
+                Err(error)
+            }
+        }
+    }
+
+    /// Send a request in a turn of its own; its answer and what else was asked for. Nothing if the
+    /// scheduler did not answer.
+    pub fn request(
+        &mut self,
+        method: &str,
+        target: &str,
+        body: &[u8],
+    ) -> Result<(Option<Response>, Vec<Call>), Error> {
+        self.requests += 1;
+        let id = self.requests;
+        let (path, query) = match target.split_once('?') {
+            Some((path, query)) => (path, Some(query.to_owned())),
+            None => (target, None),
+        };
+        let request = Request::from(HttpRequest {
+            id,
+            method: method.to_owned(),
+            path: path.to_owned(),
+            query,
+            headers: Vec::new(),
+            body: body.to_vec(),
+            principal: "admin".to_owned(),
+            idempotency_key: None,
+        });
+        let calls = self.turn([Event::Http(request)])?;
+        Ok((calls::take_answer(id), calls))
+    }
+
+    /// The committed state.
+    pub fn state(&self) -> BTreeMap<String, Vec<u8>> {
+        calls::committed()
+    }
+}
+
+fn init<S: Scheduler>(config: &Config) -> Result<S, Error> {
+    S::init(config).inspect_err(|_| calls::roll_back())
+}
+
+fn subscription() -> Subscription {
+    Subscription {
+        framework: 1,
+        name: "test".to_owned(),
+        role: "test".to_owned(),
+        epoch: 1,
+    }
+}
+
+/// An offer of agent 1.
+pub fn offer(id: u64, cpus: f64, mem_mib: u64) -> Offer {
+    Offer {
+        id,
+        agent: 1,
+        available: Resources::new(cpus, mem_mib),
+        items: Vec::new(),
+    }
+}
+
+/// A status of a task on agent 1 with nothing but its state.
+pub fn status(task: &str, state: TaskState) -> TaskStatus {
+    TaskStatus {
+        task: task.to_owned(),
+        agent: 1,
+        state,
+        reason: String::new(),
+        message: String::new(),
+        exit_code: None,
+        signal: None,
+        data: Vec::new(),
+        attempt: 1,
+        at_ms: START_MS,
+    }
+}
+
+/// All tasks that were launched by these calls.
+pub fn launched(calls: &[Call]) -> Vec<Launched> {
+    let launches = calls.iter().filter_map(|call| match call {
+        Call::Accept { launches, .. } => Some(launches.clone()),
+        _ => None,
+    });
+    launches.flatten().collect()
+}

@@ -1,0 +1,319 @@
+//! The recorder that stands in for the host: the same functions as the bindings, on a state in
+//! memory per thread.
+//!
+//! Invariant: `state` is `committed` and the writes of the running turn; both are equal between
+//! turns. Limits are those that the contract names.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use crate::bindings::tessera::framework::types::{Error, TaskSpec};
+use crate::http::Response;
+use crate::state::{MAX_TURN_BYTES, MAX_TURN_KEYS};
+
+/// Bytes of one value.
+const MAX_VALUE_BYTES: usize = 256 * 1024;
+/// Bytes of an answer.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
+/// Specs defined per turn.
+const MAX_SPECS: usize = 256;
+/// Bytes of files in the specs of one turn; the rest of a spec is not counted here.
+const MAX_SPEC_BYTES: usize = 1 << 20;
+
+/// Something that a scheduler asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// Accept offers.
+    Accept {
+        /// Ids of the offers.
+        offers: Vec<u64>,
+        /// Tasks to launch on them.
+        launches: Vec<Launched>,
+        /// Filter for what is left over.
+        refuse_ms: u64,
+    },
+    /// Decline offers.
+    Decline {
+        /// Ids of the offers.
+        offers: Vec<u64>,
+        /// Filter.
+        refuse_ms: u64,
+    },
+    /// Receive offers again.
+    Revive,
+    /// Receive no offers.
+    Suppress,
+    /// Kill a task.
+    Kill(String),
+    /// Ask for the states of tasks.
+    Reconcile(Vec<String>),
+    /// Be called again.
+    Again,
+    /// Set a timer, in ms from now.
+    SetTimer(String, u64),
+    /// Forget a timer.
+    CancelTimer(String),
+}
+
+/// A task that a scheduler launched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launched {
+    /// Its id.
+    pub task: String,
+    /// Its spec, as in the contract.
+    pub spec: TaskSpec,
+    /// Its own arguments.
+    pub args: Vec<String>,
+    /// Its own environment.
+    pub env: Vec<(String, String)>,
+}
+
+#[derive(Default)]
+struct Recorder {
+    committed: BTreeMap<String, Vec<u8>>,
+    state: BTreeMap<String, Vec<u8>>,
+    written_bytes: usize,
+    written_keys: usize,
+    defined: usize,
+    defined_bytes: usize,
+    specs: BTreeMap<String, TaskSpec>,
+    calls: Vec<Call>,
+    answers: BTreeMap<u64, Response>,
+}
+
+thread_local! {
+    static RECORDER: RefCell<Recorder> = RefCell::new(Recorder::default());
+}
+
+fn record(call: Call) -> Result<(), Error> {
+    RECORDER.with_borrow_mut(|recorder| recorder.calls.push(call));
+    Ok(())
+}
+
+pub(crate) fn reset() {
+    RECORDER.set(Recorder::default());
+}
+
+/// End a turn well: its writes stay, and its calls are returned.
+pub(crate) fn commit() -> Vec<Call> {
+    RECORDER.with_borrow_mut(|recorder| {
+        recorder.committed.clone_from(&recorder.state);
+        recorder.end_turn()
+    })
+}
+
+/// End a turn badly, and the life of the instance.
+pub(crate) fn roll_back() {
+    RECORDER.with_borrow_mut(|recorder| {
+        recorder.state.clone_from(&recorder.committed);
+        recorder.end_turn();
+        recorder.specs.clear();
+        recorder.answers.clear();
+    });
+}
+
+pub(crate) fn committed() -> BTreeMap<String, Vec<u8>> {
+    RECORDER.with_borrow(|recorder| recorder.committed.clone())
+}
+
+pub(crate) fn take_answer(id: u64) -> Option<Response> {
+    RECORDER.with_borrow_mut(|recorder| recorder.answers.remove(&id))
+}
+
+impl Recorder {
+    fn end_turn(&mut self) -> Vec<Call> {
+        self.written_bytes = 0;
+        self.written_keys = 0;
+        self.defined = 0;
+        self.defined_bytes = 0;
+        std::mem::take(&mut self.calls)
+    }
+
+    fn count_write(&mut self, key: &str, bytes: usize) -> Result<(), Error> {
+        if key.is_empty() || key.len() > 255 {
+            return Err(Error::Invalid("state keys have 1 to 255 bytes".to_owned()));
+        }
+        if bytes > MAX_VALUE_BYTES {
+            return Err(Error::Limit("bytes of a value".to_owned()));
+        }
+        let total = self.written_bytes + key.len() + bytes;
+        if total > MAX_TURN_BYTES || self.written_keys >= MAX_TURN_KEYS {
+            return Err(Error::Limit("state written per turn".to_owned()));
+        }
+        self.written_bytes = total;
+        self.written_keys += 1;
+        Ok(())
+    }
+
+    fn define(&mut self, spec: &TaskSpec) -> Result<String, Error> {
+        use crate::bindings::tessera::framework::types::FileContent;
+        if let Some((digest, _)) = self.specs.iter().find(|(_, known)| *known == spec) {
+            return Ok(digest.clone());
+        }
+        let sizes = spec.files.iter().map(|file| match &file.content {
+            FileContent::Inline(bytes) => bytes.len(),
+            FileContent::Digest(_) => 0,
+        });
+        let total = self.defined_bytes + sizes.sum::<usize>();
+        if self.defined >= MAX_SPECS || total > MAX_SPEC_BYTES {
+            return Err(Error::Limit("specs per turn".to_owned()));
+        }
+        self.defined += 1;
+        self.defined_bytes = total;
+        let digest = format!("{:064x}", self.specs.len() + 1);
+        self.specs.insert(digest.clone(), spec.clone());
+        Ok(digest)
+    }
+}
+
+pub(crate) mod state {
+    use super::{Error, RECORDER};
+
+    pub(crate) fn get(key: &str) -> Option<Vec<u8>> {
+        RECORDER.with_borrow(|recorder| recorder.state.get(key).cloned())
+    }
+
+    pub(crate) fn set(key: &str, value: &[u8]) -> Result<(), Error> {
+        RECORDER.with_borrow_mut(|recorder| {
+            recorder.count_write(key, value.len())?;
+            recorder.state.insert(key.to_owned(), value.to_vec());
+            Ok(())
+        })
+    }
+
+    pub(crate) fn delete(key: &str) -> Result<(), Error> {
+        RECORDER.with_borrow_mut(|recorder| {
+            recorder.count_write(key, 0)?;
+            recorder.state.remove(key);
+            Ok(())
+        })
+    }
+
+    pub(crate) fn scan(prefix: &str, after: Option<&str>, limit: u32) -> Vec<(String, Vec<u8>)> {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX).min(1_000);
+        RECORDER.with_borrow(|recorder| {
+            let entries = recorder
+                .state
+                .iter()
+                .filter(|(key, _)| key.starts_with(prefix));
+            let entries = entries.filter(|(key, _)| after.is_none_or(|after| key.as_str() > after));
+            entries
+                .take(limit)
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect()
+        })
+    }
+}
+
+pub(crate) mod specs {
+    use super::{Error, RECORDER, TaskSpec};
+
+    pub(crate) fn define(spec: &TaskSpec) -> Result<String, Error> {
+        RECORDER.with_borrow_mut(|recorder| recorder.define(spec))
+    }
+}
+
+pub(crate) mod driver {
+    use super::{Call, Error, Launched, RECORDER, record};
+    use crate::bindings::tessera::framework::driver::{Filters, Operation};
+
+    pub(crate) fn accept(
+        offers: &[u64],
+        operations: &[Operation],
+        filters: Filters,
+        _operation_id: Option<&str>,
+    ) -> Result<(), Error> {
+        let launches: Result<Vec<Launched>, Error> = RECORDER.with_borrow(|recorder| {
+            let launches = operations.iter().map(|operation| match operation {
+                Operation::Launch(launch) => match recorder.specs.get(&launch.spec) {
+                    Some(spec) => Ok(Launched {
+                        task: launch.task.clone(),
+                        spec: spec.clone(),
+                        args: launch.args.clone(),
+                        env: launch.env.clone(),
+                    }),
+                    None => Err(Error::NotFound("spec".to_owned())),
+                },
+                _ => Err(Error::Unsupported("operation".to_owned())),
+            });
+            launches.collect()
+        });
+        record(Call::Accept {
+            offers: offers.to_vec(),
+            launches: launches?,
+            refuse_ms: filters.refuse_ms,
+        })
+    }
+
+    pub(crate) fn decline(offers: &[u64], filters: Filters) -> Result<(), Error> {
+        record(Call::Decline {
+            offers: offers.to_vec(),
+            refuse_ms: filters.refuse_ms,
+        })
+    }
+
+    pub(crate) fn revive() -> Result<(), Error> {
+        record(Call::Revive)
+    }
+
+    pub(crate) fn suppress() -> Result<(), Error> {
+        record(Call::Suppress)
+    }
+
+    pub(crate) fn kill(task: &str, _grace_ms: Option<u32>) -> Result<(), Error> {
+        record(Call::Kill(task.to_owned()))
+    }
+
+    pub(crate) fn reconcile(tasks: &[String]) -> Result<(), Error> {
+        record(Call::Reconcile(tasks.to_vec()))
+    }
+
+    pub(crate) fn call_again() {
+        RECORDER.with_borrow_mut(|recorder| recorder.calls.push(Call::Again));
+    }
+}
+
+pub(crate) mod timers {
+    use super::{Call, Error, record};
+
+    pub(crate) fn set(id: &str, after_ms: u64) -> Result<(), Error> {
+        record(Call::SetTimer(id.to_owned(), after_ms))
+    }
+
+    pub(crate) fn cancel(id: &str) -> Result<(), Error> {
+        record(Call::CancelTimer(id.to_owned()))
+    }
+}
+
+pub(crate) mod http {
+    use super::{Error, MAX_ANSWER_BYTES, RECORDER, Response};
+    use crate::bindings::tessera::framework::events::HttpAnswer;
+
+    pub(crate) fn respond(id: u64, answer: &HttpAnswer) -> Result<(), Error> {
+        if answer.body.len() > MAX_ANSWER_BYTES {
+            return Err(Error::Limit("bytes of an answer".to_owned()));
+        }
+        let response = Response {
+            status: answer.status,
+            headers: answer.headers.clone(),
+            body: answer.body.clone(),
+        };
+        match RECORDER.with_borrow_mut(|recorder| recorder.answers.insert(id, response)) {
+            None => Ok(()),
+            Some(_) => Err(Error::Invalid("the request was answered before".to_owned())),
+        }
+    }
+}
+
+pub(crate) mod log {
+    use crate::log::Level;
+
+    pub(crate) fn enabled(_level: Level) -> bool {
+        true
+    }
+
+    /// Shown by `cargo test` when the test fails.
+    pub(crate) fn write(level: Level, target: &str, text: &str, fields: &[(String, String)]) {
+        println!("{level:?} {target}: {text} {fields:?}");
+    }
+}
