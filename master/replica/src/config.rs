@@ -1,0 +1,170 @@
+//! Identity, limits and timing of a replica.
+//!
+//! Owns: every bound of this crate, each with its reason, and the raft configuration made
+//! from them. Invariants: values that raft-rs would reject are found by `raft_config`.
+//! Must never: read a file or the environment.
+
+use std::fmt;
+
+/// Largest entry that can be proposed. TiKV's value; an entry must fit one message to a peer.
+pub const MAX_ENTRY_BYTES: usize = 8 * 1024 * 1024;
+
+/// Entries appended to one message to a peer are cut here, unless the first is larger by
+/// itself; keeps recovery of a lost message cheap.
+pub(crate) const MAX_APPEND_BYTES: u64 = 1024 * 1024;
+
+/// Messages to one peer that may be unanswered. With [`MAX_APPEND_BYTES`] this bounds what is
+/// buffered for a slow peer to 64 MiB.
+pub(crate) const MAX_INFLIGHT_APPENDS: usize = 64;
+
+/// Bytes proposed but not committed. Beyond it `propose` says busy: memory stays bounded when
+/// a quorum is slow or gone.
+pub const MAX_UNCOMMITTED_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Entries proposed but not committed, as small entries cost more memory than their bytes.
+pub const MAX_UNCOMMITTED_ENTRIES: u64 = 16_384;
+
+/// Committed bytes applied in one batch; bounds the write batch and the time to the next tick.
+pub(crate) const MAX_COMMITTED_BYTES_PER_READY: u64 = 16 * 1024 * 1024;
+
+/// Rounds of raft work in one `process`; the owner must get to its ticks between them.
+pub const MAX_READIES_PER_PROCESS: usize = 64;
+
+/// Applied entries above the floor of the log at which the log is cut.
+pub const LOG_COMPACT_AFTER_ENTRIES: u64 = 20_000;
+
+/// Applied entries that a cut leaves for slow followers, so that they need no snapshot.
+pub const LOG_KEEP_ENTRIES: u64 = 10_000;
+
+/// Log size at which the log is cut to half of it even if fewer entries than
+/// [`LOG_COMPACT_AFTER_ENTRIES`] were applied: a few large entries must not fill the disk.
+pub const LOG_MAX_BYTES: u64 = 256 * 1024 * 1024;
+
+/// Largest state that can be sent as a snapshot: it is built in memory and sent as one message.
+pub const MAX_SNAPSHOT_BYTES: usize = 64 * 1024 * 1024;
+
+/// Largest message accepted from a peer: a whole snapshot and its frame.
+pub const MAX_MESSAGE_BYTES: usize = MAX_SNAPSHOT_BYTES + 64 * 1024;
+
+/// Recent log bytes kept in memory, so that neither apply nor a follower that keeps up reads
+/// the disk. Entries not applied yet are kept beyond it.
+pub(crate) const ENTRY_CACHE_BYTES: usize = 8 * 1024 * 1024;
+
+/// Reads waiting for a quorum round; beyond it `read_index` says busy.
+pub const MAX_PENDING_READS: usize = 65_536;
+
+/// Names a cluster for good. Chosen at random when it is bootstrapped.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClusterId(pub [u8; 16]);
+
+impl fmt::Display for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ClusterId({self})")
+    }
+}
+
+/// Whose data directory this is. A node id is never given to another disk: a master that lost
+/// its disk comes back under a new id, otherwise it could vote twice in a term.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The node, not 0.
+    pub node: u64,
+}
+
+/// When a follower that hears nothing starts an election.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ElectionTimeout {
+    /// A random number of ticks in `[election_ticks, 2 * election_ticks)`, drawn by raft.
+    Random,
+    /// Always this many ticks, at least `election_ticks`. For simulations: give each node its
+    /// own value, otherwise votes can split forever.
+    Fixed(usize),
+}
+
+/// Bounds that tests make smaller; production uses the defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// See [`LOG_COMPACT_AFTER_ENTRIES`].
+    pub log_compact_after_entries: u64,
+    /// See [`LOG_KEEP_ENTRIES`].
+    pub log_keep_entries: u64,
+    /// See [`LOG_MAX_BYTES`].
+    pub log_max_bytes: u64,
+    /// See [`MAX_UNCOMMITTED_BYTES`].
+    pub max_uncommitted_bytes: u64,
+    /// See [`MAX_SNAPSHOT_BYTES`], which is also its upper bound.
+    pub max_snapshot_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            log_compact_after_entries: LOG_COMPACT_AFTER_ENTRIES,
+            log_keep_entries: LOG_KEEP_ENTRIES,
+            log_max_bytes: LOG_MAX_BYTES,
+            max_uncommitted_bytes: MAX_UNCOMMITTED_BYTES,
+            max_snapshot_bytes: MAX_SNAPSHOT_BYTES,
+        }
+    }
+}
+
+/// How a replica is opened.
+#[derive(Debug, Clone)]
+pub struct ReplicaConfig {
+    /// Must equal what the disk was bootstrapped with.
+    pub identity: Identity,
+    /// Ticks between heartbeats of a leader. 2, with ticks of 50 ms.
+    pub heartbeat_ticks: usize,
+    /// Ticks of silence after which a follower may stand for election. 10: a new leader within
+    /// about a second, without elections caused by a slow fsync.
+    pub election_ticks: usize,
+    /// Spread of the election timeout.
+    pub election_timeout: ElectionTimeout,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+impl ReplicaConfig {
+    /// The production configuration for `identity`.
+    pub fn new(identity: Identity) -> Self {
+        ReplicaConfig {
+            identity,
+            heartbeat_ticks: 2,
+            election_ticks: 10,
+            election_timeout: ElectionTimeout::Random,
+            limits: Limits::default(),
+        }
+    }
+
+    pub(crate) fn raft_config(&self, applied: u64) -> raft::Config {
+        let (min_election_tick, max_election_tick) = match self.election_timeout {
+            ElectionTimeout::Random => (0, 0),
+            ElectionTimeout::Fixed(ticks) => (ticks, ticks.saturating_add(1)),
+        };
+        raft::Config {
+            id: self.identity.node,
+            election_tick: self.election_ticks,
+            heartbeat_tick: self.heartbeat_ticks,
+            applied,
+            max_size_per_msg: MAX_APPEND_BYTES,
+            max_inflight_msgs: MAX_INFLIGHT_APPENDS,
+            check_quorum: true,
+            pre_vote: true,
+            min_election_tick,
+            max_election_tick,
+            read_only_option: raft::ReadOnlyOption::Safe,
+            batch_append: true,
+            max_uncommitted_size: self.limits.max_uncommitted_bytes.max(MAX_APPEND_BYTES),
+            max_committed_size_per_ready: MAX_COMMITTED_BYTES_PER_READY,
+            ..raft::Config::new(self.identity.node)
+        }
+    }
+}

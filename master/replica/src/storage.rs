@@ -1,0 +1,397 @@
+//! The log as raft sees it, on top of a [`Disk`].
+//!
+//! Owns: the disk, the term and size of every entry of the log, a cache of recent entries, and
+//! the batches that persist entries, apply rows, install a snapshot and cut the log.
+//! Invariants: memory equals what a restart would load, apart from applies not yet synced; the
+//! log is contiguous from `truncated.index + 1`; entries and hard state of one ready are one
+//! synced batch; rows and the applied record are one batch.
+//! Must never: decide anything about consensus.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+
+use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
+use raft::{GetEntriesContext, RaftState, Storage, StorageError};
+
+use crate::codec::{self, AppliedRecord, HardStateRecord};
+use crate::config::{ENTRY_CACHE_BYTES, Limits};
+use crate::disk::{Disk, DiskBatch, Durability, MetaKey};
+use crate::error::DiskError;
+use crate::machine::{EntryId, RowChange};
+use crate::snapshot;
+
+/// What is remembered of each entry of the log.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Slot {
+    pub term: u64,
+    pub bytes: u64,
+}
+
+/// What `boot` found on the disk.
+pub(crate) struct Loaded {
+    pub hard: HardStateRecord,
+    pub applied: EntryId,
+    pub conf: ConfState,
+    pub truncated: EntryId,
+    pub slots: VecDeque<Slot>,
+}
+
+/// Raft's storage.
+pub(crate) struct LogStore<D> {
+    disk: D,
+    initial: HardStateRecord,
+    applied: EntryId,
+    conf: ConfState,
+    truncated: EntryId,
+    slots: VecDeque<Slot>,
+    log_bytes: u64,
+    /// The newest entries of the log, without gaps up to its end.
+    cache: VecDeque<Entry>,
+    cache_bytes: usize,
+    limits: Limits,
+    syncs: u64,
+    snapshot_refused: Cell<bool>,
+    read_error: RefCell<Option<DiskError>>,
+}
+
+impl<D: Disk> LogStore<D> {
+    pub(crate) fn new(disk: D, loaded: Loaded, limits: Limits) -> Self {
+        let log_bytes = loaded.slots.iter().map(|slot| slot.bytes).sum();
+        LogStore {
+            disk,
+            initial: loaded.hard,
+            applied: loaded.applied,
+            conf: loaded.conf,
+            truncated: loaded.truncated,
+            slots: loaded.slots,
+            log_bytes,
+            cache: VecDeque::new(),
+            cache_bytes: 0,
+            limits,
+            syncs: 0,
+            snapshot_refused: Cell::new(false),
+            read_error: RefCell::new(None),
+        }
+    }
+
+    pub(crate) fn disk(&self) -> &D {
+        &self.disk
+    }
+
+    pub(crate) fn applied(&self) -> EntryId {
+        self.applied
+    }
+
+    pub(crate) fn conf(&self) -> &ConfState {
+        &self.conf
+    }
+
+    pub(crate) fn first(&self) -> u64 {
+        self.truncated.index + 1
+    }
+
+    pub(crate) fn last(&self) -> u64 {
+        self.truncated.index + self.slots.len() as u64
+    }
+
+    pub(crate) fn log_bytes(&self) -> u64 {
+        self.log_bytes
+    }
+
+    pub(crate) fn syncs(&self) -> u64 {
+        self.syncs
+    }
+
+    pub(crate) fn snapshot_refused(&self) -> bool {
+        self.snapshot_refused.get()
+    }
+
+    /// A read that failed inside raft, where it could not be reported.
+    pub(crate) fn take_read_error(&self) -> Option<DiskError> {
+        self.read_error.borrow_mut().take()
+    }
+
+    fn write(&mut self, batch: DiskBatch, durability: Durability) -> Result<(), DiskError> {
+        self.disk.write(batch, durability)?;
+        if durability == Durability::Synced {
+            self.syncs += 1;
+        }
+        Ok(())
+    }
+
+    fn term_at(&self, index: u64) -> Option<u64> {
+        if index == self.truncated.index {
+            return Some(self.truncated.term);
+        }
+        let offset = usize::try_from(index.checked_sub(self.first())?).ok()?;
+        self.slots.get(offset).map(|slot| slot.term)
+    }
+
+    /// Makes entries and hard state of one ready durable, replacing the log from the first of
+    /// `entries` on.
+    pub(crate) fn persist(
+        &mut self,
+        entries: Vec<Entry>,
+        hard: Option<HardStateRecord>,
+    ) -> Result<(), DiskError> {
+        let mut batch = DiskBatch::default();
+        if let Some(hard) = &hard {
+            batch.meta.push((MetaKey::HardState, codec::encode_hard_state(hard)));
+        }
+        let old_end = self.last() + 1;
+        let start = entries.first().map_or(old_end, |entry| entry.index);
+        if start > old_end || start < self.first() {
+            let detail = "raft appended outside the log";
+            return Err(DiskError::Corrupt { what: format!("log entry {start}"), detail });
+        }
+        if start < old_end {
+            batch.log_remove.push(start..old_end);
+        }
+        let records = entries.iter().map(|entry| (entry.index, codec::encode_entry(entry)));
+        batch.log_put = records.collect();
+        let sizes: Vec<u64> = batch.log_put.iter().map(|(_, record)| record.len() as u64).collect();
+        self.write(batch, Durability::Synced)?;
+        self.drop_suffix(start);
+        for (entry, bytes) in entries.into_iter().zip(sizes) {
+            self.log_bytes += bytes;
+            self.slots.push_back(Slot { term: entry.term, bytes });
+            self.cache_bytes += entry.data.len();
+            self.cache.push_back(entry);
+        }
+        self.trim_cache();
+        Ok(())
+    }
+
+    fn drop_suffix(&mut self, start: u64) {
+        while self.last() >= start
+            && let Some(slot) = self.slots.pop_back()
+        {
+            self.log_bytes -= slot.bytes;
+        }
+        while let Some(entry) = self.cache.pop_back_if(|entry| entry.index >= start) {
+            self.cache_bytes -= entry.data.len();
+        }
+    }
+
+    fn trim_cache(&mut self) {
+        let applied = self.applied.index;
+        while self.cache_bytes > ENTRY_CACHE_BYTES
+            && let Some(entry) = self.cache.pop_front_if(|entry| entry.index <= applied)
+        {
+            self.cache_bytes -= entry.data.len();
+        }
+    }
+
+    fn applied_record(&self, applied: EntryId, commit: EntryId) -> (MetaKey, Vec<u8>) {
+        let record = AppliedRecord { applied, commit, conf: self.conf.clone() };
+        (MetaKey::Applied, codec::encode_applied(&record))
+    }
+
+    /// Writes the rows of all entries up to `applied`. Not synced: the log replays it.
+    pub(crate) fn apply(
+        &mut self,
+        rows: Vec<RowChange>,
+        applied: EntryId,
+        commit_index: u64,
+    ) -> Result<(), DiskError> {
+        let index = commit_index.min(self.last());
+        let commit = match self.term_at(index) {
+            Some(term) if index > applied.index => EntryId { term, index },
+            _ => applied,
+        };
+        let meta = vec![self.applied_record(applied, commit)];
+        self.write(DiskBatch { meta, rows, ..DiskBatch::default() }, Durability::Replayable)?;
+        self.applied = applied;
+        self.trim_cache();
+        Ok(())
+    }
+
+    /// Replaces everything by a snapshot that ends at `id`.
+    pub(crate) fn install(
+        &mut self,
+        id: EntryId,
+        rows: Vec<RowChange>,
+        hard: HardStateRecord,
+    ) -> Result<(), DiskError> {
+        // Entries after the snapshot follow in a batch of their own; until then the log ends here.
+        let hard = HardStateRecord { commit: id.index, ..hard };
+        let batch = DiskBatch {
+            meta: vec![
+                (MetaKey::HardState, codec::encode_hard_state(&hard)),
+                (MetaKey::Truncated, codec::encode_truncated(id)),
+                self.applied_record(id, id),
+            ],
+            log_remove: vec![0..u64::MAX],
+            rows_clear: true,
+            rows,
+            ..DiskBatch::default()
+        };
+        self.write(batch, Durability::Synced)?;
+        self.truncated = id;
+        self.applied = id;
+        self.slots.clear();
+        self.log_bytes = 0;
+        self.cache.clear();
+        self.cache_bytes = 0;
+        Ok(())
+    }
+
+    /// Where the log should be cut now, if at all.
+    fn compaction_target(&self) -> Option<u64> {
+        let applied = self.applied.index;
+        let count = applied - self.truncated.index;
+        let too_long = count >= self.limits.log_compact_after_entries;
+        if !too_long && self.log_bytes <= self.limits.log_max_bytes {
+            return None;
+        }
+        let by_count = applied.saturating_sub(self.limits.log_keep_entries);
+        let mut by_bytes = self.truncated.index;
+        let mut bytes = self.log_bytes;
+        if bytes > self.limits.log_max_bytes {
+            for slot in &self.slots {
+                if bytes <= self.limits.log_max_bytes / 2 {
+                    break;
+                }
+                bytes -= slot.bytes;
+                by_bytes += 1;
+            }
+        }
+        Some(by_count.max(by_bytes).min(applied)).filter(|target| *target > self.truncated.index)
+    }
+
+    /// Cuts applied entries off the front of the log when it has grown long. The cut is synced,
+    /// which makes every apply below it durable first.
+    pub(crate) fn compact(&mut self) -> Result<(), DiskError> {
+        let Some(index) = self.compaction_target() else { return Ok(()) };
+        let Some(term) = self.term_at(index) else { return Ok(()) };
+        let truncated = EntryId { term, index };
+        let batch = DiskBatch {
+            meta: vec![(MetaKey::Truncated, codec::encode_truncated(truncated))],
+            log_remove: vec![0..index + 1],
+            ..DiskBatch::default()
+        };
+        self.write(batch, Durability::Synced)?;
+        self.disk.reclaim_log(index + 1)?;
+        while self.first() <= index
+            && let Some(slot) = self.slots.pop_front()
+        {
+            self.log_bytes -= slot.bytes;
+            self.truncated.index += 1;
+        }
+        self.truncated = truncated;
+        while let Some(entry) = self.cache.pop_front_if(|entry| entry.index <= index) {
+            self.cache_bytes -= entry.data.len();
+        }
+        Ok(())
+    }
+
+    fn read_entries(&self, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>, DiskError> {
+        let cache_start = self.cache.front().map_or(self.last() + 1, |entry| entry.index);
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        let disk_end = high.min(cache_start);
+        if low < disk_end {
+            for (index, record) in self.disk.log_read(low..disk_end, max_bytes)? {
+                if index != low + entries.len() as u64 {
+                    let what = format!("log entry {}", low + entries.len() as u64);
+                    return Err(DiskError::Corrupt { what, detail: "missing" });
+                }
+                bytes += record.len() as u64;
+                entries.push(codec::decode_entry(index, &record)?);
+            }
+            if entries.is_empty() {
+                let what = format!("log entry {low}");
+                return Err(DiskError::Corrupt { what, detail: "missing" });
+            }
+        }
+        let next = low + entries.len() as u64;
+        if next < cache_start {
+            return Ok(entries);
+        }
+        let skip = usize::try_from(next - cache_start).unwrap_or(usize::MAX);
+        for entry in self.cache.iter().skip(skip).take_while(|entry| entry.index < high) {
+            bytes += entry.data.len() as u64;
+            if !entries.is_empty() && bytes > max_bytes {
+                break;
+            }
+            entries.push(entry.clone());
+        }
+        Ok(entries)
+    }
+
+    fn build_snapshot(&self) -> Result<Option<Snapshot>, DiskError> {
+        let Some(data) = snapshot::encode(&self.disk, self.limits.max_snapshot_bytes)? else {
+            return Ok(None);
+        };
+        let mut snapshot = Snapshot { data, ..Snapshot::default() };
+        let metadata = snapshot.mut_metadata();
+        metadata.index = self.applied.index;
+        metadata.term = self.applied.term;
+        metadata.set_conf_state(self.conf.clone());
+        Ok(Some(snapshot))
+    }
+}
+
+impl<D: Disk> Storage for LogStore<D> {
+    fn initial_state(&self) -> raft::Result<RaftState> {
+        let HardStateRecord { term, vote, commit } = self.initial;
+        let hard = HardState { term, vote, commit };
+        Ok(RaftState::new(hard, self.conf.clone()))
+    }
+
+    fn entries(
+        &self,
+        low: u64,
+        high: u64,
+        max_size: impl Into<Option<u64>>,
+        context: GetEntriesContext,
+    ) -> raft::Result<Vec<Entry>> {
+        if low < self.first() {
+            return Err(StorageError::Compacted.into());
+        }
+        if high > self.last() + 1 {
+            return Err(StorageError::Unavailable.into());
+        }
+        let max_bytes = max_size.into().unwrap_or(u64::MAX);
+        self.read_entries(low, high, max_bytes).map_err(|error| {
+            let as_raft = if context.can_async() {
+                StorageError::LogTemporarilyUnavailable
+            } else {
+                StorageError::Other(Box::new(error.clone()))
+            };
+            *self.read_error.borrow_mut() = Some(error);
+            as_raft.into()
+        })
+    }
+
+    fn term(&self, index: u64) -> raft::Result<u64> {
+        if index < self.truncated.index {
+            return Err(StorageError::Compacted.into());
+        }
+        self.term_at(index).ok_or_else(|| StorageError::Unavailable.into())
+    }
+
+    fn first_index(&self) -> raft::Result<u64> {
+        Ok(self.first())
+    }
+
+    fn last_index(&self) -> raft::Result<u64> {
+        Ok(self.last())
+    }
+
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        let built = match self.build_snapshot() {
+            Ok(built) => built,
+            Err(error) => {
+                *self.read_error.borrow_mut() = Some(error);
+                return Err(StorageError::SnapshotTemporarilyUnavailable.into());
+            }
+        };
+        if built.is_none() && !self.snapshot_refused.replace(true) {
+            tracing::error!(peer = to, "the state is too large to be sent as a snapshot; the peer stays behind");
+        }
+        built
+            .filter(|snapshot| snapshot.get_metadata().index >= request_index)
+            .ok_or_else(|| StorageError::SnapshotTemporarilyUnavailable.into())
+    }
+}

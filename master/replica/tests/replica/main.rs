@@ -1,0 +1,13 @@
+//! Tests of the replica through its public interface, in one binary.
+//!
+//! Owns: the module list. Invariants: every random choice comes from a printed seed.
+//! Must never: sleep.
+
+mod boot;
+mod crash;
+mod group;
+mod rocks;
+mod sim;
+mod single;
+mod support;
+mod throughput;
