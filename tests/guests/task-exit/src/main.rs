@@ -1,6 +1,8 @@
 //! A task that ends as its first argument says: with that exit code, or by a panic for `trap`.
 //! Before that it prints its arguments to stdout and its environment to stderr, and with `sleep`
 //! and a number of ms as further arguments it waits.
+//!
+//! WASI 0.2 knows success and failure only: every code but 0 arrives at the host as 1.
 
 use std::time::Duration;
 
