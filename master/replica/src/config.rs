@@ -9,13 +9,13 @@ use std::fmt;
 /// Largest entry that can be proposed. TiKV's value; an entry must fit one message to a peer.
 pub const MAX_ENTRY_BYTES: usize = 8 * 1024 * 1024;
 
-/// Entries appended to one message to a peer are cut here, unless the first is larger by
-/// itself; keeps recovery of a lost message cheap.
-pub(crate) const MAX_APPEND_BYTES: u64 = 1024 * 1024;
+/// Entries in one message to a peer, unless the first is larger by itself; keeps recovery of a
+/// lost message cheap.
+pub(crate) const MAX_APPEND_BYTES: u64 = 256 * 1024;
 
-/// Messages to one peer that may be unanswered. With [`MAX_APPEND_BYTES`] this bounds what is
-/// buffered for a slow peer to 64 MiB.
-pub(crate) const MAX_INFLIGHT_APPENDS: usize = 64;
+/// Appends to one peer that may be unanswered; each proposal is one at first. With
+/// [`MAX_APPEND_BYTES`] this keeps what is buffered for a slow peer near 64 MiB.
+pub(crate) const MAX_INFLIGHT_APPENDS: usize = 256;
 
 /// Bytes proposed but not committed. Beyond it `propose` says busy: memory stays bounded when
 /// a quorum is slow or gone.
@@ -49,6 +49,10 @@ pub const MAX_MESSAGE_BYTES: usize = MAX_SNAPSHOT_BYTES + 64 * 1024;
 /// Recent log bytes kept in memory, so that neither apply nor a follower that keeps up reads
 /// the disk. Entries not applied yet are kept beyond it.
 pub(crate) const ENTRY_CACHE_BYTES: usize = 8 * 1024 * 1024;
+
+/// Ticks after which a snapshot that was sent and not acknowledged is taken for lost: 10 s with
+/// ticks of 50 ms, ample for [`MAX_SNAPSHOT_BYTES`] on a usable network.
+pub(crate) const SNAPSHOT_RETRY_TICKS: u32 = 200;
 
 /// Reads waiting for a quorum round; beyond it `read_index` says busy.
 pub const MAX_PENDING_READS: usize = 65_536;
@@ -161,7 +165,7 @@ impl ReplicaConfig {
             min_election_tick,
             max_election_tick,
             read_only_option: raft::ReadOnlyOption::Safe,
-            batch_append: true,
+            batch_append: false,
             max_uncommitted_size: self.limits.max_uncommitted_bytes.max(MAX_APPEND_BYTES),
             max_committed_size_per_ready: MAX_COMMITTED_BYTES_PER_READY,
             ..raft::Config::new(self.identity.node)

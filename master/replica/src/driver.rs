@@ -6,15 +6,18 @@
 //! stopped; leadership is reported only once the first entry of the own term is applied.
 //! Must never: be bypassed: no other file calls raft.
 
+use std::collections::BTreeMap;
+
 use prost_raft::Message as _;
 use raft::eraftpb::{Entry, EntryType, HardState, Message, MessageType, Snapshot};
-use raft::{RawNode, ReadState, Ready, SnapshotStatus, StateRole};
+use raft::{ProgressState, RawNode, ReadState, Ready, SnapshotStatus, StateRole};
 
 use crate::boot;
 use crate::codec::HardStateRecord;
 use crate::config::{
-    Identity, MAX_APPEND_BYTES, MAX_ENTRY_BYTES, MAX_MESSAGE_BYTES, MAX_PENDING_READS,
+    Identity, MAX_ENTRY_BYTES, MAX_MESSAGE_BYTES, MAX_PENDING_READS,
     MAX_READIES_PER_PROCESS, MAX_UNCOMMITTED_ENTRIES, ReplicaConfig,
+    SNAPSHOT_RETRY_TICKS,
 };
 use crate::disk::Disk;
 use crate::error::{
@@ -23,6 +26,7 @@ use crate::error::{
 use crate::inspect::{PeerStatus, Role, Status};
 use crate::logger::raft_logger;
 use crate::machine::{EntryId, Machine, Progress, RoleChange, RowReader};
+use crate::outbox::Outbox;
 use crate::overlay::{Overlay, PendingRows};
 use crate::proposals::{Proposals, Reads};
 use crate::snapshot;
@@ -43,6 +47,8 @@ pub struct Replica<D: Disk> {
     led_term: Option<u64>,
     proposals: Proposals,
     reads: Reads,
+    /// Ticks since a snapshot was sent, per peer that did not acknowledge it yet.
+    snapshot_ticks: BTreeMap<u64, u32>,
     stopped: bool,
 }
 
@@ -95,6 +101,7 @@ impl<D: Disk> Replica<D> {
             led_term: None,
             proposals: Proposals::default(),
             reads: Reads::default(),
+            snapshot_ticks: BTreeMap::new(),
             stopped: false,
         })
     }
@@ -102,9 +109,35 @@ impl<D: Disk> Replica<D> {
     /// One unit of logical time. After a stall pass at most two: a burst of missed ticks starts
     /// elections that nobody needs.
     pub fn tick(&mut self) {
-        if !self.stopped {
-            self.node.tick();
+        if self.stopped {
+            return;
         }
+        self.node.tick();
+        for peer in self.count_snapshot_ticks() {
+            self.node.report_snapshot(peer, SnapshotStatus::Failure);
+        }
+    }
+
+    /// Peers whose snapshot must be taken for lost. Raft itself would wait for ever.
+    fn count_snapshot_ticks(&mut self) -> Vec<u64> {
+        let raft = &self.node.raft;
+        let waits = |progress: &raft::Progress| progress.state == ProgressState::Snapshot;
+        self.snapshot_ticks.retain(|peer, _| {
+            raft.state == StateRole::Leader && raft.prs().get(*peer).is_some_and(waits)
+        });
+        if raft.state != StateRole::Leader {
+            return Vec::new();
+        }
+        let mut lost = Vec::new();
+        for (peer, _) in raft.prs().iter().filter(|(_, progress)| waits(progress)) {
+            let ticks = self.snapshot_ticks.entry(*peer).or_default();
+            *ticks += 1;
+            if *ticks >= SNAPSHOT_RETRY_TICKS {
+                *ticks = 0;
+                lost.push(*peer);
+            }
+        }
+        lost
     }
 
     /// Takes a message of a peer.
@@ -204,14 +237,19 @@ impl<D: Disk> Replica<D> {
 
     /// Tells that messages to `peer` are being lost, so that raft probes instead of streaming.
     pub fn report_unreachable(&mut self, peer: u64) {
-        self.node.report_unreachable(peer);
+        if !self.stopped {
+            self.node.report_unreachable(peer);
+        }
     }
 
-    /// Tells whether the transport delivered a snapshot to `peer`. Must be called for each
-    /// message that was a snapshot ([`Replica::is_snapshot`]); until then the peer gets nothing.
+    /// Tells whether the transport delivered a snapshot ([`Replica::is_snapshot`]) to `peer`.
+    /// Without it a lost snapshot is sent again only after some seconds, and the peer gets
+    /// nothing else until then.
     pub fn report_snapshot(&mut self, peer: u64, delivered: bool) {
         let status = if delivered { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
-        self.node.report_snapshot(peer, status);
+        if !self.stopped {
+            self.node.report_snapshot(peer, status);
+        }
     }
 
     /// Whether a message from [`Progress::messages`] carries a snapshot.
@@ -245,7 +283,7 @@ impl<D: Disk> Replica<D> {
             matched: progress.matched,
             recently_active: progress.recent_active,
             needs_snapshot: progress.next_idx < store.first()
-                || progress.state == raft::ProgressState::Snapshot,
+                || progress.state == ProgressState::Snapshot,
         };
         let leads = raft.state == StateRole::Leader;
         let mut peers: Vec<PeerStatus> =
@@ -325,9 +363,9 @@ impl<D: Disk> Replica<D> {
         let mut light = self.node.advance_append(ready);
         messages.append(&mut light.take_messages());
         committed.append(&mut light.take_committed_entries());
-        for message in messages {
-            send(message, &mut progress.messages);
-        }
+        let mut outbox = Outbox::default();
+        messages.into_iter().for_each(|message| outbox.add(message));
+        outbox.finish(&mut progress.messages);
         self.apply(machine, committed, progress)?;
         let applied = self.node.store().applied().index;
         self.node.advance_apply_to(applied);
@@ -455,29 +493,4 @@ impl<D: Disk> Replica<D> {
             }
         }
     }
-}
-
-/// Encodes a message, cut into several if raft batched more entries into it than one should
-/// hold. Each part says what precedes it, as any append does.
-fn send(mut message: Message, out: &mut Vec<(u64, Vec<u8>)>) {
-    if message.msg_type != MessageType::MsgAppend as i32 {
-        out.push((message.to, message.encode_to_vec()));
-        return;
-    }
-    let entries = std::mem::take(&mut message.entries);
-    let mut bytes = 0;
-    for entry in entries {
-        let size = entry.data.len() as u64;
-        if !message.entries.is_empty() && bytes + size > MAX_APPEND_BYTES {
-            out.push((message.to, message.encode_to_vec()));
-            if let Some(last) = message.entries.last() {
-                (message.index, message.log_term) = (last.index, last.term);
-            }
-            message.entries.clear();
-            bytes = 0;
-        }
-        bytes += size;
-        message.entries.push(entry);
-    }
-    out.push((message.to, message.encode_to_vec()));
 }

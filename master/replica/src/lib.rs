@@ -25,6 +25,7 @@ mod error;
 mod inspect;
 mod logger;
 mod machine;
+mod outbox;
 mod overlay;
 mod proposals;
 mod snapshot;

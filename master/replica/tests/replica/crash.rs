@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tessera_replica::{Disk, EntryId, Limits, ReplicaConfig};
 
-use crate::support::{Node, Seeded, add, config, lone_disk, wipe};
+use crate::support::{Node, Seeded, add, config, lone_disk, seeds, wipe};
 
 /// Every entry that may be in the log, and those that were reported as applied.
 #[derive(Default)]
@@ -60,7 +60,7 @@ pub fn random_entry(random: &mut Seeded) -> Vec<u8> {
 
 #[test]
 fn nothing_reported_is_lost_wherever_the_power_fails() {
-    for seed in 0..300 {
+    for seed in seeds(300) {
         let mut random = Seeded::new(seed);
         let mut disk = lone_disk();
         let mut history = History::default();

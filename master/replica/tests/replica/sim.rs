@@ -25,6 +25,8 @@ pub struct Sim {
     /// Committed entries by index: what some replica applied.
     pub committed: BTreeMap<u64, (u64, Vec<u8>)>,
     pub leaders: BTreeMap<u64, u64>,
+    /// How many applied entries of each running node were compared.
+    checked: BTreeMap<u64, usize>,
     /// Proposals whose fate is open, with their proposer.
     pub open: BTreeMap<EntryId, u64>,
     pub lost: BTreeSet<EntryId>,
@@ -42,6 +44,7 @@ impl Sim {
             isolated: BTreeSet::new(),
             committed: BTreeMap::new(),
             leaders: BTreeMap::new(),
+            checked: BTreeMap::new(),
             open: BTreeMap::new(),
             lost: BTreeSet::new(),
             reads: Vec::new(),
@@ -62,6 +65,7 @@ impl Sim {
         let node = Node::open(config, self.disks[&id].clone());
         let applied = node.replica.status().applied;
         assert_eq!(node.machine.values, self.replay(applied.index), "node {id} at boot");
+        self.checked.remove(&id);
         self.nodes.insert(id, node);
     }
 
@@ -124,9 +128,23 @@ impl Sim {
     /// Processes a node and checks what it reports. An injected disk fault comes back.
     pub fn process(&mut self, id: u64) -> Result<(), FatalError> {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
-        let progress = node.replica.process(&mut node.machine)?;
-        self.check(id, progress);
+        let result = node.replica.process(&mut node.machine);
+        // What was applied before a fault is committed as well, though not reported.
+        self.check_applied(id);
+        self.check(id, result?);
         Ok(())
+    }
+
+    fn check_applied(&mut self, id: u64) {
+        let applied = &self.nodes[&id].machine.applied;
+        let checked = self.checked.insert(id, applied.len()).unwrap_or(0);
+        for (entry_id, entry) in &applied[checked..] {
+            let fact = (entry_id.term, entry.clone());
+            let known = self.committed.entry(entry_id.index).or_insert_with(|| fact.clone());
+            assert_eq!(*known, fact, "node {id} applied something else at {entry_id}");
+            assert!(!self.lost.contains(entry_id), "{entry_id} was reported lost, then applied");
+            self.open.remove(entry_id);
+        }
     }
 
     fn check(&mut self, id: u64, progress: Progress<(Vec<u8>, u64)>) {
@@ -135,15 +153,6 @@ impl Sim {
                 let other = self.leaders.insert(*term, id).filter(|other| *other != id);
                 assert_eq!(other, None, "two leaders in term {term}");
             }
-        }
-        let machine = &self.nodes[&id].machine;
-        let start = machine.applied.len() - progress.applied.len().min(machine.applied.len());
-        for (entry_id, entry) in &machine.applied[start..] {
-            let fact = (entry_id.term, entry.clone());
-            let known = self.committed.entry(entry_id.index).or_insert_with(|| fact.clone());
-            assert_eq!(*known, fact, "node {id} applied something else at {entry_id}");
-            assert!(!self.lost.contains(entry_id), "{entry_id} was reported lost, then applied");
-            self.open.remove(entry_id);
         }
         for lost in &progress.lost {
             let fact = self.committed.get(&lost.index).filter(|(term, _)| *term == lost.term);
@@ -221,63 +230,62 @@ impl Sim {
     }
 }
 
-/// One run of random steps. Probabilities are out of 100.
+/// Crashes `id`; how much of what it did not sync survives is drawn.
+fn random_crash(sim: &mut Sim, random: &mut Seeded, id: u64) {
+    let survivors = random.below(sim.disks[&id].unsynced_batches() as u64 + 1);
+    sim.crash(id, survivors as usize);
+}
+
+/// One random input. Probabilities are out of 1,000.
+fn random_step(sim: &mut Sim, random: &mut Seeded) {
+    let id = NODES[random.below(3) as usize];
+    match random.below(1_000) {
+        0..600 => {
+            let position = random.below(sim.network.len().min(4) as u64) as usize;
+            sim.deliver(position);
+        }
+        600..750 => sim.tick(id),
+        750..950 => {
+            let key = [b'a' + random.below(4) as u8];
+            let verb = if random.below(7) == 0 { b"-" } else { b"+" };
+            sim.propose(id, [verb, key.as_slice()].concat());
+        }
+        950..965 => {
+            let lost = sim.network.len().min(1 + random.below(4) as usize);
+            sim.network.drain(..lost);
+        }
+        965..980 => sim.network.extend(sim.network.front().cloned()),
+        980..982 => drop(sim.isolated.insert(id)),
+        982..986 => sim.isolated.clear(),
+        986..988 => {
+            if let Some(disk) = sim.disks.get_mut(&id) {
+                disk.fail_next_sync();
+            }
+        }
+        988..990 => random_crash(sim, random, id),
+        _ => {
+            if !sim.nodes.contains_key(&id) {
+                sim.start(id);
+            }
+        }
+    }
+}
+
+/// One run of random steps, then quiet until all replicas are equal.
 pub fn run_seed(seed: u64, steps: u64, limits: Limits) -> Sim {
     let mut random = Seeded::new(seed);
     let mut sim = Sim::new(limits);
     for _ in 0..steps {
-        let id = NODES[random.below(3) as usize];
-        match random.below(100) {
-            0..60 => {
-                let position = random.below(sim.network.len().min(12) as u64) as usize;
-                sim.deliver(position);
-            }
-            60..75 => sim.tick(id),
-            75..90 => {
-                let key = [b'a' + random.below(4) as u8];
-                let verb = if random.below(7) == 0 { b"-" } else { b"+" };
-                sim.propose(id, [verb, key.as_slice()].concat());
-            }
-            90..92 => {
-                let lost = sim.network.len().min(1 + random.below(4) as usize);
-                sim.network.drain(..lost);
-            }
-            92..94 => {
-                if let Some(message) = sim.network.front().cloned() {
-                    sim.network.push_back(message);
-                }
-            }
-            94 => drop(sim.isolated.insert(id)),
-            95..97 => sim.isolated.clear(),
-            97 => {
-                if let Some(disk) = sim.disks.get_mut(&id) {
-                    disk.fail_next_sync();
-                }
-            }
-            98 => {
-                let survivors = random.below(sim.disks[&id].unsynced_batches() as u64 + 1);
-                sim.crash(id, survivors as usize);
-            }
-            _ => {
-                if !sim.nodes.contains_key(&id) {
-                    sim.start(id);
-                }
-            }
-        }
+        random_step(&mut sim, &mut random);
         // Inputs pile up before a node processes them, as they do under load.
         for id in NODES {
             if random.below(3) != 0 && sim.process(id).is_err() {
-                let survivors = random.below(sim.disks[&id].unsynced_batches() as u64 + 1);
-                sim.crash(id, survivors as usize);
+                random_crash(&mut sim, &mut random, id);
             }
         }
     }
-    for disk in sim.disks.values_mut() {
-        // A fault that was never met must not surprise the quiet end.
-        let pending = disk.unsynced_batches();
-        disk.clear_faults();
-        assert_eq!(disk.unsynced_batches(), pending);
-    }
+    // A fault that was never met must not surprise the quiet end.
+    sim.disks.values_mut().for_each(MemDisk::clear_faults);
     sim.heal_and_compare();
     sim
 }

@@ -96,7 +96,8 @@ impl Machine for Counters {
     }
 
     fn restore(&mut self, _id: EntryId, rows: &dyn RowReader) -> Result<(), MachineError> {
-        *self = Counters::from_rows(rows);
+        let applied = std::mem::take(&mut self.applied);
+        *self = Counters { applied, ..Counters::from_rows(rows) };
         Ok(())
     }
 }
@@ -130,6 +131,16 @@ pub fn lone_disk() -> MemDisk {
     let mut disk = MemDisk::new();
     Replica::bootstrap(&mut disk, identity(1), &[1]).expect("an empty disk");
     disk
+}
+
+/// The seeds of a random test: `count` of them, or `first..end` from `REPLICA_SEEDS`.
+pub fn seeds(count: u64) -> std::ops::Range<u64> {
+    let given = std::env::var("REPLICA_SEEDS").ok();
+    let range = given.as_deref().and_then(|text| {
+        let (first, end) = text.split_once("..")?;
+        Some(first.parse().ok()?..end.parse().ok()?)
+    });
+    range.unwrap_or(0..count)
 }
 
 /// Random numbers that repeat with their seed.
