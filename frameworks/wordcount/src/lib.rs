@@ -45,8 +45,9 @@ const STARTED: &str = "started";
 
 /// Bytes of one text: one turn writes at most 1 MiB, records of its chunks included.
 const MAX_TEXT_BYTES: usize = 960 * 1024;
-/// Bytes of all texts; texts and results are each at most that, the state holds 64 MiB.
-const MAX_TOTAL_BYTES: u64 = 24 << 20;
+/// Bytes of all texts: if all their words differed, the counts and their order would still fit into
+/// the 64 MiB of memory of an instance, and into the CPU time in which it is rebuilt.
+const MAX_TOTAL_BYTES: u64 = 3 << 20;
 /// Texts; all records are listed in memory.
 const MAX_TEXTS: usize = 1_000;
 /// Bytes that the keys and the record of a chunk take in a turn, generously.

@@ -4,6 +4,8 @@
 //! once, and its answer leaves when the turn commits. Must never trust anything in a request: paths
 //! and queries are decoded leniently, bodies are only parsed on demand.
 
+use std::cell::Cell;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -13,6 +15,21 @@ use crate::host::http as host;
 
 /// Most bytes of a response's body, as the contract says.
 pub const MAX_RESPONSE_BYTES: usize = 64 * 1024;
+
+/// Most bytes of answers in one turn, except for short ones: everything that a turn asks for must
+/// stay below 1 MiB, and launches must find room beside the answers.
+const MAX_TURN_BYTES: usize = 512 * 1024;
+/// Answers up to this many bytes are sent in any case; a batch has at most 256 requests.
+const SHORT_BYTES: usize = 1024;
+
+thread_local! {
+    static ANSWERED_BYTES: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Begin to count answers anew; called by the runtime after each turn.
+pub(crate) fn reset_answered() {
+    ANSWERED_BYTES.set(0);
+}
 
 /// A request to the framework.
 #[derive(Clone, Debug)]
@@ -92,9 +109,12 @@ impl Request {
         })
     }
 
-    /// Answer the request. A body above 64 KiB is replaced by an error, as the cluster refuses it.
+    /// Answer the request. A body above 64 KiB is replaced by an error, as the cluster refuses it;
+    /// when one turn has answered with 512 KiB already, longer answers become a 503 that asks to
+    /// come again.
     pub fn respond(self, response: Response) -> Result<(), Error> {
-        let answer = response.limited();
+        let answer = response.limited().within_turn(ANSWERED_BYTES.get());
+        ANSWERED_BYTES.set(ANSWERED_BYTES.get().saturating_add(answer.body.len()));
         host::respond(
             self.id,
             &HttpAnswer {
@@ -191,6 +211,14 @@ impl Response {
         self
     }
 
+    fn within_turn(self, answered_bytes: usize) -> Self {
+        let total = answered_bytes.saturating_add(self.body.len());
+        if self.body.len() <= SHORT_BYTES || total <= MAX_TURN_BYTES {
+            return self;
+        }
+        Self::retry_after(1, "too many long answers at once")
+    }
+
     fn limited(self) -> Self {
         if self.body.len() <= MAX_RESPONSE_BYTES {
             return self;
@@ -240,7 +268,7 @@ fn hex_byte(hex: &[u8]) -> Option<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::{HttpRequest, MAX_RESPONSE_BYTES, Request, Response, decode};
+    use super::{HttpRequest, MAX_RESPONSE_BYTES, MAX_TURN_BYTES, Request, Response, decode};
 
     fn request(method: &str, path: &str, query: Option<&str>) -> Request {
         Request::from(HttpRequest {
@@ -289,6 +317,15 @@ mod tests {
         assert_eq!(decode("%zz%4", false), "%zz%4");
         assert_eq!(decode("%ff", false), "\u{fffd}");
         assert_eq!(decode("a+b", false), "a+b");
+    }
+
+    #[test]
+    fn long_answers_leave_room_in_the_turn_and_short_ones_always_go() {
+        let long = Response::text("x".repeat(2_000));
+        assert_eq!(long.clone().within_turn(0), long);
+        assert_eq!(long.within_turn(MAX_TURN_BYTES - 1_999).status, 503);
+        let short = Response::text("x".repeat(1_000)).status(201);
+        assert_eq!(short.clone().within_turn(MAX_TURN_BYTES), short);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use crate::bindings::exports::tessera::framework::scheduler::{Description, Guest, TurnInfo};
 use crate::bindings::tessera::framework::events;
-use crate::{Config, Event, Scheduler, Turn, state};
+use crate::{Config, Event, Scheduler, Turn, http, state};
 
 /// Tells the compiler that the exports are used, also where they are not exported.
 pub fn assert_exported<G: Guest>() {}
@@ -44,5 +44,6 @@ pub fn handle<S: Scheduler>(
         .end_turn(&mut turn)
         .map_err(|error| error.to_string())?;
     state::reset_room();
+    http::reset_answered();
     Ok(())
 }

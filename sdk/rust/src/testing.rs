@@ -18,7 +18,7 @@ pub use crate::bindings::tessera::framework::types as contract;
 use crate::event::Subscription;
 use crate::http::{Request, Response};
 use crate::{
-    Config, Error, Event, Offer, Resources, Scheduler, TaskState, TaskStatus, Turn, state,
+    Config, Error, Event, Offer, Resources, Scheduler, TaskState, TaskStatus, Turn, http, state,
 };
 
 /// Time of the first turn, in ms since the Unix epoch.
@@ -78,6 +78,7 @@ impl<S: Scheduler> Harness<S> {
         }
         outcome = outcome.and_then(|()| self.scheduler.end_turn(&mut turn));
         state::reset_room();
+        http::reset_answered();
         match outcome {
             Ok(()) => Ok(calls::commit()),
             Err(error) => {

@@ -21,6 +21,8 @@ pub const MAX_LAUNCHES_PER_PLACE: usize = 200;
 pub const MAX_MISSES_PER_PLACE: usize = 64;
 /// Bytes of new specs per turn, as the contract says.
 const MAX_SPEC_BYTES: usize = 1 << 20;
+/// Bytes of one spec, as the contract says.
+const MAX_ONE_SPEC_BYTES: usize = 512 * 1024;
 /// New specs per turn, as the contract says.
 const MAX_SPECS: usize = 256;
 
@@ -108,10 +110,13 @@ impl Turn {
                     placed.launched.push(task.task);
                     free = rest;
                 }
-                // A limit that is passed by the first spec of a turn is passed in every turn.
                 Err(Error::Limit(_)) if self.specs > 0 => {
                     cut_short = true;
                     break;
+                }
+                // The instance has defined all the specs that it may: a rebuilt one can go on.
+                Err(error @ Error::Limit(_)) if task.spec.size_bytes() <= MAX_ONE_SPEC_BYTES => {
+                    return Err(error);
                 }
                 Err(error) => placed.refused.push((task.task, error)),
             }
