@@ -1,0 +1,10 @@
+//! The generated host side of `wit/framework`, made once for the whole workspace.
+//!
+//! Invariants: plain synchronous functions; nothing generated leaves this crate, see `convert`. This
+//! file must never hold code of ours.
+#![allow(missing_docs, clippy::all)]
+
+wasmtime::component::bindgen!({
+    path: "../framework",
+    world: "scheduler-framework",
+});

@@ -1,0 +1,234 @@
+//! Between the contract's generated types and the nouns: the only file that knows both.
+//!
+//! Invariants: what the contract has and this version does not is refused as `unsupported` by name,
+//! never ignored. This file must never hold a rule that `tessera_types` could hold.
+
+use crate::bindings::exports::tessera::framework::scheduler as exported;
+use crate::bindings::tessera::framework::{events as ev, http, types as wit};
+use crate::draft::{Refused, task_id};
+use crate::state::WriteRefused;
+use tessera_types::{
+    AgentInfo, Digest, Event, FileSpec, HttpAnswer, HttpRequest, Launch, LogLevel, NativeCommand,
+    Offer, Quantities, Subscription, TaskBody, TaskSpec, TaskState, TaskStatus, TurnHeader,
+};
+
+fn unsupported<T>(what: &str) -> Result<T, Refused> {
+    Err(Refused::Unsupported(what.to_owned()))
+}
+
+impl From<Refused> for wit::Error {
+    fn from(refused: Refused) -> Self {
+        let text = refused.to_string();
+        match refused {
+            Refused::Invalid(_) => Self::Invalid(text),
+            Refused::NotFound(_) => Self::NotFound(text),
+            Refused::Limit(_) => Self::Limit(text),
+            Refused::Unsupported(_) => Self::Unsupported(text),
+        }
+    }
+}
+
+impl From<WriteRefused> for wit::Error {
+    fn from(refused: WriteRefused) -> Self {
+        let text = refused.to_string();
+        match refused {
+            WriteRefused::Key(_) => Self::Invalid(text),
+            WriteRefused::Limit(_) => Self::Limit(text),
+        }
+    }
+}
+
+pub(crate) fn turn_info(header: &TurnHeader) -> exported::TurnInfo {
+    exported::TurnInfo {
+        number: header.number.0,
+        epoch: header.epoch.0,
+        time_ms: header.time_ms,
+    }
+}
+
+pub(crate) fn event(event: Event) -> ev::Event {
+    match event {
+        Event::Subscribed(s) => ev::Event::Subscribed(subscription(s)),
+        Event::Resumed(s) => ev::Event::Resumed(subscription(s)),
+        Event::Agent(info) => ev::Event::Agent(agent_info(info)),
+        Event::Offers(offers) => ev::Event::Offers(offers.into_iter().map(offer).collect()),
+        Event::Rescinded(ids) => ev::Event::Rescinded(ids.into_iter().map(|id| id.0).collect()),
+        Event::Update { status, .. } => ev::Event::Update(task_status(status)),
+        Event::Timer { id, due_ms } => ev::Event::Timer(ev::TimerFired { id, due_ms }),
+        Event::Http(request) => ev::Event::Http(http_request(request)),
+        Event::Again => ev::Event::Again,
+    }
+}
+
+fn subscription(s: Subscription) -> ev::Subscription {
+    ev::Subscription {
+        framework: s.framework.0,
+        name: s.name,
+        role: s.role,
+        epoch: s.epoch.0,
+    }
+}
+
+fn agent_info(info: AgentInfo) -> wit::AgentInfo {
+    wit::AgentInfo {
+        id: info.id.0,
+        hostname: info.hostname,
+        attributes: info.attributes,
+        reachable: info.reachable,
+    }
+}
+
+fn offer(offer: Offer) -> wit::Offer {
+    let available = offer.available.clamped();
+    wit::Offer {
+        id: offer.id.0,
+        agent: offer.agent.0,
+        available: wit::Quantities {
+            cpus_milli: available.cpus_milli.unsigned_abs(),
+            mem_mib: available.mem_mib.unsigned_abs(),
+            disk_mib: available.disk_mib.unsigned_abs(),
+        },
+        items: Vec::new(),
+    }
+}
+
+const fn task_state(state: TaskState) -> wit::TaskState {
+    match state {
+        TaskState::Staging => wit::TaskState::Staging,
+        TaskState::Starting => wit::TaskState::Starting,
+        TaskState::Running => wit::TaskState::Running,
+        TaskState::Killing => wit::TaskState::Killing,
+        TaskState::Finished => wit::TaskState::Finished,
+        TaskState::Failed => wit::TaskState::Failed,
+        TaskState::Killed => wit::TaskState::Killed,
+        TaskState::Error => wit::TaskState::Error,
+        TaskState::Dropped => wit::TaskState::Dropped,
+        TaskState::Lost => wit::TaskState::Lost,
+        TaskState::Gone => wit::TaskState::Gone,
+        TaskState::GoneByOperator => wit::TaskState::GoneByOperator,
+        TaskState::Unreachable => wit::TaskState::Unreachable,
+        TaskState::Unknown => wit::TaskState::Unknown,
+    }
+}
+
+fn task_status(status: TaskStatus) -> wit::TaskStatus {
+    wit::TaskStatus {
+        task: status.task.into(),
+        agent: status.agent.0,
+        state: task_state(status.state),
+        reason: status.reason.code().to_owned(),
+        message: status.message,
+        exit_code: status.exit_code,
+        signal: status.signal,
+        data: status.data,
+        attempt: status.attempt,
+        at_ms: status.at_ms,
+    }
+}
+
+fn http_request(request: HttpRequest) -> ev::HttpRequest {
+    ev::HttpRequest {
+        id: request.id,
+        method: request.method,
+        path: request.path,
+        query: request.query,
+        headers: request.headers,
+        body: request.body,
+        principal: request.principal,
+        idempotency_key: request.idempotency_key,
+    }
+}
+
+pub(crate) fn http_answer(answer: http::HttpAnswer) -> HttpAnswer {
+    HttpAnswer { status: answer.status, headers: answer.headers, body: answer.body }
+}
+
+pub(crate) const fn log_level(level: wit::Level) -> LogLevel {
+    match level {
+        wit::Level::Trace => LogLevel::Trace,
+        wit::Level::Debug => LogLevel::Debug,
+        wit::Level::Info => LogLevel::Info,
+        wit::Level::Warn => LogLevel::Warn,
+        wit::Level::Error => LogLevel::Error,
+    }
+}
+
+fn digest(field: &str, text: &str) -> Result<Digest, Refused> {
+    Digest::parse(text).map_err(|error| Refused::Invalid(format!("{field}: {error}")))
+}
+
+pub(crate) fn launch(launch: wit::Launch) -> Result<Launch, Refused> {
+    Ok(Launch {
+        task: task_id("launch.task", &launch.task)?,
+        spec: digest("launch.spec", &launch.spec)?,
+        args: launch.args,
+        env: launch.env,
+    })
+}
+
+fn amount(name: &str, amount: u64) -> Result<i64, Refused> {
+    i64::try_from(amount)
+        .map_err(|_| Refused::Invalid(format!("resources.{name}: larger than any machine")))
+}
+
+fn quantities(q: wit::Quantities) -> Result<Quantities, Refused> {
+    Ok(Quantities {
+        cpus_milli: amount("cpus", q.cpus_milli)?,
+        mem_mib: amount("mem", q.mem_mib)?,
+        disk_mib: amount("disk", q.disk_mib)?,
+    })
+}
+
+fn task_body(body: wit::TaskBody) -> Result<TaskBody, Refused> {
+    Ok(match body {
+        wit::TaskBody::Native(wit::NativeCommand::Shell(text)) => {
+            TaskBody::Native(NativeCommand::Shell(text))
+        }
+        wit::TaskBody::Native(wit::NativeCommand::Argv(argv)) => {
+            TaskBody::Native(NativeCommand::Argv(argv))
+        }
+        wit::TaskBody::Wasm(command) => TaskBody::Wasm {
+            component: digest("body.wasm.component", &command.component)?,
+            args: command.args,
+        },
+        wit::TaskBody::Image(_) => return unsupported("body.image: running OCI images"),
+        wit::TaskBody::Executor(_) => return unsupported("body.executor: custom executors"),
+    })
+}
+
+fn file(file: wit::File) -> Result<FileSpec, Refused> {
+    match file.content {
+        wit::FileContent::Inline(content) => {
+            Ok(FileSpec { path: file.path, mode: file.mode, content })
+        }
+        wit::FileContent::Digest(_) => unsupported("files.content.digest: an uploaded file"),
+    }
+}
+
+pub(crate) fn task_spec(spec: wit::TaskSpec) -> Result<TaskSpec, Refused> {
+    if let Some(item) = spec.items.first() {
+        return unsupported(&format!("items: resource {:?} beside cpus, mem and disk", item.name));
+    }
+    if spec.health.is_some() {
+        return unsupported("health: a health check");
+    }
+    if let Some(ext) = spec.ext.first() {
+        return unsupported(&format!("ext: {:?}", ext.key));
+    }
+    let cpus_limit_milli =
+        spec.cpus_limit_milli.map(|milli| amount("cpus-limit", milli)).transpose()?;
+    Ok(TaskSpec {
+        name: spec.name,
+        body: task_body(spec.body)?,
+        resources: quantities(spec.resources)?,
+        cpus_limit_milli,
+        pids_limit: spec.pids_limit,
+        user: spec.user,
+        env: spec.env,
+        files: spec.files.into_iter().map(file).collect::<Result<_, _>>()?,
+        result_file: spec.result_file,
+        grace_ms: spec.grace_ms.map(u64::from),
+        restarts: spec.restarts,
+        labels: spec.labels,
+    })
+}

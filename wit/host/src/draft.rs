@@ -1,0 +1,486 @@
+//! The turn while it is being made: driver calls are checked here and enqueued.
+//!
+//! Invariants: what is refused has enqueued nothing; a draft never exceeds the limits of a turn, so
+//! that whatever it becomes fits into one message and one log entry; a launch names a spec that this
+//! instance has defined. This file must never know the contract's generated types, and never decides
+//! what becomes of an operation.
+
+use crate::limits::{LimitPassed, Limits};
+use std::collections::{BTreeMap, BTreeSet};
+use tessera_types::{
+    Digest, Filters, HttpAnswer, InvalidSpec, Launch, OfferId, Operation, ResourcesError, TaskId, TaskSpec,
+    TimeMs, limits, validate_launch, validate_spec,
+};
+
+/// Why a call was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// An argument breaks a rule.
+    #[error("{0}")]
+    Invalid(String),
+    /// The thing named does not exist.
+    #[error("{0}")]
+    NotFound(String),
+    /// A limit would be passed.
+    #[error(transparent)]
+    Limit(#[from] LimitPassed),
+    /// This version does not have it.
+    #[error("{0} is not supported by this version")]
+    Unsupported(String),
+}
+
+impl From<InvalidSpec> for Refused {
+    fn from(invalid: InvalidSpec) -> Self {
+        match invalid {
+            InvalidSpec::Resources(ResourcesError::Unsupported { name, what }) => {
+                Self::Unsupported(format!("resource {name:?}: {what}"))
+            }
+            other => Self::Invalid(other.to_string()),
+        }
+    }
+}
+
+fn invalid<T>(field: &str, rule: &str) -> Result<T, Refused> {
+    Err(Refused::Invalid(format!("{field}: {rule}")))
+}
+
+fn limit<T>(name: &'static str, max: impl std::fmt::Display) -> Result<T, Refused> {
+    Err(LimitPassed::new(name, format!("at most {max}")).into())
+}
+
+#[derive(Debug)]
+struct Defined {
+    spec: TaskSpec,
+    encoded: Vec<u8>,
+}
+
+/// Task specs that an instance has defined.
+#[derive(Debug, Default)]
+pub(crate) struct SpecBook {
+    specs: BTreeMap<Digest, Defined>,
+    bytes: usize,
+}
+
+/// One turn under construction, and what the instance carries from turn to turn for it.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    limits: Limits,
+    book: SpecBook,
+    open_requests: BTreeSet<u64>,
+    /// Added to `after` by `set_timer`; zero during `init`, whose turn has no time yet.
+    time_ms: TimeMs,
+    operations: Vec<Operation>,
+    /// Operations, with each launch of an accept counted.
+    count: usize,
+    bytes: usize,
+    calls_again: bool,
+    defined: usize,
+    defined_bytes: usize,
+    named: BTreeSet<Digest>,
+    named_bytes: usize,
+}
+
+/// Operations of a finished turn, and the specs that its launches name.
+pub(crate) type Finished = (Vec<Operation>, Vec<(Digest, Vec<u8>)>);
+
+impl Draft {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            book: SpecBook::default(),
+            open_requests: BTreeSet::new(),
+            time_ms: 0,
+            operations: Vec::new(),
+            count: 0,
+            bytes: 0,
+            calls_again: false,
+            defined: 0,
+            defined_bytes: 0,
+            named: BTreeSet::new(),
+            named_bytes: 0,
+        }
+    }
+
+    /// The turn with this time begins. What `init` enqueued stays and gets the turn's time.
+    pub(crate) fn begin(&mut self, time_ms: TimeMs) {
+        for operation in &mut self.operations {
+            if let Operation::SetTimer { due_ms, .. } = operation {
+                *due_ms = due_ms.saturating_add(time_ms);
+            }
+        }
+        self.time_ms = time_ms;
+    }
+
+    /// A request arrived; the oldest one without an answer is forgotten when there are too many.
+    pub(crate) fn open_request(&mut self, id: u64) {
+        self.open_requests.insert(id);
+        if self.open_requests.len() > self.limits.open_requests {
+            self.open_requests.pop_first();
+        }
+    }
+
+    /// The turn has ended.
+    pub(crate) fn finish(&mut self) -> Finished {
+        (self.count, self.bytes, self.calls_again) = (0, 0, false);
+        (self.defined, self.defined_bytes, self.named_bytes) = (0, 0, 0);
+        let operations = std::mem::take(&mut self.operations);
+        let specs = std::mem::take(&mut self.named)
+            .into_iter()
+            .filter_map(|digest| Some((digest, self.book.specs.get(&digest)?.encoded.clone())))
+            .collect();
+        (operations, specs)
+    }
+
+    fn push(&mut self, operation: Operation) -> Result<(), Refused> {
+        let count = self.count
+            + match &operation {
+                Operation::Accept { launches, .. } => launches.len().max(1),
+                _ => 1,
+            };
+        if count > limits::TURN_OPERATIONS_MAX {
+            return limit("turn-operations", limits::TURN_OPERATIONS_MAX);
+        }
+        let bytes = self.bytes + size(&operation);
+        if bytes > self.limits.operation_bytes {
+            return limit("turn-operation-bytes", self.limits.operation_bytes);
+        }
+        (self.count, self.bytes) = (count, bytes);
+        self.operations.push(operation);
+        Ok(())
+    }
+
+    /// Check a spec, and remember it under its digest.
+    pub(crate) fn define(&mut self, spec: TaskSpec) -> Result<Digest, Refused> {
+        validate_spec(&spec)?;
+        let encoded = tessera_wire::encode_spec(&spec);
+        if encoded.len() > limits::SPEC_BYTES_MAX {
+            return limit("spec-bytes", limits::SPEC_BYTES_MAX);
+        }
+        let digest = Digest::of(&encoded);
+        if self.book.specs.contains_key(&digest) {
+            return Ok(digest);
+        }
+        if self.defined >= limits::TURN_SPECS_MAX {
+            return limit("turn-specs", limits::TURN_SPECS_MAX);
+        }
+        if self.defined_bytes + encoded.len() > limits::TURN_SPEC_BYTES_MAX {
+            return limit("turn-spec-bytes", limits::TURN_SPEC_BYTES_MAX);
+        }
+        if self.book.specs.len() >= self.limits.specs {
+            return limit("instance-specs", self.limits.specs);
+        }
+        if self.book.bytes + encoded.len() > self.limits.spec_bytes {
+            return limit("instance-spec-bytes", self.limits.spec_bytes);
+        }
+        self.defined += 1;
+        self.defined_bytes += encoded.len();
+        self.book.bytes += encoded.len();
+        self.book.specs.insert(digest, Defined { spec, encoded });
+        Ok(digest)
+    }
+
+    pub(crate) fn accept(
+        &mut self,
+        offers: Vec<OfferId>,
+        launches: Vec<Launch>,
+        filters: Filters,
+    ) -> Result<(), Refused> {
+        check_offers(&offers)?;
+        check_filters(filters)?;
+        let mut named = BTreeSet::new();
+        let mut named_bytes = self.named_bytes;
+        let mut tasks = BTreeSet::new();
+        for launch in &launches {
+            let Some(defined) = self.book.specs.get(&launch.spec) else {
+                let text = format!("launch.spec: {} is not defined by this instance", launch.spec);
+                return Err(Refused::NotFound(text));
+            };
+            validate_launch(launch, &defined.spec)?;
+            if !tasks.insert(&launch.task) {
+                return invalid("launch.task", "each task is launched once");
+            }
+            if !self.named.contains(&launch.spec) && named.insert(launch.spec) {
+                named_bytes += defined.encoded.len();
+            }
+        }
+        if self.named.len() + named.len() > limits::TURN_SPECS_MAX {
+            return limit("turn-specs", limits::TURN_SPECS_MAX);
+        }
+        if named_bytes > limits::TURN_SPEC_BYTES_MAX {
+            return limit("turn-spec-bytes", limits::TURN_SPEC_BYTES_MAX);
+        }
+        self.push(Operation::Accept { offers, launches, filters })?;
+        self.named.append(&mut named);
+        self.named_bytes = named_bytes;
+        Ok(())
+    }
+
+    pub(crate) fn decline(&mut self, offers: Vec<OfferId>, filters: Filters) -> Result<(), Refused> {
+        check_offers(&offers)?;
+        check_filters(filters)?;
+        self.push(Operation::Decline { offers, filters })
+    }
+
+    pub(crate) fn revive(&mut self) -> Result<(), Refused> {
+        self.push(Operation::Revive)
+    }
+
+    pub(crate) fn suppress(&mut self) -> Result<(), Refused> {
+        self.push(Operation::Suppress)
+    }
+
+    pub(crate) fn kill(&mut self, task: &str, grace_ms: Option<u64>) -> Result<(), Refused> {
+        if grace_ms.is_some_and(|grace| grace > limits::GRACE_MAX_MS) {
+            return invalid("grace-ms", &format!("at most {}", limits::GRACE_MAX_MS));
+        }
+        let task = task_id("task", task)?;
+        self.push(Operation::Kill { task, grace_ms })
+    }
+
+    pub(crate) fn reconcile(&mut self, tasks: &[String]) -> Result<(), Refused> {
+        let tasks = tasks.iter().map(|task| task_id("tasks", task)).collect::<Result<_, _>>()?;
+        self.push(Operation::Reconcile { tasks })
+    }
+
+    /// "Call me again" once per turn; saying it again changes nothing.
+    pub(crate) fn call_again(&mut self) -> Result<(), Refused> {
+        if !self.calls_again {
+            self.push(Operation::CallAgain)?;
+            self.calls_again = true;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn set_timer(&mut self, id: String, after_ms: u64) -> Result<(), Refused> {
+        check_timer_id(&id)?;
+        if !(limits::TIMER_MIN_MS..=limits::DURATION_MAX_MS).contains(&after_ms) {
+            let (min, max) = (limits::TIMER_MIN_MS, limits::DURATION_MAX_MS);
+            return invalid("after-ms", &format!("{min} to {max}"));
+        }
+        self.push(Operation::SetTimer { id, due_ms: self.time_ms.saturating_add(after_ms) })
+    }
+
+    pub(crate) fn cancel_timer(&mut self, id: String) -> Result<(), Refused> {
+        check_timer_id(&id)?;
+        self.push(Operation::CancelTimer { id })
+    }
+
+    pub(crate) fn respond(&mut self, request: u64, answer: HttpAnswer) -> Result<(), Refused> {
+        if !self.open_requests.contains(&request) {
+            let text = format!("id: request {request} is not open in this instance");
+            return Err(Refused::NotFound(text));
+        }
+        check_answer(&answer)?;
+        self.push(Operation::Respond { request, answer })?;
+        self.open_requests.remove(&request);
+        Ok(())
+    }
+}
+
+/// What an operation costs in a message, roughly.
+fn size(operation: &Operation) -> usize {
+    let pairs = |pairs: &[(String, String)]| -> usize {
+        pairs.iter().map(|(key, value)| key.len() + value.len() + 8).sum()
+    };
+    16 + match operation {
+        Operation::Accept { offers, launches, .. } => {
+            let words = |args: &[String]| args.iter().map(|arg| arg.len() + 4).sum::<usize>();
+            let one = |launch: &Launch| {
+                launch.task.as_str().len() + words(&launch.args) + pairs(&launch.env) + 48
+            };
+            offers.len() * 10 + launches.iter().map(one).sum::<usize>()
+        }
+        Operation::Decline { offers, .. } => offers.len() * 10,
+        Operation::Kill { task, .. } => task.as_str().len(),
+        Operation::Reconcile { tasks } => tasks.iter().map(|task| task.as_str().len() + 4).sum(),
+        Operation::SetTimer { id, .. } | Operation::CancelTimer { id } => id.len(),
+        Operation::Respond { answer, .. } => answer.body.len() + pairs(&answer.headers),
+        Operation::Revive | Operation::Suppress | Operation::CallAgain => 0,
+    }
+}
+
+pub(crate) fn task_id(field: &str, text: &str) -> Result<TaskId, Refused> {
+    text.parse().map_err(|error| Refused::Invalid(format!("{field}: {error}")))
+}
+
+fn check_offers(offers: &[OfferId]) -> Result<(), Refused> {
+    if offers.is_empty() {
+        return invalid("offers", "at least one");
+    }
+    let distinct: BTreeSet<_> = offers.iter().collect();
+    if distinct.len() != offers.len() {
+        return invalid("offers", "each offer is named once");
+    }
+    Ok(())
+}
+
+fn check_filters(filters: Filters) -> Result<(), Refused> {
+    if filters.refuse_ms > limits::DURATION_MAX_MS {
+        return invalid("filters.refuse-ms", &format!("at most {}", limits::DURATION_MAX_MS));
+    }
+    Ok(())
+}
+
+fn check_timer_id(id: &str) -> Result<(), Refused> {
+    if id.is_empty() || id.len() > limits::KEY_BYTES_MAX {
+        return invalid("id", &format!("1 to {} bytes", limits::KEY_BYTES_MAX));
+    }
+    Ok(())
+}
+
+fn check_answer(answer: &HttpAnswer) -> Result<(), Refused> {
+    if !(200..=599).contains(&answer.status) {
+        return invalid("answer.status", "200 to 599");
+    }
+    if answer.body.len() > limits::HTTP_ANSWER_BYTES_MAX {
+        return limit("http-answer-bytes", limits::HTTP_ANSWER_BYTES_MAX);
+    }
+    if answer.headers.len() > limits::HTTP_HEADERS_MAX {
+        return limit("http-headers", limits::HTTP_HEADERS_MAX);
+    }
+    for (name, value) in &answer.headers {
+        if name.len() + value.len() > limits::HTTP_HEADER_BYTES_MAX {
+            return limit("http-header-bytes", limits::HTTP_HEADER_BYTES_MAX);
+        }
+        let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        if name.is_empty() || !name.bytes().all(token) {
+            return invalid("answer.headers", "names are tokens of RFC 9110");
+        }
+        if value.bytes().any(|byte| byte < 0x20 && byte != b'\t' || byte == 0x7f) {
+            return invalid("answer.headers", "values have no control characters");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tessera_types::{NativeCommand, Quantities, TaskBody};
+
+    fn spec(command: &str) -> TaskSpec {
+        TaskSpec {
+            name: "t".into(),
+            body: TaskBody::Native(NativeCommand::Shell(command.into())),
+            resources: Quantities { cpus_milli: 100, mem_mib: 32, disk_mib: 0 },
+            cpus_limit_milli: None,
+            pids_limit: None,
+            user: None,
+            env: vec![],
+            files: vec![],
+            result_file: None,
+            grace_ms: None,
+            restarts: 0,
+            labels: vec![],
+        }
+    }
+
+    fn launch(task: &str, spec: Digest) -> Launch {
+        Launch { task: task.parse().unwrap(), spec, args: vec![], env: vec![] }
+    }
+
+    fn draft() -> Draft {
+        Draft::new(Limits::default())
+    }
+
+    fn limit_name(result: Result<(), Refused>) -> &'static str {
+        match result {
+            Err(Refused::Limit(limit)) => limit.name,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    const OFFER: OfferId = OfferId(1);
+
+    #[test]
+    fn launches_carry_their_specs_once() {
+        let mut draft = draft();
+        let (a, b) = (draft.define(spec("a")).unwrap(), draft.define(spec("b")).unwrap());
+        let launches = vec![launch("1", a), launch("2", a)];
+        draft.accept(vec![OFFER], launches, Filters::default()).unwrap();
+        let (operations, specs) = draft.finish();
+        assert_eq!(operations.len(), 1);
+        assert_eq!(specs, vec![(a, tessera_wire::encode_spec(&spec("a")))]);
+        draft.accept(vec![OFFER], vec![launch("3", b)], Filters::default()).unwrap();
+        assert_eq!(draft.finish().1.len(), 1, "specs of earlier turns stay defined");
+    }
+
+    #[test]
+    fn bad_accepts_are_refused_with_field_and_rule() {
+        let mut draft = draft();
+        let known = draft.define(spec("a")).unwrap();
+        let unknown = Digest::of(b"other");
+        let far = Filters { refuse_ms: limits::DURATION_MAX_MS + 1 };
+        let with_args = Launch { args: vec!["x".into()], ..launch("t", known) };
+        let none = Filters::default();
+        for (offers, launches, filters, field) in [
+            (vec![], vec![], none, "offers"),
+            (vec![OFFER, OFFER], vec![], none, "offers"),
+            (vec![OFFER], vec![launch("t", unknown)], none, "launch.spec"),
+            (vec![OFFER], vec![launch("t", known), launch("t", known)], none, "launch.task"),
+            (vec![OFFER], vec![with_args], none, "args"),
+            (vec![OFFER], vec![], far, "filters.refuse-ms"),
+        ] {
+            let error = draft.accept(offers, launches, filters).unwrap_err().to_string();
+            assert!(error.starts_with(field), "{field}: {error}");
+        }
+        assert_eq!(draft.finish(), (vec![], vec![]), "what is refused enqueues nothing");
+    }
+
+    #[test]
+    fn operations_and_their_bytes_are_limited() {
+        let mut draft = draft();
+        for _ in 0..limits::TURN_OPERATIONS_MAX {
+            draft.revive().unwrap();
+        }
+        assert_eq!(limit_name(draft.suppress()), "turn-operations");
+        assert_eq!(draft.finish().0.len(), limits::TURN_OPERATIONS_MAX);
+        let answer = HttpAnswer { status: 200, body: vec![0; 64 << 10], ..HttpAnswer::default() };
+        let refused = (0..100).find_map(|id| {
+            draft.open_request(id);
+            draft.respond(id, answer.clone()).err()
+        });
+        assert_eq!(limit_name(Err(refused.unwrap())), "turn-operation-bytes");
+    }
+
+    #[test]
+    fn specs_are_limited_per_turn() {
+        let mut draft = draft();
+        for n in 0..limits::TURN_SPECS_MAX {
+            draft.define(spec(&n.to_string())).unwrap();
+        }
+        assert_eq!(limit_name(draft.define(spec("more")).map(|_| ())), "turn-specs");
+        assert!(draft.define(spec("0")).is_ok(), "what is known is free");
+        draft.finish();
+        assert!(draft.define(spec("more")).is_ok());
+    }
+
+    #[test]
+    fn timers_set_by_init_count_from_the_first_turn() {
+        let mut draft = draft();
+        draft.set_timer("a".into(), 50).unwrap();
+        draft.begin(1_000);
+        draft.set_timer("b".into(), 60).unwrap();
+        let due = draft.finish().0.into_iter().map(|operation| match operation {
+            Operation::SetTimer { due_ms, .. } => due_ms,
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(due.collect::<Vec<_>>(), [1_050, 1_060]);
+        assert!(draft.set_timer("a".into(), 9).is_err());
+        assert!(draft.set_timer(String::new(), 90).is_err());
+    }
+
+    #[test]
+    fn a_request_is_answered_once() {
+        let mut draft = draft();
+        let answer = HttpAnswer { status: 200, ..HttpAnswer::default() };
+        assert!(matches!(draft.respond(1, answer.clone()), Err(Refused::NotFound(_))));
+        draft.open_request(1);
+        let bad = HttpAnswer { headers: vec![("a b".into(), String::new())], ..answer.clone() };
+        assert!(matches!(draft.respond(1, bad), Err(Refused::Invalid(_))));
+        let bad = HttpAnswer { headers: vec![("a".into(), "b\r\nc".into())], ..answer.clone() };
+        assert!(matches!(draft.respond(1, bad), Err(Refused::Invalid(_))));
+        assert_eq!(draft.respond(1, answer.clone()), Ok(()));
+        assert!(matches!(draft.respond(1, answer), Err(Refused::NotFound(_))));
+    }
+}

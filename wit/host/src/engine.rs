@@ -1,0 +1,167 @@
+//! The engine: what the compiler and the runtime are allowed to do, and the ticker of its epochs.
+//!
+//! Invariants: the key of an engine changes whenever code compiled by it could differ, and cached code
+//! is never loaded under another key. Features that the contract does not need are off, because each
+//! is attack surface. This file must never make the policy depend on where it runs, except for the
+//! address space that memories reserve.
+
+use std::hash::{Hash as _, Hasher as _};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+use wasmtime::{Config, Engine, ModuleVersionStrategy, OptLevel, Strategy, WasmBacktraceDetails};
+
+/// Version of the runtime that this was built with; held against the lockfile by a test.
+pub const RUNTIME_VERSION: &str = "48.0.8";
+/// Counts changes of the policy below that change compiled code.
+const POLICY: &str = "p1";
+/// Stack of guest code. The threads that run guests have [`THREAD_STACK_BYTES`].
+const WASM_STACK_BYTES: usize = 512 << 10;
+/// Stack of a thread or fiber that runs guest code: what is beyond the guest's is for host functions.
+pub const THREAD_STACK_BYTES: usize = 2 << 20;
+/// Time between two epochs, and so between two looks at a guest's CPU time.
+pub const EPOCH: Duration = Duration::from_millis(10);
+/// Epochs without a guest after which the ticker sleeps: an idle worker costs nothing.
+const TICKS_BEFORE_SLEEP: u32 = 100;
+
+/// Where an engine is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In a worker: a memory reserves 4 GiB of address space, so that bounds need no checks.
+    Worker,
+    /// In a throw-away process with little address space. Its code is never kept.
+    Jail,
+}
+
+/// An engine under the one policy of the cluster.
+///
+/// # Errors
+/// When this machine lacks what the policy needs.
+pub fn new_engine(place: Place) -> wasmtime::Result<Engine> {
+    let mut config = Config::new();
+    config
+        .strategy(Strategy::Cranelift)
+        .cranelift_opt_level(OptLevel::Speed)
+        // Guests are replayed: the same inputs have to give the same bits.
+        .cranelift_nan_canonicalization(true)
+        .module_version(ModuleVersionStrategy::Custom(format!("{RUNTIME_VERSION}+{POLICY}")))?
+        .epoch_interruption(true)
+        .max_wasm_stack(WASM_STACK_BYTES)
+        .async_stack_size(THREAD_STACK_BYTES)
+        .async_stack_zeroing(true)
+        .wasm_backtrace_details(WasmBacktraceDetails::Disable)
+        .concurrency_support(false)
+        .shared_memory(false)
+        .wasm_relaxed_simd(false)
+        .wasm_memory64(false)
+        .wasm_multi_memory(false)
+        .wasm_wide_arithmetic(false)
+        .wasm_tail_call(false)
+        .wasm_custom_page_sizes(false);
+    if place == Place::Jail {
+        config
+            .memory_reservation(0)
+            .memory_reservation_for_growth(1 << 20)
+            .memory_guard_size(64 << 10)
+            .guard_before_linear_memory(false);
+    }
+    // Instances are allocated on demand: they live long, so that a pool would save nothing that
+    // matters, and slots that pass from tenant to tenant have leaked before.
+    Engine::new(&config)
+}
+
+/// The key under which compiled code is cached: runtime version, policy, and everything of
+/// configuration and processor that the runtime itself takes for incompatible. At most 60 characters
+/// of `a-z 0-9 . -`.
+#[must_use]
+pub fn engine_key(engine: &Engine) -> String {
+    // Of fixed keys, and so the same in every process.
+    #[allow(deprecated)]
+    let mut hasher = std::hash::SipHasher::new();
+    engine.precompile_compatibility_hash().hash(&mut hasher);
+    format!("wasmtime-{RUNTIME_VERSION}-{POLICY}-{:016x}", hasher.finish())
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    running: AtomicUsize,
+    asleep: AtomicBool,
+    stop: AtomicBool,
+    lock: Mutex<()>,
+    wake: Condvar,
+}
+
+/// Advances the epochs of an engine from a thread of its own, while guests run.
+#[derive(Debug)]
+pub struct Ticker {
+    shared: Arc<Shared>,
+}
+
+/// While one of these lives, epochs advance.
+#[derive(Debug)]
+pub(crate) struct Running<'a>(&'a Shared);
+
+impl Ticker {
+    /// Start the thread. It ends with the ticker.
+    ///
+    /// # Errors
+    /// When the thread cannot be made.
+    pub fn start(engine: &Engine) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let (weak, on_thread) = (engine.weak(), Arc::clone(&shared));
+        std::thread::Builder::new().name("epochs".into()).spawn(move || {
+            let mut idle = 0;
+            while !on_thread.stop.load(Ordering::Relaxed) {
+                std::thread::sleep(EPOCH);
+                let Some(engine) = weak.upgrade() else { return };
+                engine.increment_epoch();
+                drop(engine);
+                if on_thread.running.load(Ordering::SeqCst) > 0 {
+                    idle = 0;
+                    continue;
+                }
+                idle += 1;
+                if idle > TICKS_BEFORE_SLEEP {
+                    on_thread.sleep();
+                    idle = 0;
+                }
+            }
+        })?;
+        Ok(Self { shared })
+    }
+
+    pub(crate) fn run(&self) -> Running<'_> {
+        self.shared.running.fetch_add(1, Ordering::SeqCst);
+        if self.shared.asleep.load(Ordering::SeqCst) {
+            let _guard = self.shared.lock.lock().unwrap_or_else(PoisonError::into_inner);
+            self.shared.wake.notify_one();
+        }
+        Running(&self.shared)
+    }
+}
+
+impl Shared {
+    fn sleep(&self) {
+        let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        // Announced before the last look: one of the two sides sees the other.
+        self.asleep.store(true, Ordering::SeqCst);
+        while self.running.load(Ordering::SeqCst) == 0 && !self.stop.load(Ordering::SeqCst) {
+            guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.asleep.store(false, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        let _guard = self.shared.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shared.wake.notify_one();
+    }
+}
