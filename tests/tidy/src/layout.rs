@@ -11,7 +11,7 @@ use crate::manifest::{FEATURE_CRATE, Manifest};
 pub const ALLOWED_EDGES: &[(&str, &[&str])] = &[
     ("tessera-types", &[]),
     ("tessera-wire", &["tessera-types"]),
-    ("tessera-wit-host", &["tessera-types"]),
+    ("tessera-wit-host", &["tessera-types", "tessera-wire"]),
     ("tessera-master-core", &["tessera-types", "tessera-wire"]),
     ("tessera-replica", &[]),
     ("tessera-agent-core", &["tessera-types", "tessera-wire"]),
@@ -88,7 +88,18 @@ pub const WRAPPED: &[(&[&str], &[&str])] = &[
     (&["axum"], &["tessera-master"]),
     (&["tonic-prost-build"], &["tessera-wire"]),
     (
-        &["tokio", "tokio-util", "tokio-stream", "reqwest"],
+        &["tokio"],
+        // wasmtime-wasi asks for tokio's traits where a guest writes to a stream.
+        &[
+            "tessera-wit-host",
+            "tessera-master",
+            "tessera-agent",
+            "tessera",
+            "tessera-cluster",
+        ],
+    ),
+    (
+        &["tokio-util", "tokio-stream", "reqwest"],
         &[
             "tessera-master",
             "tessera-agent",
