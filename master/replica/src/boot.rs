@@ -22,10 +22,15 @@ const CHECK_CHUNK_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Whose disk this is, or `None` if it was never bootstrapped.
 pub(crate) fn identity<D: Disk>(disk: &D) -> Result<Option<Identity>, OpenError> {
-    let Some(record) = disk.meta(MetaKey::Identity)? else { return Ok(None) };
+    let Some(record) = disk.meta(MetaKey::Identity)? else {
+        return Ok(None);
+    };
     match codec::decode_identity(&record)? {
         (_, Some(identity)) => Ok(Some(identity)),
-        (found, None) => Err(OpenError::NewerFormat { found, supported: FORMAT_VERSION }),
+        (found, None) => Err(OpenError::NewerFormat {
+            found,
+            supported: FORMAT_VERSION,
+        }),
     }
 }
 
@@ -44,13 +49,23 @@ pub(crate) fn bootstrap<D: Disk>(
     sorted.sort_unstable();
     sorted.dedup();
     if sorted.len() != voters.len() || sorted.contains(&0) || !sorted.contains(&identity.node) {
-        return Err(BootstrapError::BadVoters { node: identity.node, voters: voters.to_vec() });
+        return Err(BootstrapError::BadVoters {
+            node: identity.node,
+            voters: voters.to_vec(),
+        });
     }
-    let hard = HardStateRecord { term: BOOTSTRAP_ID.term, vote: 0, commit: BOOTSTRAP_ID.index };
+    let hard = HardStateRecord {
+        term: BOOTSTRAP_ID.term,
+        vote: 0,
+        commit: BOOTSTRAP_ID.index,
+    };
     let applied = AppliedRecord {
         applied: BOOTSTRAP_ID,
         commit: BOOTSTRAP_ID,
-        conf: ConfState { voters: sorted, ..ConfState::default() },
+        conf: ConfState {
+            voters: sorted,
+            ..ConfState::default()
+        },
     };
     let meta = vec![
         (MetaKey::Identity, codec::encode_identity(&identity)),
@@ -58,7 +73,13 @@ pub(crate) fn bootstrap<D: Disk>(
         (MetaKey::Applied, codec::encode_applied(&applied)),
         (MetaKey::Truncated, codec::encode_truncated(BOOTSTRAP_ID)),
     ];
-    disk.write(DiskBatch { meta, ..DiskBatch::default() }, Durability::Synced)?;
+    disk.write(
+        DiskBatch {
+            meta,
+            ..DiskBatch::default()
+        },
+        Durability::Synced,
+    )?;
     Ok(())
 }
 
@@ -68,14 +89,20 @@ pub(crate) fn load<D: Disk>(
     expected: Identity,
     limits: Limits,
 ) -> Result<LogStore<D>, OpenError> {
-    check_identity(identity(&disk)?.ok_or(OpenError::NotBootstrapped)?, expected)?;
+    check_identity(
+        identity(&disk)?.ok_or(OpenError::NotBootstrapped)?,
+        expected,
+    )?;
     let hard = codec::decode_hard_state(&required(&disk, MetaKey::HardState)?)?;
     let applied = codec::decode_applied(&required(&disk, MetaKey::Applied)?)?;
     let truncated = codec::decode_truncated(&required(&disk, MetaKey::Truncated)?)?;
     let slots = check_log(&disk, truncated)?;
     let commit = check_records(&hard, &applied, truncated, &slots)?;
     if !applied.conf.voters.contains(&expected.node) {
-        return Err(inconsistent(format!("node {} is not a member", expected.node)));
+        return Err(inconsistent(format!(
+            "node {} is not a member",
+            expected.node
+        )));
     }
     let loaded = Loaded {
         hard: HardStateRecord { commit, ..hard },
@@ -89,16 +116,25 @@ pub(crate) fn load<D: Disk>(
 
 fn check_identity(found: Identity, expected: Identity) -> Result<(), OpenError> {
     if found.cluster != expected.cluster {
-        return Err(OpenError::WrongCluster { found: found.cluster, expected: expected.cluster });
+        return Err(OpenError::WrongCluster {
+            found: found.cluster,
+            expected: expected.cluster,
+        });
     }
     if found.node != expected.node {
-        return Err(OpenError::WrongNode { found: found.node, expected: expected.node });
+        return Err(OpenError::WrongNode {
+            found: found.node,
+            expected: expected.node,
+        });
     }
     Ok(())
 }
 
 fn required<D: Disk>(disk: &D, key: MetaKey) -> Result<Vec<u8>, OpenError> {
-    let missing = || DiskError::Corrupt { what: format!("{key:?} record"), detail: "missing" };
+    let missing = || DiskError::Corrupt {
+        what: format!("{key:?} record"),
+        detail: "missing",
+    };
     Ok(disk.meta(key)?.ok_or_else(missing)?)
 }
 
@@ -117,14 +153,20 @@ fn check_log<D: Disk>(disk: &D, truncated: EntryId) -> Result<VecDeque<Slot>, Op
         }
         for (index, record) in records {
             if index != last.index + 1 {
-                return Err(OpenError::LogGap { expected: last.index + 1, found: index });
+                return Err(OpenError::LogGap {
+                    expected: last.index + 1,
+                    found: index,
+                });
             }
             let term = codec::decode_entry(index, &record)?.term;
             if term < last.term {
                 let what = format!("entry {index} has term {term} after term {}", last.term);
                 return Err(inconsistent(what));
             }
-            slots.push_back(Slot { term, bytes: record.len() as u64 });
+            slots.push_back(Slot {
+                term,
+                bytes: record.len() as u64,
+            });
             last = EntryId { term, index };
         }
     }
@@ -140,25 +182,38 @@ fn check_records(
 ) -> Result<u64, OpenError> {
     let last = truncated.index + slots.len() as u64;
     let term_at = |index: u64| match index.checked_sub(truncated.index + 1) {
-        Some(offset) => slots.get(usize::try_from(offset).ok()?).map(|slot| slot.term),
+        Some(offset) => slots
+            .get(usize::try_from(offset).ok()?)
+            .map(|slot| slot.term),
         None => (index == truncated.index).then_some(truncated.term),
     };
     let commit = hard.commit.max(applied.commit.index);
     if commit > last {
-        return Err(OpenError::LogTooShort { last, needed: commit });
+        return Err(OpenError::LogTooShort {
+            last,
+            needed: commit,
+        });
     }
     if applied.applied.index > commit {
-        let what = format!("entry {} is applied but only {commit} committed", applied.applied);
+        let what = format!(
+            "entry {} is applied but only {commit} committed",
+            applied.applied
+        );
         return Err(inconsistent(what));
     }
     for (what, id) in [("applied", applied.applied), ("committed", applied.commit)] {
         if term_at(id.index) != Some(id.term) {
-            return Err(inconsistent(format!("the log does not hold the {what} entry {id}")));
+            return Err(inconsistent(format!(
+                "the log does not hold the {what} entry {id}"
+            )));
         }
     }
     let last_term = slots.back().map_or(truncated.term, |slot| slot.term);
     if last_term > hard.term {
-        let what = format!("the log reaches term {last_term}, the vote was of term {}", hard.term);
+        let what = format!(
+            "the log reaches term {last_term}, the vote was of term {}",
+            hard.term
+        );
         return Err(inconsistent(what));
     }
     Ok(commit)

@@ -26,7 +26,11 @@ const fn crc_table() -> [u32; 256] {
         let mut crc = byte as u32;
         let mut bit = 0;
         while bit < 8 {
-            crc = if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 };
+            crc = if crc & 1 == 1 {
+                (crc >> 1) ^ 0x82f6_3b78
+            } else {
+                crc >> 1
+            };
             bit += 1;
         }
         table[byte] = crc;
@@ -111,11 +115,15 @@ pub(crate) fn unseal<'a>(sealed: &'a [u8], bound: &[u8]) -> Option<&'a [u8]> {
 }
 
 fn corrupt(what: &str, detail: &'static str) -> DiskError {
-    DiskError::Corrupt { what: what.to_owned(), detail }
+    DiskError::Corrupt {
+        what: what.to_owned(),
+        detail,
+    }
 }
 
 fn open_meta<'a>(sealed: &'a [u8], what: &str) -> Result<Fields<'a>, DiskError> {
-    let record = unseal(sealed, what.as_bytes()).ok_or_else(|| corrupt(what, "checksum mismatch"))?;
+    let record =
+        unseal(sealed, what.as_bytes()).ok_or_else(|| corrupt(what, "checksum mismatch"))?;
     let mut fields = Fields::new(record);
     match fields.u8() {
         Some(RECORD_VERSION) => Ok(fields),
@@ -129,7 +137,10 @@ fn push_id(record: &mut Vec<u8>, id: EntryId) {
 }
 
 fn take_id(fields: &mut Fields<'_>) -> Option<EntryId> {
-    Some(EntryId { term: fields.u64()?, index: fields.u64()? })
+    Some(EntryId {
+        term: fields.u64()?,
+        index: fields.u64()?,
+    })
 }
 
 /// `[version][kind][term][data][crc]`, the checksum covering the index as well.
@@ -155,7 +166,12 @@ pub(crate) fn decode_entry(index: u64, sealed: &[u8]) -> Result<Entry, DiskError
         .and_then(|kind| EntryType::from_i32(i32::from(kind)))
         .ok_or_else(|| corrupt(&what(), "unknown entry type"))?;
     let term = fields.u64().ok_or_else(|| corrupt(&what(), "cut short"))?;
-    let mut entry = Entry { index, term, data: fields.rest().to_vec(), ..Entry::default() };
+    let mut entry = Entry {
+        index,
+        term,
+        data: fields.rest().to_vec(),
+        ..Entry::default()
+    };
     entry.set_entry_type(kind);
     Ok(entry)
 }
@@ -175,7 +191,9 @@ pub(crate) fn encode_identity(identity: &Identity) -> Vec<u8> {
 
 /// The format version, and the identity if that version is one this build knows.
 pub(crate) fn decode_identity(sealed: &[u8]) -> Result<(u32, Option<Identity>), DiskError> {
-    let version = Fields::new(sealed).u32().ok_or_else(|| corrupt(IDENTITY, "cut short"))?;
+    let version = Fields::new(sealed)
+        .u32()
+        .ok_or_else(|| corrupt(IDENTITY, "cut short"))?;
     if version != FORMAT_VERSION {
         return Ok((version, None));
     }
@@ -184,9 +202,15 @@ pub(crate) fn decode_identity(sealed: &[u8]) -> Result<(u32, Option<Identity>), 
     let mut fields = Fields::new(record);
     let identity = fields.u32().and_then(|_| {
         let cluster = ClusterId(fields.bytes(16)?.try_into().ok()?);
-        Some(Identity { cluster, node: fields.u64()? })
+        Some(Identity {
+            cluster,
+            node: fields.u64()?,
+        })
     });
-    Ok((version, Some(identity.ok_or_else(|| corrupt(IDENTITY, "cut short"))?)))
+    Ok((
+        version,
+        Some(identity.ok_or_else(|| corrupt(IDENTITY, "cut short"))?),
+    ))
 }
 
 pub(crate) fn encode_hard_state(state: &HardStateRecord) -> Vec<u8> {
@@ -200,7 +224,11 @@ pub(crate) fn encode_hard_state(state: &HardStateRecord) -> Vec<u8> {
 pub(crate) fn decode_hard_state(sealed: &[u8]) -> Result<HardStateRecord, DiskError> {
     let mut fields = open_meta(sealed, HARD_STATE)?;
     let mut read = || {
-        Some(HardStateRecord { term: fields.u64()?, vote: fields.u64()?, commit: fields.u64()? })
+        Some(HardStateRecord {
+            term: fields.u64()?,
+            vote: fields.u64()?,
+            commit: fields.u64()?,
+        })
     };
     read().ok_or_else(|| corrupt(HARD_STATE, "cut short"))
 }
@@ -219,7 +247,11 @@ pub(crate) fn decode_applied(sealed: &[u8]) -> Result<AppliedRecord, DiskError> 
     let (applied, commit) = ids.ok_or_else(|| corrupt(APPLIED, "cut short"))?;
     let conf = ConfState::decode(fields.rest())
         .map_err(|_| corrupt(APPLIED, "the member list cannot be decoded"))?;
-    Ok(AppliedRecord { applied, commit, conf })
+    Ok(AppliedRecord {
+        applied,
+        commit,
+        conf,
+    })
 }
 
 pub(crate) fn encode_truncated(id: EntryId) -> Vec<u8> {
@@ -242,7 +274,12 @@ mod tests {
     }
 
     fn entry() -> Entry {
-        Entry { index: 7, term: 3, data: b"abc".to_vec(), ..Entry::default() }
+        Entry {
+            index: 7,
+            term: 3,
+            data: b"abc".to_vec(),
+            ..Entry::default()
+        }
     }
 
     #[test]
@@ -254,35 +291,56 @@ mod tests {
     #[test]
     fn records_have_golden_bytes() {
         assert_eq!(hex(&encode_entry(&entry())), GOLDEN_ENTRY);
-        let identity = Identity { cluster: ClusterId([0xab; 16]), node: 2 };
+        let identity = Identity {
+            cluster: ClusterId([0xab; 16]),
+            node: 2,
+        };
         assert_eq!(hex(&encode_identity(&identity)), GOLDEN_IDENTITY);
-        let hard = HardStateRecord { term: 9, vote: 1, commit: 8 };
+        let hard = HardStateRecord {
+            term: 9,
+            vote: 1,
+            commit: 8,
+        };
         assert_eq!(hex(&encode_hard_state(&hard)), GOLDEN_HARD);
         let applied = AppliedRecord {
             applied: EntryId { term: 2, index: 6 },
             commit: EntryId { term: 3, index: 7 },
-            conf: ConfState { voters: vec![1, 2, 3], ..ConfState::default() },
+            conf: ConfState {
+                voters: vec![1, 2, 3],
+                ..ConfState::default()
+            },
         };
         assert_eq!(hex(&encode_applied(&applied)), GOLDEN_APPLIED);
-        assert_eq!(hex(&encode_truncated(EntryId { term: 5, index: 5 })), GOLDEN_TRUNCATED);
+        assert_eq!(
+            hex(&encode_truncated(EntryId { term: 5, index: 5 })),
+            GOLDEN_TRUNCATED
+        );
     }
 
     const GOLDEN_ENTRY: &str = "01000300000000000000616263a87621bd";
     const GOLDEN_IDENTITY: &str =
         "01000000abababababababababababababababab02000000000000003f4d0a08";
-    const GOLDEN_HARD: &str =
-        "01090000000000000001000000000000000800000000000000f615b6fe";
+    const GOLDEN_HARD: &str = "01090000000000000001000000000000000800000000000000f615b6fe";
     const GOLDEN_APPLIED: &str =
         "0102000000000000000600000000000000030000000000000007000000000000000a0301020320a2c414";
-    const GOLDEN_TRUNCATED: &str =
-        "010500000000000000050000000000000021f9e58e";
+    const GOLDEN_TRUNCATED: &str = "010500000000000000050000000000000021f9e58e";
 
     #[test]
     fn records_come_back() {
         assert_eq!(decode_entry(7, &encode_entry(&entry())), Ok(entry()));
-        let identity = Identity { cluster: ClusterId([0xab; 16]), node: 2 };
-        assert_eq!(decode_identity(&encode_identity(&identity)), Ok((1, Some(identity))));
-        let hard = HardStateRecord { term: 9, vote: 1, commit: 8 };
+        let identity = Identity {
+            cluster: ClusterId([0xab; 16]),
+            node: 2,
+        };
+        assert_eq!(
+            decode_identity(&encode_identity(&identity)),
+            Ok((1, Some(identity)))
+        );
+        let hard = HardStateRecord {
+            term: 9,
+            vote: 1,
+            commit: 8,
+        };
         assert_eq!(decode_hard_state(&encode_hard_state(&hard)), Ok(hard));
         let id = EntryId { term: 5, index: 5 };
         assert_eq!(decode_truncated(&encode_truncated(id)), Ok(id));
@@ -299,7 +357,10 @@ mod tests {
         for len in 0..sealed.len() {
             assert!(decode_entry(7, &sealed[..len]).is_err(), "length {len}");
         }
-        assert!(decode_entry(8, &sealed).is_err(), "a record under another index");
+        assert!(
+            decode_entry(8, &sealed).is_err(),
+            "a record under another index"
+        );
     }
 
     #[test]

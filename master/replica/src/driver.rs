@@ -15,9 +15,8 @@ use raft::{ProgressState, RawNode, ReadState, Ready, SnapshotStatus, StateRole};
 use crate::boot;
 use crate::codec::HardStateRecord;
 use crate::config::{
-    Identity, MAX_ENTRY_BYTES, MAX_MESSAGE_BYTES, MAX_PENDING_READS,
-    MAX_READIES_PER_PROCESS, MAX_UNCOMMITTED_ENTRIES, ReplicaConfig,
-    SNAPSHOT_RETRY_TICKS,
+    Identity, MAX_ENTRY_BYTES, MAX_MESSAGE_BYTES, MAX_PENDING_READS, MAX_READIES_PER_PROCESS,
+    MAX_UNCOMMITTED_ENTRIES, ReplicaConfig, SNAPSHOT_RETRY_TICKS,
 };
 use crate::disk::Disk;
 use crate::error::{
@@ -57,11 +56,18 @@ fn other_than_none(node: u64) -> Option<u64> {
 }
 
 fn entry_id(entry: &Entry) -> EntryId {
-    EntryId { term: entry.term, index: entry.index }
+    EntryId {
+        term: entry.term,
+        index: entry.index,
+    }
 }
 
 fn hard_record(hard: &HardState) -> HardStateRecord {
-    HardStateRecord { term: hard.term, vote: hard.vote, commit: hard.commit }
+    HardStateRecord {
+        term: hard.term,
+        vote: hard.vote,
+        commit: hard.commit,
+    }
 }
 
 impl<D: Disk> Replica<D> {
@@ -78,7 +84,11 @@ impl<D: Disk> Replica<D> {
     ///
     /// # Errors
     /// When the disk is in use, the voters make no sense, or the disk fails.
-    pub fn bootstrap(disk: &mut D, identity: Identity, voters: &[u64]) -> Result<(), BootstrapError> {
+    pub fn bootstrap(
+        disk: &mut D,
+        identity: Identity,
+        voters: &[u64],
+    ) -> Result<(), BootstrapError> {
         boot::bootstrap(disk, identity, voters)
     }
 
@@ -150,7 +160,10 @@ impl<D: Disk> Replica<D> {
             return Err(StepError::Stopped);
         }
         if message.len() > MAX_MESSAGE_BYTES {
-            return Err(StepError::TooLarge { bytes: message.len(), limit: MAX_MESSAGE_BYTES });
+            return Err(StepError::TooLarge {
+                bytes: message.len(),
+                limit: MAX_MESSAGE_BYTES,
+            });
         }
         let message = Message::decode(message)
             .map_err(|_| StepError::Malformed("the bytes are not a raft message"))?;
@@ -163,7 +176,9 @@ impl<D: Disk> Replica<D> {
             conf: self.node.store().conf(),
         };
         validate::check(&message, &local)?;
-        self.node.step(message).map_err(|_| StepError::Malformed("raft refused the message"))
+        self.node
+            .step(message)
+            .map_err(|_| StepError::Malformed("raft refused the message"))
     }
 
     /// Appends `entry` to the log if this node leads. The id names it until it is in
@@ -182,7 +197,9 @@ impl<D: Disk> Replica<D> {
             return Err(ProposeError::TooLarge { bytes: entry.len() });
         }
         if self.node.raft.state != StateRole::Leader {
-            return Err(ProposeError::NotLeader { leader: self.leader() });
+            return Err(ProposeError::NotLeader {
+                leader: self.leader(),
+            });
         }
         let log = &self.node.raft.raft_log;
         if log.last_index() - log.committed >= MAX_UNCOMMITTED_ENTRIES
@@ -190,9 +207,14 @@ impl<D: Disk> Replica<D> {
         {
             return Err(ProposeError::Busy);
         }
-        self.node.propose(Vec::new(), entry).map_err(|_| ProposeError::Busy)?;
+        self.node
+            .propose(Vec::new(), entry)
+            .map_err(|_| ProposeError::Busy)?;
         let raft = &self.node.raft;
-        let id = EntryId { term: raft.term, index: raft.raft_log.last_index() };
+        let id = EntryId {
+            term: raft.term,
+            index: raft.raft_log.last_index(),
+        };
         self.proposals.add(id);
         Ok(id)
     }
@@ -207,7 +229,9 @@ impl<D: Disk> Replica<D> {
             return Err(ReadError::Stopped);
         }
         if self.led_term != Some(self.node.raft.term) || self.node.raft.state != StateRole::Leader {
-            return Err(ReadError::NotLeader { leader: self.leader() });
+            return Err(ReadError::NotLeader {
+                leader: self.leader(),
+            });
         }
         if self.reads.len() >= MAX_PENDING_READS {
             return Err(ReadError::Busy);
@@ -226,7 +250,9 @@ impl<D: Disk> Replica<D> {
             return Err(TransferError::Stopped);
         }
         if self.node.raft.state != StateRole::Leader {
-            return Err(TransferError::NotLeader { leader: self.leader() });
+            return Err(TransferError::NotLeader {
+                leader: self.leader(),
+            });
         }
         if node == self.node.raft.id || !self.node.store().conf().voters.contains(&node) {
             return Err(TransferError::NotAVoter(node));
@@ -246,7 +272,11 @@ impl<D: Disk> Replica<D> {
     /// Without it a lost snapshot is sent again only after some seconds, and the peer gets
     /// nothing else until then.
     pub fn report_snapshot(&mut self, peer: u64, delivered: bool) {
-        let status = if delivered { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+        let status = if delivered {
+            SnapshotStatus::Finish
+        } else {
+            SnapshotStatus::Failure
+        };
         if !self.stopped {
             self.node.report_snapshot(peer, status);
         }
@@ -286,8 +316,12 @@ impl<D: Disk> Replica<D> {
                 || progress.state == ProgressState::Snapshot,
         };
         let leads = raft.state == StateRole::Leader;
-        let mut peers: Vec<PeerStatus> =
-            raft.prs().iter().filter(|(node, _)| leads && **node != raft.id).map(peer).collect();
+        let mut peers: Vec<PeerStatus> = raft
+            .prs()
+            .iter()
+            .filter(|(node, _)| leads && **node != raft.id)
+            .map(peer)
+            .collect();
         peers.sort_unstable_by_key(|peer| peer.node);
         Status {
             node: raft.id,
@@ -385,7 +419,10 @@ impl<D: Disk> Replica<D> {
             return Ok(());
         }
         if !ready.snapshot().is_empty() {
-            let hard = ready.hs().cloned().unwrap_or_else(|| self.node.raft.hard_state());
+            let hard = ready
+                .hs()
+                .cloned()
+                .unwrap_or_else(|| self.node.raft.hard_state());
             self.install(machine, ready.snapshot(), hard_record(&hard), progress)?;
         }
         let hard = ready.hs().map(hard_record);
@@ -404,14 +441,21 @@ impl<D: Disk> Replica<D> {
         progress: &mut Progress<M::Effect>,
     ) -> Result<(), FatalError> {
         let metadata = snapshot.get_metadata();
-        let id = EntryId { term: metadata.term, index: metadata.index };
-        let rows = snapshot::decode(&snapshot.data)
-            .ok_or(FatalError::BadSnapshot { index: id.index })?;
+        let id = EntryId {
+            term: metadata.term,
+            index: metadata.index,
+        };
+        let rows =
+            snapshot::decode(&snapshot.data).ok_or(FatalError::BadSnapshot { index: id.index })?;
         self.node.mut_store().install(id, rows, hard)?;
         machine
             .restore(id, self.node.store().disk())
-            .map_err(|source| FatalError::Machine { index: id.index, source })?;
-        self.proposals.on_restored(id, &mut progress.unknown, &mut progress.lost);
+            .map_err(|source| FatalError::Machine {
+                index: id.index,
+                source,
+            })?;
+        self.proposals
+            .on_restored(id, &mut progress.unknown, &mut progress.lost);
         progress.restored = Some(id);
         Ok(())
     }
@@ -422,7 +466,9 @@ impl<D: Disk> Replica<D> {
         entries: Vec<Entry>,
         progress: &mut Progress<M::Effect>,
     ) -> Result<(), FatalError> {
-        let Some(last) = entries.last().map(entry_id) else { return Ok(()) };
+        let Some(last) = entries.last().map(entry_id) else {
+            return Ok(());
+        };
         let mut pending = PendingRows::default();
         for entry in &entries {
             let id = entry_id(entry);
@@ -431,13 +477,19 @@ impl<D: Disk> Replica<D> {
                 return Err(FatalError::UnsupportedEntry { index });
             }
             if !entry.data.is_empty() {
-                let rows = Overlay { base: self.node.store().disk(), pending: &pending };
+                let rows = Overlay {
+                    base: self.node.store().disk(),
+                    pending: &pending,
+                };
                 let applied = machine
                     .apply(id, &entry.data, &rows)
                     .map_err(|source| FatalError::Machine { index, source })?;
                 for change in applied.rows {
                     if change.table() == RESERVED_TABLE {
-                        return Err(FatalError::ReservedTable { index, table: RESERVED_TABLE });
+                        return Err(FatalError::ReservedTable {
+                            index,
+                            table: RESERVED_TABLE,
+                        });
                     }
                     pending.add(change);
                 }
@@ -446,7 +498,9 @@ impl<D: Disk> Replica<D> {
             self.proposals.on_applied(id, &mut progress.lost);
         }
         let committed = self.node.raft.raft_log.committed;
-        self.node.mut_store().apply(pending.into_changes(), last, committed)?;
+        self.node
+            .mut_store()
+            .apply(pending.into_changes(), last, committed)?;
         self.note_election(last, progress);
         Ok(())
     }
@@ -458,7 +512,9 @@ impl<D: Disk> Replica<D> {
         let leads = raft.state == StateRole::Leader && applied.term == raft.term;
         if leads && self.led_term.is_none() {
             self.led_term = Some(raft.term);
-            progress.role_changes.push(RoleChange::BecameLeader { term: raft.term });
+            progress
+                .role_changes
+                .push(RoleChange::BecameLeader { term: raft.term });
         }
     }
 
@@ -487,9 +543,13 @@ impl<D: Disk> Replica<D> {
     fn confirm_reads(&mut self, states: Vec<ReadState>) {
         let term = self.node.raft.term.to_be_bytes();
         for state in states {
-            let round = state.request_ctx.strip_prefix(&term).and_then(|rest| rest.try_into().ok());
+            let round = state
+                .request_ctx
+                .strip_prefix(&term)
+                .and_then(|rest| rest.try_into().ok());
             if let Some(round) = round {
-                self.reads.on_confirmed(u64::from_be_bytes(round), state.index);
+                self.reads
+                    .on_confirmed(u64::from_be_bytes(round), state.index);
             }
         }
     }

@@ -51,7 +51,9 @@ pub enum BootstrapError {
         node: u64,
     },
     /// The node is 0, not among the voters, or a voter is 0 or named twice.
-    #[error("the first voters {voters:?} of node {node} are not distinct, non-zero and with the node")]
+    #[error(
+        "the first voters {voters:?} of node {node} are not distinct, non-zero and with the node"
+    )]
     BadVoters {
         /// The bootstrapping node.
         node: u64,
@@ -70,7 +72,9 @@ pub enum OpenError {
     #[error("the data directory is empty; bootstrap a cluster or join one first")]
     NotBootstrapped,
     /// Written by a newer build.
-    #[error("the data directory has format {found}, this build reads up to {supported}; use the newer build")]
+    #[error(
+        "the data directory has format {found}, this build reads up to {supported}; use the newer build"
+    )]
     NewerFormat {
         /// Version on disk.
         found: u32,
@@ -94,7 +98,9 @@ pub enum OpenError {
         expected: u64,
     },
     /// Entries are missing inside the log.
-    #[error("the log has a gap: expected entry {expected}, found {found}; this node lost its vote, rejoin it under a new node id")]
+    #[error(
+        "the log has a gap: expected entry {expected}, found {found}; this node lost its vote, rejoin it under a new node id"
+    )]
     LogGap {
         /// Index that should follow.
         expected: u64,
@@ -102,7 +108,9 @@ pub enum OpenError {
         found: u64,
     },
     /// Entries that were acknowledged are missing at the end of the log.
-    #[error("the log ends at {last} but entries up to {needed} were acknowledged; this node lost its vote, rejoin it under a new node id")]
+    #[error(
+        "the log ends at {last} but entries up to {needed} were acknowledged; this node lost its vote, rejoin it under a new node id"
+    )]
     LogTooShort {
         /// Last entry present.
         last: u64,
@@ -147,7 +155,9 @@ pub enum StepError {
     UnknownPeer(u64),
     /// The leader knows that this node acknowledged entries which it does not have: its disk
     /// lost them. The node must be stopped and rejoined under a new id.
-    #[error("the leader says entry {acknowledged} is stored here, but the log ends at {last}; this node lost its vote")]
+    #[error(
+        "the leader says entry {acknowledged} is stored here, but the log ends at {last}; this node lost its vote"
+    )]
     LostLog {
         /// What the leader saw acknowledged.
         acknowledged: u64,

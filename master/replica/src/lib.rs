@@ -33,9 +33,10 @@ mod storage;
 mod validate;
 
 pub use config::{
-    ClusterId, ElectionTimeout, Identity, LOG_COMPACT_AFTER_ENTRIES, LOG_KEEP_ENTRIES, LOG_MAX_BYTES, Limits,
-    MAX_ENTRY_BYTES, MAX_MESSAGE_BYTES, MAX_PENDING_READS, MAX_READIES_PER_PROCESS,
-    MAX_SNAPSHOT_BYTES, MAX_UNCOMMITTED_BYTES, MAX_UNCOMMITTED_ENTRIES, ReplicaConfig,
+    ClusterId, ElectionTimeout, Identity, LOG_COMPACT_AFTER_ENTRIES, LOG_KEEP_ENTRIES,
+    LOG_MAX_BYTES, Limits, MAX_ENTRY_BYTES, MAX_MESSAGE_BYTES, MAX_PENDING_READS,
+    MAX_READIES_PER_PROCESS, MAX_SNAPSHOT_BYTES, MAX_UNCOMMITTED_BYTES, MAX_UNCOMMITTED_ENTRIES,
+    ReplicaConfig,
 };
 pub use disk::{Disk, DiskBatch, Durability, MemDisk, MetaKey, RocksDisk};
 pub use driver::Replica;

@@ -36,7 +36,9 @@ impl slog::Drain for ToTracing {
 
     fn log(&self, record: &Record<'_>, values: &OwnedKVList) -> Result<(), slog::Never> {
         match record.level() {
-            Level::Critical | Level::Error => tracing::error!(target: "raft", "{}", line(record, values)),
+            Level::Critical | Level::Error => {
+                tracing::error!(target: "raft", "{}", line(record, values))
+            }
             Level::Warning => tracing::warn!(target: "raft", "{}", line(record, values)),
             Level::Info => tracing::info!(target: "raft", "{}", line(record, values)),
             Level::Debug => tracing::debug!(target: "raft", "{}", line(record, values)),

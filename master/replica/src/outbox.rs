@@ -27,7 +27,10 @@ fn entry_bytes(entries: &[Entry]) -> u64 {
 
 /// Whether `next` begins exactly where `open` ends.
 fn follows(open: &Message, next: &Message) -> bool {
-    let end = open.entries.last().map_or((open.index, open.log_term), |last| (last.index, last.term));
+    let end = open
+        .entries
+        .last()
+        .map_or((open.index, open.log_term), |last| (last.index, last.term));
     open.term == next.term && end == (next.index, next.log_term)
 }
 
@@ -73,7 +76,12 @@ mod tests {
     use super::*;
 
     fn append(term: u64, prev: (u64, u64), entries: &[(u64, usize)]) -> Message {
-        let mut message = Message { to: 2, from: 1, term, ..Message::default() };
+        let mut message = Message {
+            to: 2,
+            from: 1,
+            term,
+            ..Message::default()
+        };
         message.set_msg_type(MessageType::MsgAppend);
         (message.index, message.log_term) = prev;
         let entry = |(n, (term, len)): (usize, &(u64, usize))| Entry {
@@ -91,7 +99,9 @@ mod tests {
         messages.into_iter().for_each(|message| outbox.add(message));
         let mut out = Vec::new();
         outbox.finish(&mut out);
-        out.iter().filter_map(|(_, bytes)| Message::decode(bytes.as_slice()).ok()).collect()
+        out.iter()
+            .filter_map(|(_, bytes)| Message::decode(bytes.as_slice()).ok())
+            .collect()
     }
 
     #[test]
@@ -110,7 +120,10 @@ mod tests {
         for (first, second) in [
             (append(3, (5, 2), &[]), append(3, (8, 3), &[(3, 1)])),
             (append(3, (5, 3), &[]), append(4, (5, 3), &[(4, 1)])),
-            (append(3, (5, 2), &[(3, full)]), append(3, (6, 3), &[(3, 1)])),
+            (
+                append(3, (5, 2), &[(3, full)]),
+                append(3, (6, 3), &[(3, 1)]),
+            ),
         ] {
             assert_eq!(sent(vec![first.clone(), second.clone()]), [first, second]);
         }
@@ -118,7 +131,12 @@ mod tests {
 
     #[test]
     fn another_message_to_the_peer_keeps_its_place() {
-        let mut heartbeat = Message { to: 2, from: 1, term: 3, ..Message::default() };
+        let mut heartbeat = Message {
+            to: 2,
+            from: 1,
+            term: 3,
+            ..Message::default()
+        };
         heartbeat.set_msg_type(MessageType::MsgHeartbeat);
         let (first, second) = (append(3, (5, 2), &[(3, 1)]), append(3, (6, 3), &[(3, 1)]));
         let all = vec![first, heartbeat, second];

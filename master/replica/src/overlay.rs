@@ -27,7 +27,10 @@ impl PendingRows {
     pub(crate) fn add(&mut self, change: RowChange) {
         match change {
             RowChange::Put { table, key, value } => {
-                self.changed.entry(table).or_default().insert(key, Some(value));
+                self.changed
+                    .entry(table)
+                    .or_default()
+                    .insert(key, Some(value));
             }
             RowChange::Delete { table, key } => {
                 self.changed.entry(table).or_default().insert(key, None);
@@ -61,7 +64,9 @@ impl PendingRows {
     }
 
     fn is_cleared(&self, table: u8, key: &[u8]) -> bool {
-        self.cleared.iter().any(|(of, prefix)| *of == table && key.starts_with(prefix))
+        self.cleared
+            .iter()
+            .any(|(of, prefix)| *of == table && key.starts_with(prefix))
     }
 }
 
@@ -119,7 +124,12 @@ impl Overlay<'_> {
 
 impl RowReader for Overlay<'_> {
     fn get(&self, table: u8, key: &[u8]) -> Result<Option<Vec<u8>>, DiskError> {
-        match self.pending.changed.get(&table).and_then(|rows| rows.get(key)) {
+        match self
+            .pending
+            .changed
+            .get(&table)
+            .and_then(|rows| rows.get(key))
+        {
             Some(value) => Ok(value.clone()),
             None if self.pending.is_cleared(table, key) => Ok(None),
             None => self.base.get(table, key),
@@ -137,7 +147,9 @@ impl RowReader for Overlay<'_> {
         let mut out = Vec::new();
         let mut base_after = after.map(<[u8]>::to_vec);
         while out.len() < limit {
-            let page = self.base.scan(table, prefix, base_after.as_deref(), limit)?;
+            let page = self
+                .base
+                .scan(table, prefix, base_after.as_deref(), limit)?;
             let last_page = page.len() < limit;
             base_after = page.last().map(|(key, _)| key.clone()).or(base_after);
             self.merge(table, page, &mut changed, last_page, &mut out);
@@ -160,21 +172,42 @@ mod tests {
 
     impl Seeded {
         fn below(&mut self, bound: u64) -> u64 {
-            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            self.0 = self
+                .0
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             (self.0 >> 33) % bound
         }
 
         fn key(&mut self) -> Vec<u8> {
             let len = self.below(3) as usize;
-            (0..len).map(|_| if self.below(4) == 0 { 0xff } else { self.below(3) as u8 }).collect()
+            (0..len)
+                .map(|_| {
+                    if self.below(4) == 0 {
+                        0xff
+                    } else {
+                        self.below(3) as u8
+                    }
+                })
+                .collect()
         }
 
         fn change(&mut self) -> RowChange {
             let table = self.below(2) as u8;
             match self.below(8) {
-                0 => RowChange::DeletePrefix { table, prefix: self.key() },
-                1 | 2 => RowChange::Delete { table, key: self.key() },
-                _ => RowChange::Put { table, key: self.key(), value: vec![self.below(256) as u8] },
+                0 => RowChange::DeletePrefix {
+                    table,
+                    prefix: self.key(),
+                },
+                1 | 2 => RowChange::Delete {
+                    table,
+                    key: self.key(),
+                },
+                _ => RowChange::Put {
+                    table,
+                    key: self.key(),
+                    value: vec![self.below(256) as u8],
+                },
             }
         }
     }
@@ -185,14 +218,31 @@ mod tests {
             let mut random = Seeded(seed);
             let mut disk = MemDisk::new();
             let rows = (0..random.below(20)).map(|_| random.change()).collect();
-            assert!(disk.write(DiskBatch { rows, ..DiskBatch::default() }, Durability::Synced).is_ok());
+            assert!(
+                disk.write(
+                    DiskBatch {
+                        rows,
+                        ..DiskBatch::default()
+                    },
+                    Durability::Synced
+                )
+                .is_ok()
+            );
             let changes: Vec<_> = (0..random.below(20)).map(|_| random.change()).collect();
             let mut pending = PendingRows::default();
-            changes.iter().cloned().for_each(|change| pending.add(change));
+            changes
+                .iter()
+                .cloned()
+                .for_each(|change| pending.add(change));
             let probes: Vec<_> = (0..40)
                 .map(|_| {
                     let after = (random.below(2) == 0).then(|| random.key());
-                    (random.below(2) as u8, random.key(), after, random.below(5) as usize)
+                    (
+                        random.below(2) as u8,
+                        random.key(),
+                        after,
+                        random.below(5) as usize,
+                    )
                 })
                 .collect();
             let read = |reader: &dyn RowReader| -> Vec<_> {
@@ -204,9 +254,21 @@ mod tests {
                     })
                     .collect()
             };
-            let through = read(&Overlay { base: &disk, pending: &pending });
+            let through = read(&Overlay {
+                base: &disk,
+                pending: &pending,
+            });
             let rows = pending.into_changes();
-            assert!(disk.write(DiskBatch { rows, ..DiskBatch::default() }, Durability::Synced).is_ok());
+            assert!(
+                disk.write(
+                    DiskBatch {
+                        rows,
+                        ..DiskBatch::default()
+                    },
+                    Durability::Synced
+                )
+                .is_ok()
+            );
             assert_eq!(through, read(&disk), "seed {seed}");
         }
     }
@@ -218,9 +280,18 @@ mod tests {
             let changes: Vec<_> = (0..30).map(|_| random.change()).collect();
             let (mut one, mut merged) = (MemDisk::new(), MemDisk::new());
             let mut pending = PendingRows::default();
-            changes.iter().cloned().for_each(|change| pending.add(change));
+            changes
+                .iter()
+                .cloned()
+                .for_each(|change| pending.add(change));
             let write = |disk: &mut MemDisk, rows| {
-                disk.write(DiskBatch { rows, ..DiskBatch::default() }, Durability::Synced)
+                disk.write(
+                    DiskBatch {
+                        rows,
+                        ..DiskBatch::default()
+                    },
+                    Durability::Synced,
+                )
             };
             assert_eq!(write(&mut one, changes), Ok(()));
             assert_eq!(write(&mut merged, pending.into_changes()), Ok(()));

@@ -40,7 +40,12 @@ impl Proposals {
     }
 
     /// A snapshot up to `id` was installed: what stands at or before it may have been applied.
-    pub(crate) fn on_restored(&mut self, id: EntryId, unknown: &mut Vec<EntryId>, lost: &mut Vec<EntryId>) {
+    pub(crate) fn on_restored(
+        &mut self,
+        id: EntryId,
+        unknown: &mut Vec<EntryId>,
+        lost: &mut Vec<EntryId>,
+    ) {
         while let Some(front) = self.open.pop_front_if(|front| front.index <= id.index) {
             unknown.push(front);
         }
@@ -82,13 +87,15 @@ impl Reads {
     /// A quorum confirmed the round: its reads may be served once `index` is applied.
     pub(crate) fn on_confirmed(&mut self, round: u64, index: u64) {
         if round == self.round && !self.in_round.is_empty() {
-            self.confirmed.push_back((index, std::mem::take(&mut self.in_round)));
+            self.confirmed
+                .push_back((index, std::mem::take(&mut self.in_round)));
         }
     }
 
     /// Adds to `ready` the reads that may be served now.
     pub(crate) fn on_applied(&mut self, index: u64, ready: &mut Vec<u64>) {
-        while let Some((_, contexts)) = self.confirmed.pop_front_if(|(needed, _)| *needed <= index) {
+        while let Some((_, contexts)) = self.confirmed.pop_front_if(|(needed, _)| *needed <= index)
+        {
             self.count -= contexts.len();
             ready.extend(contexts);
         }
@@ -113,7 +120,9 @@ mod tests {
     #[test]
     fn a_newer_term_settles_all_older_proposals() {
         let mut proposals = Proposals::default();
-        [id(2, 5), id(2, 6), id(2, 7)].into_iter().for_each(|id| proposals.add(id));
+        [id(2, 5), id(2, 6), id(2, 7)]
+            .into_iter()
+            .for_each(|id| proposals.add(id));
         let mut lost = Vec::new();
         proposals.on_applied(id(2, 5), &mut lost);
         assert!(lost.is_empty());
@@ -125,7 +134,9 @@ mod tests {
     #[test]
     fn proposals_under_a_snapshot_are_unknown_and_those_after_it_are_judged_by_term() {
         let mut proposals = Proposals::default();
-        [id(2, 5), id(2, 8), id(4, 9)].into_iter().for_each(|id| proposals.add(id));
+        [id(2, 5), id(2, 8), id(4, 9)]
+            .into_iter()
+            .for_each(|id| proposals.add(id));
         let (mut unknown, mut lost) = (Vec::new(), Vec::new());
         proposals.on_restored(id(3, 6), &mut unknown, &mut lost);
         assert_eq!((unknown, lost), (vec![id(2, 5)], vec![id(2, 8)]));

@@ -28,7 +28,9 @@ pub(crate) fn encode(rows: &dyn RowReader, max_bytes: usize) -> Result<Option<Ve
             after = page.last().map(|(key, _)| key.clone());
             for (key, value) in page {
                 let lengths = (u32::try_from(key.len()), u32::try_from(value.len()));
-                let (Ok(key_len), Ok(value_len)) = lengths else { return Ok(None) };
+                let (Ok(key_len), Ok(value_len)) = lengths else {
+                    return Ok(None);
+                };
                 if bytes.len() + key.len() + value.len() + 13 > max_bytes {
                     return Ok(None);
                 }
@@ -85,7 +87,16 @@ mod tests {
                 value: vec![7; (n % 5) as usize],
             })
             .collect();
-        assert!(disk.write(DiskBatch { rows, ..DiskBatch::default() }, Durability::Synced).is_ok());
+        assert!(
+            disk.write(
+                DiskBatch {
+                    rows,
+                    ..DiskBatch::default()
+                },
+                Durability::Synced
+            )
+            .is_ok()
+        );
         disk
     }
 
@@ -95,7 +106,16 @@ mod tests {
         let bytes = encode(&disk, 1 << 20).ok().flatten().unwrap_or_default();
         let rows = decode(&bytes).unwrap_or_default();
         let mut copy = MemDisk::new();
-        assert!(copy.write(DiskBatch { rows, ..DiskBatch::default() }, Durability::Synced).is_ok());
+        assert!(
+            copy.write(
+                DiskBatch {
+                    rows,
+                    ..DiskBatch::default()
+                },
+                Durability::Synced
+            )
+            .is_ok()
+        );
         assert_eq!(copy.all_rows(), disk.all_rows());
         assert_eq!(encode(&copy, 1 << 20), Ok(Some(bytes)));
     }
@@ -107,7 +127,10 @@ mod tests {
 
     #[test]
     fn damage_is_found() {
-        let mut bytes = encode(&filled(), 1 << 20).ok().flatten().unwrap_or_default();
+        let mut bytes = encode(&filled(), 1 << 20)
+            .ok()
+            .flatten()
+            .unwrap_or_default();
         assert!(is_intact(&bytes));
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;

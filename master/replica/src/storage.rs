@@ -136,25 +136,39 @@ impl<D: Disk> LogStore<D> {
     ) -> Result<(), DiskError> {
         let mut batch = DiskBatch::default();
         if let Some(hard) = &hard {
-            batch.meta.push((MetaKey::HardState, codec::encode_hard_state(hard)));
+            batch
+                .meta
+                .push((MetaKey::HardState, codec::encode_hard_state(hard)));
         }
         let old_end = self.last() + 1;
         let start = entries.first().map_or(old_end, |entry| entry.index);
         if start > old_end || start < self.first() {
             let detail = "raft appended outside the log";
-            return Err(DiskError::Corrupt { what: format!("log entry {start}"), detail });
+            return Err(DiskError::Corrupt {
+                what: format!("log entry {start}"),
+                detail,
+            });
         }
         if start < old_end {
             batch.log_remove.push(start..old_end);
         }
-        let records = entries.iter().map(|entry| (entry.index, codec::encode_entry(entry)));
+        let records = entries
+            .iter()
+            .map(|entry| (entry.index, codec::encode_entry(entry)));
         batch.log_put = records.collect();
-        let sizes: Vec<u64> = batch.log_put.iter().map(|(_, record)| record.len() as u64).collect();
+        let sizes: Vec<u64> = batch
+            .log_put
+            .iter()
+            .map(|(_, record)| record.len() as u64)
+            .collect();
         self.write(batch, Durability::Synced)?;
         self.drop_suffix(start);
         for (entry, bytes) in entries.into_iter().zip(sizes) {
             self.log_bytes += bytes;
-            self.slots.push_back(Slot { term: entry.term, bytes });
+            self.slots.push_back(Slot {
+                term: entry.term,
+                bytes,
+            });
             self.cache_bytes += entry.data.len();
             self.cache.push_back(entry);
         }
@@ -183,7 +197,11 @@ impl<D: Disk> LogStore<D> {
     }
 
     fn applied_record(&self, applied: EntryId, commit: EntryId) -> (MetaKey, Vec<u8>) {
-        let record = AppliedRecord { applied, commit, conf: self.conf.clone() };
+        let record = AppliedRecord {
+            applied,
+            commit,
+            conf: self.conf.clone(),
+        };
         (MetaKey::Applied, codec::encode_applied(&record))
     }
 
@@ -200,7 +218,14 @@ impl<D: Disk> LogStore<D> {
             _ => applied,
         };
         let meta = vec![self.applied_record(applied, commit)];
-        self.write(DiskBatch { meta, rows, ..DiskBatch::default() }, Durability::Replayable)?;
+        self.write(
+            DiskBatch {
+                meta,
+                rows,
+                ..DiskBatch::default()
+            },
+            Durability::Replayable,
+        )?;
         self.applied = applied;
         self.trim_cache();
         Ok(())
@@ -214,7 +239,10 @@ impl<D: Disk> LogStore<D> {
         hard: HardStateRecord,
     ) -> Result<(), DiskError> {
         // Entries after the snapshot follow in a batch of their own; until then the log ends here.
-        let hard = HardStateRecord { commit: id.index, ..hard };
+        let hard = HardStateRecord {
+            commit: id.index,
+            ..hard
+        };
         let batch = DiskBatch {
             meta: vec![
                 (MetaKey::HardState, codec::encode_hard_state(&hard)),
@@ -262,8 +290,12 @@ impl<D: Disk> LogStore<D> {
     /// Cuts applied entries off the front of the log when it has grown long. The cut is synced,
     /// which makes every apply below it durable first.
     pub(crate) fn compact(&mut self) -> Result<(), DiskError> {
-        let Some(index) = self.compaction_target() else { return Ok(()) };
-        let Some(term) = self.term_at(index) else { return Ok(()) };
+        let Some(index) = self.compaction_target() else {
+            return Ok(());
+        };
+        let Some(term) = self.term_at(index) else {
+            return Ok(());
+        };
         let truncated = EntryId { term, index };
         let batch = DiskBatch {
             meta: vec![(MetaKey::Truncated, codec::encode_truncated(truncated))],
@@ -286,7 +318,10 @@ impl<D: Disk> LogStore<D> {
     }
 
     fn read_entries(&self, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>, DiskError> {
-        let cache_start = self.cache.front().map_or(self.last() + 1, |entry| entry.index);
+        let cache_start = self
+            .cache
+            .front()
+            .map_or(self.last() + 1, |entry| entry.index);
         let mut entries = Vec::new();
         let mut bytes = 0;
         let disk_end = high.min(cache_start);
@@ -294,14 +329,20 @@ impl<D: Disk> LogStore<D> {
             for (index, record) in self.disk.log_read(low..disk_end, max_bytes)? {
                 if index != low + entries.len() as u64 {
                     let what = format!("log entry {}", low + entries.len() as u64);
-                    return Err(DiskError::Corrupt { what, detail: "missing" });
+                    return Err(DiskError::Corrupt {
+                        what,
+                        detail: "missing",
+                    });
                 }
                 bytes += record.len() as u64;
                 entries.push(codec::decode_entry(index, &record)?);
             }
             if entries.is_empty() {
                 let what = format!("log entry {low}");
-                return Err(DiskError::Corrupt { what, detail: "missing" });
+                return Err(DiskError::Corrupt {
+                    what,
+                    detail: "missing",
+                });
             }
         }
         let next = low + entries.len() as u64;
@@ -309,7 +350,12 @@ impl<D: Disk> LogStore<D> {
             return Ok(entries);
         }
         let skip = usize::try_from(next - cache_start).unwrap_or(usize::MAX);
-        for entry in self.cache.iter().skip(skip).take_while(|entry| entry.index < high) {
+        for entry in self
+            .cache
+            .iter()
+            .skip(skip)
+            .take_while(|entry| entry.index < high)
+        {
             bytes += entry.data.len() as u64;
             if !entries.is_empty() && bytes > max_bytes {
                 break;
@@ -323,7 +369,10 @@ impl<D: Disk> LogStore<D> {
         let Some(data) = snapshot::encode(&self.disk, self.limits.max_snapshot_bytes)? else {
             return Ok(None);
         };
-        let mut snapshot = Snapshot { data, ..Snapshot::default() };
+        let mut snapshot = Snapshot {
+            data,
+            ..Snapshot::default()
+        };
         let metadata = snapshot.mut_metadata();
         metadata.index = self.applied.index;
         metadata.term = self.applied.term;
@@ -368,7 +417,8 @@ impl<D: Disk> Storage for LogStore<D> {
         if index < self.truncated.index {
             return Err(StorageError::Compacted.into());
         }
-        self.term_at(index).ok_or_else(|| StorageError::Unavailable.into())
+        self.term_at(index)
+            .ok_or_else(|| StorageError::Unavailable.into())
     }
 
     fn first_index(&self) -> raft::Result<u64> {
@@ -388,7 +438,10 @@ impl<D: Disk> Storage for LogStore<D> {
             }
         };
         if built.is_none() && !self.snapshot_refused.replace(true) {
-            tracing::error!(peer = to, "the state is too large to be sent as a snapshot; the peer stays behind");
+            tracing::error!(
+                peer = to,
+                "the state is too large to be sent as a snapshot; the peer stays behind"
+            );
         }
         built
             .filter(|snapshot| snapshot.get_metadata().index >= request_index)

@@ -23,12 +23,20 @@ pub(crate) struct Local<'a> {
 /// Refuses a message that no correct member of the group sends to this node.
 pub(crate) fn check(message: &Message, local: &Local<'_>) -> Result<(), StepError> {
     if message.to != local.node {
-        return Err(StepError::Misdirected { to: message.to, node: local.node });
+        return Err(StepError::Misdirected {
+            to: message.to,
+            node: local.node,
+        });
     }
     if message.from == local.node || !local.conf.voters.contains(&message.from) {
         return Err(StepError::UnknownPeer(message.from));
     }
-    let numbers = [message.term, message.log_term, message.index, message.commit];
+    let numbers = [
+        message.term,
+        message.log_term,
+        message.index,
+        message.commit,
+    ];
     if message.term == 0 || numbers.iter().any(|number| *number > MAX_NUMBER) {
         return Err(StepError::Malformed("term or index out of range"));
     }
@@ -54,9 +62,9 @@ pub(crate) fn check(message: &Message, local: &Local<'_>) -> Result<(), StepErro
         | MessageType::MsgCheckQuorum
         | MessageType::MsgTransferLeader
         | MessageType::MsgReadIndex
-        | MessageType::MsgReadIndexResp => {
-            Err(StepError::Malformed("a message type that is not sent between replicas"))
-        }
+        | MessageType::MsgReadIndexResp => Err(StepError::Malformed(
+            "a message type that is not sent between replicas",
+        )),
     }
 }
 
@@ -67,7 +75,9 @@ fn check_append(message: &Message) -> Result<(), StepError> {
             return Err(StepError::Malformed("appended entries are not in order"));
         }
         if entry.entry_type != EntryType::EntryNormal as i32 || !entry.context.is_empty() {
-            return Err(StepError::Malformed("an appended entry is of an unknown kind"));
+            return Err(StepError::Malformed(
+                "an appended entry is of an unknown kind",
+            ));
         }
         last = (entry.index, entry.term);
     }
@@ -80,7 +90,9 @@ fn check_append_response(message: &Message, local: &Local<'_>) -> Result<(), Ste
     }
     let ahead = message.index.max(message.reject_hint) > local.last_index;
     if local.leads && message.term == local.term && ahead {
-        return Err(StepError::Malformed("the peer acknowledged entries that were never sent"));
+        return Err(StepError::Malformed(
+            "the peer acknowledged entries that were never sent",
+        ));
     }
     Ok(())
 }
@@ -88,7 +100,10 @@ fn check_append_response(message: &Message, local: &Local<'_>) -> Result<(), Ste
 fn check_heartbeat(message: &Message, local: &Local<'_>) -> Result<(), StepError> {
     if message.term >= local.term && message.commit > local.last_index {
         let acknowledged = message.commit;
-        return Err(StepError::LostLog { acknowledged, last: local.last_index });
+        return Err(StepError::LostLog {
+            acknowledged,
+            last: local.last_index,
+        });
     }
     Ok(())
 }
@@ -100,7 +115,9 @@ fn check_snapshot(message: &Message, local: &Local<'_>) -> Result<(), StepError>
         return Err(StepError::Malformed("snapshot with a bad position"));
     }
     if metadata.get_conf_state() != local.conf {
-        return Err(StepError::Malformed("snapshot of a group with other members"));
+        return Err(StepError::Malformed(
+            "snapshot of a group with other members",
+        ));
     }
     if !snapshot::is_intact(&snapshot.data) {
         return Err(StepError::Malformed("damaged snapshot"));

@@ -119,7 +119,8 @@ impl MemDisk {
     /// All rows in order: (table, key, value). For comparing replicas.
     pub fn all_rows(&self) -> Vec<(u8, Vec<u8>, Vec<u8>)> {
         let split = |(key, value): (&Vec<u8>, &Vec<u8>)| {
-            key.split_first().map(|(table, key)| (*table, key.to_vec(), value.clone()))
+            key.split_first()
+                .map(|(table, key)| (*table, key.to_vec(), value.clone()))
         };
         self.lock().visible.rows.iter().filter_map(split).collect()
     }
@@ -167,11 +168,18 @@ impl Disk for MemDisk {
         if durability == Durability::Synced {
             if std::mem::take(&mut inner.fail_next_sync) {
                 let detail = "injected fault".to_owned();
-                return Err(DiskError::Io { operation: "sync", detail });
+                return Err(DiskError::Io {
+                    operation: "sync",
+                    detail,
+                });
             }
             inner.syncs += 1;
         }
-        let keep = if durability == Durability::Synced { 0 } else { MAX_UNSYNCED_BATCHES };
+        let keep = if durability == Durability::Synced {
+            0
+        } else {
+            MAX_UNSYNCED_BATCHES
+        };
         while inner.unsynced.len() > keep {
             if let Some(oldest) = inner.unsynced.pop_front() {
                 inner.synced.write(oldest);
@@ -184,7 +192,11 @@ impl Disk for MemDisk {
         Ok(self.lock().visible.meta.get(&key).cloned())
     }
 
-    fn log_read(&self, range: Range<u64>, max_bytes: u64) -> Result<Vec<(u64, Vec<u8>)>, DiskError> {
+    fn log_read(
+        &self,
+        range: Range<u64>,
+        max_bytes: u64,
+    ) -> Result<Vec<(u64, Vec<u8>)>, DiskError> {
         let mut bytes = 0;
         let mut records = Vec::new();
         if range.is_empty() {
@@ -210,8 +222,15 @@ mod tests {
     use super::*;
 
     fn put(key: &[u8], value: &[u8]) -> DiskBatch {
-        let row = RowChange::Put { table: 1, key: key.to_vec(), value: value.to_vec() };
-        DiskBatch { rows: vec![row], ..DiskBatch::default() }
+        let row = RowChange::Put {
+            table: 1,
+            key: key.to_vec(),
+            value: value.to_vec(),
+        };
+        DiskBatch {
+            rows: vec![row],
+            ..DiskBatch::default()
+        }
     }
 
     #[test]

@@ -73,7 +73,8 @@ pub trait Disk: RowReader {
     ///
     /// # Errors
     /// When the disk cannot be read.
-    fn log_read(&self, range: Range<u64>, max_bytes: u64) -> Result<Vec<(u64, Vec<u8>)>, DiskError>;
+    fn log_read(&self, range: Range<u64>, max_bytes: u64)
+    -> Result<Vec<(u64, Vec<u8>)>, DiskError>;
 
     /// Tells that the log below `index` was removed by an earlier synced batch, so that space
     /// can be given back.

@@ -37,7 +37,10 @@ pub struct RocksDisk {
 }
 
 fn io(operation: &'static str) -> impl FnOnce(rocksdb::Error) -> DiskError {
-    move |error| DiskError::Io { operation, detail: error.into_string() }
+    move |error| DiskError::Io {
+        operation,
+        detail: error.into_string(),
+    }
 }
 
 fn meta_name(key: MetaKey) -> &'static [u8] {
@@ -106,12 +109,7 @@ impl RocksDisk {
         })
     }
 
-    fn add_rows(
-        batch: &mut WriteBatch,
-        state: &ColumnFamily,
-        clear: bool,
-        rows: Vec<RowChange>,
-    ) {
+    fn add_rows(batch: &mut WriteBatch, state: &ColumnFamily, clear: bool, rows: Vec<RowChange>) {
         if clear {
             batch.delete_range_cf(state, [0u8], [0xff]);
         }
@@ -133,7 +131,9 @@ impl RocksDisk {
 
 impl RowReader for RocksDisk {
     fn get(&self, table: u8, key: &[u8]) -> Result<Option<Vec<u8>>, DiskError> {
-        self.db.get_cf(self.family(STATE)?, row_key(table, key)).map_err(io("read a row"))
+        self.db
+            .get_cf(self.family(STATE)?, row_key(table, key))
+            .map_err(io("read a row"))
     }
 
     fn scan(
@@ -187,14 +187,22 @@ impl Disk for RocksDisk {
         Self::add_rows(&mut write, state, batch.rows_clear, batch.rows);
         let mut options = WriteOptions::default();
         options.set_sync(durability == Durability::Synced);
-        self.db.write_opt(write, &options).map_err(io("write a batch"))
+        self.db
+            .write_opt(write, &options)
+            .map_err(io("write a batch"))
     }
 
     fn meta(&self, key: MetaKey) -> Result<Option<Vec<u8>>, DiskError> {
-        self.db.get_cf(self.family(META)?, meta_name(key)).map_err(io("read a meta record"))
+        self.db
+            .get_cf(self.family(META)?, meta_name(key))
+            .map_err(io("read a meta record"))
     }
 
-    fn log_read(&self, range: Range<u64>, max_bytes: u64) -> Result<Vec<(u64, Vec<u8>)>, DiskError> {
+    fn log_read(
+        &self,
+        range: Range<u64>,
+        max_bytes: u64,
+    ) -> Result<Vec<(u64, Vec<u8>)>, DiskError> {
         let mut records = Vec::new();
         if range.is_empty() {
             return Ok(records);

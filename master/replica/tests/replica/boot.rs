@@ -19,7 +19,8 @@ fn used_disk() -> (MemDisk, u64) {
 }
 
 fn write(disk: &mut MemDisk, batch: DiskBatch) {
-    disk.write(batch, Durability::Synced).expect("no fault was injected");
+    disk.write(batch, Durability::Synced)
+        .expect("no fault was injected");
 }
 
 fn open(disk: MemDisk) -> Result<(), OpenError> {
@@ -28,7 +29,10 @@ fn open(disk: MemDisk) -> Result<(), OpenError> {
 
 #[test]
 fn an_empty_disk_is_not_opened() {
-    assert!(matches!(open(MemDisk::new()), Err(OpenError::NotBootstrapped)));
+    assert!(matches!(
+        open(MemDisk::new()),
+        Err(OpenError::NotBootstrapped)
+    ));
     assert!(matches!(Replica::identity(&MemDisk::new()), Ok(None)));
 }
 
@@ -37,10 +41,22 @@ fn bootstrap_refuses_a_used_disk_and_senseless_voters() {
     let mut disk = lone_disk();
     assert_eq!(Replica::identity(&disk).ok(), Some(Some(identity(1))));
     let error = Replica::bootstrap(&mut disk, identity(2), &[2]);
-    assert_eq!(error, Err(BootstrapError::AlreadyBootstrapped { cluster: CLUSTER, node: 1 }));
+    assert_eq!(
+        error,
+        Err(BootstrapError::AlreadyBootstrapped {
+            cluster: CLUSTER,
+            node: 1
+        })
+    );
     for voters in [&[][..], &[2], &[1, 1], &[0, 1]] {
         let error = Replica::bootstrap(&mut MemDisk::new(), identity(1), voters);
-        assert_eq!(error, Err(BootstrapError::BadVoters { node: 1, voters: voters.to_vec() }));
+        assert_eq!(
+            error,
+            Err(BootstrapError::BadVoters {
+                node: 1,
+                voters: voters.to_vec()
+            })
+        );
     }
 }
 
@@ -49,24 +65,64 @@ fn another_cluster_another_node_and_a_newer_format_are_refused() {
     let (disk, _) = used_disk();
     let mut other = config(1);
     other.identity.cluster = ClusterId([8; 16]);
-    let error = Replica::open(other, disk.clone()).map(|_| ()).expect_err("another cluster");
-    assert!(matches!(error, OpenError::WrongCluster { found: CLUSTER, .. }), "{error}");
+    let error = Replica::open(other, disk.clone())
+        .map(|_| ())
+        .expect_err("another cluster");
+    assert!(
+        matches!(error, OpenError::WrongCluster { found: CLUSTER, .. }),
+        "{error}"
+    );
     let mut other = config(1);
-    other.identity = Identity { node: 2, ..other.identity };
-    let error = Replica::open(other, disk.clone()).map(|_| ()).expect_err("another node");
-    assert!(matches!(error, OpenError::WrongNode { found: 1, expected: 2 }), "{error}");
+    other.identity = Identity {
+        node: 2,
+        ..other.identity
+    };
+    let error = Replica::open(other, disk.clone())
+        .map(|_| ())
+        .expect_err("another node");
+    assert!(
+        matches!(
+            error,
+            OpenError::WrongNode {
+                found: 1,
+                expected: 2
+            }
+        ),
+        "{error}"
+    );
     let mut newer = disk;
     let meta = vec![(MetaKey::Identity, 9u32.to_le_bytes().to_vec())];
-    write(&mut newer, DiskBatch { meta, ..DiskBatch::default() });
+    write(
+        &mut newer,
+        DiskBatch {
+            meta,
+            ..DiskBatch::default()
+        },
+    );
     let error = open(newer).expect_err("a newer format");
-    assert!(matches!(error, OpenError::NewerFormat { found: 9, supported: 1 }), "{error}");
+    assert!(
+        matches!(
+            error,
+            OpenError::NewerFormat {
+                found: 9,
+                supported: 1
+            }
+        ),
+        "{error}"
+    );
 }
 
 #[test]
 fn a_gap_in_the_log_is_refused() {
     let (mut disk, last) = used_disk();
     let log_remove = vec![last - 2..last - 1];
-    write(&mut disk, DiskBatch { log_remove, ..DiskBatch::default() });
+    write(
+        &mut disk,
+        DiskBatch {
+            log_remove,
+            ..DiskBatch::default()
+        },
+    );
     let error = open(disk).expect_err("a gap");
     let expected = last - 2;
     assert!(
@@ -79,21 +135,44 @@ fn a_gap_in_the_log_is_refused() {
 fn a_log_that_lost_acknowledged_entries_is_refused() {
     let (mut disk, last) = used_disk();
     let log_remove = vec![last..last + 1];
-    write(&mut disk, DiskBatch { log_remove, ..DiskBatch::default() });
+    write(
+        &mut disk,
+        DiskBatch {
+            log_remove,
+            ..DiskBatch::default()
+        },
+    );
     let error = open(disk).expect_err("too short");
-    assert!(matches!(error, OpenError::LogTooShort { needed, .. } if needed == last), "{error}");
+    assert!(
+        matches!(error, OpenError::LogTooShort { needed, .. } if needed == last),
+        "{error}"
+    );
 }
 
 #[test]
 fn every_damaged_record_is_refused() {
-    for key in [MetaKey::Identity, MetaKey::HardState, MetaKey::Applied, MetaKey::Truncated] {
+    for key in [
+        MetaKey::Identity,
+        MetaKey::HardState,
+        MetaKey::Applied,
+        MetaKey::Truncated,
+    ] {
         let (mut disk, _) = used_disk();
         let mut record = disk.meta(key).expect("readable").expect("present");
         let middle = record.len() / 2;
         record[middle] ^= 0x10;
-        write(&mut disk, DiskBatch { meta: vec![(key, record)], ..DiskBatch::default() });
+        write(
+            &mut disk,
+            DiskBatch {
+                meta: vec![(key, record)],
+                ..DiskBatch::default()
+            },
+        );
         let error = open(disk).expect_err("damaged");
-        assert!(matches!(error, OpenError::Disk(DiskError::Corrupt { .. })), "{key:?}: {error}");
+        assert!(
+            matches!(error, OpenError::Disk(DiskError::Corrupt { .. })),
+            "{key:?}: {error}"
+        );
     }
     let (mut disk, last) = used_disk();
     let records = disk.log_read(last..last + 1, u64::MAX).expect("readable");
@@ -104,21 +183,39 @@ fn every_damaged_record_is_refused() {
             (index, record)
         })
         .collect();
-    write(&mut disk, DiskBatch { log_put, ..DiskBatch::default() });
+    write(
+        &mut disk,
+        DiskBatch {
+            log_put,
+            ..DiskBatch::default()
+        },
+    );
     let error = open(disk).expect_err("damaged");
-    assert!(matches!(error, OpenError::Disk(DiskError::Corrupt { .. })), "{error}");
+    assert!(
+        matches!(error, OpenError::Disk(DiskError::Corrupt { .. })),
+        "{error}"
+    );
 }
 
 #[test]
 fn records_of_different_times_contradict_each_other() {
     let (disk, _) = used_disk();
-    let old = disk.meta(MetaKey::HardState).expect("readable").expect("present");
+    let old = disk
+        .meta(MetaKey::HardState)
+        .expect("readable")
+        .expect("present");
     let mut node = Node::open(config(1), disk.clone());
     node.process();
     drop(node);
     let mut mixed = disk;
     let meta = vec![(MetaKey::HardState, old)];
-    write(&mut mixed, DiskBatch { meta, ..DiskBatch::default() });
+    write(
+        &mut mixed,
+        DiskBatch {
+            meta,
+            ..DiskBatch::default()
+        },
+    );
     assert!(matches!(open(mixed), Err(OpenError::Inconsistent(_))));
 }
 
@@ -126,6 +223,8 @@ fn records_of_different_times_contradict_each_other() {
 fn senseless_timing_is_refused() {
     let mut bad = config(1);
     bad.heartbeat_ticks = 20;
-    let error = Replica::open(bad, lone_disk()).map(|_| ()).expect_err("heartbeat too slow");
+    let error = Replica::open(bad, lone_disk())
+        .map(|_| ())
+        .expect_err("heartbeat too slow");
     assert!(matches!(error, OpenError::Config(_)), "{error}");
 }

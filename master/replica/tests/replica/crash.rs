@@ -21,7 +21,10 @@ impl History {
         for (id, entry) in &self.proposed {
             latest.insert(id.index, (id, entry));
         }
-        for (id, entry) in latest.into_values().filter(|(id, _)| id.index <= applied.index) {
+        for (id, entry) in latest
+            .into_values()
+            .filter(|(id, _)| id.index <= applied.index)
+        {
             assert!(*id <= applied);
             let (verb, key) = entry.split_first().expect("entries are not empty");
             if *verb == b'+' {
@@ -35,27 +38,51 @@ impl History {
 }
 
 pub fn small_log(node: u64) -> ReplicaConfig {
-    let limits = Limits { log_compact_after_entries: 12, log_keep_entries: 4, ..Limits::default() };
-    ReplicaConfig { limits, ..config(node) }
+    let limits = Limits {
+        log_compact_after_entries: 12,
+        log_keep_entries: 4,
+        ..Limits::default()
+    };
+    ReplicaConfig {
+        limits,
+        ..config(node)
+    }
 }
 
 /// After a restart nothing reported is missing, and memory, rows and history agree.
 pub fn check_restart<D: Disk>(node: &mut Node<D>, history: &mut History, context: &str) {
     let status = node.replica.status();
-    assert_eq!(node.machine.values, history.replay(status.applied), "{context}: at boot");
+    assert_eq!(
+        node.machine.values,
+        history.replay(status.applied),
+        "{context}: at boot"
+    );
     node.process();
     let status = node.replica.status();
     if let Some(reported) = history.reported.last() {
-        assert!(status.applied.index >= reported.index, "{context}: {reported} was reported");
+        assert!(
+            status.applied.index >= reported.index,
+            "{context}: {reported} was reported"
+        );
     }
     // What the crash took is gone for good: its indices belong to the new term now.
-    history.proposed.retain(|id, _| id.index < status.applied.index);
-    assert_eq!(node.machine.values, history.replay(status.applied), "{context}: after boot");
+    history
+        .proposed
+        .retain(|id, _| id.index < status.applied.index);
+    assert_eq!(
+        node.machine.values,
+        history.replay(status.applied),
+        "{context}: after boot"
+    );
 }
 
 pub fn random_entry(random: &mut Seeded) -> Vec<u8> {
     let key = [b'a' + random.below(3) as u8];
-    if random.below(6) == 0 { wipe(&key) } else { add(&key) }
+    if random.below(6) == 0 {
+        wipe(&key)
+    } else {
+        add(&key)
+    }
 }
 
 #[test]
@@ -74,7 +101,10 @@ fn nothing_reported_is_lost_wherever_the_power_fails() {
             }
             for _ in 0..1 + random.below(4) {
                 let entry = random_entry(&mut random);
-                let id = node.replica.propose(entry.clone()).expect("the leader takes it");
+                let id = node
+                    .replica
+                    .propose(entry.clone())
+                    .expect("the leader takes it");
                 history.proposed.insert(id, entry);
             }
             let processed = match random.below(12) {
@@ -83,7 +113,9 @@ fn nothing_reported_is_lost_wherever_the_power_fails() {
             };
             match processed {
                 Some(Ok(progress)) => {
-                    history.reported.extend(progress.applied.iter().map(|(id, _)| *id));
+                    history
+                        .reported
+                        .extend(progress.applied.iter().map(|(id, _)| *id));
                     if random.below(8) != 0 {
                         continue;
                     }

@@ -18,31 +18,48 @@ fn led_with(limits: Limits) -> (Sim, u64) {
 
 fn others(leader: u64) -> [u64; 2] {
     let mut others = NODES.into_iter().filter(|id| *id != leader);
-    [others.next().expect("three nodes"), others.next().expect("three nodes")]
+    [
+        others.next().expect("three nodes"),
+        others.next().expect("three nodes"),
+    ]
 }
 
 #[test]
 fn three_nodes_elect_one_and_apply_the_same() {
     let (mut sim, leader) = led();
     for n in 0..50 {
-        sim.propose(leader, add(&[b'a' + n % 5])).expect("the leader takes it");
+        sim.propose(leader, add(&[b'a' + n % 5]))
+            .expect("the leader takes it");
     }
-    sim.propose(leader, wipe(b"c")).expect("the leader takes it");
+    sim.propose(leader, wipe(b"c"))
+        .expect("the leader takes it");
     sim.heal_and_compare();
     let [follower, _] = others(leader);
-    let refused = sim.nodes.get_mut(&follower).map(|node| node.replica.propose(add(b"x")));
-    assert_eq!(refused, Some(Err(ProposeError::NotLeader { leader: Some(leader) })));
+    let refused = sim
+        .nodes
+        .get_mut(&follower)
+        .map(|node| node.replica.propose(add(b"x")));
+    assert_eq!(
+        refused,
+        Some(Err(ProposeError::NotLeader {
+            leader: Some(leader)
+        }))
+    );
 }
 
 #[test]
 fn the_others_go_on_after_a_leader_crash_and_it_comes_back() {
     let (mut sim, leader) = led();
-    sim.propose(leader, add(b"before")).expect("the leader takes it");
+    sim.propose(leader, add(b"before"))
+        .expect("the leader takes it");
     sim.round();
     sim.crash(leader, 0);
-    sim.run_until("another leader", |sim| sim.leader().is_some_and(|new| new != leader));
+    sim.run_until("another leader", |sim| {
+        sim.leader().is_some_and(|new| new != leader)
+    });
     let new = sim.leader().expect("there is one");
-    sim.propose(new, add(b"after")).expect("the leader takes it");
+    sim.propose(new, add(b"after"))
+        .expect("the leader takes it");
     sim.round();
     sim.heal_and_compare();
     assert_eq!(sim.nodes[&leader].machine.value(b"before"), 1);
@@ -54,11 +71,16 @@ fn entries_of_an_isolated_leader_are_truncated_and_reported_lost() {
     let (mut sim, leader) = led();
     sim.isolated.insert(leader);
     let ids: Vec<_> = (0..3)
-        .map(|_| sim.propose(leader, add(b"doomed")).expect("it still thinks it leads"))
+        .map(|_| {
+            sim.propose(leader, add(b"doomed"))
+                .expect("it still thinks it leads")
+        })
         .collect();
     sim.process(leader).expect("the disk works");
     let old_last = sim.nodes[&leader].replica.status().last_index;
-    sim.run_until("another leader", |sim| sim.leader().is_some_and(|new| new != leader));
+    sim.run_until("another leader", |sim| {
+        sim.leader().is_some_and(|new| new != leader)
+    });
     sim.run_until("the old one finds that it has no quorum", |sim| {
         sim.nodes[&leader].replica.status().role != Role::Leader
     });
@@ -75,12 +97,17 @@ fn entries_of_an_isolated_leader_are_truncated_and_reported_lost() {
 
 #[test]
 fn a_follower_behind_the_cut_log_gets_a_snapshot() {
-    let limits = Limits { log_compact_after_entries: 20, log_keep_entries: 5, ..Limits::default() };
+    let limits = Limits {
+        log_compact_after_entries: 20,
+        log_keep_entries: 5,
+        ..Limits::default()
+    };
     let (mut sim, leader) = led_with(limits);
     let [away, _] = others(leader);
     sim.crash(away, 0);
     for n in 0..60 {
-        sim.propose(leader, add(&[b'a' + n % 7])).expect("the leader takes it");
+        sim.propose(leader, add(&[b'a' + n % 7]))
+            .expect("the leader takes it");
         sim.round();
     }
     assert!(sim.nodes[&leader].replica.status().first_index > 20);
@@ -102,31 +129,47 @@ fn a_state_too_large_for_a_snapshot_is_reported() {
     let [away, _] = others(leader);
     sim.crash(away, 0);
     for n in 0..60 {
-        sim.propose(leader, add(&[b'a' + n % 7])).expect("the leader takes it");
+        sim.propose(leader, add(&[b'a' + n % 7]))
+            .expect("the leader takes it");
         sim.round();
     }
     sim.start(away);
-    sim.run_until("the refusal", |sim| sim.nodes[&leader].replica.status().snapshot_refused);
+    sim.run_until("the refusal", |sim| {
+        sim.nodes[&leader].replica.status().snapshot_refused
+    });
     assert_eq!(sim.restored, 0);
     sim.propose(leader, add(b"x")).expect("the leader takes it");
-    sim.run_until("the others go on", |sim| sim.nodes[&leader].machine.value(b"x") == 1);
+    sim.run_until("the others go on", |sim| {
+        sim.nodes[&leader].machine.value(b"x") == 1
+    });
 }
 
 #[test]
 fn reads_wait_for_a_quorum() {
     let (mut sim, leader) = led();
     let read = |sim: &mut Sim, id: u64, context| {
-        sim.nodes.get_mut(&id).expect("it runs").replica.read_index(context)
+        sim.nodes
+            .get_mut(&id)
+            .expect("it runs")
+            .replica
+            .read_index(context)
     };
     read(&mut sim, leader, 1).expect("the leader reads");
     sim.process(leader).expect("the disk works");
     assert!(sim.reads.is_empty(), "no quorum yet");
     sim.run_until("the read", |sim| sim.reads == [1]);
     let [follower, _] = others(leader);
-    assert_eq!(read(&mut sim, follower, 2), Err(ReadError::NotLeader { leader: Some(leader) }));
+    assert_eq!(
+        read(&mut sim, follower, 2),
+        Err(ReadError::NotLeader {
+            leader: Some(leader)
+        })
+    );
     sim.isolated.insert(leader);
     read(&mut sim, leader, 3).expect("it still thinks it leads");
-    sim.run_until("another leader", |sim| sim.leader().is_some_and(|new| new != leader));
+    sim.run_until("another leader", |sim| {
+        sim.leader().is_some_and(|new| new != leader)
+    });
     sim.heal_and_compare();
     assert_eq!(sim.reads, [1], "a deposed leader answers no read");
 }
@@ -136,11 +179,23 @@ fn leadership_is_handed_over() {
     let (mut sim, leader) = led();
     let [heir, other] = others(leader);
     let transfer = |sim: &mut Sim, id: u64, to: u64| {
-        sim.nodes.get_mut(&id).expect("it runs").replica.transfer_leadership(to)
+        sim.nodes
+            .get_mut(&id)
+            .expect("it runs")
+            .replica
+            .transfer_leadership(to)
     };
-    assert_eq!(transfer(&mut sim, leader, leader), Err(TransferError::NotAVoter(leader)));
-    assert_eq!(transfer(&mut sim, leader, 9), Err(TransferError::NotAVoter(9)));
-    let error = TransferError::NotLeader { leader: Some(leader) };
+    assert_eq!(
+        transfer(&mut sim, leader, leader),
+        Err(TransferError::NotAVoter(leader))
+    );
+    assert_eq!(
+        transfer(&mut sim, leader, 9),
+        Err(TransferError::NotAVoter(9))
+    );
+    let error = TransferError::NotLeader {
+        leader: Some(leader),
+    };
     assert_eq!(transfer(&mut sim, other, heir), Err(error));
     assert_eq!(transfer(&mut sim, leader, heir), Ok(()));
     sim.run_until("the heir leads", |sim| sim.leader() == Some(heir));
@@ -158,7 +213,10 @@ fn large_batches_reach_a_late_follower_in_bounded_messages() {
     }
     sim.process(leader).expect("the disk works");
     let largest = sim.network.iter().map(|(_, _, bytes)| bytes.len()).max();
-    assert!(largest.is_some_and(|bytes| (700_000..800_000).contains(&bytes)), "{largest:?}");
+    assert!(
+        largest.is_some_and(|bytes| (700_000..800_000).contains(&bytes)),
+        "{largest:?}"
+    );
     sim.heal_and_compare();
 }
 
@@ -169,10 +227,31 @@ fn a_heartbeat_beyond_the_log_tells_of_a_lost_disk() {
     let term = sim.nodes[&leader].replica.status().term;
     let last = sim.nodes[&follower].replica.status().last_index;
     // type 8 (heartbeat), to, from, term, commit
-    let heartbeat =
-        [0x08, 8, 0x10, follower as u8, 0x18, leader as u8, 0x20, term as u8, 0x40, last as u8 + 1];
-    let error = sim.nodes.get_mut(&follower).expect("it runs").replica.step(&heartbeat);
-    assert_eq!(error, Err(StepError::LostLog { acknowledged: last + 1, last }));
+    let heartbeat = [
+        0x08,
+        8,
+        0x10,
+        follower as u8,
+        0x18,
+        leader as u8,
+        0x20,
+        term as u8,
+        0x40,
+        last as u8 + 1,
+    ];
+    let error = sim
+        .nodes
+        .get_mut(&follower)
+        .expect("it runs")
+        .replica
+        .step(&heartbeat);
+    assert_eq!(
+        error,
+        Err(StepError::LostLog {
+            acknowledged: last + 1,
+            last
+        })
+    );
 }
 
 #[test]
@@ -202,13 +281,22 @@ fn no_bytes_of_a_peer_panic_a_replica() {
 fn random_runs_keep_every_invariant() {
     let (mut restored, mut committed, mut lost) = (0, 0, 0);
     for seed in seeds(150) {
-        let limits = Limits { log_compact_after_entries: 16, log_keep_entries: 4, ..Limits::default() };
+        let limits = Limits {
+            log_compact_after_entries: 16,
+            log_keep_entries: 4,
+            ..Limits::default()
+        };
         println!("seed {seed}");
         let sim = run_seed(seed, 6_000, limits);
         restored += sim.restored;
         committed += sim.committed.len();
         lost += sim.lost.len();
     }
-    println!("{committed} entries committed, {lost} proposals lost, {restored} snapshots installed");
-    assert!(restored > 100 && lost > 100 && committed > 10_000, "the runs exercise little");
+    println!(
+        "{committed} entries committed, {lost} proposals lost, {restored} snapshots installed"
+    );
+    assert!(
+        restored > 100 && lost > 100 && committed > 10_000,
+        "the runs exercise little"
+    );
 }

@@ -44,7 +44,11 @@ impl Disk for Forgetful {
         self.disk.meta(key)
     }
 
-    fn log_read(&self, range: std::ops::Range<u64>, max_bytes: u64) -> Result<Vec<(u64, Vec<u8>)>, DiskError> {
+    fn log_read(
+        &self,
+        range: std::ops::Range<u64>,
+        max_bytes: u64,
+    ) -> Result<Vec<(u64, Vec<u8>)>, DiskError> {
         self.disk.log_read(range, max_bytes)
     }
 
@@ -59,11 +63,23 @@ fn rocksdb_applies_again_what_was_applied_but_not_synced() {
     let open = || RocksDisk::open(dir.path()).expect("the database opens");
     let mut disk = open();
     Replica::bootstrap(&mut disk, identity(1), &[1]).expect("an empty disk");
-    let mut node = Node::open(config(1), Forgetful { disk, forget: false });
+    let mut node = Node::open(
+        config(1),
+        Forgetful {
+            disk,
+            forget: false,
+        },
+    );
     node.process();
     node.commit(add(b"x"));
     drop(node);
-    let mut node = Node::open(config(1), Forgetful { disk: open(), forget: true });
+    let mut node = Node::open(
+        config(1),
+        Forgetful {
+            disk: open(),
+            forget: true,
+        },
+    );
     assert_eq!(node.machine.value(b"x"), 1);
     for entry in [add(b"x"), add(b"y"), wipe(b"q"), add(b"y")] {
         node.replica.propose(entry).expect("the leader takes it");
@@ -94,7 +110,9 @@ fn rocksdb_restarts_with_a_cut_log_and_rows() {
         let entry = random_entry(&mut random);
         let (id, progress) = node.commit(entry.clone());
         history.proposed.insert(id, entry);
-        history.reported.extend(progress.applied.iter().map(|(id, _)| *id));
+        history
+            .reported
+            .extend(progress.applied.iter().map(|(id, _)| *id));
         if step % 9 == 0 {
             drop(node);
             node = Node::open(small_log(1), open());
@@ -117,10 +135,21 @@ fn rocksdb_refuses_a_second_owner_and_finds_a_gap() {
     }
     drop(node);
     let mut disk = RocksDisk::open(dir.path()).expect("the database opens");
-    let batch = DiskBatch { log_remove: vec![8..9], ..DiskBatch::default() };
-    disk.write(batch, Durability::Synced).expect("the disk works");
-    let error = Replica::open(config(1), disk).map(|_| ()).expect_err("a gap");
-    assert!(error.to_string().contains("the log has a gap: expected entry 8"), "{error}");
+    let batch = DiskBatch {
+        log_remove: vec![8..9],
+        ..DiskBatch::default()
+    };
+    disk.write(batch, Durability::Synced)
+        .expect("the disk works");
+    let error = Replica::open(config(1), disk)
+        .map(|_| ())
+        .expect_err("a gap");
+    assert!(
+        error
+            .to_string()
+            .contains("the log has a gap: expected entry 8"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -131,31 +160,58 @@ fn both_disks_hold_the_same_rows_after_the_same_batches() {
     let mut random = Seeded::new(3);
     for step in 0..400 {
         let mut key = || -> Vec<u8> {
-            (0..random.below(4)).map(|_| [0, 1, 0xfe, 0xff][random.below(4) as usize]).collect()
+            (0..random.below(4))
+                .map(|_| [0, 1, 0xfe, 0xff][random.below(4) as usize])
+                .collect()
         };
         let (one, two, three) = (key(), key(), key());
         let table = [0, 1, 254][random.below(3) as usize];
         let value = vec![random.below(256) as u8; random.below(5) as usize];
         let mut rows = vec![
-            RowChange::Put { table, key: one.clone(), value },
-            RowChange::Delete { table, key: two.clone() },
+            RowChange::Put {
+                table,
+                key: one.clone(),
+                value,
+            },
+            RowChange::Delete {
+                table,
+                key: two.clone(),
+            },
         ];
         if random.below(4) == 0 {
-            rows.insert(random.below(3) as usize, RowChange::DeletePrefix { table, prefix: three.clone() });
+            rows.insert(
+                random.below(3) as usize,
+                RowChange::DeletePrefix {
+                    table,
+                    prefix: three.clone(),
+                },
+            );
         }
         let rows_clear = random.below(50) == 0;
-        let batch = DiskBatch { rows, rows_clear, ..DiskBatch::default() };
+        let batch = DiskBatch {
+            rows,
+            rows_clear,
+            ..DiskBatch::default()
+        };
         assert_eq!(rocks.write(batch.clone(), Durability::Replayable), Ok(()));
         assert_eq!(mem.write(batch, Durability::Replayable), Ok(()));
         for table in [0, 1, 254] {
             let limit = 1 + random.below(5) as usize;
-            assert_eq!(rocks.scan(table, &[], None, 1000), mem.scan(table, &[], None, 1000), "step {step}");
+            assert_eq!(
+                rocks.scan(table, &[], None, 1000),
+                mem.scan(table, &[], None, 1000),
+                "step {step}"
+            );
             assert_eq!(
                 rocks.scan(table, &two, Some(&one), limit),
                 mem.scan(table, &two, Some(&one), limit),
                 "step {step}"
             );
-            assert_eq!(rocks.get(table, &three), mem.get(table, &three), "step {step}");
+            assert_eq!(
+                rocks.get(table, &three),
+                mem.get(table, &three),
+                "step {step}"
+            );
         }
     }
 }

@@ -61,10 +61,17 @@ impl Sim {
     }
 
     pub fn start(&mut self, id: u64) {
-        let config = ReplicaConfig { limits: self.limits, ..config(id) };
+        let config = ReplicaConfig {
+            limits: self.limits,
+            ..config(id)
+        };
         let node = Node::open(config, self.disks[&id].clone());
         let applied = node.replica.status().applied;
-        assert_eq!(node.machine.values, self.replay(applied.index), "node {id} at boot");
+        assert_eq!(
+            node.machine.values,
+            self.replay(applied.index),
+            "node {id} at boot"
+        );
         self.checked.remove(&id);
         self.nodes.insert(id, node);
     }
@@ -87,7 +94,10 @@ impl Sim {
         self.nodes.remove(&id);
         self.open.retain(|_, proposer| *proposer != id);
         self.network.retain(|(_, to, _)| *to != id);
-        self.disks.get_mut(&id).expect("every node has a disk").crash(survivors);
+        self.disks
+            .get_mut(&id)
+            .expect("every node has a disk")
+            .crash(survivors);
     }
 
     pub fn tick(&mut self, id: u64) {
@@ -98,18 +108,25 @@ impl Sim {
 
     pub fn propose(&mut self, id: u64, entry: Vec<u8>) -> Option<EntryId> {
         let entry_id = self.nodes.get_mut(&id)?.replica.propose(entry).ok()?;
-        assert!(self.open.insert(entry_id, id).is_none(), "{entry_id} was given out twice");
+        assert!(
+            self.open.insert(entry_id, id).is_none(),
+            "{entry_id} was given out twice"
+        );
         Some(entry_id)
     }
 
     /// Delivers the message at `position` of the network; false if there is none.
     pub fn deliver(&mut self, position: usize) -> bool {
-        let Some((from, to, bytes)) = self.network.remove(position) else { return false };
+        let Some((from, to, bytes)) = self.network.remove(position) else {
+            return false;
+        };
         let cut = self.isolated.contains(&from) || self.isolated.contains(&to);
         let snapshot = Replica::<MemDisk>::is_snapshot(&bytes);
         let reached = match self.nodes.get_mut(&to) {
             Some(node) if !cut => {
-                node.replica.step(&bytes).unwrap_or_else(|error| panic!("{from} to {to}: {error}"));
+                node.replica
+                    .step(&bytes)
+                    .unwrap_or_else(|error| panic!("{from} to {to}: {error}"));
                 true
             }
             _ => false,
@@ -127,7 +144,9 @@ impl Sim {
 
     /// Processes a node and checks what it reports. An injected disk fault comes back.
     pub fn process(&mut self, id: u64) -> Result<(), FatalError> {
-        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return Ok(());
+        };
         let result = node.replica.process(&mut node.machine);
         // What was applied before a fault is committed as well, though not reported.
         self.check_applied(id);
@@ -140,9 +159,18 @@ impl Sim {
         let checked = self.checked.insert(id, applied.len()).unwrap_or(0);
         for (entry_id, entry) in &applied[checked..] {
             let fact = (entry_id.term, entry.clone());
-            let known = self.committed.entry(entry_id.index).or_insert_with(|| fact.clone());
-            assert_eq!(*known, fact, "node {id} applied something else at {entry_id}");
-            assert!(!self.lost.contains(entry_id), "{entry_id} was reported lost, then applied");
+            let known = self
+                .committed
+                .entry(entry_id.index)
+                .or_insert_with(|| fact.clone());
+            assert_eq!(
+                *known, fact,
+                "node {id} applied something else at {entry_id}"
+            );
+            assert!(
+                !self.lost.contains(entry_id),
+                "{entry_id} was reported lost, then applied"
+            );
             self.open.remove(entry_id);
         }
     }
@@ -155,7 +183,10 @@ impl Sim {
             }
         }
         for lost in &progress.lost {
-            let fact = self.committed.get(&lost.index).filter(|(term, _)| *term == lost.term);
+            let fact = self
+                .committed
+                .get(&lost.index)
+                .filter(|(term, _)| *term == lost.term);
             assert_eq!(fact, None, "{lost} is committed, yet reported lost");
             self.lost.insert(*lost);
             self.open.remove(lost);
@@ -165,28 +196,38 @@ impl Sim {
         }
         self.restored += usize::from(progress.restored.is_some());
         self.reads.extend(progress.reads);
-        let sent = progress.messages.into_iter().map(|(to, bytes)| (id, to, bytes));
+        let sent = progress
+            .messages
+            .into_iter()
+            .map(|(to, bytes)| (id, to, bytes));
         self.network.extend(sent);
     }
 
     pub fn leader(&self) -> Option<u64> {
         let leads = |node: &Node<MemDisk>| node.replica.status().role == Role::Leader;
-        let leaders = self.nodes.iter().filter(|(id, node)| !self.isolated.contains(id) && leads(node));
-        leaders.max_by_key(|(_, node)| node.replica.status().term).map(|(id, _)| *id)
+        let leaders = self
+            .nodes
+            .iter()
+            .filter(|(id, node)| !self.isolated.contains(id) && leads(node));
+        leaders
+            .max_by_key(|(_, node)| node.replica.status().term)
+            .map(|(id, _)| *id)
     }
 
     /// One tick everywhere and everything delivered.
     pub fn round(&mut self) {
         for id in NODES {
             self.tick(id);
-            self.process(id).expect("no fault is injected in a quiet round");
+            self.process(id)
+                .expect("no fault is injected in a quiet round");
         }
         for _ in 0..10_000 {
             if !self.deliver(0) {
                 return;
             }
             for id in NODES {
-                self.process(id).expect("no fault is injected in a quiet round");
+                self.process(id)
+                    .expect("no fault is injected in a quiet round");
             }
         }
         panic!("the network never becomes quiet");
@@ -200,7 +241,11 @@ impl Sim {
             }
             self.round();
         }
-        let status: Vec<_> = self.nodes.values().map(|node| node.replica.status()).collect();
+        let status: Vec<_> = self
+            .nodes
+            .values()
+            .map(|node| node.replica.status())
+            .collect();
         panic!("not reached: {what}; {status:#?}");
     }
 
@@ -212,9 +257,15 @@ impl Sim {
                 self.start(id);
             }
         }
+        // Long enough for a deposed leader to learn of it.
+        for _ in 0..40 {
+            self.round();
+        }
         self.run_until("a leader", |sim| sim.leader().is_some());
         let leader = self.leader().expect("there is one");
-        let id = self.propose(leader, b"+end".to_vec()).expect("a quiet leader takes it");
+        let id = self
+            .propose(leader, b"+end".to_vec())
+            .expect("a quiet leader takes it");
         self.run_until("equal replicas", |sim| {
             let caught_up = |node: &Node<MemDisk>| node.replica.status().applied.index >= id.index;
             sim.nodes.values().all(caught_up)
@@ -222,9 +273,20 @@ impl Sim {
         let rows = self.disks[&leader].all_rows();
         for (id, node) in &self.nodes {
             assert_eq!(self.disks[id].all_rows(), rows, "rows of node {id}");
-            assert_eq!(Counters::from_rows(node.replica.rows()).values, node.machine.values);
-            assert_eq!(node.machine.values, self.replay(u64::MAX), "memory of node {id}");
-            assert_eq!(node.replica.status().open_proposals, 0, "open proposals of node {id}");
+            assert_eq!(
+                Counters::from_rows(node.replica.rows()).values,
+                node.machine.values
+            );
+            assert_eq!(
+                node.machine.values,
+                self.replay(u64::MAX),
+                "memory of node {id}"
+            );
+            assert_eq!(
+                node.replica.status().open_proposals,
+                0,
+                "open proposals of node {id}"
+            );
         }
         assert!(self.open.is_empty(), "still open: {:?}", self.open);
     }

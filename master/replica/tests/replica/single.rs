@@ -1,8 +1,9 @@
 //! A group of one: what a call of `process` promises.
 
 use tessera_replica::{
-    EntryId, FatalError, Limits, MAX_ENTRY_BYTES, MAX_UNCOMMITTED_ENTRIES, Machine, MachineError,
-    Applied, ProposeError, ReadError, Replica, Role, RoleChange, RowChange, RowReader, StepError,
+    Applied, EntryId, FatalError, Limits, MAX_ENTRY_BYTES, MAX_UNCOMMITTED_ENTRIES, Machine,
+    MachineError, ProposeError, ReadError, Replica, Role, RoleChange, RowChange, RowReader,
+    StepError,
 };
 
 use crate::support::{Counters, Node, add, config, lone_disk, wipe};
@@ -10,9 +11,15 @@ use crate::support::{Counters, Node, add, config, lone_disk, wipe};
 #[test]
 fn it_leads_at_once_and_says_so_after_its_first_entry() {
     let mut node = Node::open(config(1), lone_disk());
-    assert_eq!(node.replica.read_index(1), Err(ReadError::NotLeader { leader: Some(1) }));
+    assert_eq!(
+        node.replica.read_index(1),
+        Err(ReadError::NotLeader { leader: Some(1) })
+    );
     let progress = node.process();
-    assert_eq!(progress.role_changes, [RoleChange::BecameLeader { term: 6 }]);
+    assert_eq!(
+        progress.role_changes,
+        [RoleChange::BecameLeader { term: 6 }]
+    );
     assert!(progress.applied.is_empty() && progress.messages.is_empty() && !progress.more);
     assert_eq!(node.replica.status().role, Role::Leader);
 }
@@ -24,7 +31,11 @@ fn proposals_of_one_call_share_one_sync_and_return_their_effects() {
     node.process();
     let before = disk.syncs();
     let ids: Vec<EntryId> = (0..64)
-        .map(|n| node.replica.propose(add(&[b'a' + n % 4])).expect("the leader takes it"))
+        .map(|n| {
+            node.replica
+                .propose(add(&[b'a' + n % 4]))
+                .expect("the leader takes it")
+        })
         .collect();
     let progress = node.process();
     assert_eq!(disk.syncs() - before, 1);
@@ -48,7 +59,10 @@ fn a_restart_reads_state_and_continues_the_log() {
     assert_eq!(node.machine.value(b"x"), 1);
     assert_eq!(node.machine.last, Some(last));
     let progress = node.process();
-    assert_eq!(progress.role_changes, [RoleChange::BecameLeader { term: 7 }]);
+    assert_eq!(
+        progress.role_changes,
+        [RoleChange::BecameLeader { term: 7 }]
+    );
     let (next, _) = node.commit(add(b"x"));
     assert_eq!((next.term, next.index), (7, last.index + 2));
     assert_eq!(node.machine.value(b"x"), 2);
@@ -58,7 +72,9 @@ fn a_restart_reads_state_and_continues_the_log() {
 fn reads_are_answered_by_the_next_process() {
     let mut node = Node::open(config(1), lone_disk());
     node.process();
-    node.replica.propose(add(b"x")).expect("the leader takes it");
+    node.replica
+        .propose(add(b"x"))
+        .expect("the leader takes it");
     node.replica.read_index(11).expect("the leader reads");
     node.replica.read_index(12).expect("the leader reads");
     let progress = node.process();
@@ -73,19 +89,28 @@ fn bad_proposals_are_refused_and_change_nothing() {
     let last = node.replica.status().last_index;
     assert_eq!(node.replica.propose(Vec::new()), Err(ProposeError::Empty));
     let bytes = MAX_ENTRY_BYTES + 1;
-    assert_eq!(node.replica.propose(vec![0; bytes]), Err(ProposeError::TooLarge { bytes }));
+    assert_eq!(
+        node.replica.propose(vec![0; bytes]),
+        Err(ProposeError::TooLarge { bytes })
+    );
     assert_eq!(node.replica.status().last_index, last);
 }
 
 #[test]
 fn what_is_uncommitted_is_bounded_in_bytes_and_in_entries() {
     let mut config = config(1);
-    config.limits = Limits { max_uncommitted_bytes: 2 << 20, ..Limits::default() };
+    config.limits = Limits {
+        max_uncommitted_bytes: 2 << 20,
+        ..Limits::default()
+    };
     let mut node = Node::open(config, lone_disk());
     node.process();
     let mut taken = 0;
     let refusal = loop {
-        match node.replica.propose([b"-", [b'z'; 1 << 19].as_slice()].concat()) {
+        match node
+            .replica
+            .propose([b"-", [b'z'; 1 << 19].as_slice()].concat())
+        {
             Ok(_) => taken += 1,
             Err(error) => break error,
         }
@@ -105,7 +130,11 @@ fn what_is_uncommitted_is_bounded_in_bytes_and_in_entries() {
 fn the_log_is_cut_and_a_restart_after_it_works() {
     let disk = lone_disk();
     let mut config = config(1);
-    config.limits = Limits { log_compact_after_entries: 20, log_keep_entries: 10, ..Limits::default() };
+    config.limits = Limits {
+        log_compact_after_entries: 20,
+        log_keep_entries: 10,
+        ..Limits::default()
+    };
     let mut node = Node::open(config.clone(), disk.clone());
     node.process();
     for _ in 0..57 {
@@ -125,14 +154,20 @@ fn the_log_is_cut_and_a_restart_after_it_works() {
 #[test]
 fn large_entries_cut_the_log_by_size() {
     let mut config = config(1);
-    config.limits = Limits { log_max_bytes: 4 << 20, ..Limits::default() };
+    config.limits = Limits {
+        log_max_bytes: 4 << 20,
+        ..Limits::default()
+    };
     let mut node = Node::open(config, lone_disk());
     node.process();
     for _ in 0..12 {
         node.commit([b"-", [b'z'; 1 << 20].as_slice()].concat());
         assert!(node.replica.status().log_bytes <= 5 << 20);
     }
-    assert_eq!(node.replica.status().applied.index, node.replica.status().last_index);
+    assert_eq!(
+        node.replica.status().applied.index,
+        node.replica.status().last_index
+    );
 }
 
 #[test]
@@ -143,9 +178,15 @@ fn messages_to_a_lone_node_are_refused() {
         node.replica.step(b"\xff\xff\xff"),
         Err(StepError::Malformed("the bytes are not a raft message"))
     );
-    assert_eq!(node.replica.step(&[]), Err(StepError::Misdirected { to: 0, node: 1 }));
+    assert_eq!(
+        node.replica.step(&[]),
+        Err(StepError::Misdirected { to: 0, node: 1 })
+    );
     let heartbeat = [0x08, 8, 0x10, 1, 0x18, 2, 0x20, 9];
-    assert_eq!(node.replica.step(&heartbeat), Err(StepError::UnknownPeer(2)));
+    assert_eq!(
+        node.replica.step(&heartbeat),
+        Err(StepError::UnknownPeer(2))
+    );
     assert_eq!(node.replica.status().term, 6);
 }
 
@@ -164,8 +205,14 @@ impl Machine for Picky {
         match entry {
             b"!" => Err(MachineError::Refused("no".to_owned())),
             b"?" => {
-                let row = RowChange::Delete { table: 255, key: Vec::new() };
-                Ok(Applied { rows: vec![row], effects: Vec::new() })
+                let row = RowChange::Delete {
+                    table: 255,
+                    key: Vec::new(),
+                };
+                Ok(Applied {
+                    rows: vec![row],
+                    effects: Vec::new(),
+                })
             }
             _ => self.0.apply(id, entry, rows),
         }
@@ -181,15 +228,28 @@ fn a_machine_that_cannot_go_on_stops_the_replica_for_good() {
     for bad in [b"!", b"?"] {
         let mut replica = Replica::open(config(1), lone_disk()).expect("a sound disk");
         let mut machine = Picky(Counters::default());
-        replica.process(&mut machine).expect("nothing to refuse yet");
-        let index = replica.propose(bad.to_vec()).expect("the leader takes it").index;
-        let error = replica.process(&mut machine).expect_err("the machine refuses");
+        replica
+            .process(&mut machine)
+            .expect("nothing to refuse yet");
+        let index = replica
+            .propose(bad.to_vec())
+            .expect("the leader takes it")
+            .index;
+        let error = replica
+            .process(&mut machine)
+            .expect_err("the machine refuses");
         let expected = match bad {
-            b"!" => FatalError::Machine { index, source: MachineError::Refused("no".to_owned()) },
+            b"!" => FatalError::Machine {
+                index,
+                source: MachineError::Refused("no".to_owned()),
+            },
             _ => FatalError::ReservedTable { index, table: 255 },
         };
         assert_eq!(error, expected);
-        assert_eq!(replica.process(&mut machine).err(), Some(FatalError::Stopped));
+        assert_eq!(
+            replica.process(&mut machine).err(),
+            Some(FatalError::Stopped)
+        );
         assert_eq!(replica.propose(add(b"x")), Err(ProposeError::Stopped));
     }
 }

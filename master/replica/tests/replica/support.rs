@@ -15,13 +15,19 @@ const COUNTERS: u8 = 1;
 const LAST: u8 = 2;
 
 pub fn identity(node: u64) -> Identity {
-    Identity { cluster: CLUSTER, node }
+    Identity {
+        cluster: CLUSTER,
+        node,
+    }
 }
 
 /// A configuration with the same election timeout in every run.
 pub fn config(node: u64) -> ReplicaConfig {
     let election_timeout = ElectionTimeout::Fixed(10 + 3 * node as usize);
-    ReplicaConfig { election_timeout, ..ReplicaConfig::new(identity(node)) }
+    ReplicaConfig {
+        election_timeout,
+        ..ReplicaConfig::new(identity(node))
+    }
 }
 
 /// Adds one to a counter; an empty key is not used.
@@ -44,18 +50,33 @@ pub struct Counters {
 }
 
 fn number(bytes: &[u8]) -> u64 {
-    bytes.try_into().map(u64::from_le_bytes).expect("a counter row holds eight bytes")
+    bytes
+        .try_into()
+        .map(u64::from_le_bytes)
+        .expect("a counter row holds eight bytes")
 }
 
 impl Counters {
     pub fn from_rows(rows: &dyn RowReader) -> Self {
-        let page = rows.scan(COUNTERS, &[], None, 100_000).expect("rows can be read");
-        let values = page.into_iter().map(|(key, value)| (key, number(&value))).collect();
-        let last = rows.get(LAST, b"last").expect("rows can be read").map(|bytes| EntryId {
-            term: number(&bytes[..8]),
-            index: number(&bytes[8..]),
-        });
-        Counters { values, last, applied: Vec::new() }
+        let page = rows
+            .scan(COUNTERS, &[], None, 100_000)
+            .expect("rows can be read");
+        let values = page
+            .into_iter()
+            .map(|(key, value)| (key, number(&value)))
+            .collect();
+        let last = rows
+            .get(LAST, b"last")
+            .expect("rows can be read")
+            .map(|bytes| EntryId {
+                term: number(&bytes[..8]),
+                index: number(&bytes[8..]),
+            });
+        Counters {
+            values,
+            last,
+            applied: Vec::new(),
+        }
     }
 
     pub fn value(&self, key: &[u8]) -> u64 {
@@ -72,24 +93,46 @@ impl Machine for Counters {
         entry: &[u8],
         rows: &dyn RowReader,
     ) -> Result<Applied<Self::Effect>, MachineError> {
-        assert!(self.last < Some(id), "entry {id} applied after {:?}", self.last);
+        assert!(
+            self.last < Some(id),
+            "entry {id} applied after {:?}",
+            self.last
+        );
         let seen = Counters::from_rows(rows);
-        assert_eq!((&seen.values, seen.last), (&self.values, self.last), "rows before {id}");
+        assert_eq!(
+            (&seen.values, seen.last),
+            (&self.values, self.last),
+            "rows before {id}"
+        );
         let (verb, key) = entry.split_first().expect("entries are not empty");
         let key = key.to_vec();
-        let mut applied = Applied { rows: Vec::new(), effects: Vec::new() };
+        let mut applied = Applied {
+            rows: Vec::new(),
+            effects: Vec::new(),
+        };
         if *verb == b'+' {
             let value = self.value(&key) + 1;
             self.values.insert(key.clone(), value);
             let bytes = value.to_le_bytes().to_vec();
-            applied.rows.push(RowChange::Put { table: COUNTERS, key: key.clone(), value: bytes });
+            applied.rows.push(RowChange::Put {
+                table: COUNTERS,
+                key: key.clone(),
+                value: bytes,
+            });
             applied.effects.push((key, value));
         } else {
             self.values.retain(|other, _| !other.starts_with(&key));
-            applied.rows.push(RowChange::DeletePrefix { table: COUNTERS, prefix: key });
+            applied.rows.push(RowChange::DeletePrefix {
+                table: COUNTERS,
+                prefix: key,
+            });
         }
         let value = [id.term.to_le_bytes(), id.index.to_le_bytes()].concat();
-        applied.rows.push(RowChange::Put { table: LAST, key: b"last".to_vec(), value });
+        applied.rows.push(RowChange::Put {
+            table: LAST,
+            key: b"last".to_vec(),
+            value,
+        });
         self.last = Some(id);
         self.applied.push((id, entry.to_vec()));
         Ok(applied)
@@ -97,7 +140,10 @@ impl Machine for Counters {
 
     fn restore(&mut self, _id: EntryId, rows: &dyn RowReader) -> Result<(), MachineError> {
         let applied = std::mem::take(&mut self.applied);
-        *self = Counters { applied, ..Counters::from_rows(rows) };
+        *self = Counters {
+            applied,
+            ..Counters::from_rows(rows)
+        };
         Ok(())
     }
 }
@@ -116,12 +162,17 @@ impl<D: Disk> Node<D> {
     }
 
     pub fn process(&mut self) -> Progress<(Vec<u8>, u64)> {
-        self.replica.process(&mut self.machine).expect("no fault was injected")
+        self.replica
+            .process(&mut self.machine)
+            .expect("no fault was injected")
     }
 
     /// Proposes and processes at once.
     pub fn commit(&mut self, entry: Vec<u8>) -> (EntryId, Progress<(Vec<u8>, u64)>) {
-        let id = self.replica.propose(entry).expect("a group of one takes proposals");
+        let id = self
+            .replica
+            .propose(entry)
+            .expect("a group of one takes proposals");
         (id, self.process())
     }
 }
@@ -148,7 +199,10 @@ pub struct Seeded(u64);
 
 impl Seeded {
     pub fn new(seed: u64) -> Self {
-        Seeded(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x1234_5678_9abc_def1))
+        Seeded(
+            seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                .wrapping_add(0x1234_5678_9abc_def1),
+        )
     }
 
     pub fn below(&mut self, bound: u64) -> u64 {

@@ -22,8 +22,15 @@ impl Machine for OneRow {
         _rows: &dyn RowReader,
     ) -> Result<Applied<()>, MachineError> {
         let key = (id.index % 10_000).to_be_bytes().to_vec();
-        let row = RowChange::Put { table: 1, key, value: entry.to_vec() };
-        Ok(Applied { rows: vec![row], effects: vec![()] })
+        let row = RowChange::Put {
+            table: 1,
+            key,
+            value: entry.to_vec(),
+        };
+        Ok(Applied {
+            rows: vec![row],
+            effects: vec![()],
+        })
     }
 
     fn restore(&mut self, _id: EntryId, _rows: &dyn RowReader) -> Result<(), MachineError> {
