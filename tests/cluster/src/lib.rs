@@ -1,1 +1,36 @@
-//! Placeholder while the crate is being laid out.
+//! Starts real clusters for tests and measurements: processes, ports, directories, and waiting.
+//!
+//! Invariants: clusters of one test binary run one after the other, because control groups and CPU
+//! are the machine's; every wait has a deadline and says what it saw last; a cluster that was not
+//! finished leaves its directory, with its logs, and says where. Must never reach into a process: all
+//! that is known comes from REST, files and /proc.
+
+pub mod cluster;
+pub mod guests;
+pub mod procfs;
+pub mod random;
+pub mod rest;
+pub mod wait;
+
+/// What tests and measurements fail with.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// A result of a test or measurement.
+pub type Outcome<T = ()> = Result<T, Failure>;
+
+/// A failure with this text.
+pub fn failure(text: impl Into<String>) -> Failure {
+    text.into().into()
+}
+
+/// Fails with the text unless the condition holds.
+///
+/// # Errors
+/// When it does not.
+pub fn ensure(condition: bool, text: impl FnOnce() -> String) -> Outcome {
+    if condition {
+        Ok(())
+    } else {
+        Err(failure(text()))
+    }
+}

@@ -1,0 +1,363 @@
+//! What breaks a rule is refused with the rule, and changes nothing.
+
+use serde_json::{Value, json};
+use tessera_cluster::cluster::{Cluster, PATIENCE, Parts, Process, tessera};
+use tessera_cluster::guests::guest;
+use tessera_cluster::wait::until;
+use tessera_cluster::{Outcome, ensure, failure};
+
+async fn lists(cluster: &Cluster) -> Outcome<[Value; 3]> {
+    let items = async |path: &str| {
+        cluster
+            .rest
+            .document(path)
+            .await
+            .map(|list| list["items"].clone())
+    };
+    Ok([
+        items("/v1/components").await?,
+        items("/v1/frameworks").await?,
+        items("/v1/tasks").await?,
+    ])
+}
+
+#[tokio::test]
+async fn bad_uploads_and_requests_are_refused_and_change_nothing() -> Outcome {
+    let cluster = Cluster::start("bad", &[]).await?;
+    let good = cluster.push("echo").await?;
+    let before = lists(&cluster).await?;
+
+    let zeros = format!("sha256:{}", "0".repeat(64));
+    let mut broken = std::fs::read(guest("echo")?)?;
+    broken.truncate(broken.len() / 2);
+    let uploads: Vec<(&str, String, Vec<u8>, &[u16])> = vec![
+        ("nothing", "/v1/components".into(), Vec::new(), &[400]),
+        (
+            "no wasm",
+            "/v1/components".into(),
+            b"#!/bin/sh\n".to_vec(),
+            &[400],
+        ),
+        ("half a component", "/v1/components".into(), broken, &[400]),
+        (
+            "a core module",
+            "/v1/components".into(),
+            b"\0asm\x01\0\0\0".to_vec(),
+            &[400],
+        ),
+        (
+            "another world",
+            "/v1/components".into(),
+            std::fs::read(guest("bad-world")?)?,
+            &[400],
+        ),
+        (
+            "another digest",
+            format!("/v1/components?digest={zeros}"),
+            std::fs::read(guest("trap")?)?,
+            &[400, 409],
+        ),
+        (
+            "too much",
+            "/v1/components".into(),
+            vec![0; (32 << 20) + 1],
+            &[413],
+        ),
+    ];
+    for (what, path, body, statuses) in uploads {
+        let answer = cluster.rest.send("POST", &path, &[], body).await?;
+        ensure(statuses.contains(&answer.status), || {
+            format!("{what}: {} {}", answer.status, answer.text())
+        })?;
+        let error = &answer.json()["error"];
+        ensure(
+            error["message"]
+                .as_str()
+                .is_some_and(|text| text.len() > 10),
+            || format!("{what}: {}", answer.text()),
+        )?;
+    }
+
+    let task = cluster.push("task-exit").await?;
+    let frameworks: Vec<(&str, Value, &[u16])> = vec![
+        (
+            "an unknown component",
+            json!({"name": "x", "role": "default", "component": zeros}),
+            &[400, 404],
+        ),
+        (
+            "a task as scheduler",
+            json!({"name": "x", "role": "default", "component": task}),
+            &[400, 409],
+        ),
+        (
+            "a bad name",
+            json!({"name": "X y", "role": "default", "component": good}),
+            &[400],
+        ),
+        (
+            "no name",
+            json!({"role": "default", "component": good}),
+            &[400, 422],
+        ),
+        (
+            "a bad role",
+            json!({"name": "x", "role": "a//b", "component": good}),
+            &[400],
+        ),
+        (
+            "a bad digest",
+            json!({"name": "x", "role": "default", "component": "md5:1"}),
+            &[400],
+        ),
+        (
+            "an unknown field",
+            json!({"name": "x", "role": "default", "component": good, "surprise": 1}),
+            &[400, 422],
+        ),
+        (
+            "a large configuration",
+            json!({"name": "x", "role": "default", "component": good, "config": {"k": "v".repeat(70_000)}}),
+            &[400, 413],
+        ),
+    ];
+    for (what, document, statuses) in frameworks {
+        let answer = cluster.rest.post("/v1/frameworks", &document).await?;
+        ensure(statuses.contains(&answer.status), || {
+            format!("{what}: {} {}", answer.status, answer.text())
+        })?;
+        ensure(!answer.error_code().is_empty(), || {
+            format!("{what}: no envelope: {}", answer.text())
+        })?;
+    }
+    let text = cluster
+        .rest
+        .send(
+            "POST",
+            "/v1/frameworks",
+            &[("content-type", "application/json")],
+            b"{\"name\":".to_vec(),
+        )
+        .await?;
+    ensure(text.status == 400 && !text.error_code().is_empty(), || {
+        format!("half a document: {} {}", text.status, text.text())
+    })?;
+
+    for path in [
+        "/v1/frameworks/nope",
+        "/v1/frameworks/f999",
+        "/v1/frameworks/nope/log",
+        "/v1/tasks/nope/t",
+        "/v1/agents/a999",
+        "/v1/nothing",
+        &format!("/v1/components/{zeros}"),
+    ] {
+        let answer = cluster.rest.get(path).await?;
+        ensure(
+            answer.status == 404 && answer.error_code() == "NOT_FOUND",
+            || format!("{path}: {} {}", answer.status, answer.text()),
+        )?;
+    }
+    for (method, path) in [
+        ("DELETE", "/v1/frameworks/nope"),
+        ("POST", "/v1/tasks/nope/t/kill"),
+        ("GET", "/frameworks/nope/"),
+    ] {
+        let answer = cluster.rest.send(method, path, &[], b"{}".to_vec()).await?;
+        ensure(answer.status == 404, || {
+            format!("{method} {path}: {} {}", answer.status, answer.text())
+        })?;
+    }
+    let mut after = lists(&cluster).await?;
+    // The one upload in between that was good.
+    if let [Value::Array(components), ..] = &mut after {
+        components.retain(|component| component["digest"] != Value::from(task.as_str()));
+    }
+    ensure(before == after, || {
+        format!("something changed: {before:?} {after:?}")
+    })?;
+    cluster.finish().await
+}
+
+#[tokio::test]
+async fn names_are_not_reused_and_files_stay_in_their_sandbox() -> Outcome {
+    let cluster = Cluster::start("names", &[]).await?;
+    let digest = cluster.push("echo").await?;
+    let document = json!({"name": "e", "role": "default", "component": digest, "config": {}});
+    let first = cluster.rest.post("/v1/frameworks", &document).await?;
+    ensure(first.status == 201, || {
+        format!("{} {}", first.status, first.text())
+    })?;
+    let same = cluster.rest.post("/v1/frameworks", &document).await?;
+    ensure(
+        same.status == 200 && same.json()["id"] == first.json()["id"],
+        || format!("{} {}", same.status, same.text()),
+    )?;
+    let other = json!({"name": "e", "role": "default", "component": digest, "config": {"a": "b"}});
+    let taken = cluster.rest.post("/v1/frameworks", &other).await?;
+    ensure(
+        taken.status == 409 && taken.error_code() == "ALREADY_EXISTS",
+        || format!("{} {}", taken.status, taken.text()),
+    )?;
+
+    let run = cluster.tessera(&["run", "--", "echo", "x"]).await?;
+    ensure(run.status.success(), || format!("{run:?}"))?;
+    for path in [
+        "../exit.json",
+        "..%2Fexit.json",
+        "%2Fetc%2Fpasswd",
+        "a/../../x",
+        "nope",
+    ] {
+        let answer = cluster
+            .rest
+            .get(&format!("/v1/tasks/run/run-1/files/{path}"))
+            .await?;
+        ensure([400, 403, 404].contains(&answer.status), || {
+            format!("{path}: {} {}", answer.status, answer.text())
+        })?;
+    }
+    cluster.finish().await
+}
+
+#[tokio::test]
+async fn taken_ports_and_directories_are_refused() -> Outcome {
+    let cluster = Cluster::start("taken", &[]).await?;
+    let port = cluster
+        .address()
+        .rsplit(':')
+        .next()
+        .unwrap_or_default()
+        .to_owned();
+    let other = cluster.dir().join("other").display().to_string();
+    let output = tessera(
+        &[
+            "dev",
+            "--data-dir",
+            &other,
+            "--port",
+            &port,
+            "--agent-port",
+            "0",
+        ],
+        &[],
+    )
+    .await?;
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure(
+        output.status.code() == Some(4) && stderr.contains(&port) && stderr.contains("--port"),
+        || stderr,
+    )?;
+
+    let data = cluster.dir().join("d").display().to_string();
+    let output = tessera(
+        &[
+            "dev",
+            "--data-dir",
+            &data,
+            "--port",
+            "0",
+            "--agent-port",
+            "0",
+        ],
+        &[],
+    )
+    .await?;
+    ensure(output.status.code() == Some(4), || format!("{output:?}"))?;
+    let master = cluster.dir().join("d/master").display().to_string();
+    let output = tessera(
+        &[
+            "master",
+            "--data-dir",
+            &master,
+            "--listen",
+            "127.0.0.1:0",
+            "--agent-listen",
+            "127.0.0.1:0",
+        ],
+        &[],
+    )
+    .await?;
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure(
+        !output.status.success() && stderr.contains("another master"),
+        || stderr,
+    )?;
+    let open = tessera(
+        &[
+            "master",
+            "--data-dir",
+            &other,
+            "--listen",
+            "0.0.0.0:0",
+            "--agent-listen",
+            "127.0.0.1:0",
+        ],
+        &[],
+    )
+    .await?;
+    let stderr = String::from_utf8_lossy(&open.stderr).into_owned();
+    ensure(
+        !open.status.success() && stderr.contains("insecure"),
+        || stderr,
+    )?;
+    cluster.finish().await
+}
+
+#[tokio::test]
+async fn an_agent_of_another_cluster_or_a_newer_version_is_refused() -> Outcome {
+    let mut parts = Parts::new("foreign").await?;
+    let rest = parts.start_master("m1").await?;
+    parts.start_agent(&rest, "a", "m1").await?;
+    for process in [&mut parts.agent, &mut parts.master].into_iter().flatten() {
+        process.stop()?;
+    }
+    let rest = parts.start_master("m2").await?;
+    let log = parts.dir().join("foreign.log");
+    let mut agent = Process::start(&log, &parts.agent_args("a", "m2"))?;
+    until(
+        "the agent says that it belongs elsewhere",
+        PATIENCE,
+        async || {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            if text.contains("cluster")
+                && (text.contains("refused")
+                    || text.contains("another")
+                    || text.contains("other cluster"))
+            {
+                Ok(())
+            } else {
+                Err(text)
+            }
+        },
+    )
+    .await?;
+    let agents = rest.document("/v1/agents").await?;
+    ensure(
+        agents["items"].as_array().is_some_and(Vec::is_empty),
+        || format!("it was taken in: {agents}"),
+    )?;
+    agent.stop()?;
+
+    let path = parts.dir().join("a/agent.json");
+    let mut identity: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+    let Some(version) = identity.get_mut("version") else {
+        return Err(failure(format!("no version in {identity}")));
+    };
+    *version = json!(9_999);
+    std::fs::write(&path, identity.to_string())?;
+    let log = parts.dir().join("newer.log");
+    let mut agent = Process::start(&log, &parts.agent_args("a", "m2"))?;
+    let status = until(
+        "the agent refuses a newer directory",
+        PATIENCE,
+        async || match agent.ended() {
+            Ok(Some(status)) => Ok(status),
+            other => Err(format!("{other:?}")),
+        },
+    )
+    .await?;
+    let text = std::fs::read_to_string(&log)?;
+    ensure(!status.success() && text.contains("9999"), || text)?;
+    parts.finish()
+}

@@ -1,0 +1,11 @@
+//! Tests with real processes: what unit tests and the simulator cannot show. They need root, control
+//! groups, and everything built (`make build`).
+//!
+//! Must never wait without a deadline, nor end a process that they did not start.
+
+mod access;
+mod agent_death;
+mod bad_input;
+mod chaos;
+mod first_steps;
+mod restart;
