@@ -1,0 +1,189 @@
+//! Compiled components: made on this agent by a limited process, kept by content and engine.
+//!
+//! Invariants: machine code never comes from elsewhere; an image's name says which bytes it was made
+//! from and by which engine and policy, so that another engine compiles anew; one compilation runs at a
+//! time, so that it takes one core from the tasks at most.
+
+use serde::Deserialize;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use tessera_types::Digest;
+use tokio::process::Command;
+use tokio::sync::{OnceCell, Semaphore};
+
+/// Wall time of one compilation; the process limits its own CPU time and memory.
+const COMPILE_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// Why there is no image.
+#[derive(Debug, thiserror::Error)]
+pub enum CompileError {
+    /// The component is at fault: trying again will not help.
+    #[error("component {digest} cannot be used: {text}")]
+    Unusable {
+        /// Which.
+        digest: Digest,
+        /// Why.
+        text: String,
+    },
+    /// The compiler could not be run.
+    #[error("running {program}")]
+    Run {
+        /// The worker's binary.
+        program: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The compiler ended without saying why.
+    #[error("compiling component {digest}: {text}")]
+    Failed {
+        /// Which.
+        digest: Digest,
+        /// How it ended.
+        text: String,
+    },
+}
+
+/// What the compiler prints.
+#[derive(Deserialize)]
+struct Verdict {
+    #[serde(default)]
+    error: Option<String>,
+}
+
+/// The folder of images and the compiler.
+#[derive(Debug)]
+pub struct Images {
+    dir: PathBuf,
+    program: PathBuf,
+    engine: OnceCell<String>,
+    permit: Semaphore,
+}
+
+impl Images {
+    /// Open or make the folder; what a crash cut off is removed.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn open(work_dir: &Path, bin_dir: &Path) -> io::Result<Self> {
+        let dir = work_dir.join("images");
+        std::fs::create_dir_all(&dir)?;
+        for entry in std::fs::read_dir(&dir)? {
+            let path = entry?.path();
+            if path.extension().is_none_or(|extension| extension != "cwasm") {
+                std::fs::remove_file(path)?;
+            }
+        }
+        let program = bin_dir.join("tessera-worker");
+        Ok(Self { dir, program, engine: OnceCell::new(), permit: Semaphore::const_new(1) })
+    }
+
+    /// The engine and policy that images are made for.
+    ///
+    /// # Errors
+    /// When the worker cannot be run.
+    pub async fn engine(&self) -> Result<&str, CompileError> {
+        let key = self.engine.get_or_try_init(|| async {
+            let output = self.command().arg("engine-key").output().await.map_err(|s| self.run(s))?;
+            let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+            // It becomes part of file names.
+            let plain: String = text
+                .chars()
+                .map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' })
+                .collect();
+            if !output.status.success() || plain.is_empty() || plain.len() > 128 {
+                let source = io::Error::other(format!("engine-key: {}", output.status));
+                return Err(self.run(source));
+            }
+            Ok(plain)
+        });
+        key.await.map(String::as_str)
+    }
+
+    fn run(&self, source: io::Error) -> CompileError {
+        CompileError::Run { program: self.program.clone(), source }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        command
+    }
+
+    /// The image of a component; compiled now if this engine has not done so before.
+    ///
+    /// # Errors
+    /// When the component is refused, or cannot be compiled now.
+    pub async fn ensure(&self, digest: Digest, component: &Path) -> Result<PathBuf, CompileError> {
+        let image = self.dir.join(format!("{}-{}.cwasm", digest.hex(), self.engine().await?));
+        if image.is_file() {
+            return Ok(image);
+        }
+        let failed = |text: String| CompileError::Failed { digest, text };
+        let _permit = self.permit.acquire().await.map_err(|closed| failed(closed.to_string()))?;
+        if image.is_file() {
+            return Ok(image);
+        }
+        let mut command = self.command();
+        command.arg("compile").arg("--in").arg(component).arg("--out").arg(&image);
+        let output = tokio::time::timeout(COMPILE_TIMEOUT, command.output())
+            .await
+            .map_err(|_| failed(format!("it took longer than {COMPILE_TIMEOUT:?}")))?
+            .map_err(|source| self.run(source))?;
+        if output.status.success() && image.is_file() {
+            return Ok(image);
+        }
+        match serde_json::from_slice::<Verdict>(&output.stdout) {
+            Ok(Verdict { error: Some(text) }) => Err(CompileError::Unusable { digest, text }),
+            Ok(Verdict { error: None }) | Err(_) => Err(failed(output.status.to_string())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn worker(dir: &Path, script: &str) {
+        let path = dir.join("tessera-worker");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}")).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_image_is_made_once_per_engine() {
+        let dir = tempfile::tempdir().unwrap();
+        worker(
+            dir.path(),
+            "case $1 in engine-key) echo '48.0.8 policy/1';;\n\
+             compile) echo x >> count; cp \"$3\" \"$5\";; esac",
+        );
+        let component = dir.path().join("c.wasm");
+        std::fs::write(&component, "code").unwrap();
+        let images = Images::open(dir.path(), dir.path()).unwrap();
+        let digest = Digest::of(b"code");
+        let image = images.ensure(digest, &component).await.unwrap();
+        assert_eq!(images.ensure(digest, &component).await.unwrap(), image);
+        let name = image.file_name().unwrap().to_string_lossy().into_owned();
+        assert!(name.ends_with("-48.0.8-policy-1.cwasm"), "{name}");
+        std::fs::remove_file("count").unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_apart_from_a_crash() {
+        let dir = tempfile::tempdir().unwrap();
+        let component = dir.path().join("c.wasm");
+        std::fs::write(&component, "code").unwrap();
+        let digest = Digest::of(b"code");
+        let refusing = "case $1 in engine-key) echo 1;; compile) echo '{\"ok\":false,\"error\":\"bad\"}'; exit 1;; esac";
+        worker(dir.path(), refusing);
+        let images = Images::open(dir.path(), dir.path()).unwrap();
+        let error = images.ensure(digest, &component).await.unwrap_err();
+        assert!(matches!(error, CompileError::Unusable { .. }), "{error}");
+        worker(dir.path(), "case $1 in engine-key) echo 1;; compile) kill -9 $$;; esac");
+        let error = images.ensure(digest, &component).await.unwrap_err();
+        assert!(matches!(error, CompileError::Failed { .. }), "{error}");
+    }
+}

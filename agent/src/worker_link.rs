@@ -1,0 +1,248 @@
+//! The link to one worker: its process, its socket, its frames.
+//!
+//! Invariants: a worker outlives the agent's process, so that a link first tries the socket of a worker
+//! that may be there; queues are bounded, and a worker that does not read is given up. This file must
+//! never decide what a worker does: it carries messages.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use tessera_wire::{frame, v1};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::process::Command;
+use tokio::sync::mpsc;
+
+/// Messages queued for one worker. Batches and starts are bounded by what it hosts; one that does not
+/// take so many is stuck.
+const QUEUE_MAX: usize = 4_096;
+
+/// How long a new worker may take until it listens.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often a new worker's socket is tried.
+const CONNECT_EVERY: Duration = Duration::from_millis(5);
+
+/// Which of a tenant's two workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum WorkerKind {
+    /// Hosts schedulers.
+    Schedulers,
+    /// Runs Wasm tasks.
+    Tasks,
+}
+
+impl WorkerKind {
+    /// As the worker's flag has it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Schedulers => "schedulers",
+            Self::Tasks => "tasks",
+        }
+    }
+}
+
+/// Names a worker of this agent.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WorkerKey {
+    /// The tenant.
+    pub tenant: String,
+    /// Which of its two.
+    pub kind: WorkerKind,
+}
+
+/// What a link tells its owner.
+#[derive(Debug)]
+pub enum LinkEvent {
+    /// The worker said something.
+    Message(Box<v1::FromWorker>),
+    /// The link broke. Nothing comes after it.
+    Broken,
+}
+
+/// Why there is no link.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The process could not be started.
+    #[error("starting {program}")]
+    Start {
+        /// The worker's binary.
+        program: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It ended at once.
+    #[error("the worker ended before it listened: {0}; see its log {1}")]
+    Ended(std::process::ExitStatus, PathBuf),
+    /// It does not listen.
+    #[error("the worker did not listen on {socket} within {START_TIMEOUT:?}")]
+    Silent {
+        /// Where.
+        socket: PathBuf,
+    },
+}
+
+/// Where a worker's things are.
+#[derive(Clone, Debug)]
+pub struct WorkerPaths {
+    /// The binary.
+    pub program: PathBuf,
+    /// The socket on which it listens; at most 107 bytes, as the kernel demands.
+    pub socket: PathBuf,
+    /// Where its own messages go.
+    pub log: PathBuf,
+}
+
+impl WorkerPaths {
+    /// Paths of one worker. The socket's name has a fixed length, since a tenant's name may be longer
+    /// than a socket's path.
+    #[must_use]
+    pub fn new(work_dir: &Path, bin_dir: &Path, key: &WorkerKey) -> Self {
+        let name = tessera_types::Digest::of(key.tenant.as_bytes()).hex();
+        let stem = format!("{}-{}", &name[..16], key.kind.name());
+        let run = work_dir.join("run");
+        Self {
+            program: bin_dir.join("tessera-worker"),
+            socket: run.join(format!("{stem}.sock")),
+            log: run.join(format!("{stem}.log")),
+        }
+    }
+}
+
+/// A worker's link: what is sent into it, and the worker's pid.
+#[derive(Debug)]
+pub struct Link {
+    sender: mpsc::Sender<v1::ToWorker>,
+    /// Process id of the worker.
+    pub pid: u32,
+    /// Whether the worker was there before.
+    pub adopted: bool,
+}
+
+impl Link {
+    /// Queue a message; false if the link is broken or the worker does not read.
+    #[must_use]
+    pub fn send(&self, message: v1::to_worker::Message) -> bool {
+        self.sender.try_send(v1::ToWorker { message: Some(message) }).is_ok()
+    }
+}
+
+/// Connect to a worker that is there; none if there is none. `events` gets what it says.
+pub async fn adopt(
+    key: &WorkerKey,
+    paths: &WorkerPaths,
+    events: &mpsc::Sender<(WorkerKey, LinkEvent)>,
+) -> Option<Link> {
+    let stream = UnixStream::connect(&paths.socket).await.ok()?;
+    link(key, stream, events, true)
+}
+
+/// Start a worker and connect to it. It belongs to no process group or session of the agent.
+///
+/// # Errors
+/// When it cannot be started or does not listen.
+pub async fn start(
+    key: &WorkerKey,
+    paths: &WorkerPaths,
+    events: &mpsc::Sender<(WorkerKey, LinkEvent)>,
+) -> Result<Link, LinkError> {
+    let start = |source| LinkError::Start { program: paths.program.clone(), source };
+    // The socket of a worker that died: nobody answers on it.
+    let _ = std::fs::remove_file(&paths.socket);
+    let log = std::fs::File::create(&paths.log).map_err(start)?;
+    log.set_permissions(PermissionsExt::from_mode(0o600)).map_err(start)?;
+    let mut child = Command::new(&paths.program)
+        .arg("serve")
+        .arg("--socket")
+        .arg(&paths.socket)
+        .args(["--tenant", &key.tenant, "--kind", key.kind.name()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .process_group(0)
+        .spawn()
+        .map_err(start)?;
+    let deadline = tokio::time::Instant::now() + START_TIMEOUT;
+    loop {
+        if let Ok(stream) = UnixStream::connect(&paths.socket).await
+            && let Some(link) = link(key, stream, events, false)
+        {
+            // Reaps the worker whenever it ends; the link's own end is what the owner acts on.
+            tokio::spawn(async move { child.wait().await });
+            return Ok(link);
+        }
+        if let Ok(Some(status)) = child.try_wait() {
+            return Err(LinkError::Ended(status, paths.log.clone()));
+        }
+        if tokio::time::Instant::now() >= deadline {
+            // It is of no use; a later start makes another.
+            let _ = child.start_kill();
+            return Err(LinkError::Silent { socket: paths.socket.clone() });
+        }
+        tokio::time::sleep(CONNECT_EVERY).await;
+    }
+}
+
+fn link(
+    key: &WorkerKey,
+    stream: UnixStream,
+    events: &mpsc::Sender<(WorkerKey, LinkEvent)>,
+    adopted: bool,
+) -> Option<Link> {
+    let pid = u32::try_from(stream.peer_cred().ok()?.pid()?).ok()?;
+    let (reader, writer) = stream.into_split();
+    let (sender, queue) = mpsc::channel(QUEUE_MAX);
+    tokio::spawn(write_frames(writer, queue));
+    tokio::spawn(read_frames(key.clone(), reader, events.clone()));
+    Some(Link { sender, pid, adopted })
+}
+
+async fn write_frames(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<v1::ToWorker>) {
+    let mut buffer = Vec::new();
+    while let Some(message) = queue.recv().await {
+        buffer.clear();
+        frame::encode(&message, &mut buffer);
+        while let Ok(message) = queue.try_recv() {
+            frame::encode(&message, &mut buffer);
+            if buffer.len() > frame::FRAME_BYTES_MAX {
+                break;
+            }
+        }
+        if writer.write_all(&buffer).await.is_err() {
+            // The reader notices too, and tells the owner.
+            return;
+        }
+    }
+}
+
+async fn read_frames(
+    key: WorkerKey,
+    mut reader: OwnedReadHalf,
+    events: mpsc::Sender<(WorkerKey, LinkEvent)>,
+) {
+    loop {
+        let event = match read_frame(&mut reader).await {
+            Ok(message) => LinkEvent::Message(Box::new(message)),
+            Err(error) => {
+                tracing::debug!(tenant = key.tenant, %error, "a worker's link broke");
+                LinkEvent::Broken
+            }
+        };
+        let last = matches!(event, LinkEvent::Broken);
+        if events.send((key.clone(), event)).await.is_err() || last {
+            return;
+        }
+    }
+}
+
+async fn read_frame(reader: &mut OwnedReadHalf) -> io::Result<v1::FromWorker> {
+    let mut header = [0; 4];
+    reader.read_exact(&mut header).await?;
+    let mut content = vec![0; frame::length(header)?];
+    reader.read_exact(&mut content).await?;
+    frame::decode(&content)
+}
