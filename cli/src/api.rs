@@ -1,0 +1,243 @@
+//! The documents of REST `/v1` as far as people are shown them.
+//!
+//! Invariants: every field has a default, so that a master which adds or leaves out fields can still
+//! be read; `-o json` shows what the master sent and never passes through these types.
+
+use crate::error::CliError;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// Amounts of resources.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Resources {
+    /// Thousandths of a core.
+    pub cpus_milli: i64,
+    /// MiB.
+    pub mem_mib: i64,
+    /// MiB.
+    pub disk_mib: i64,
+}
+
+/// A component.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Component {
+    /// `sha256:…`.
+    pub digest: String,
+    /// Bytes.
+    pub size: u64,
+    /// `scheduler` or `command`.
+    pub world: String,
+    /// Since the Unix epoch.
+    pub uploaded_ms: u64,
+    /// Whether this upload brought it.
+    pub created: bool,
+}
+
+/// The last failure of a scheduler.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct LastError {
+    /// Upper-case reason.
+    pub reason: String,
+    /// For people.
+    pub message: String,
+    /// Since the Unix epoch.
+    pub at_ms: u64,
+}
+
+/// A framework.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Framework {
+    /// `f1`.
+    pub id: String,
+    /// Unique per tenant.
+    pub name: String,
+    /// Whose share it uses.
+    pub role: String,
+    /// Digest of its component.
+    pub component: String,
+    /// What it was created with.
+    pub config: BTreeMap<String, String>,
+    /// `waiting`, `starting`, `running`, `backing-off` or `removing`.
+    pub state: String,
+    /// Why it is not running.
+    pub why: Option<String>,
+    /// Where its scheduler is.
+    pub agent: Option<String>,
+    /// Placements so far.
+    pub epoch: u64,
+    /// Committed turns.
+    pub turns: u64,
+    /// Whether it wants no offers.
+    pub suppressed: bool,
+    /// Bytes of its state.
+    pub state_bytes: u64,
+    /// Keys of its state.
+    pub state_keys: u64,
+    /// Timers that are set.
+    pub timers: u64,
+    /// Tasks by state.
+    pub tasks: BTreeMap<String, u64>,
+    /// The last failure of its scheduler.
+    pub last_error: Option<LastError>,
+    /// Since the Unix epoch.
+    pub created_ms: u64,
+}
+
+/// A task.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Task {
+    /// Id of its framework.
+    pub framework: String,
+    /// Name of its framework.
+    pub framework_name: String,
+    /// Id within its framework.
+    pub task: String,
+    /// Where it runs.
+    pub agent: Option<String>,
+    /// `TASK_RUNNING` and so on.
+    pub state: String,
+    /// Upper-case reason.
+    pub reason: Option<String>,
+    /// For people.
+    pub message: Option<String>,
+    /// When it exited by itself.
+    pub exit_code: Option<i32>,
+    /// When a signal ended it.
+    pub signal: Option<i32>,
+    /// Counts local restarts.
+    pub attempt: u64,
+    /// What it was given.
+    pub resources: Resources,
+    /// `native` or `wasm`.
+    pub kind: String,
+    /// For people.
+    pub name: String,
+    /// Since the Unix epoch.
+    pub launched_ms: u64,
+    /// Since the Unix epoch.
+    pub updated_ms: u64,
+    /// Why it waits.
+    pub why: Option<String>,
+}
+
+impl Task {
+    /// Whether nothing can follow.
+    pub fn is_terminal(&self) -> bool {
+        is_terminal(&self.state)
+    }
+
+    /// How it ended, in a few words.
+    pub fn outcome(&self) -> String {
+        match (self.exit_code, self.signal) {
+            (_, Some(signal)) => format!("signal {signal}"),
+            (Some(code), None) => format!("exit {code}"),
+            (None, None) => String::new(),
+        }
+    }
+}
+
+/// Whether a state, by its Mesos name, is terminal. Names that are not known are not.
+pub fn is_terminal(state: &str) -> bool {
+    tessera_types::TaskState::ALL.iter().any(|known| known.is_terminal() && known.name() == state)
+}
+
+/// An agent.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Agent {
+    /// `a1`.
+    pub id: String,
+    /// What it calls itself.
+    pub hostname: String,
+    /// `connected`, `disconnected` or `unreachable`.
+    pub state: String,
+    /// All it has.
+    pub total: Resources,
+    /// Kept for schedulers.
+    pub reserved: Resources,
+    /// Charged for tasks.
+    pub used: Resources,
+    /// In offers.
+    pub offered: Resources,
+    /// The rest.
+    pub free: Resources,
+    /// Named values.
+    pub attributes: BTreeMap<String, String>,
+    /// Tasks that have not ended.
+    pub tasks: u64,
+    /// Schedulers that it hosts.
+    pub schedulers: u64,
+    /// Its version.
+    pub version: String,
+    /// Since the Unix epoch.
+    pub registered_ms: u64,
+}
+
+/// An event of `/v1/events`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Event {
+    /// `task`, `agent`, `framework` or `component`.
+    pub kind: String,
+    /// Id of a framework.
+    pub framework: Option<String>,
+    /// Id of a task.
+    pub task: Option<String>,
+    /// What it has become.
+    pub state: Option<String>,
+    /// Upper-case reason.
+    pub reason: Option<String>,
+    /// Id of an agent.
+    pub agent: Option<String>,
+    /// Since the Unix epoch.
+    pub at_ms: u64,
+    /// For people.
+    pub text: Option<String>,
+}
+
+/// Read a document.
+///
+/// # Errors
+/// When it has another shape.
+pub fn read<T: DeserializeOwned>(value: &Value) -> Result<T, CliError> {
+    T::deserialize(value).map_err(|error| CliError::failed(format!("the master's answer cannot be read: {error}")))
+}
+
+/// Read the items of a list.
+///
+/// # Errors
+/// When it is no list, or an item has another shape.
+pub fn read_items<T: DeserializeOwned>(list: &Value) -> Result<Vec<T>, CliError> {
+    match list.get("items") {
+        Some(items) => read(items),
+        None => Err(CliError::failed("the master's answer is no list")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Task, is_terminal, read, read_items};
+    use serde_json::json;
+
+    #[test]
+    fn documents_may_grow_and_lack() {
+        let task: Task = read(&json!({"task": "t", "state": "TASK_FAILED", "exit_code": 3, "later": []})).unwrap();
+        assert!(task.is_terminal());
+        assert_eq!(task.outcome(), "exit 3");
+        assert!(read::<Task>(&json!({"task": 1})).is_err());
+        assert!(read_items::<Task>(&json!({})).is_err());
+    }
+
+    #[test]
+    fn states_are_known_by_name() {
+        assert!(is_terminal("TASK_LOST") && !is_terminal("TASK_RUNNING") && !is_terminal("TASK_UNREACHABLE"));
+        assert!(!is_terminal("PENDING"));
+    }
+}

@@ -1,0 +1,305 @@
+//! A thin client of the REST API: addresses, token, retries and the error envelope.
+//!
+//! Invariants: a request is sent again only when the master cannot have acted on it, or when acting
+//! twice is the same as acting once; retries end after [`RETRY_FOR`]. Must never decide anything.
+
+use crate::connection::ConnectionArgs;
+use crate::error::{CliError, Kind};
+use reqwest::{Method, Response, Url};
+use serde_json::Value;
+use std::time::{Duration, Instant};
+
+/// How long a command waits for a master that does not answer or is not ready: longer than a
+/// restart of one takes, short enough for a person.
+pub const RETRY_FOR: Duration = Duration::from_secs(10);
+/// Between attempts, unless the master says otherwise.
+const RETRY_EVERY: Duration = Duration::from_millis(200);
+/// Longest pause that a master can ask for.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(5);
+/// Time for a connection to loopback or to a near network.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longer than a scheduler may take for an answer (30 s).
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(40);
+/// Bytes of an answer that is held in memory: lists of 1,000 tasks are far below it.
+const ANSWER_BYTES_MAX: u64 = 64 << 20;
+
+/// What a request carries besides its path.
+#[derive(Clone, Debug, Default)]
+pub enum Body {
+    /// Nothing.
+    #[default]
+    Empty,
+    /// A JSON document.
+    Json(Value),
+    /// Bytes as they are.
+    Bytes(Vec<u8>),
+}
+
+/// One request.
+#[derive(Clone, Debug)]
+pub struct Request {
+    method: Method,
+    url: Url,
+    body: Body,
+    headers: Vec<(&'static str, String)>,
+    retry_for: Duration,
+    /// Whether acting twice is the same as acting once.
+    repeatable: bool,
+    /// Whether the answer may take for ever.
+    endless: bool,
+}
+
+impl Request {
+    /// With a query parameter.
+    #[must_use]
+    pub fn query(mut self, name: &str, value: impl ToString) -> Self {
+        self.url.query_pairs_mut().append_pair(name, &value.to_string());
+        self
+    }
+
+    /// With a header.
+    #[must_use]
+    pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    /// With a JSON document.
+    #[must_use]
+    pub fn json(mut self, value: Value) -> Self {
+        self.body = Body::Json(value);
+        self
+    }
+
+    /// With bytes.
+    #[must_use]
+    pub fn bytes(mut self, bytes: Vec<u8>) -> Self {
+        self.body = Body::Bytes(bytes);
+        self
+    }
+
+    /// Acting twice on it is the same as acting once.
+    #[must_use]
+    pub fn repeatable(mut self) -> Self {
+        self.repeatable = true;
+        self
+    }
+
+    /// Try for so long.
+    #[must_use]
+    pub fn retry_for(mut self, time: Duration) -> Self {
+        self.retry_for = time;
+        self
+    }
+
+    /// The answer is a stream without an end.
+    #[must_use]
+    pub fn endless(mut self) -> Self {
+        self.endless = true;
+        self
+    }
+}
+
+/// A connection to one master.
+#[derive(Clone, Debug)]
+pub struct Client {
+    base: Url,
+    token: String,
+    http: reqwest::Client,
+}
+
+impl Client {
+    /// From flags and environment.
+    ///
+    /// # Errors
+    /// When the address is wrong or there is no token.
+    pub fn connect(args: &ConnectionArgs) -> Result<Self, CliError> {
+        Self::new(args.base()?, args.token()?)
+    }
+
+    /// To this address with this token.
+    ///
+    /// # Errors
+    /// When the HTTP client cannot be made.
+    pub fn new(base: Url, token: String) -> Result<Self, CliError> {
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .map_err(|error| CliError::failed(format!("cannot make an HTTP client: {error}")))?;
+        Ok(Self { base, token, http })
+    }
+
+    fn request(&self, method: Method, segments: &[&str]) -> Request {
+        let mut url = self.base.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().extend(segments);
+        }
+        let repeatable = method == Method::GET || method == Method::PUT;
+        Request { method, url, body: Body::Empty, headers: Vec::new(), retry_for: RETRY_FOR, repeatable, endless: false }
+    }
+
+    /// Read what stands under these path segments.
+    pub fn get(&self, segments: &[&str]) -> Request {
+        self.request(Method::GET, segments)
+    }
+
+    /// Post to these path segments.
+    pub fn post(&self, segments: &[&str]) -> Request {
+        self.request(Method::POST, segments)
+    }
+
+    /// Delete what stands under these path segments.
+    pub fn delete(&self, segments: &[&str]) -> Request {
+        self.request(Method::DELETE, segments)
+    }
+
+    /// Send, and hand back whatever answer says success.
+    ///
+    /// # Errors
+    /// The master's refusal, or that nobody answered in time.
+    pub async fn send(&self, request: Request) -> Result<Response, CliError> {
+        let deadline = Instant::now() + request.retry_for;
+        loop {
+            let (error, pause) = match self.attempt(&request).await {
+                Ok(response) if response.status().is_success() => return Ok(response),
+                Ok(response) => {
+                    let pause = retry_after(&response).filter(|_| response.status() == 503);
+                    (self.refusal(response).await, pause)
+                }
+                Err(error) => {
+                    // What never reached the master can be sent again, whatever it is.
+                    let again = error.is_connect() || request.repeatable;
+                    (self.unreachable(&error), again.then_some(RETRY_EVERY))
+                }
+            };
+            let Some(pause) = pause.filter(|pause| Instant::now() + *pause < deadline) else {
+                return Err(error);
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn attempt(&self, request: &Request) -> Result<Response, reqwest::Error> {
+        let mut builder = self.http.request(request.method.clone(), request.url.clone()).bearer_auth(&self.token);
+        if !request.endless {
+            builder = builder.timeout(REQUEST_TIMEOUT);
+        }
+        for (name, value) in &request.headers {
+            builder = builder.header(*name, value);
+        }
+        match &request.body {
+            Body::Empty => builder,
+            Body::Json(value) => builder.json(value),
+            Body::Bytes(bytes) => builder.body(bytes.clone()),
+        }
+        .send()
+        .await
+    }
+
+    /// Send, and read the answer as JSON.
+    ///
+    /// # Errors
+    /// As [`Self::send`], and when the answer is no JSON.
+    pub async fn json(&self, request: Request) -> Result<Value, CliError> {
+        let what = format!("{} {}", request.method, request.url.path());
+        let response = self.send(request).await?;
+        let bytes = self.body(response).await?;
+        serde_json::from_slice(&bytes).map_err(|error| CliError::failed(format!("{what} was not answered in JSON: {error}")))
+    }
+
+    /// The whole body of an answer.
+    ///
+    /// # Errors
+    /// When it breaks off, or is too large to be held.
+    pub async fn body(&self, response: Response) -> Result<Vec<u8>, CliError> {
+        if response.content_length().is_some_and(|bytes| bytes > ANSWER_BYTES_MAX) {
+            return Err(CliError::failed(format!("the answer has more than {ANSWER_BYTES_MAX} bytes")));
+        }
+        response.bytes().await.map(|bytes| bytes.to_vec()).map_err(|error| self.unreachable(&error))
+    }
+
+    /// An answer that says no, in the words of the master or of a scheduler.
+    async fn refusal(&self, response: Response) -> CliError {
+        let status = response.status();
+        let path = response.url().path().to_owned();
+        let text = response.text().await.unwrap_or_default();
+        let error = match serde_json::from_str::<Value>(&text) {
+            Ok(value) => envelope(&value, status.as_u16()),
+            Err(_) => None,
+        };
+        let error = error.unwrap_or_else(|| {
+            let text = text.trim();
+            let told = if text.is_empty() { "no explanation".to_owned() } else { text.chars().take(500).collect() };
+            CliError::new(Kind::of_status(status.as_u16()), format!("{path} was answered with {status}: {told}"))
+        });
+        match (status.as_u16(), &error.hint) {
+            (401, None) => error.hint("the token is not that of this cluster: see --token-file"),
+            _ => error,
+        }
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> CliError {
+        let mut cause: &dyn std::error::Error = error;
+        while let Some(source) = cause.source() {
+            cause = source;
+        }
+        let what = if error.is_timeout() { "in time".to_owned() } else { format!("({cause})") };
+        CliError::new(Kind::Unavailable, format!("no answer from {} {what}", self.base.as_str().trim_end_matches('/')))
+            .hint("is the cluster running? `tessera dev` starts one; --address or TESSERA_ADDRESS names another")
+    }
+}
+
+/// Reads Tessera's envelope, and the plain `{"error": "text"}` of many schedulers.
+fn envelope(value: &Value, status: u16) -> Option<CliError> {
+    let error = value.get("error")?;
+    let kind = Kind::of_status(status);
+    if let Some(text) = error.as_str() {
+        return Some(CliError::new(kind, text));
+    }
+    let message = error.get("message")?.as_str()?;
+    let message = match error.get("field").and_then(Value::as_str) {
+        Some(field) if !message.contains(field) => format!("{field}: {message}"),
+        _ => message.to_owned(),
+    };
+    let error_hint = error.get("hint").and_then(Value::as_str);
+    let told = CliError::new(kind, message);
+    Some(match error_hint {
+        Some(hint) => told.hint(hint),
+        None => told,
+    })
+}
+
+fn retry_after(response: &Response) -> Option<Duration> {
+    if response.status() != 503 {
+        return None;
+    }
+    let asked = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+    Some(asked.map_or(RETRY_EVERY, Duration::from_secs).min(RETRY_AFTER_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Client, envelope};
+    use crate::error::Kind;
+    use serde_json::json;
+
+    #[test]
+    fn segments_cannot_leave_their_place() {
+        let client = Client::new("http://h:1/".parse().unwrap(), "t".into()).unwrap();
+        let request = client.get(&["v1", "tasks", "a/../b?c", "x y"]).query("state", "A&B=C");
+        assert_eq!(request.url.as_str(), "http://h:1/v1/tasks/a%2F..%2Fb%3Fc/x%20y?state=A%26B%3DC");
+    }
+
+    #[test]
+    fn envelopes_become_errors() {
+        let value = json!({"error": {"code": "INVALID_ARGUMENT", "field": "role", "message": "too long", "hint": "cut it"}});
+        let error = envelope(&value, 400).unwrap();
+        assert_eq!((error.kind, error.message.as_str(), error.hint.as_deref()), (Kind::Refused, "role: too long", Some("cut it")));
+        assert_eq!(envelope(&json!({"error": "no"}), 404).unwrap().kind, Kind::NotFound);
+        for not_ours in [json!({}), json!({"error": 1}), json!([]), json!({"error": {}})] {
+            assert!(envelope(&not_ours, 500).is_none(), "{not_ours}");
+        }
+    }
+}

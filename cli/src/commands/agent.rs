@@ -1,0 +1,200 @@
+//! `tessera agent`: runs an agent until it is told to stop; `agent ls` and `agent inspect` show the
+//! agents that the masters know.
+//!
+//! Invariants: a flag wins over the configuration file, which wins over what is found on the machine;
+//! an unknown key in the file is refused. Must never contain decisions of an agent.
+
+use crate::api::{Agent, read, read_items};
+use crate::client::Client;
+use crate::commands::framework::parse_pair;
+use crate::commands::master::{bin_dir, shutdown_on_signals, start_logging, with_causes};
+use crate::connection::{default_dev_dir, token_path};
+use crate::error::{CliError, Kind, io_error};
+use crate::{Context, output};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use tessera_agent::AgentConfig;
+
+/// Where a master listens for agents when nothing is said.
+const DEFAULT_MASTER: &str = "127.0.0.1:5051";
+
+/// Arguments of `tessera agent`.
+#[derive(Debug, clap::Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  tessera agent --work-dir /var/lib/tessera/agent --master 127.0.0.1:5051\n  tessera agent --config /etc/tessera/agent.toml\n  tessera agent ls\n\nThe file has the names of the flags, with underscores:\n  work_dir = \"/var/lib/tessera/agent\"\n  mem_mib = 4096\n  attributes = { rack = \"r7\" }"
+)]
+pub struct AgentArgs {
+    #[command(subcommand)]
+    command: Option<AgentCommand>,
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+/// What to do with agents of the cluster.
+#[derive(Debug, clap::Subcommand)]
+pub enum AgentCommand {
+    /// List agents
+    Ls,
+    /// Show everything about an agent
+    Inspect {
+        /// Its id, for example a1
+        agent: String,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct SettingsArgs {
+    /// Configuration file (TOML)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Directory of checkpoints, sandboxes and components; made if it is not there
+    #[arg(long, value_name = "DIR")]
+    work_dir: Option<PathBuf>,
+    /// Where a master listens for agents [default: 127.0.0.1:5051]
+    #[arg(long, value_name = "HOST:PORT")]
+    master: Option<String>,
+    /// Directory of tessera-shim and tessera-worker [default: that of this program]
+    #[arg(long, value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
+    /// What it calls itself [default: the machine's name]
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<String>,
+    /// Thousandths of a core [default: those of this machine]
+    #[arg(long, value_name = "MILLI")]
+    cpus_milli: Option<i64>,
+    /// MiB of memory [default: those of this machine, less a part for the system]
+    #[arg(long, value_name = "MIB")]
+    mem_mib: Option<i64>,
+    /// MiB of disk [default: what is free below the work directory, less a part]
+    #[arg(long, value_name = "MIB")]
+    disk_mib: Option<i64>,
+    /// A named value that schedulers see; may be repeated
+    #[arg(long = "attribute", value_name = "NAME=VALUE", value_parser = parse_pair)]
+    attributes: Vec<(String, String)>,
+    /// Stop when standard input ends, that is when the supervisor does
+    #[arg(long, hide = true)]
+    supervised: bool,
+}
+
+/// The configuration file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SettingsFile {
+    work_dir: Option<PathBuf>,
+    master: Option<String>,
+    token_file: Option<PathBuf>,
+    bin_dir: Option<PathBuf>,
+    hostname: Option<String>,
+    cpus_milli: Option<i64>,
+    mem_mib: Option<i64>,
+    disk_mib: Option<i64>,
+    #[serde(default)]
+    attributes: BTreeMap<String, String>,
+}
+
+/// Run it.
+///
+/// # Errors
+/// When the agent cannot start or has to stop; for the subcommands when the cluster cannot be
+/// reached.
+pub async fn run(context: &Context, args: AgentArgs) -> Result<ExitCode, CliError> {
+    match args.command {
+        None => serve(context, args.settings).await?,
+        Some(AgentCommand::Ls) => list(context, &context.client()?).await?,
+        Some(AgentCommand::Inspect { agent }) => {
+            let client = context.client()?;
+            let value = client.json(client.get(&["v1", "agents", &agent])).await?;
+            if context.is_json() { output::json(&value)? } else { inspect(&read(&value)?)? }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(context: &Context, args: SettingsArgs) -> Result<(), CliError> {
+    start_logging();
+    let supervised = args.supervised;
+    let config = configure(args, context.connection.token_file.clone())?;
+    let shutdown = shutdown_on_signals(supervised)?;
+    tessera_agent::run(config, shutdown)
+        .await
+        .map_err(|error| CliError::failed(format!("the agent stopped: {}", with_causes(&error))))
+}
+
+fn read_file(path: &Path) -> Result<SettingsFile, CliError> {
+    let text = std::fs::read_to_string(path).map_err(|error| io_error("read", path, &error))?;
+    toml::from_str(&text).map_err(|error| CliError::new(Kind::Usage, format!("{}: {error}", path.display())))
+}
+
+fn configure(args: SettingsArgs, token_file: Option<PathBuf>) -> Result<AgentConfig, CliError> {
+    let file = args.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
+    let work_dir = args.work_dir.or(file.work_dir).ok_or_else(|| {
+        CliError::new(Kind::Usage, "an agent needs a work directory").hint("--work-dir DIR, or work_dir in the file of --config")
+    })?;
+    let mut attributes = file.attributes;
+    attributes.extend(args.attributes);
+    Ok(AgentConfig {
+        work_dir,
+        master: args.master.or(file.master).unwrap_or_else(|| DEFAULT_MASTER.to_owned()),
+        token_file: token_file.or(file.token_file).unwrap_or_else(|| token_path(&default_dev_dir())),
+        bin_dir: bin_dir(args.bin_dir.or(file.bin_dir))?,
+        hostname: args.hostname.or(file.hostname),
+        cpus_milli: args.cpus_milli.or(file.cpus_milli),
+        mem_mib: args.mem_mib.or(file.mem_mib),
+        disk_mib: args.disk_mib.or(file.disk_mib),
+        attributes,
+    })
+}
+
+async fn list(context: &Context, client: &Client) -> Result<(), CliError> {
+    let list = client.json(client.get(&["v1", "agents"])).await?;
+    if context.is_json() {
+        return output::json(&list);
+    }
+    let now = output::now_ms();
+    let rows = read_items::<Agent>(&list)?
+        .into_iter()
+        .map(|a| {
+            let (used, free) = (output::resources(&a.used), output::resources(&a.free));
+            let age = output::age(a.registered_ms, now);
+            vec![a.id, a.hostname, a.state, used, free, a.tasks.to_string(), a.schedulers.to_string(), age]
+        })
+        .collect();
+    let header = ["ID", "HOST", "STATE", "USED", "FREE", "TASKS", "SCHEDULERS", "AGE"];
+    output::table(&header, rows, "no agents; `tessera agent` runs one")
+}
+
+fn inspect(a: &Agent) -> Result<(), CliError> {
+    let attributes: Vec<String> = a.attributes.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    output::fields(&[
+        ("id", a.id.clone()),
+        ("hostname", a.hostname.clone()),
+        ("state", a.state.clone()),
+        ("total", output::resources(&a.total)),
+        ("reserved", format!("{} (for schedulers)", output::resources(&a.reserved))),
+        ("used", output::resources(&a.used)),
+        ("offered", output::resources(&a.offered)),
+        ("free", output::resources(&a.free)),
+        ("attributes", attributes.join(", ")),
+        ("tasks", a.tasks.to_string()),
+        ("schedulers", a.schedulers.to_string()),
+        ("version", a.version.clone()),
+        ("registered", output::time(a.registered_ms)),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::SettingsFile;
+
+    #[test]
+    fn unknown_keys_are_refused() {
+        let good = "work_dir = \"/w\"\nmem_mib = 64\nattributes = { rack = \"r7\" }\n";
+        assert_eq!(toml::from_str::<SettingsFile>(good).unwrap().mem_mib, Some(64));
+        for bad in ["memory = 1\n", "mem_mib = \"many\"\n", "[attributes]\nrack = 7\n"] {
+            assert!(toml::from_str::<SettingsFile>(bad).is_err(), "{bad}");
+        }
+    }
+}

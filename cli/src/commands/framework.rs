@@ -1,0 +1,202 @@
+//! `tessera framework`: create, list, inspect, remove, and read the scheduler's log.
+//!
+//! Must never wait for a framework to reach a state: that is `tessera events` and `inspect`.
+
+use crate::api::{Framework, read, read_items};
+use crate::client::Client;
+use crate::commands::component;
+use crate::error::{CliError, Kind};
+use crate::follow::{Pace, Patience, Tail};
+use crate::{Context, output};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+/// What to do with frameworks.
+#[derive(Debug, clap::Subcommand)]
+pub enum FrameworkCommand {
+    /// Create a framework from a component; the cluster starts its scheduler
+    #[command(after_help = "Examples:\n  tessera framework create words --component wordcount.wasm --config pace-ms=100\n  tessera framework create words --component sha256:0f3a… --role eng/search")]
+    Create {
+        /// Its name: a-z 0-9 -
+        name: String,
+        /// Digest of a component, or a file, which is uploaded
+        #[arg(long, value_name = "DIGEST|FILE")]
+        component: String,
+        /// Whose share of the cluster it uses
+        #[arg(long, default_value = "default")]
+        role: String,
+        /// An entry of its configuration; may be repeated
+        #[arg(long, value_name = "KEY=VALUE", value_parser = parse_pair)]
+        config: Vec<(String, String)>,
+    },
+    /// List frameworks
+    Ls,
+    /// Show everything about a framework
+    Inspect {
+        /// Name or id
+        framework: String,
+    },
+    /// Show the log of a framework's scheduler
+    Logs {
+        /// Wait for more
+        #[arg(short, long)]
+        follow: bool,
+        /// Name or id
+        framework: String,
+    },
+    /// Remove a framework: its tasks are killed, its state is deleted
+    Rm {
+        /// Name or id
+        framework: String,
+    },
+}
+
+/// Reads `KEY=VALUE`.
+pub fn parse_pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("KEY=VALUE is expected".to_owned()),
+    }
+}
+
+/// Run it.
+///
+/// # Errors
+/// When the cluster refuses or cannot be reached.
+pub async fn run(context: &Context, command: FrameworkCommand) -> Result<ExitCode, CliError> {
+    let client = context.client()?;
+    match command {
+        FrameworkCommand::Create { name, component, role, config } => {
+            let digest = component::resolve(&client, &component).await?;
+            let value = create(&client, &name, &role, &digest, pairs(config)?).await?;
+            if context.is_json() {
+                output::json(&value)?;
+            } else {
+                let framework: Framework = read(&value)?;
+                output::line(&format!("{} ({}) is {}", framework.name, framework.id, framework.state))?;
+            }
+        }
+        FrameworkCommand::Ls => list(context, &client).await?,
+        FrameworkCommand::Inspect { framework } => {
+            let value = client.json(client.get(&["v1", "frameworks", &framework])).await?;
+            if context.is_json() { output::json(&value)? } else { inspect(&read(&value)?)? }
+        }
+        FrameworkCommand::Logs { follow, framework } => logs(&client, &framework, follow).await?,
+        FrameworkCommand::Rm { framework } => {
+            let response = client.send(client.delete(&["v1", "frameworks", &framework])).await?;
+            let body = client.body(response).await?;
+            match serde_json::from_slice(&body) {
+                Ok(value) if context.is_json() => output::json(&value)?,
+                _ if context.is_json() => output::json(&json!({}))?,
+                _ => output::line(&format!("{framework} is being removed"))?,
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn pairs(config: Vec<(String, String)>) -> Result<BTreeMap<String, String>, CliError> {
+    let mut map = BTreeMap::new();
+    for (key, value) in config {
+        if map.insert(key.clone(), value).is_some() {
+            return Err(CliError::new(Kind::Usage, format!("--config {key} is given twice")));
+        }
+    }
+    Ok(map)
+}
+
+/// Create a framework; the answer of the master. An identical one that is there is no error.
+///
+/// # Errors
+/// When it is refused.
+pub async fn create(
+    client: &Client,
+    name: &str,
+    role: &str,
+    component: &str,
+    config: BTreeMap<String, String>,
+) -> Result<Value, CliError> {
+    let document = json!({"name": name, "role": role, "component": component, "config": config});
+    client.json(client.post(&["v1", "frameworks"]).json(document).repeatable()).await
+}
+
+async fn list(context: &Context, client: &Client) -> Result<(), CliError> {
+    let list = client.json(client.get(&["v1", "frameworks"])).await?;
+    if context.is_json() {
+        return output::json(&list);
+    }
+    let now = output::now_ms();
+    let rows = read_items::<Framework>(&list)?
+        .into_iter()
+        .map(|f| {
+            let live: u64 = f.tasks.iter().filter(|(state, _)| !crate::api::is_terminal(state)).map(|(_, count)| count).sum();
+            let agent = f.agent.unwrap_or_default();
+            let age = output::age(f.created_ms, now);
+            vec![f.id, f.name, f.role, f.state, agent, live.to_string(), f.turns.to_string(), age, f.why.unwrap_or_default()]
+        })
+        .collect();
+    let header = ["ID", "NAME", "ROLE", "STATE", "AGENT", "TASKS", "TURNS", "AGE", "WHY"];
+    output::table(&header, rows, "no frameworks; `tessera framework create` makes one")
+}
+
+fn inspect(f: &Framework) -> Result<(), CliError> {
+    let list = |map: Vec<String>| map.join(", ");
+    output::fields(&[
+        ("id", f.id.clone()),
+        ("name", f.name.clone()),
+        ("role", f.role.clone()),
+        ("state", f.state.clone()),
+        ("why", f.why.clone().unwrap_or_default()),
+        ("component", f.component.clone()),
+        ("config", list(f.config.iter().map(|(key, value)| format!("{key}={value}")).collect())),
+        ("agent", f.agent.clone().unwrap_or_default()),
+        ("epoch", f.epoch.to_string()),
+        ("turns", f.turns.to_string()),
+        ("offers", if f.suppressed { "suppressed" } else { "wanted" }.to_owned()),
+        ("data", format!("{} in {} keys, {} timers", output::bytes(f.state_bytes), f.state_keys, f.timers)),
+        ("tasks", list(f.tasks.iter().map(|(state, count)| format!("{count} {state}")).collect())),
+        (
+            "last error",
+            f.last_error
+                .as_ref()
+                .map(|e| format!("{} {} ({})", e.reason, e.message, output::time(e.at_ms)))
+                .unwrap_or_default(),
+        ),
+        ("created", output::time(f.created_ms)),
+    ])
+}
+
+async fn logs(client: &Client, framework: &str, follow: bool) -> Result<(), CliError> {
+    // Tells an unknown framework from one that has not logged yet.
+    client.json(client.get(&["v1", "frameworks", framework])).await?;
+    let mut tail = Tail::new(&["v1", "frameworks", framework, "log"]);
+    let (mut pace, mut patience) = (Pace::default(), Patience::default());
+    loop {
+        let chunk = match follow {
+            true => patience.judge(tail.next(client).await)?.unwrap_or_default(),
+            false => tail.next(client).await?,
+        };
+        output::write(&chunk)?;
+        if chunk.is_empty() {
+            if !follow {
+                return Ok(());
+            }
+            pace.wait(false).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{pairs, parse_pair};
+
+    #[test]
+    fn configuration_is_read_and_names_are_given_once() {
+        assert_eq!(parse_pair("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert_eq!(parse_pair("a="), Ok(("a".into(), String::new())));
+        assert!(parse_pair("a").is_err() && parse_pair("=b").is_err());
+        let twice = vec![("a".into(), "1".into()), ("a".into(), "2".into())];
+        assert!(pairs(twice).is_err());
+    }
+}

@@ -1,0 +1,132 @@
+//! `tessera master`: runs a master until it is told to stop.
+//!
+//! Must never contain rules of the cluster; and wasmtime is not linked into this binary.
+
+use crate::error::{CliError, io_error};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tessera_master::MasterConfig;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Arguments of `tessera master`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  tessera master --data-dir /var/lib/tessera/master\n\nAt its first start a master makes the administrator's token: admin.token in its data directory.")]
+pub struct MasterArgs {
+    /// Directory of state, components and token; made if it is not there
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Where REST is served
+    #[arg(long, default_value = "127.0.0.1:5050", value_name = "IP:PORT")]
+    listen: SocketAddr,
+    /// Where agents connect
+    #[arg(long, default_value = "127.0.0.1:5051", value_name = "IP:PORT")]
+    agent_listen: SocketAddr,
+    /// Listen beyond loopback although nothing is encrypted
+    #[arg(long)]
+    insecure_listen_without_tls: bool,
+    /// Directory of tessera-worker [default: that of this program]
+    #[arg(long, value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
+    /// An agent that is silent for so long makes its tasks unreachable
+    #[arg(long, default_value_t = 75_000, value_name = "MS")]
+    agent_timeout_ms: u64,
+    /// Schedulers of an agent that is silent for so long are placed elsewhere
+    #[arg(long, default_value_t = 10_000, value_name = "MS")]
+    scheduler_grace_ms: u64,
+    /// Stop when standard input ends, that is when the supervisor does
+    #[arg(long, hide = true)]
+    supervised: bool,
+}
+
+/// Run it.
+///
+/// # Errors
+/// When the master cannot start or has to stop.
+pub async fn run(args: MasterArgs) -> Result<ExitCode, CliError> {
+    start_logging();
+    let config = MasterConfig {
+        data_dir: args.data_dir,
+        listen: args.listen,
+        agent_listen: args.agent_listen,
+        insecure_listen: args.insecure_listen_without_tls,
+        bin_dir: bin_dir(args.bin_dir)?,
+        agent_timeout_ms: args.agent_timeout_ms,
+        scheduler_grace_ms: args.scheduler_grace_ms,
+    };
+    let shutdown = shutdown_on_signals(args.supervised)?;
+    match tessera_master::run(config, shutdown).await {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => Err(CliError::failed(format!("the master stopped: {}", with_causes(&error)))),
+    }
+}
+
+/// An error and what caused it, in one line.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Many errors repeat their cause in their own text.
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Logs go to stderr; TESSERA_LOG chooses what is logged, as `info` or `tessera_master=debug`.
+pub fn start_logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("TESSERA_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let built = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    // Fails only if logging was started before, which is as good.
+    let _ = built.try_init();
+}
+
+/// The directory of the helper binaries: they stand beside this one.
+///
+/// # Errors
+/// When this program cannot be found.
+pub fn bin_dir(given: Option<PathBuf>) -> Result<PathBuf, CliError> {
+    if let Some(dir) = given {
+        return Ok(dir);
+    }
+    let exe = std::env::current_exe().map_err(|error| io_error("find", "/proc/self/exe".as_ref(), &error))?;
+    match exe.parent() {
+        Some(dir) => Ok(dir.to_owned()),
+        None => Err(CliError::failed(format!("{} is in no directory", exe.display()))),
+    }
+}
+
+/// A token that is cancelled by INT, TERM, and the end of stdin if that is a supervisor's.
+///
+/// # Errors
+/// When signals cannot be waited for.
+pub fn shutdown_on_signals(supervised: bool) -> Result<CancellationToken, CliError> {
+    let shutdown = CancellationToken::new();
+    let about = |error: std::io::Error| CliError::failed(format!("cannot wait for signals: {error}"));
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(about)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(about)?;
+    let cancel = shutdown.clone();
+    // Ends with the process: there is nobody to join it.
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        cancel.cancel();
+    });
+    if supervised {
+        let cancel = shutdown.clone();
+        // A thread of its own: a blocked read of stdin cannot be cancelled.
+        std::thread::spawn(move || {
+            // Whatever comes, and however it ends: the supervisor writes nothing.
+            let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            cancel.cancel();
+        });
+    }
+    Ok(shutdown)
+}

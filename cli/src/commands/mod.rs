@@ -1,0 +1,12 @@
+//! One file per command. Each reads its arguments, asks the cluster, and prints what it was told.
+//!
+//! Must never contain rules of the cluster: what is allowed is decided by masters.
+
+pub mod agent;
+pub mod component;
+pub mod dev;
+pub mod events;
+pub mod framework;
+pub mod master;
+pub mod run;
+pub mod task;

@@ -1,0 +1,149 @@
+//! `tessera`: the one binary that people call. It starts masters and agents, and is a thin client of
+//! the REST API for everything else.
+//!
+//! Invariants: this file only reads the command line and hands over to one file per command; a
+//! command ends with a documented exit code. Must never contain cluster logic.
+
+mod api;
+mod client;
+mod commands;
+mod connection;
+mod error;
+mod follow;
+mod leftovers;
+mod output;
+mod sse;
+mod supervise;
+
+use clap::{Parser, Subcommand};
+use commands::{agent, component, dev, events, framework, master, run, task};
+use error::{CliError, EXIT_CODES_HELP};
+use output::Format;
+use std::process::ExitCode;
+
+/// Tessera runs frameworks on a pool of machines: schedulers are WebAssembly components that the
+/// cluster hosts, tasks are native commands and Wasm components.
+///
+/// Start a cluster on this machine with `tessera dev`, then `tessera run -- echo hello`.
+#[derive(Debug, Parser)]
+#[command(name = "tessera", version, after_help = EXIT_CODES_HELP, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    connection: connection::ConnectionArgs,
+    /// What to print
+    #[arg(short, long, global = true, value_enum, default_value = "table")]
+    output: Format,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a cluster on this machine: one master and one agent, restarted when they fall
+    Dev(dev::DevArgs),
+    /// Run a master
+    Master(master::MasterArgs),
+    /// Run an agent, or list and inspect the agents of the cluster
+    Agent(agent::AgentArgs),
+    /// Upload and list components
+    #[command(subcommand)]
+    Component(component::ComponentCommand),
+    /// Create, list, inspect and remove frameworks, and read the logs of their schedulers
+    #[command(subcommand)]
+    Framework(framework::FrameworkCommand),
+    /// List, inspect and kill tasks, and read their output
+    #[command(subcommand)]
+    Task(task::TaskCommand),
+    /// Follow what happens in the cluster
+    Events(events::EventsArgs),
+    /// Run one command on the cluster, show its output and end as it ends
+    Run(run::RunArgs),
+}
+
+/// What every command is given besides its own arguments.
+pub(crate) struct Context {
+    connection: connection::ConnectionArgs,
+    format: Format,
+}
+
+impl Context {
+    /// A client of the cluster that the flags name.
+    fn client(&self) -> Result<client::Client, CliError> {
+        client::Client::connect(&self.connection)
+    }
+
+    /// Whether scripts read the output.
+    fn is_json(&self) -> bool {
+        self.format == Format::Json
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let context = Context { connection: cli.connection, format: cli.output };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            output::note(&format!("cannot start the async runtime: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(async {
+        match cli.command {
+            Command::Dev(args) => dev::run(&context, args).await,
+            Command::Master(args) => master::run(args).await,
+            Command::Agent(args) => agent::run(&context, args).await,
+            Command::Component(command) => component::run(&context, command).await,
+            Command::Framework(command) => framework::run(&context, command).await,
+            Command::Task(command) => task::run(&context, command).await,
+            Command::Events(args) => events::run(&context, args).await,
+            Command::Run(args) => run::run(&context, args).await,
+        }
+    });
+    // Whatever still runs in the background must not hold the process.
+    runtime.shutdown_background();
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            output::note(&error.to_string());
+            error.code()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Cli;
+    use clap::{CommandFactory, Parser};
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn command_lines_are_read() {
+        for good in [
+            "tessera dev --port 0 --agent-port 0 --data-dir /tmp/x",
+            "tessera agent --work-dir /tmp/x --master 127.0.0.1:5051",
+            "tessera agent ls",
+            "tessera agent inspect a1 -o json",
+            "tessera framework create w --component sha256:00 --config a=b --config c=",
+            "tessera task logs -f --stderr w t",
+            "tessera task ls --framework w --all",
+            "tessera run --cpus 0.5 --env A=b --timeout 3 -- sh -c exit",
+        ] {
+            assert!(Cli::try_parse_from(good.split(' ')).is_ok(), "{good}");
+        }
+        for bad in [
+            "tessera",
+            "tessera run",
+            "tessera framework create w",
+            "tessera framework create w --component x --config novalue",
+            "tessera run --cpus -1 -- true",
+            "tessera run --env =x -- true",
+        ] {
+            assert!(Cli::try_parse_from(bad.split(' ')).is_err(), "{bad}");
+        }
+    }
+}
