@@ -39,6 +39,13 @@ pub enum MachineError {
     Refused(String),
 }
 
+impl MachineError {
+    /// The machine cannot go on for this reason.
+    pub fn new(reason: impl Into<String>) -> Self {
+        MachineError::Refused(reason.into())
+    }
+}
+
 /// A disk could not be bootstrapped.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BootstrapError {
