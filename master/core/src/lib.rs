@@ -1,1 +1,249 @@
-//! Placeholder while the crate is being laid out.
+//! The master's core: replicated state, commands, and what only the leader knows. Synchronous and
+//! deterministic.
+//!
+//! Map: `apply` runs one log entry, `commands` has one file per command, `state` the tables, `codec`
+//! their rows, `leader` sessions, offers, batches and turns, `allocator` who is offered what, `query`
+//! the views, `check` the whole-state self-check, `auth` the one `authorize`.
+//!
+//! Invariants: replicated state changes only in [`Core::apply`]; leader-only state is dropped by
+//! [`Core::follow`]; time, ids of clusters and rows are arguments; input from users, guests and peers is
+//! refused with field and rule, and never panics. Must never know tokio, raft, rocksdb, wasmtime, a
+//! clock, randomness or a log.
+
+mod allocator;
+mod api;
+mod apply;
+mod auth;
+mod check;
+mod codec;
+mod commands;
+mod effect;
+mod leader;
+pub mod limits;
+mod query;
+pub mod rows;
+mod state;
+pub mod testing;
+
+pub use api::{
+    AgentView, Applied, ComponentView, Config, Counts, EventId, EventRecord, EventsPage,
+    FetchRefusal, FrameworkView, HttpFailure, LookupError, Now, OfferView, Output, Reply, Request,
+    RequestError, TaskFilter, TaskView, Waiting, World,
+};
+pub use apply::ApplyError;
+pub use auth::{Action, Forbidden, Object, Principal, PrincipalKind, authorize};
+pub use codec::LoadError;
+pub use effect::{CommandResult, Effect};
+pub use rows::{RowChange, Rows, RowsError};
+
+use leader::{Desk, Leader};
+use prost::Message;
+use state::State;
+use tessera_types::{AgentId, Epoch, FrameworkId, HttpRequest, TurnNumber};
+use tessera_wire::v1;
+
+/// One master.
+#[derive(Debug)]
+pub struct Core {
+    state: State,
+    config: Config,
+    leader: Option<Box<Leader>>,
+    last_mono_ms: u64,
+    last_wall_ms: u64,
+}
+
+impl Core {
+    /// Rebuild the memory from rows, at boot and after a snapshot. It does not lead.
+    ///
+    /// # Errors
+    /// When rows cannot be read, are malformed, or of a newer version.
+    pub fn load(rows: &dyn Rows, config: Config) -> Result<Self, LoadError> {
+        let state = codec::load(rows)?;
+        Ok(Self { state, config, leader: None, last_mono_ms: 0, last_wall_ms: 0 })
+    }
+
+    /// Apply one committed entry: the rows to write, and the effects for the leader.
+    ///
+    /// # Errors
+    /// Only when going on would make this replica differ from others; it has to stop.
+    pub fn apply(
+        &mut self,
+        index: u64,
+        term: u64,
+        entry: &[u8],
+        rows: &dyn Rows,
+    ) -> Result<Applied, ApplyError> {
+        apply::apply(&mut self.state, index, term, entry, rows)
+    }
+
+    /// One log entry of these commands, stamped with the command time.
+    #[must_use]
+    pub fn encode_batch(&self, commands: Vec<v1::Command>, now: Now) -> Vec<u8> {
+        let wall_ms = self.leader.as_ref().map_or(now.wall_ms, |leader| leader.wall_ms(now));
+        let time_ms = self.state.meta.time_ms.max(wall_ms);
+        v1::CommandBatch { version: apply::BATCH_VERSION, time_ms, commands }.encode_to_vec()
+    }
+
+    /// Perform effects of applied entries, in order. Only the leader does.
+    #[must_use]
+    pub fn perform(&mut self, effects: Vec<Effect>, now: Now) -> Vec<Output> {
+        self.with(now, |desk| {
+            for effect in effects {
+                desk.perform(effect);
+            }
+        })
+    }
+
+    /// Become the leader: walk the state and do what is undone. `fresh_cluster_id` is used if the
+    /// cluster has none yet.
+    #[must_use]
+    pub fn lead(&mut self, term: u64, fresh_cluster_id: &str, now: Now) -> Vec<Output> {
+        self.leader = Some(Box::new(Leader::new(term, &self.state, now)));
+        let cluster = fresh_cluster_id.to_owned();
+        self.with(now, |desk| desk.create_cluster(cluster))
+    }
+
+    /// Stop leading: everything that is not replicated is dropped.
+    pub fn follow(&mut self) {
+        self.leader = None;
+    }
+
+    /// Whether it leads.
+    #[must_use]
+    pub const fn is_leader(&self) -> bool {
+        self.leader.is_some()
+    }
+
+    /// An agent opened a session; `session` is the shell's number for it and never used again.
+    #[must_use]
+    pub fn on_session_open(
+        &mut self,
+        session: u64,
+        register: v1::Register,
+        now: Now,
+    ) -> Vec<Output> {
+        if self.leader.is_none() {
+            let reason = "this master does not lead".to_owned();
+            return vec![Output::CloseSession { session, reason }];
+        }
+        self.with(now, |desk| desk.session_open(session, register))
+    }
+
+    /// A message of an agent.
+    #[must_use]
+    pub fn on_agent_message(
+        &mut self,
+        session: u64,
+        message: v1::AgentMessage,
+        now: Now,
+    ) -> Vec<Output> {
+        self.with(now, |desk| desk.agent_message(session, message))
+    }
+
+    /// A session ended.
+    #[must_use]
+    pub fn on_session_closed(&mut self, session: u64, now: Now) -> Vec<Output> {
+        self.with(now, |desk| desk.session_closed(session))
+    }
+
+    /// A sign of life.
+    pub fn on_beat(&mut self, session: u64, now: Now) {
+        if let Some(mut desk) = self.desk(now) {
+            desk.beat(session);
+        }
+    }
+
+    /// A request of a user. Exactly one [`Output::Reply`] follows, unless this stops leading.
+    #[must_use]
+    pub fn on_request(
+        &mut self,
+        ticket: u64,
+        principal: &Principal,
+        request: Request,
+        now: Now,
+    ) -> Vec<Output> {
+        if self.leader.is_none() {
+            return vec![Output::Reply { ticket, result: Err(RequestError::NotLeader) }];
+        }
+        self.with(now, |desk| desk.request(ticket, principal, request))
+    }
+
+    /// A request to a scheduler. Exactly one [`Output::Answer`] follows, unless the caller goes first or
+    /// this stops leading.
+    #[must_use]
+    pub fn on_http(
+        &mut self,
+        ticket: u64,
+        principal: &Principal,
+        framework: FrameworkId,
+        request: HttpRequest,
+        rows: &dyn Rows,
+        now: Now,
+    ) -> Vec<Output> {
+        if self.leader.is_none() {
+            return vec![Output::Answer { ticket, answer: Err(leader::not_leader()) }];
+        }
+        self.with(now, |desk| desk.http(ticket, principal, framework, request, rows))
+    }
+
+    /// The caller of a request hung up; no answer follows.
+    pub fn on_http_gone(&mut self, ticket: u64, now: Now) {
+        if let Some(mut desk) = self.desk(now) {
+            desk.http_gone(ticket);
+        }
+    }
+
+    /// Answers an [`Output::ReadIndex`].
+    #[must_use]
+    pub fn on_read_ready(&mut self, ticket: u64, now: Now) -> Vec<Output> {
+        self.with(now, |desk| desk.read_ready(ticket))
+    }
+
+    /// These commands will not commit under the entry that they were proposed in.
+    #[must_use]
+    pub fn on_propose_failed(&mut self, tickets: &[u64], now: Now) -> Vec<Output> {
+        self.with(now, |desk| desk.propose_failed(tickets))
+    }
+
+    /// Time passed; to be called about ten times a second.
+    #[must_use]
+    pub fn on_tick(&mut self, now: Now) -> Vec<Output> {
+        self.with(now, |desk| desk.tick())
+    }
+
+    /// An agent wants the state of a framework for a new instance: the number of its next turn. To be
+    /// asked again before the last chunk is sent; if the number differs, the chunks do not belong
+    /// together.
+    ///
+    /// # Errors
+    /// When the session is not the host's, or a turn is about to commit.
+    pub fn state_fetch(
+        &mut self,
+        agent: AgentId,
+        session: u64,
+        framework: FrameworkId,
+        epoch: Epoch,
+    ) -> Result<TurnNumber, FetchRefusal> {
+        let now = self.last_now();
+        let mut desk = self.desk(now).ok_or(FetchRefusal::NoSession)?;
+        desk.state_fetch(agent, session, framework, epoch)
+    }
+
+    fn last_now(&self) -> Now {
+        Now { wall_ms: self.last_wall_ms, mono_ms: self.last_mono_ms }
+    }
+
+    fn desk(&mut self, now: Now) -> Option<Desk<'_>> {
+        self.last_mono_ms = now.mono_ms;
+        self.last_wall_ms = now.wall_ms;
+        let leader = self.leader.as_deref_mut()?;
+        Some(Desk { state: &self.state, config: &self.config, leader, now })
+    }
+
+    fn with(&mut self, now: Now, input: impl FnOnce(&mut Desk<'_>)) -> Vec<Output> {
+        let Some(mut desk) = self.desk(now) else { return Vec::new() };
+        input(&mut desk);
+        desk.settle();
+        desk.take()
+    }
+}

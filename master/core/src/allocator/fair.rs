@@ -1,0 +1,124 @@
+//! Flat fair share: the role with the lowest dominant share first, then its framework with the lowest;
+//! each gets all that is free of one agent, as Mesos does.
+
+use super::{Allocator, Candidate, Grant, Picture, Share};
+use crate::limits::{OFFER_MIN_CPUS_MILLI, OFFER_MIN_MEM_MIB};
+use std::collections::BTreeMap;
+use tessera_types::{AgentId, FrameworkId, Quantities};
+
+/// The policy.
+pub(crate) struct Fair;
+
+/// Whether an amount is worth an offer.
+pub(crate) fn worth_offering(free: Quantities) -> bool {
+    free.cpus_milli >= OFFER_MIN_CPUS_MILLI || free.mem_mib >= OFFER_MIN_MEM_MIB
+}
+
+impl Allocator for Fair {
+    fn allocate(&self, picture: &Picture<'_>) -> Vec<Grant> {
+        let mut roles: BTreeMap<&str, Quantities> = BTreeMap::new();
+        let mut held: BTreeMap<FrameworkId, Quantities> = BTreeMap::new();
+        for (framework, (role, quantities)) in &picture.held {
+            let sum = roles.entry(role).or_default();
+            *sum = sum.plus(*quantities);
+            held.insert(*framework, *quantities);
+        }
+        let mut grants = Vec::new();
+        for (agent, free) in rotated(&picture.free, picture.round) {
+            let quantities = free.clamped();
+            if !worth_offering(quantities) {
+                continue;
+            }
+            let key = |candidate: &&Candidate| {
+                let role = roles.get(candidate.role.as_str()).copied().unwrap_or_default();
+                let own = held.get(&candidate.framework).copied().unwrap_or_default();
+                (
+                    Share::dominant(role, picture.total),
+                    candidate.role.clone(),
+                    Share::dominant(own, picture.total),
+                    candidate.framework,
+                )
+            };
+            let chosen = picture
+                .candidates
+                .iter()
+                .filter(|candidate| !(picture.refused)(candidate.framework, agent, quantities))
+                .min_by_key(key);
+            let Some(candidate) = chosen else { continue };
+            let role = roles.entry(&candidate.role).or_default();
+            *role = role.plus(quantities);
+            let own = held.entry(candidate.framework).or_default();
+            *own = own.plus(quantities);
+            grants.push(Grant { framework: candidate.framework, agent, quantities });
+        }
+        grants
+    }
+}
+
+fn rotated(free: &[(AgentId, Quantities)], round: u64) -> impl Iterator<Item = (AgentId, Quantities)> {
+    let start = match free.len() as u64 {
+        0 => 0,
+        len => usize::try_from(round % len).unwrap_or(0),
+    };
+    free.iter().cycle().skip(start).take(free.len()).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn q(cpus_milli: i64, mem_mib: i64) -> Quantities {
+        Quantities { cpus_milli, mem_mib, disk_mib: 0 }
+    }
+
+    fn candidate(framework: u64, role: &str) -> Candidate {
+        Candidate { framework: FrameworkId(framework), role: role.into() }
+    }
+
+    fn grants(
+        free: &[(u64, Quantities)],
+        candidates: &[Candidate],
+        held: &[(u64, &str, Quantities)],
+        refused: &dyn Fn(FrameworkId, AgentId, Quantities) -> bool,
+    ) -> Vec<(u64, u64)> {
+        let picture = Picture {
+            total: q(10_000, 10_000),
+            free: free.iter().map(|(agent, free)| (AgentId(*agent), *free)).collect(),
+            candidates: candidates.to_vec(),
+            held: held
+                .iter()
+                .map(|(id, role, q)| (FrameworkId(*id), ((*role).to_owned(), *q)))
+                .collect(),
+            refused,
+            round: 0,
+        };
+        Fair.allocate(&picture).iter().map(|grant| (grant.framework.0, grant.agent.0)).collect()
+    }
+
+    #[test]
+    fn roles_take_turns_by_their_dominant_share() {
+        let free = [(1, q(1000, 1000)), (2, q(1000, 1000)), (3, q(1000, 1000))];
+        let candidates = [candidate(1, "a"), candidate(2, "a"), candidate(3, "b")];
+        let never = |_, _, _| false;
+        assert_eq!(grants(&free, &candidates, &[], &never), [(1, 1), (3, 2), (2, 3)]);
+        let held = [(1, "a", q(0, 4000)), (3, "b", q(1000, 0))];
+        assert_eq!(grants(&free[..1], &candidates, &held, &never), [(3, 1)]);
+    }
+
+    #[test]
+    fn crumbs_negative_rests_and_refused_agents_are_passed_over() {
+        let candidates = [candidate(1, "a"), candidate(2, "b")];
+        let free = [(1, q(9, 31)), (2, q(-5, -5)), (3, q(10, 0)), (4, q(-5, 32))];
+        let refused = |framework: FrameworkId, agent: AgentId, _| framework.0 == 1 && agent.0 == 3;
+        assert_eq!(grants(&free, &candidates, &[], &refused), [(2, 3), (1, 4)]);
+        assert_eq!(grants(&free, &[], &[], &refused), []);
+    }
+
+    #[test]
+    fn shares_compare_exactly() {
+        let third = Share::dominant(q(1, 0), q(3, 1));
+        let more = Share::dominant(q(333_334, 0), q(1_000_000, 1));
+        assert!(third < more);
+        assert_eq!(Share::dominant(q(1, 1), Quantities::ZERO), Share { part: 0, whole: 1 });
+    }
+}

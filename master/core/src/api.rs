@@ -1,0 +1,507 @@
+//! What goes in and comes out: requests, replies, outputs, views.
+//!
+//! Invariant: everything here is owned data; no view borrows from the state. Must never hold a rule.
+
+use crate::auth::Forbidden;
+use crate::rows::RowChange;
+use crate::effect::Effect;
+use tessera_types::{
+    AgentId, Digest, Epoch, FrameworkId, FrameworkName, HttpAnswer, Launch, OfferId, Quantities,
+    RoleName, TaskId, TaskState, TaskStatus, TimeMs, TurnNumber,
+};
+use tessera_wire::v1;
+
+/// The present, as two clocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// Milliseconds since the Unix epoch.
+    pub wall_ms: u64,
+    /// Milliseconds of a clock that never steps; only differences count.
+    pub mono_ms: u64,
+}
+
+/// Durations that an operator may choose.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Without a session for so long, an agent is unreachable.
+    pub agent_timeout_ms: u64,
+    /// Without a session for so long, its schedulers are placed elsewhere.
+    pub scheduler_grace_ms: u64,
+    /// A session without a beat for so long is given up.
+    pub session_silence_ms: u64,
+    /// An offer that is not answered for so long is declined.
+    pub offer_timeout_ms: u64,
+    /// A request to a scheduler that is not answered for so long fails.
+    pub http_timeout_ms: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            agent_timeout_ms: 75_000,
+            scheduler_grace_ms: 10_000,
+            session_silence_ms: 15_000,
+            offer_timeout_ms: 5_000,
+            http_timeout_ms: 30_000,
+        }
+    }
+}
+
+impl Config {
+    /// Shorter ones, for a cluster on one machine.
+    #[must_use]
+    pub fn dev() -> Self {
+        Self {
+            agent_timeout_ms: 20_000,
+            scheduler_grace_ms: 3_000,
+            session_silence_ms: 5_000,
+            ..Self::default()
+        }
+    }
+}
+
+/// What applying an entry did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Rows changed.
+    pub rows: Vec<RowChange>,
+    /// For the leader.
+    pub effects: Vec<Effect>,
+}
+
+/// What the shell is to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    /// Propose; several may go into one entry by [`crate::Core::encode_batch`].
+    Propose(v1::Command),
+    /// Send to an agent.
+    SendAgent {
+        /// Which session.
+        session: u64,
+        /// What.
+        message: v1::MasterMessage,
+    },
+    /// End a session, after everything sent before.
+    CloseSession {
+        /// Which.
+        session: u64,
+        /// Why.
+        reason: String,
+    },
+    /// Confirm that this is still the leader, then call [`crate::Core::on_read_ready`].
+    ReadIndex {
+        /// For the call.
+        ticket: u64,
+    },
+    /// Answer a request to a scheduler.
+    Answer {
+        /// The shell's ticket.
+        ticket: u64,
+        /// The scheduler's answer, or why there is none.
+        answer: Result<HttpAnswer, HttpFailure>,
+    },
+    /// Answer a request to the master.
+    Reply {
+        /// The shell's ticket.
+        ticket: u64,
+        /// The result.
+        result: Result<Reply, RequestError>,
+    },
+    /// Something that an operator should see.
+    Report {
+        /// The text.
+        text: String,
+    },
+}
+
+/// Why a scheduler did not answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct HttpFailure {
+    /// HTTP status.
+    pub status: u16,
+    /// Seconds after which the caller may try again.
+    pub retry_after_s: Option<u32>,
+    /// Stable code.
+    pub code: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+/// What kind of component it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum World {
+    /// A scheduler.
+    Scheduler,
+    /// A custom executor.
+    Executor,
+    /// A command: a Wasm task.
+    Command,
+}
+
+impl World {
+    /// The name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Scheduler => "scheduler",
+            Self::Executor => "executor",
+            Self::Command => "command",
+        }
+    }
+}
+
+/// What a user may ask the master to change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Make a component known. Its file must be stored already.
+    AddComponent {
+        /// Digest of its bytes.
+        digest: Digest,
+        /// Its size.
+        size_bytes: u64,
+        /// What it is.
+        world: World,
+    },
+    /// Create a framework.
+    CreateFramework {
+        /// Unique within the tenant.
+        name: FrameworkName,
+        /// Its role; the first part is the tenant.
+        role: RoleName,
+        /// A scheduler.
+        component: Digest,
+        /// Given to the scheduler.
+        config: Vec<(String, String)>,
+    },
+    /// End a framework and everything that it runs.
+    RemoveFramework {
+        /// Which.
+        framework: FrameworkId,
+    },
+    /// End a task.
+    KillTask {
+        /// Whose.
+        framework: FrameworkId,
+        /// Which.
+        task: TaskId,
+        /// Time between TERM and KILL; the spec's when absent.
+        grace_ms: Option<u64>,
+    },
+}
+
+/// What became of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The component is known.
+    Component {
+        /// It.
+        view: ComponentView,
+        /// Whether it was not known before.
+        created: bool,
+    },
+    /// The framework was created.
+    Framework(FrameworkId),
+    /// It is committed.
+    Done,
+}
+
+/// Why a request was refused; nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// The caller may not.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
+    /// It is not known.
+    #[error("there is no {what} {name}")]
+    NotFound {
+        /// Kind.
+        what: &'static str,
+        /// Which.
+        name: String,
+    },
+    /// It collides with what is there.
+    #[error("{field}: {rule}")]
+    Conflict {
+        /// The field.
+        field: &'static str,
+        /// The rule.
+        rule: String,
+    },
+    /// It breaks a rule.
+    #[error("{field}: {rule}")]
+    Invalid {
+        /// The field.
+        field: &'static str,
+        /// The rule.
+        rule: String,
+    },
+    /// A limit was reached.
+    #[error("limit {name}: {rule}")]
+    Limit {
+        /// The limit.
+        name: &'static str,
+        /// The rule.
+        rule: String,
+    },
+    /// Another master leads.
+    #[error("this master does not lead")]
+    NotLeader,
+    /// Its fate is not known; asking again is safe where it is idempotent.
+    #[error("not available now: {0}")]
+    Unavailable(String),
+}
+
+/// Names one event: the log entry, and the number within it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EventId {
+    /// Index of the entry.
+    pub index: u64,
+    /// Number within it, from 0.
+    pub n: u32,
+}
+
+/// One event for watchers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventRecord {
+    /// Its name.
+    pub id: EventId,
+    /// Time of its command.
+    pub at_ms: TimeMs,
+    /// For example `task.TASK_RUNNING` or `agent.registered`.
+    pub kind: String,
+    /// The framework, if it is about one.
+    pub framework: Option<FrameworkId>,
+    /// The task.
+    pub task: Option<TaskId>,
+    /// The agent.
+    pub agent: Option<AgentId>,
+    /// Details for people.
+    pub text: String,
+    /// Who caused it; empty for the cluster itself.
+    pub principal: String,
+}
+
+/// Some events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventsPage {
+    /// In order.
+    pub events: Vec<EventRecord>,
+    /// Events after the one asked for are no longer there.
+    pub gap: bool,
+    /// The oldest that is there.
+    pub floor: EventId,
+    /// The newest.
+    pub last: EventId,
+}
+
+/// An agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentView {
+    /// Number.
+    pub id: AgentId,
+    /// Host.
+    pub hostname: String,
+    /// Names and values.
+    pub attributes: Vec<(String, String)>,
+    /// Version of its software.
+    pub version: String,
+    /// What is offered of it, when free.
+    pub total: Quantities,
+    /// Its slice for schedulers.
+    pub reserved: Quantities,
+    /// Charged by tasks.
+    pub used: Quantities,
+    /// Offered now or being accepted; zero on followers.
+    pub offered: Quantities,
+    /// The rest; may be negative.
+    pub free: Quantities,
+    /// First registration.
+    pub registered_ms: TimeMs,
+    /// Since when it does not answer.
+    pub unreachable_ms: Option<TimeMs>,
+    /// Whether it has a session with this master.
+    pub connected: bool,
+    /// Tasks on it that have not ended.
+    pub tasks: usize,
+    /// Schedulers placed on it.
+    pub schedulers: usize,
+}
+
+/// A component.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ComponentView {
+    /// Digest of its bytes.
+    pub digest: Digest,
+    /// Its size.
+    pub size_bytes: u64,
+    /// What it is.
+    pub world: World,
+    /// Who uploaded it.
+    pub principal: String,
+    /// When.
+    pub added_ms: TimeMs,
+}
+
+/// A framework.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrameworkView {
+    /// Number.
+    pub id: FrameworkId,
+    /// Name.
+    pub name: FrameworkName,
+    /// Role.
+    pub role: RoleName,
+    /// Its scheduler.
+    pub component: Digest,
+    /// Given to the scheduler.
+    pub config: Vec<(String, String)>,
+    /// Who created it.
+    pub principal: String,
+    /// When.
+    pub created_ms: TimeMs,
+    /// Placements so far.
+    pub epoch: Epoch,
+    /// Where the scheduler is.
+    pub agent: Option<AgentId>,
+    /// The last committed turn.
+    pub last_turn: TurnNumber,
+    /// Wants no offers.
+    pub suppressed: bool,
+    /// Being removed.
+    pub removing: bool,
+    /// Its scheduler is ready; false on followers.
+    pub ready: bool,
+    /// The last failure of its scheduler that this leader saw.
+    pub last_error: Option<String>,
+    /// Failures that this leader saw.
+    pub failures: u64,
+    /// Bytes of state.
+    pub state_bytes: u64,
+    /// Keys of state.
+    pub state_keys: u64,
+    /// Timers set.
+    pub timers: usize,
+    /// Tasks that have not ended.
+    pub tasks_live: usize,
+    /// Task ids used so far.
+    pub tasks_total: u64,
+    /// Charged by its tasks.
+    pub used: Quantities,
+    /// Offered to it now.
+    pub offered: Quantities,
+}
+
+/// A task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskView {
+    /// Whose.
+    pub framework: FrameworkId,
+    /// What differs from its spec.
+    pub launch: Launch,
+    /// The spec's name.
+    pub name: String,
+    /// Where; `a0` if nowhere.
+    pub agent: AgentId,
+    /// What it is charged for, or was.
+    pub resources: Quantities,
+    /// State.
+    pub state: TaskState,
+    /// Restarts by the agent plus one.
+    pub attempt: u32,
+    /// When it was accepted.
+    pub created_ms: TimeMs,
+    /// Newest status, without data.
+    pub status: TaskStatus,
+    /// Somebody asked for its end.
+    pub kill_requested: bool,
+    /// Number in the history, when it is there.
+    pub history: Option<u64>,
+}
+
+/// Which tasks to list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TaskFilter {
+    /// Only of this framework.
+    pub framework: Option<FrameworkId>,
+    /// Only on this agent.
+    pub agent: Option<AgentId>,
+    /// Only those that have not ended.
+    pub live_only: bool,
+    /// Only after this one.
+    pub after: Option<(FrameworkId, TaskId)>,
+    /// At most so many; 0 is the largest page.
+    pub limit: usize,
+}
+
+/// An offer that stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OfferView {
+    /// Number.
+    pub id: OfferId,
+    /// To whom.
+    pub framework: FrameworkId,
+    /// Of which agent.
+    pub agent: AgentId,
+    /// How much.
+    pub available: Quantities,
+    /// For how long it has stood.
+    pub age_ms: u64,
+}
+
+/// Something pending, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// What waits.
+    pub what: String,
+    /// For what.
+    pub why: String,
+}
+
+/// A framework name did not lead to one framework.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LookupError {
+    /// None has it.
+    #[error("there is no framework {0}")]
+    NotFound(String),
+    /// Several tenants have one.
+    #[error("several tenants have a framework {0}; name the tenant")]
+    Ambiguous(String),
+}
+
+/// Why state was not handed out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FetchRefusal {
+    /// This master does not lead, or the session is not the agent's.
+    #[error("the session is not known")]
+    NoSession,
+    /// The agent does not host this epoch.
+    #[error("the agent does not host this framework under this epoch")]
+    NotHosting,
+    /// A turn is about to commit; try again.
+    #[error("a turn is about to commit, try again")]
+    Busy,
+}
+
+/// Numbers for metrics.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Agents known.
+    pub agents: usize,
+    /// Of these with a session here.
+    pub agents_connected: usize,
+    /// Frameworks.
+    pub frameworks: usize,
+    /// Components.
+    pub components: usize,
+    /// Tasks that have not ended.
+    pub tasks_live: usize,
+    /// Offers that stand.
+    pub offers: usize,
+    /// Requests that wait for schedulers.
+    pub http_in_flight: usize,
+    /// What all agents have.
+    pub total: Quantities,
+    /// What tasks are charged for.
+    pub used: Quantities,
+}

@@ -1,0 +1,168 @@
+//! The whole-state self-check, used by tests and the simulator after every step.
+//!
+//! Invariant: it recomputes every index from the tables alone, and shares no code with what maintains
+//! them.
+
+use crate::Core;
+use crate::leader::Leader;
+use crate::state::{Framework, State};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use tessera_types::{AgentId, Digest, FrameworkId, Quantities, TaskId};
+
+macro_rules! ensure {
+    ($condition:expr, $($text:tt)+) => {
+        if !$condition {
+            return Err(format!($($text)+));
+        }
+    };
+}
+
+impl Core {
+    /// Verify what must always hold.
+    ///
+    /// # Errors
+    /// The first thing that does not.
+    pub fn check(&self) -> Result<(), String> {
+        check_state(&self.state)?;
+        match &self.leader {
+            Some(leader) => check_leader(&self.state, leader),
+            None => Ok(()),
+        }
+    }
+
+    /// How the replicated state differs from another one's, if it does.
+    #[must_use]
+    pub fn diff(&self, other: &Self) -> Option<String> {
+        let (a, b) = (&self.state, &other.state);
+        differ("meta", &a.meta, &b.meta)
+            .or_else(|| differ_maps("agent", &a.agents, &b.agents))
+            .or_else(|| differ_maps("agent key", &a.agent_keys, &b.agent_keys))
+            .or_else(|| differ_maps("component", &a.components, &b.components))
+            .or_else(|| differ_maps("framework", &a.frameworks, &b.frameworks))
+            .or_else(|| differ_maps("name", &a.names, &b.names))
+            .or_else(|| differ("events", &a.event_ids, &b.event_ids))
+            .or_else(|| differ_maps("answer", &a.answers, &b.answers))
+            .or_else(|| differ_maps("answer number", &a.answer_numbers, &b.answer_numbers))
+            .or_else(|| differ("state", a, b))
+    }
+}
+
+fn differ<T: PartialEq + Debug>(what: &str, a: &T, b: &T) -> Option<String> {
+    (a != b).then(|| format!("{what}: {a:?} and {b:?}"))
+}
+
+fn differ_maps<K: Ord + Debug, V: PartialEq + Debug>(
+    what: &str,
+    a: &BTreeMap<K, V>,
+    b: &BTreeMap<K, V>,
+) -> Option<String> {
+    let keys: BTreeSet<&K> = a.keys().chain(b.keys()).collect();
+    keys.into_iter().find_map(|key| {
+        differ(&format!("{what} {key:?}"), &a.get(key), &b.get(key))
+    })
+}
+
+fn check_state(state: &State) -> Result<(), String> {
+    let mut charged: BTreeMap<AgentId, Quantities> = BTreeMap::new();
+    let mut running: BTreeMap<AgentId, BTreeSet<(FrameworkId, TaskId)>> = BTreeMap::new();
+    for (id, framework) in &state.frameworks {
+        check_framework(*id, framework)?;
+        for (task_id, task) in framework.tasks.iter().filter(|(_, t)| !t.state.is_terminal()) {
+            ensure!(
+                state.agents.contains_key(&task.agent),
+                "{id} {task_id} runs on {} which is not known",
+                task.agent
+            );
+            let sum = charged.entry(task.agent).or_default();
+            *sum = sum.plus(task.charge);
+            running.entry(task.agent).or_default().insert((*id, task_id.clone()));
+        }
+        if let Some(agent) = framework.agent {
+            ensure!(state.agents.contains_key(&agent), "{id} is placed on {agent}, not known");
+        }
+        let name = (framework.role.tenant().to_owned(), framework.name.to_string());
+        ensure!(state.names.get(&name) == Some(id), "{id} is not found by its name");
+    }
+    ensure!(state.names.len() == state.frameworks.len(), "names and frameworks differ in number");
+    for (id, agent) in &state.agents {
+        let sum = charged.get(id).copied().unwrap_or_default();
+        ensure!(agent.charged == sum, "{id} is charged {} but its tasks need {sum}", agent.charged);
+        let tasks = running.remove(id).unwrap_or_default();
+        ensure!(agent.tasks == tasks, "{id} lists other tasks than run on it");
+        ensure!(state.agent_keys.get(&agent.key) == Some(id), "{id} is not found by its key");
+    }
+    ensure!(
+        state.answers.len() == state.answer_numbers.len()
+            && state.answers.iter().all(|(n, key)| state.answer_numbers.get(key) == Some(n)),
+        "answers and their numbers differ"
+    );
+    let ids: Vec<_> = state.event_ids.iter().collect();
+    ensure!(ids.is_sorted(), "events are out of order");
+    ensure!(ids.len() <= crate::limits::EVENTS_MAX, "too many events");
+    Ok(())
+}
+
+fn check_framework(id: FrameworkId, framework: &Framework) -> Result<(), String> {
+    let mut uses: BTreeMap<Digest, usize> = BTreeMap::new();
+    let (mut charged, mut live) = (Quantities::ZERO, 0);
+    let mut updates = BTreeMap::new();
+    for (task_id, task) in &framework.tasks {
+        ensure!(task_id == &task.launch.task, "{id} {task_id} is stored under another id");
+        ensure!(task.state == task.status.state, "{id} {task_id}: state and status differ");
+        ensure!(
+            !task.state.is_terminal() || task.unconsumed(),
+            "{id} {task_id} has ended and is consumed, but was not retired"
+        );
+        if task.unconsumed() {
+            updates.insert(task.order, task_id.clone());
+        }
+        if !task.state.is_terminal() {
+            ensure!(task.terminal.is_none(), "{id} {task_id} lives and has a terminal update");
+            ensure!(
+                framework.specs.contains_key(&task.launch.spec),
+                "{id} {task_id} lives and its spec is gone"
+            );
+            charged = charged.plus(task.charge);
+            live += 1;
+            *uses.entry(task.launch.spec).or_default() += 1;
+        }
+    }
+    ensure!(framework.charged == charged, "{id} is charged {} not {charged}", framework.charged);
+    ensure!(framework.live == live, "{id} counts {} live tasks, not {live}", framework.live);
+    ensure!(framework.updates == updates, "{id}: the order of updates is not that of its tasks");
+    for (digest, spec) in &framework.specs {
+        let count = uses.get(digest).copied().unwrap_or(0);
+        ensure!(spec.uses == count, "{id}: spec {digest} counts {} uses, not {count}", spec.uses);
+    }
+    let due: BTreeSet<_> = framework.timers.iter().map(|(t, due)| (*due, t.clone())).collect();
+    ensure!(framework.due == due, "{id}: timers and their order differ");
+    ensure!(!framework.removing || live > 0, "{id} is being removed but nothing of it runs");
+    Ok(())
+}
+
+fn check_leader(state: &State, leader: &Leader) -> Result<(), String> {
+    for (id, agent) in &state.agents {
+        let held = leader.offers.held_of(*id);
+        ensure!(!held.any_negative(), "{id}: offers of a negative amount");
+        let free = agent.resources.total.minus(agent.charged);
+        // An agent that came back smaller may be charged more than it has, but then nothing is offered.
+        ensure!(
+            held == Quantities::ZERO || free.clamped().contains(held) || !leader.offers.settled(),
+            "{id}: {held} are offered, {free} are free"
+        );
+    }
+    for (offer, standing) in &leader.offers.standing {
+        ensure!(
+            state.frameworks.contains_key(&standing.framework),
+            "{offer} stands for {} which is gone",
+            standing.framework
+        );
+        ensure!(
+            leader.links.get(&standing.agent).is_some_and(|link| link.session.is_some()),
+            "{offer} stands for {} which has no session",
+            standing.agent
+        );
+    }
+    Ok(())
+}

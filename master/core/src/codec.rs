@@ -1,0 +1,468 @@
+//! Rows to and from the state: the one place that knows how each is stored.
+//!
+//! Invariants: encoding is deterministic; a row of a newer version is refused by name; loading rebuilds
+//! exactly the memory that applying built. Must never apply rules beyond the form of a row.
+
+use crate::api::{EventId, World};
+use crate::rows::{self, Rows, RowsError};
+use crate::state::{
+    Agent, AnswerKey, Component, Framework, KillIntent, Meta, Spec, State, StoredUpdate, Task,
+};
+use prost::Message;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use tessera_types::{
+    AgentId, Digest, Epoch, FrameworkId, Quantities, Reason, TaskId, TaskState, TurnNumber,
+};
+use tessera_wire::{decode_spec, v1};
+
+/// Version of every row that this build writes and the newest that it reads.
+pub(crate) const ROW_VERSION: u32 = 1;
+
+/// The rows do not make a state.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LoadError {
+    /// They could not be read.
+    #[error(transparent)]
+    Rows(#[from] RowsError),
+    /// A newer build wrote them.
+    #[error("table {table} has a row of version {found}; this build reads up to {ROW_VERSION}")]
+    NewerVersion {
+        /// The table.
+        table: u8,
+        /// Its version.
+        found: u32,
+    },
+    /// A row breaks its form.
+    #[error("table {table} has a row that cannot be read: {rule}")]
+    Malformed {
+        /// The table.
+        table: u8,
+        /// What is wrong.
+        rule: String,
+    },
+}
+
+fn bad(table: u8, rule: impl std::fmt::Display) -> LoadError {
+    LoadError::Malformed { table, rule: rule.to_string() }
+}
+
+fn decode<M: Message + Default>(table: u8, bytes: &[u8]) -> Result<M, LoadError> {
+    M::decode(bytes).map_err(|error| bad(table, error))
+}
+
+fn version(table: u8, found: u32) -> Result<(), LoadError> {
+    if found == 0 || found > ROW_VERSION {
+        return Err(LoadError::NewerVersion { table, found });
+    }
+    Ok(())
+}
+
+pub(crate) fn pairs(pairs: &[(String, String)]) -> Vec<v1::Pair> {
+    pairs.iter().map(|(key, value)| v1::Pair { key: key.clone(), value: value.clone() }).collect()
+}
+
+pub(crate) fn unpair(pairs: Vec<v1::Pair>) -> Vec<(String, String)> {
+    pairs.into_iter().map(|pair| (pair.key, pair.value)).collect()
+}
+
+impl From<World> for v1::World {
+    fn from(world: World) -> Self {
+        match world {
+            World::Scheduler => Self::Scheduler,
+            World::Executor => Self::Executor,
+            World::Command => Self::Command,
+        }
+    }
+}
+
+/// The world of a message.
+pub(crate) fn world(wire: v1::World) -> Option<World> {
+    match wire {
+        v1::World::Scheduler => Some(World::Scheduler),
+        v1::World::Executor => Some(World::Executor),
+        v1::World::Command => Some(World::Command),
+        v1::World::Unspecified => None,
+    }
+}
+
+impl Meta {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        v1::MetaRow {
+            version: ROW_VERSION,
+            cluster: self.cluster.clone(),
+            time_ms: self.time_ms,
+            next_agent: self.next_agent,
+            next_framework: self.next_framework,
+            index: self.index,
+            answers_next: self.answers_next,
+            events_last_index: self.events_last.index,
+            events_last_n: self.events_last.n,
+        }
+        .encode_to_vec()
+    }
+}
+
+impl Agent {
+    pub(crate) fn encode(&self, id: AgentId) -> Vec<u8> {
+        v1::AgentRow {
+            version: ROW_VERSION,
+            agent: id.0,
+            agent_key: self.key.clone(),
+            boot: self.boot.clone(),
+            description: Some(self.description()),
+            registered_ms: self.registered_ms,
+            unreachable_ms: self.unreachable_ms,
+        }
+        .encode_to_vec()
+    }
+
+    pub(crate) fn description(&self) -> v1::AgentDescription {
+        v1::AgentDescription {
+            hostname: self.hostname.clone(),
+            attributes: pairs(&self.attributes),
+            total: Some((&self.resources.total).into()),
+            reserved: Some((&self.resources.reserved).into()),
+            version: self.version.clone(),
+        }
+    }
+}
+
+impl Component {
+    pub(crate) fn encode(&self, digest: &Digest) -> Vec<u8> {
+        v1::ComponentRow {
+            version: ROW_VERSION,
+            digest: digest.0.to_vec(),
+            size_bytes: self.size_bytes,
+            world: v1::World::from(self.world).into(),
+            principal: self.principal.clone(),
+            added_ms: self.added_ms,
+        }
+        .encode_to_vec()
+    }
+}
+
+impl Framework {
+    pub(crate) fn encode(&self, id: FrameworkId) -> Vec<u8> {
+        v1::FrameworkRow {
+            version: ROW_VERSION,
+            framework: id.0,
+            name: self.name.to_string(),
+            role: self.role.to_string(),
+            component: self.component.0.to_vec(),
+            config: pairs(&self.config),
+            principal: self.principal.clone(),
+            created_ms: self.created_ms,
+            epoch: self.epoch.0,
+            agent: self.agent.map_or(0, |agent| agent.0),
+            last_turn: self.last_turn.0,
+            last_turn_epoch: self.last_turn_epoch.0,
+            last_turn_hash: self.last_turn_hash.clone(),
+            suppressed: self.suppressed,
+            removing: self.removing,
+            state_bytes: self.state_bytes,
+            state_keys: self.state_keys,
+            used_ids: self.used_ids,
+            next_order: self.next_order,
+            history_first: self.history_first,
+            history_next: self.history_next,
+            placed_ms: self.placed_ms,
+        }
+        .encode_to_vec()
+    }
+}
+
+impl Spec {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        v1::SpecRow { version: ROW_VERSION, encoded: self.encoded.to_vec() }.encode_to_vec()
+    }
+}
+
+pub(crate) fn encode_timer(due_ms: u64) -> Vec<u8> {
+    v1::TimerRow { version: ROW_VERSION, due_ms }.encode_to_vec()
+}
+
+fn stored(update: &StoredUpdate) -> v1::StoredUpdate {
+    v1::StoredUpdate { sequence: update.sequence, status: Some((&update.status).into()) }
+}
+
+impl Task {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        v1::TaskRow {
+            version: ROW_VERSION,
+            launch: Some((&self.launch).into()),
+            agent: self.agent.0,
+            charge: Some((&self.charge).into()),
+            state: v1::TaskState::from(self.state).into(),
+            attempt: self.attempt,
+            created_ms: self.created_ms,
+            sequence: self.sequence,
+            agent_sequence: self.agent_sequence,
+            order: self.order,
+            latest: self.latest.as_ref().map(stored),
+            terminal: self.terminal.as_ref().map(stored),
+            status: Some((&self.status).into()),
+            kill: self.kill.map(|kill| v1::KillIntent {
+                grace_ms: kill.grace_ms,
+                reason: kill.reason.code().to_owned(),
+            }),
+            name: self.name.clone(),
+        }
+        .encode_to_vec()
+    }
+
+    /// The task of a row of the tasks or the history.
+    pub(crate) fn decode(table: u8, bytes: &[u8]) -> Result<Self, LoadError> {
+        let row: v1::TaskRow = decode(table, bytes)?;
+        version(table, row.version)?;
+        let state = TaskState::try_from(row.state()).map_err(|error| bad(table, error))?;
+        let update = |update: Option<v1::StoredUpdate>| -> Result<_, LoadError> {
+            let Some(update) = update else { return Ok(None) };
+            let status = update.status.ok_or_else(|| bad(table, "an update without status"))?;
+            Ok(Some(StoredUpdate {
+                sequence: update.sequence,
+                status: status.try_into().map_err(|error| bad(table, error))?,
+            }))
+        };
+        Ok(Self {
+            launch: row
+                .launch
+                .ok_or_else(|| bad(table, "no launch"))?
+                .try_into()
+                .map_err(|error| bad(table, error))?,
+            name: row.name,
+            agent: AgentId(row.agent),
+            charge: row.charge.unwrap_or_default().into(),
+            state,
+            attempt: row.attempt,
+            created_ms: row.created_ms,
+            sequence: row.sequence,
+            agent_sequence: row.agent_sequence,
+            order: row.order,
+            latest: update(row.latest)?,
+            terminal: update(row.terminal)?,
+            status: row
+                .status
+                .ok_or_else(|| bad(table, "no status"))?
+                .try_into()
+                .map_err(|error| bad(table, error))?,
+            kill: row.kill.map(|kill| KillIntent {
+                grace_ms: kill.grace_ms,
+                reason: Reason::of_code(&kill.reason),
+            }),
+        })
+    }
+}
+
+/// Rebuild the memory from rows.
+pub(crate) fn load(rows: &dyn Rows) -> Result<State, LoadError> {
+    let mut state = State::default();
+    if let Some(bytes) = rows.get(rows::META, b"meta")? {
+        let row: v1::MetaRow = decode(rows::META, &bytes)?;
+        version(rows::META, row.version)?;
+        state.meta = Meta {
+            cluster: row.cluster,
+            time_ms: row.time_ms,
+            next_agent: row.next_agent,
+            next_framework: row.next_framework,
+            index: row.index,
+            answers_next: row.answers_next,
+            events_last: EventId { index: row.events_last_index, n: row.events_last_n },
+        };
+    }
+    let mut load = Load { rows, state: &mut state };
+    load.each(rows::AGENTS, Load::agent)?;
+    load.each(rows::COMPONENTS, Load::component)?;
+    load.each(rows::FRAMEWORKS, Load::framework)?;
+    load.each(rows::SPECS, Load::spec)?;
+    load.each(rows::TIMERS, Load::timer)?;
+    load.each(rows::TASKS, Load::task)?;
+    load.each(rows::EVENTS, Load::event)?;
+    load.each(rows::ANSWERS, Load::answer)?;
+    Ok(state)
+}
+
+struct Load<'a> {
+    rows: &'a dyn Rows,
+    state: &'a mut State,
+}
+
+impl Load<'_> {
+    fn each(
+        &mut self,
+        table: u8,
+        visit: fn(&mut State, &[u8], &[u8]) -> Result<(), LoadError>,
+    ) -> Result<(), LoadError> {
+        let mut failed = None;
+        rows::for_each(self.rows, table, |key, value| {
+            if failed.is_none() {
+                failed = visit(self.state, key, value).err();
+            }
+            Ok(())
+        })?;
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn agent(state: &mut State, _key: &[u8], value: &[u8]) -> Result<(), LoadError> {
+        let row: v1::AgentRow = decode(rows::AGENTS, value)?;
+        version(rows::AGENTS, row.version)?;
+        let description = row.description.unwrap_or_default();
+        let resources = description.resources().map_err(|error| bad(rows::AGENTS, error))?;
+        let id = AgentId(row.agent);
+        state.agent_keys.insert(row.agent_key.clone(), id);
+        state.agents.insert(
+            id,
+            Agent {
+                key: row.agent_key,
+                boot: row.boot,
+                hostname: description.hostname,
+                attributes: unpair(description.attributes),
+                version: description.version,
+                resources,
+                registered_ms: row.registered_ms,
+                unreachable_ms: row.unreachable_ms,
+                charged: Quantities::ZERO,
+                tasks: BTreeSet::new(),
+            },
+        );
+        Ok(())
+    }
+
+    fn component(state: &mut State, _key: &[u8], value: &[u8]) -> Result<(), LoadError> {
+        let row: v1::ComponentRow = decode(rows::COMPONENTS, value)?;
+        version(rows::COMPONENTS, row.version)?;
+        let digest = Digest::from_slice(&row.digest).map_err(|e| bad(rows::COMPONENTS, e))?;
+        let world = world(row.world()).ok_or_else(|| bad(rows::COMPONENTS, "unknown world"))?;
+        let component = Component {
+            size_bytes: row.size_bytes,
+            world,
+            principal: row.principal,
+            added_ms: row.added_ms,
+        };
+        state.components.insert(digest, component);
+        Ok(())
+    }
+
+    fn framework(state: &mut State, _key: &[u8], value: &[u8]) -> Result<(), LoadError> {
+        const TABLE: u8 = rows::FRAMEWORKS;
+        let row: v1::FrameworkRow = decode(TABLE, value)?;
+        version(TABLE, row.version)?;
+        let id = FrameworkId(row.framework);
+        let framework = Framework {
+            name: row.name.try_into().map_err(|error| bad(TABLE, error))?,
+            role: row.role.try_into().map_err(|error| bad(TABLE, error))?,
+            component: Digest::from_slice(&row.component).map_err(|error| bad(TABLE, error))?,
+            config: unpair(row.config),
+            principal: row.principal,
+            created_ms: row.created_ms,
+            epoch: Epoch(row.epoch),
+            agent: (row.agent != 0).then_some(AgentId(row.agent)),
+            placed_ms: row.placed_ms,
+            last_turn: TurnNumber(row.last_turn),
+            last_turn_epoch: Epoch(row.last_turn_epoch),
+            last_turn_hash: row.last_turn_hash,
+            suppressed: row.suppressed,
+            removing: row.removing,
+            state_bytes: row.state_bytes,
+            state_keys: row.state_keys,
+            used_ids: row.used_ids,
+            next_order: row.next_order,
+            history_first: row.history_first,
+            history_next: row.history_next,
+            specs: BTreeMap::new(),
+            timers: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            due: BTreeSet::new(),
+            updates: BTreeMap::new(),
+            charged: Quantities::ZERO,
+            live: 0,
+        };
+        let name = (framework.role.tenant().to_owned(), framework.name.to_string());
+        state.names.insert(name, id);
+        state.frameworks.insert(id, framework);
+        Ok(())
+    }
+
+    fn owner<'s, 'k>(
+        state: &'s mut State,
+        table: u8,
+        key: &'k [u8],
+    ) -> Result<(FrameworkId, &'s mut Framework, &'k [u8]), LoadError> {
+        let (id, rest) = rows::split_owned(key).ok_or_else(|| bad(table, "a short key"))?;
+        let framework =
+            state.frameworks.get_mut(&id).ok_or_else(|| bad(table, format!("{id} is not there")))?;
+        Ok((id, framework, rest))
+    }
+
+    fn spec(state: &mut State, key: &[u8], value: &[u8]) -> Result<(), LoadError> {
+        let row: v1::SpecRow = decode(rows::SPECS, value)?;
+        version(rows::SPECS, row.version)?;
+        let (_, framework, rest) = Self::owner(state, rows::SPECS, key)?;
+        let digest = Digest::from_slice(rest).map_err(|error| bad(rows::SPECS, error))?;
+        let spec = decode_spec(&row.encoded).map_err(|error| bad(rows::SPECS, error))?;
+        let spec = Spec { encoded: row.encoded.into(), spec: Arc::new(spec), uses: 0 };
+        framework.specs.insert(digest, spec);
+        Ok(())
+    }
+
+    fn timer(state: &mut State, key: &[u8], value: &[u8]) -> Result<(), LoadError> {
+        let row: v1::TimerRow = decode(rows::TIMERS, value)?;
+        version(rows::TIMERS, row.version)?;
+        let (_, framework, rest) = Self::owner(state, rows::TIMERS, key)?;
+        let id = std::str::from_utf8(rest).map_err(|error| bad(rows::TIMERS, error))?;
+        framework.timers.insert(id.to_owned(), row.due_ms);
+        framework.due.insert((row.due_ms, id.to_owned()));
+        Ok(())
+    }
+
+    fn task(state: &mut State, key: &[u8], value: &[u8]) -> Result<(), LoadError> {
+        const TABLE: u8 = rows::TASKS;
+        let task = Task::decode(TABLE, value)?;
+        let (id, framework, _) = Self::owner(state, TABLE, key)?;
+        let task_id: TaskId = task.launch.task.clone();
+        if task.unconsumed() {
+            framework.updates.insert(task.order, task_id.clone());
+        }
+        if !task.state.is_terminal() {
+            framework.charged = framework.charged.plus(task.charge);
+            framework.live += 1;
+            if let Some(spec) = framework.specs.get_mut(&task.launch.spec) {
+                spec.uses += 1;
+            }
+        }
+        let (live, agent, charge) = (!task.state.is_terminal(), task.agent, task.charge);
+        framework.tasks.insert(task_id.clone(), task);
+        if live {
+            let agent = state.agents.get_mut(&agent).ok_or_else(|| bad(TABLE, "no such agent"))?;
+            agent.charged = agent.charged.plus(charge);
+            agent.tasks.insert((id, task_id));
+        }
+        Ok(())
+    }
+
+    fn event(state: &mut State, key: &[u8], _value: &[u8]) -> Result<(), LoadError> {
+        state.event_ids.push_back(event_id(key).ok_or_else(|| bad(rows::EVENTS, "a short key"))?);
+        Ok(())
+    }
+
+    fn answer(state: &mut State, key: &[u8], value: &[u8]) -> Result<(), LoadError> {
+        let row: v1::AnswerRow = decode(rows::ANSWERS, value)?;
+        version(rows::ANSWERS, row.version)?;
+        let number: [u8; 8] = key.try_into().map_err(|_| bad(rows::ANSWERS, "a short key"))?;
+        let number = u64::from_be_bytes(number);
+        let key = AnswerKey {
+            framework: FrameworkId(row.framework),
+            principal: row.principal,
+            key: row.idempotency_key,
+        };
+        state.answer_numbers.insert(key.clone(), number);
+        state.answers.insert(number, key);
+        Ok(())
+    }
+}
+
+/// The event that a key names.
+pub(crate) fn event_id(key: &[u8]) -> Option<EventId> {
+    let (index, n) = key.split_first_chunk::<8>()?;
+    Some(EventId { index: u64::from_be_bytes(*index), n: u32::from_be_bytes(n.try_into().ok()?) })
+}

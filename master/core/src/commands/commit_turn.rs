@@ -1,0 +1,402 @@
+//! Commit a scheduler's turn as one transaction.
+//!
+//! Invariants: refused as a whole only for the framework, the epoch, the number or a limit; then nothing
+//! has changed. Otherwise every operation has its own outcome. A turn that was committed is recognised
+//! by its hash and answered the same way again. Specs without live tasks are dropped only here, so that
+//! a leader that leaves out known specs from the next turn can rely on them.
+
+use super::kill_task::{grace_ms, intend};
+use super::launch;
+use crate::apply::{Apply, ApplyError, Dirty};
+use crate::codec;
+use crate::effect::{CommandResult, Effect};
+use crate::limits::{ANSWERS_MAX, SPECS_BYTES_MAX, SPECS_MAX};
+use crate::rows::{self, RowsError};
+use crate::state::{AnswerKey, Spec};
+use prost::Message;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use tessera_types::limits::{
+    BATCH_EVENTS_MAX, DURATION_MAX_MS, KEY_BYTES_MAX, STATE_BYTES_MAX, STATE_KEYS_MAX, TIMERS_MAX,
+    TURN_KEYS_MAX, TURN_OPERATIONS_MAX, TURN_SPEC_BYTES_MAX, TURN_SPECS_MAX, TURN_STATE_BYTES_MAX,
+};
+use tessera_types::{
+    Consumed, Digest, Epoch, FrameworkId, HttpAnswer, KeyWrite, Reason, TaskId, TaskSpec,
+    TaskState, TaskStatus, TurnNumber, TurnOutcome, TurnRefusal,
+};
+use tessera_wire::v1::planned_operation::Operation as Planned;
+use tessera_wire::{WireError, decode_spec, v1};
+
+fn limit(name: &str, text: impl Into<String>) -> TurnRefusal {
+    TurnRefusal::Limit { name: name.to_owned(), text: text.into() }
+}
+
+fn malformed(error: &WireError) -> TurnRefusal {
+    limit(error.field, error.rule.clone())
+}
+
+/// Check what needs no state: the bounds of one turn. The leader calls it before it proposes.
+pub(crate) fn validate(turn: &v1::CommitTurn) -> Result<(), TurnRefusal> {
+    let bound = |name: &str, found: usize, max: usize| {
+        if found > max {
+            return Err(limit(name, format!("at most {max} per turn, not {found}")));
+        }
+        Ok(())
+    };
+    bound("TURN_KEYS_MAX", turn.writes.len(), TURN_KEYS_MAX)?;
+    let bytes = turn.writes.iter().map(|w| w.key.len() + w.value.as_ref().map_or(0, Vec::len));
+    bound("TURN_STATE_BYTES_MAX", bytes.sum(), TURN_STATE_BYTES_MAX)?;
+    bound("TURN_SPECS_MAX", turn.specs.len(), TURN_SPECS_MAX)?;
+    let bytes = turn.specs.iter().map(|spec| spec.encoded.len()).sum();
+    bound("TURN_SPEC_BYTES_MAX", bytes, TURN_SPEC_BYTES_MAX)?;
+    bound("BATCH_EVENTS_MAX", turn.consumed.len(), BATCH_EVENTS_MAX)?;
+    let keys: BTreeSet<&str> = turn.writes.iter().map(|write| write.key.as_str()).collect();
+    if keys.len() != turn.writes.len() {
+        return Err(limit("writes.key", "each key stands once in a turn"));
+    }
+    Ok(())
+}
+
+/// A turn whose content has the right form.
+struct Checked {
+    id: FrameworkId,
+    number: TurnNumber,
+    epoch: Epoch,
+    hash: Vec<u8>,
+    consumed: Vec<Consumed>,
+    operations: Vec<Step>,
+    writes: Vec<KeyWrite>,
+    specs: Vec<(Digest, Vec<u8>, TaskSpec)>,
+}
+
+enum Step {
+    Launch(launch::Planned),
+    Kill { task: TaskId, grace_ms: Option<u64> },
+    Suppress(bool),
+    SetTimer { id: String, due_ms: u64 },
+    CancelTimer(String),
+    Answer { request: u64, answer: HttpAnswer, key: Option<(AnswerKey, Vec<u8>)> },
+}
+
+/// Carry it out.
+pub(super) fn run(
+    apply: &mut Apply<'_>,
+    command: v1::CommitTurn,
+) -> Result<CommandResult, ApplyError> {
+    let outcome = match commit(apply, command)? {
+        Ok(next) => TurnOutcome::Committed { next },
+        Err(refusal) => TurnOutcome::Refused(refusal),
+    };
+    Ok(CommandResult::Turn(outcome))
+}
+
+fn commit(
+    apply: &mut Apply<'_>,
+    command: v1::CommitTurn,
+) -> Result<Result<TurnNumber, TurnRefusal>, ApplyError> {
+    let id = FrameworkId(command.framework);
+    let Some(framework) = apply.state.frameworks.get(&id).filter(|f| !f.removing) else {
+        return Ok(Err(TurnRefusal::NoFramework));
+    };
+    let (epoch, number) = (Epoch(command.epoch), TurnNumber(command.number));
+    if epoch != framework.epoch {
+        return Ok(Err(TurnRefusal::WrongEpoch { given: epoch, current: framework.epoch }));
+    }
+    let expected = framework.next_turn();
+    if epoch == framework.last_turn_epoch
+        && number == framework.last_turn
+        && command.turn_hash == framework.last_turn_hash
+    {
+        return Ok(Ok(expected));
+    }
+    if number != expected {
+        return Ok(Err(TurnRefusal::WrongNumber { given: number, expected }));
+    }
+    if let Err(refusal) = validate(&command) {
+        return Ok(Err(refusal));
+    }
+    let turn = match check(id, command) {
+        Ok(turn) => turn,
+        Err(error) => return Ok(Err(malformed(&error))),
+    };
+    if let Err(refusal) = check_specs(apply, &turn).and_then(|()| check_timers(apply, &turn)) {
+        return Ok(Err(refusal));
+    }
+    let sizes = match check_writes(apply, &turn)? {
+        Ok(sizes) => sizes,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    perform(apply, turn, sizes)?;
+    Ok(Ok(TurnNumber(expected.0 + 1)))
+}
+
+fn check(id: FrameworkId, command: v1::CommitTurn) -> Result<Checked, WireError> {
+    if command.turn_hash.len() != 32 {
+        return Err(WireError::new("turn_hash", "32 bytes"));
+    }
+    let mut operations = Vec::with_capacity(command.operations.len());
+    for operation in command.operations {
+        let operation = operation.operation.ok_or_else(|| WireError::missing("operations"))?;
+        operations.push(step(id, operation)?);
+    }
+    let mut specs = Vec::with_capacity(command.specs.len());
+    for spec in command.specs {
+        let digest = Digest::from_slice(&spec.digest)
+            .map_err(|error| WireError::new("specs.digest", error.to_string()))?;
+        if Digest::of(&spec.encoded) != digest {
+            return Err(WireError::new("specs.digest", "is not that of the bytes"));
+        }
+        let decoded = decode_spec(&spec.encoded)?;
+        specs.push((digest, spec.encoded, decoded));
+    }
+    let consumed = command.consumed.into_iter().map(TryInto::try_into);
+    let writes = command.writes.into_iter().map(TryInto::try_into);
+    Ok(Checked {
+        id,
+        number: TurnNumber(command.number),
+        epoch: Epoch(command.epoch),
+        hash: command.turn_hash,
+        consumed: consumed.collect::<Result<_, WireError>>()?,
+        operations,
+        writes: writes.collect::<Result<_, WireError>>()?,
+        specs,
+    })
+}
+
+fn step(framework: FrameworkId, operation: Planned) -> Result<Step, WireError> {
+    let timer = |id: String| {
+        if id.is_empty() || id.len() > KEY_BYTES_MAX {
+            return Err(WireError::new("timer.id", format!("1 to {KEY_BYTES_MAX} bytes")));
+        }
+        Ok(id)
+    };
+    Ok(match operation {
+        Planned::Launch(planned) => Step::Launch(launch::decode(planned)?),
+        Planned::Kill(kill) => Step::Kill {
+            task: TaskId::try_from(kill.task)
+                .map_err(|error| WireError::new("kill.task", error.to_string()))?,
+            grace_ms: kill.grace_ms,
+        },
+        Planned::Suppress(suppress) => Step::Suppress(suppress),
+        Planned::SetTimer(set) => Step::SetTimer { id: timer(set.id)?, due_ms: set.due_ms },
+        Planned::CancelTimer(id) => Step::CancelTimer(timer(id)?),
+        Planned::Answer(planned) => Step::Answer {
+            request: planned.request,
+            answer: planned
+                .answer
+                .ok_or_else(|| WireError::missing("answer"))?
+                .try_into()?,
+            key: (!planned.idempotency_key.is_empty()).then_some((
+                AnswerKey { framework, principal: planned.principal, key: planned.idempotency_key },
+                planned.request_hash,
+            )),
+        },
+    })
+}
+
+fn check_specs(apply: &Apply<'_>, turn: &Checked) -> Result<(), TurnRefusal> {
+    let Some(owner) = apply.state.frameworks.get(&turn.id) else { return Ok(()) };
+    let new = turn.specs.iter().filter(|(digest, ..)| !owner.specs.contains_key(digest));
+    let (count, bytes) = new.fold((0, 0), |(n, sum), (_, encoded, _)| (n + 1, sum + encoded.len()));
+    if owner.specs.len() + count > SPECS_MAX {
+        return Err(limit("SPECS_MAX", format!("at most {SPECS_MAX} specs with live tasks")));
+    }
+    if owner.spec_bytes() + bytes > SPECS_BYTES_MAX {
+        return Err(limit("SPECS_BYTES_MAX", format!("at most {SPECS_BYTES_MAX} bytes of specs")));
+    }
+    Ok(())
+}
+
+fn check_timers(apply: &Apply<'_>, turn: &Checked) -> Result<(), TurnRefusal> {
+    let Some(owner) = apply.state.frameworks.get(&turn.id) else { return Ok(()) };
+    let latest = apply.time_ms.saturating_add(DURATION_MAX_MS);
+    let mut new = BTreeSet::new();
+    let mut launches_and_such = 0_usize;
+    for step in &turn.operations {
+        match step {
+            Step::SetTimer { id, due_ms } => {
+                if *due_ms > latest {
+                    return Err(limit("DURATION_MAX_MS", "a timer fires within 365 days"));
+                }
+                if !owner.timers.contains_key(id) {
+                    new.insert(id.as_str());
+                }
+            }
+            Step::CancelTimer(id) => {
+                new.remove(id.as_str());
+            }
+            Step::Launch(_) | Step::Kill { .. } | Step::Suppress(_) | Step::Answer { .. } => {}
+        }
+        launches_and_such += 1;
+    }
+    let max = usize::try_from(TIMERS_MAX).unwrap_or(usize::MAX);
+    if owner.timers.len() + new.len() > max {
+        return Err(limit("TIMERS_MAX", format!("at most {TIMERS_MAX} timers")));
+    }
+    // An accept may launch several tasks, and is one operation of the scheduler.
+    if launches_and_such > TURN_OPERATIONS_MAX * 10 {
+        return Err(limit("TURN_OPERATIONS_MAX", "at most 10,000 launches and operations"));
+    }
+    Ok(())
+}
+
+/// What the totals of the state are after the writes.
+fn check_writes(
+    apply: &Apply<'_>,
+    turn: &Checked,
+) -> Result<Result<(u64, u64), TurnRefusal>, RowsError> {
+    let Some(owner) = apply.state.frameworks.get(&turn.id) else { return Ok(Ok((0, 0))) };
+    let (mut bytes, mut keys) = (owner.state_bytes, owner.state_keys);
+    for write in &turn.writes {
+        let key = rows::owned_key(turn.id, write.key.as_bytes());
+        if let Some(old) = apply.rows.get(rows::VALUES, &key)? {
+            bytes = bytes.saturating_sub((write.key.len() + old.len()) as u64);
+            keys = keys.saturating_sub(1);
+        }
+        if let Some(value) = &write.value {
+            bytes += (write.key.len() + value.len()) as u64;
+            keys += 1;
+        }
+    }
+    if bytes > STATE_BYTES_MAX {
+        return Ok(Err(limit("STATE_BYTES_MAX", format!("at most {STATE_BYTES_MAX} bytes of state"))));
+    }
+    if keys > STATE_KEYS_MAX {
+        return Ok(Err(limit("STATE_KEYS_MAX", format!("at most {STATE_KEYS_MAX} keys of state"))));
+    }
+    Ok(Ok((bytes, keys)))
+}
+
+fn perform(apply: &mut Apply<'_>, turn: Checked, sizes: (u64, u64)) -> Result<(), ApplyError> {
+    let id = turn.id;
+    let mut touched: BTreeMap<Digest, ()> = BTreeMap::new();
+    if let Some(owner) = apply.state.frameworks.get_mut(&id) {
+        for (digest, encoded, spec) in turn.specs {
+            owner.specs.entry(digest).or_insert_with(|| Spec {
+                encoded: encoded.into(),
+                spec: Arc::new(spec),
+                uses: 0,
+            });
+            touched.insert(digest, ());
+        }
+        owner.last_turn = turn.number;
+        owner.last_turn_epoch = turn.epoch;
+        owner.last_turn_hash = turn.hash;
+        (owner.state_bytes, owner.state_keys) = sizes;
+    }
+    for digest in touched.into_keys() {
+        apply.mark(Dirty::Spec(id, digest));
+    }
+    apply.mark(Dirty::Framework(id));
+    for consumed in turn.consumed {
+        match consumed {
+            Consumed::Update { task, sequence } => apply.consume_update(id, &task, sequence),
+            Consumed::Timer { id: timer, due_ms } => consume_timer(apply, id, timer, due_ms),
+        }
+    }
+    for write in turn.writes {
+        let key = rows::owned_key(id, write.key.as_bytes());
+        match write.value {
+            Some(value) => apply.rows.put(rows::VALUES, key, value),
+            None => apply.rows.delete(rows::VALUES, key),
+        }
+    }
+    for step in turn.operations {
+        operate(apply, id, step)?;
+    }
+    drop_specs(apply, id);
+    apply.effect(Effect::Framework(id));
+    Ok(())
+}
+
+fn operate(apply: &mut Apply<'_>, framework: FrameworkId, step: Step) -> Result<(), ApplyError> {
+    match step {
+        Step::Launch(planned) => launch::run(apply, framework, planned)?,
+        Step::Kill { task, grace_ms: asked } => {
+            if apply.state.task(framework, &task).is_none() {
+                let status = TaskStatus::new(
+                    task,
+                    tessera_types::AgentId(0),
+                    TaskState::Unknown,
+                    apply.time_ms,
+                )
+                .because(Reason::Reconciliation, "the task to kill is not known, or has ended");
+                apply.effect(Effect::Notice { framework, status });
+                return Ok(());
+            }
+            let grace_ms = grace_ms(apply.state, framework, &task, asked);
+            intend(apply, framework, &task, grace_ms, Reason::SchedulerKill);
+        }
+        Step::Suppress(suppress) => {
+            if let Some(owner) = apply.state.frameworks.get_mut(&framework) {
+                owner.suppressed = suppress;
+            }
+        }
+        Step::SetTimer { id, due_ms } => set_timer(apply, framework, id, Some(due_ms)),
+        Step::CancelTimer(id) => set_timer(apply, framework, id, None),
+        Step::Answer { request, answer, key } => {
+            if let Some((key, request_hash)) = key {
+                store_answer(apply, key, request_hash, &answer);
+            }
+            apply.effect(Effect::Answer { request, answer });
+        }
+    }
+    Ok(())
+}
+
+fn set_timer(apply: &mut Apply<'_>, framework: FrameworkId, id: String, due_ms: Option<u64>) {
+    let Some(owner) = apply.state.frameworks.get_mut(&framework) else { return };
+    let before = match due_ms {
+        Some(due_ms) => {
+            owner.due.insert((due_ms, id.clone()));
+            owner.timers.insert(id.clone(), due_ms)
+        }
+        None => owner.timers.remove(&id),
+    };
+    if let Some(before) = before.filter(|before| Some(*before) != due_ms) {
+        owner.due.remove(&(before, id.clone()));
+    }
+    apply.mark(Dirty::Timer(framework, id));
+}
+
+fn consume_timer(apply: &mut Apply<'_>, framework: FrameworkId, id: String, due_ms: u64) {
+    let set = apply.state.frameworks.get(&framework).and_then(|f| f.timers.get(&id));
+    if set == Some(&due_ms) {
+        set_timer(apply, framework, id, None);
+    }
+}
+
+fn store_answer(apply: &mut Apply<'_>, key: AnswerKey, request_hash: Vec<u8>, answer: &HttpAnswer) {
+    if apply.state.answer_numbers.contains_key(&key) {
+        return;
+    }
+    let number = apply.state.meta.answers_next;
+    apply.state.meta.answers_next += 1;
+    let row = v1::AnswerRow {
+        version: codec::ROW_VERSION,
+        framework: key.framework.0,
+        principal: key.principal.clone(),
+        idempotency_key: key.key.clone(),
+        request_hash,
+        answer: Some(answer.into()),
+    };
+    apply.rows.put(rows::ANSWERS, number.to_be_bytes().to_vec(), row.encode_to_vec());
+    apply.state.answer_numbers.insert(key.clone(), number);
+    apply.state.answers.insert(number, key);
+    while apply.state.answers.len() > ANSWERS_MAX {
+        let Some(oldest) = apply.state.answers.keys().next().copied() else { break };
+        apply.drop_answer(oldest);
+    }
+}
+
+fn drop_specs(apply: &mut Apply<'_>, framework: FrameworkId) {
+    let Some(owner) = apply.state.frameworks.get_mut(&framework) else { return };
+    let unused: Vec<Digest> =
+        owner.specs.iter().filter(|(_, spec)| spec.uses == 0).map(|(digest, _)| *digest).collect();
+    for digest in &unused {
+        owner.specs.remove(digest);
+    }
+    for digest in unused {
+        apply.mark(Dirty::Spec(framework, digest));
+    }
+}

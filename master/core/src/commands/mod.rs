@@ -1,0 +1,52 @@
+//! The closed set of commands: one file each, checks first, then the change, then its effects.
+//!
+//! Invariant: a command that is refused has changed nothing.
+
+mod add_component;
+mod commit_turn;
+mod create_framework;
+mod init_cluster;
+mod kill_task;
+mod launch;
+mod mark_unreachable;
+mod place_scheduler;
+pub(crate) mod reconcile_agent;
+mod record_failure;
+mod register_agent;
+mod remove_framework;
+mod update_statuses;
+
+pub(crate) use commit_turn::validate as validate_turn;
+pub(crate) use create_framework::validate_config;
+
+use crate::api::RequestError;
+use crate::apply::{Apply, ApplyError};
+use crate::effect::CommandResult;
+use tessera_wire::v1::command::Command as C;
+
+/// Run one command.
+pub(crate) fn run(apply: &mut Apply<'_>, command: C) -> Result<CommandResult, ApplyError> {
+    let result = match command {
+        C::InitCluster(command) => init_cluster::run(apply, command),
+        C::RegisterAgent(command) => register_agent::run(apply, command),
+        C::MarkUnreachable(command) => mark_unreachable::run(apply, command),
+        C::ReconcileAgent(command) => reconcile_agent::run(apply, command),
+        C::UpdateStatuses(command) => update_statuses::run(apply, command),
+        C::AddComponent(command) => add_component::run(apply, command),
+        C::CreateFramework(command) => create_framework::run(apply, command),
+        C::RemoveFramework(command) => remove_framework::run(apply, command),
+        C::PlaceScheduler(command) => place_scheduler::run(apply, command),
+        C::CommitTurn(command) => return commit_turn::run(apply, command),
+        C::KillTask(command) => kill_task::run(apply, command),
+        C::RecordFailure(command) => record_failure::run(apply, command),
+    };
+    Ok(result.unwrap_or_else(CommandResult::Refused))
+}
+
+fn invalid<T>(field: &'static str, rule: impl Into<String>) -> Result<T, RequestError> {
+    Err(RequestError::Invalid { field, rule: rule.into() })
+}
+
+fn not_found<T>(what: &'static str, name: impl ToString) -> Result<T, RequestError> {
+    Err(RequestError::NotFound { what, name: name.to_string() })
+}

@@ -1,0 +1,65 @@
+//! Make an agent known, or note that it is back or has changed.
+
+use super::invalid;
+use crate::api::RequestError;
+use crate::apply::{Apply, Dirty};
+use crate::codec;
+use crate::effect::{CommandResult, Effect};
+use crate::limits::{AGENT_KEY_BYTES_MAX, AGENTS_MAX};
+use crate::state::Agent;
+use std::collections::BTreeSet;
+use tessera_types::{AgentId, Quantities};
+use tessera_wire::v1;
+
+/// Carry it out. The key decides: a registration that was repeated finds its first number.
+pub(super) fn run(
+    apply: &mut Apply<'_>,
+    command: v1::RegisterAgent,
+) -> Result<CommandResult, RequestError> {
+    let description = command.description.unwrap_or_default();
+    let resources = description
+        .resources()
+        .map_err(|error| RequestError::Invalid { field: error.field, rule: error.rule })?;
+    if command.agent_key.is_empty() || command.agent_key.len() > AGENT_KEY_BYTES_MAX {
+        return invalid("agent_key", format!("1 to {AGENT_KEY_BYTES_MAX} bytes"));
+    }
+    let known = apply.state.agent_keys.get(&command.agent_key).copied();
+    if command.agent != 0 && known != Some(AgentId(command.agent)) {
+        return invalid("agent", "is not the agent of this key");
+    }
+    if known.is_none() && apply.state.agents.len() >= AGENTS_MAX {
+        return Err(RequestError::Limit { name: "AGENTS_MAX", rule: format!("at most {AGENTS_MAX}") });
+    }
+    let (id, kind) = match known {
+        Some(id) => (id, "agent.reregistered"),
+        None => {
+            apply.state.meta.next_agent += 1;
+            (AgentId(apply.state.meta.next_agent), "agent.registered")
+        }
+    };
+    let time_ms = apply.time_ms;
+    let agent = apply.state.agents.entry(id).or_insert_with(|| Agent {
+        key: command.agent_key.clone(),
+        boot: String::new(),
+        hostname: String::new(),
+        attributes: Vec::new(),
+        version: String::new(),
+        resources,
+        registered_ms: time_ms,
+        unreachable_ms: None,
+        charged: Quantities::ZERO,
+        tasks: BTreeSet::new(),
+    });
+    agent.boot = command.boot;
+    agent.hostname.clone_from(&description.hostname);
+    agent.attributes = codec::unpair(description.attributes);
+    agent.attributes.sort();
+    agent.version = description.version;
+    agent.resources = resources;
+    agent.unreachable_ms = None;
+    apply.state.agent_keys.insert(command.agent_key, id);
+    apply.mark(Dirty::Agent(id));
+    apply.effect(Effect::Agent(id));
+    apply.event(kind, None, None, Some(id), &description.hostname);
+    Ok(CommandResult::Agent(id))
+}

@@ -1,0 +1,446 @@
+//! Instances of schedulers: whether they are ready, and the batches that they get.
+//!
+//! Invariants: at most one batch or turn of a framework is under way; durable events come from rows and
+//! before all others; nothing goes to an instance of another epoch.
+
+use super::{Desk, Pending};
+use crate::api::FetchRefusal;
+use crate::limits::{FAILURE_RECORD_MS, NOTICES_MAX, REPEAT_WAIT_MS};
+use crate::state::Framework;
+use prost::Message;
+use std::collections::{BTreeSet, VecDeque};
+use tessera_types::limits::{BATCH_BYTES_MAX, BATCH_EVENTS_MAX};
+use tessera_types::{
+    AgentId, Epoch, Event, FrameworkId, Offer, OfferId, Reason, Subscription, TaskId, TaskState,
+    TaskStatus, TurnNumber,
+};
+use tessera_wire::v1::{self, master_message::Message as Out};
+use tessera_wire::WireError;
+
+/// What an instance is told first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum First {
+    Subscribed,
+    Resumed,
+}
+
+/// A batch that was sent and not answered.
+#[derive(Debug)]
+pub(super) struct Outstanding {
+    pub(super) http: Vec<u64>,
+}
+
+/// What the leader knows of a framework's scheduler under one epoch.
+#[derive(Debug, Default)]
+pub(crate) struct Instance {
+    pub(super) epoch: Epoch,
+    pub(super) agent: Option<AgentId>,
+    pub(crate) ready: bool,
+    /// It was told of this leader's offers and events before.
+    introduced: bool,
+    first: Option<First>,
+    /// The state was fetched for a new instance.
+    pub(super) fetched: bool,
+    pub(super) outstanding: Option<Outstanding>,
+    /// The turn that is about to commit.
+    pub(super) in_flight: Option<(TurnNumber, Vec<u8>)>,
+    /// Until when it may repeat a turn that is committed already.
+    pub(super) repeat_by_ms: Option<u64>,
+    /// It does not continue where the state is; it has to be placed anew.
+    pub(super) out_of_step: bool,
+    pub(super) given_up_ms: Option<u64>,
+    pub(super) placing: bool,
+
+    pub(super) again: bool,
+    /// Durable events alone fill a batch.
+    full: bool,
+    pub(super) offers: Vec<Offer>,
+    pub(super) rescinded: Vec<OfferId>,
+    pub(super) agents: BTreeSet<AgentId>,
+    pub(super) notices: VecDeque<TaskStatus>,
+    /// Tasks after this one are still to be reported: a question for all.
+    pub(super) reconcile_all: Option<Option<TaskId>>,
+    pub(super) http: VecDeque<u64>,
+
+    pub(crate) last_error: Option<String>,
+    pub(crate) failures: u64,
+    recorded_ms: Option<u64>,
+}
+
+impl Instance {
+    /// Whether new offers would reach it soon.
+    pub(super) fn may_be_offered(&self) -> bool {
+        self.ready && !self.out_of_step && !self.full && self.offers.is_empty()
+    }
+
+    fn idle(&self) -> bool {
+        self.ready
+            && !self.out_of_step
+            && self.outstanding.is_none()
+            && self.in_flight.is_none()
+            && self.repeat_by_ms.is_none()
+    }
+
+    pub(super) fn notice(&mut self, status: TaskStatus) {
+        if self.notices.len() < NOTICES_MAX {
+            self.notices.push_back(status);
+        }
+    }
+}
+
+impl Desk<'_> {
+    /// Let the record follow the placement.
+    pub(super) fn align_instance(&mut self, id: FrameworkId, framework: &Framework) {
+        let instance = self.leader.instances.entry(id).or_default();
+        if instance.epoch == framework.epoch && instance.agent == framework.agent {
+            return;
+        }
+        let old = std::mem::take(instance);
+        *instance = Instance {
+            epoch: framework.epoch,
+            agent: framework.agent,
+            http: old.http,
+            last_error: old.last_error,
+            failures: old.failures,
+            recorded_ms: old.recorded_ms,
+            ..Instance::default()
+        };
+        if let Some(outstanding) = old.outstanding {
+            self.fail_http(&outstanding.http, 502, "SCHEDULER_MOVED", "the scheduler was moved");
+        }
+        self.withdraw_framework(id);
+    }
+
+    /// The framework is going or gone.
+    pub(super) fn drop_instance(&mut self, id: FrameworkId) {
+        if self.leader.instances.contains_key(&id) {
+            self.withdraw_framework(id);
+            self.forget_filters(id);
+            self.fail_all_http(id);
+            self.leader.instances.remove(&id);
+        }
+    }
+
+    /// The framework's record, if the agent hosts this epoch of it.
+    fn hosted(&mut self, agent: AgentId, key: Option<v1::InstanceKey>) -> Option<FrameworkId> {
+        let key = key?;
+        let id = FrameworkId(key.framework);
+        let framework = self.state.frameworks.get(&id).filter(|f| !f.removing)?;
+        if framework.agent != Some(agent) || framework.epoch.0 != key.epoch {
+            return None;
+        }
+        self.align_instance(id, framework);
+        Some(id)
+    }
+
+    pub(super) fn on_instance_ready(
+        &mut self,
+        agent: AgentId,
+        ready: &v1::InstanceReady,
+    ) -> Result<(), WireError> {
+        if ready.key.is_none() {
+            return Err(WireError::missing("instance_ready.key"));
+        }
+        let Some(id) = self.hosted(agent, ready.key) else { return Ok(()) };
+        let Some(framework) = self.state.frameworks.get(&id) else { return Ok(()) };
+        let next = framework.next_turn().0;
+        let began = framework.last_turn_epoch == framework.epoch;
+        let now_ms = self.now.mono_ms;
+        let Some(instance) = self.leader.instances.get_mut(&id) else { return Ok(()) };
+        let anew = ready.rebuilt || (instance.introduced && instance.fetched);
+        let lost = instance.outstanding.take();
+        instance.ready = true;
+        instance.given_up_ms = None;
+        instance.repeat_by_ms = None;
+        instance.out_of_step = false;
+        if anew {
+            instance.first = Some(First::Resumed);
+            instance.out_of_step = ready.next_turn != next;
+        } else {
+            // Not processed, as far as is known: if it was, the worker repeats the turn first.
+            for request in lost.iter().flat_map(|lost| lost.http.iter().rev()) {
+                if self.leader.waiters.by_request.contains_key(request) {
+                    instance.http.push_front(*request);
+                }
+            }
+            if ready.next_turn + 1 == next {
+                instance.repeat_by_ms = Some(now_ms + REPEAT_WAIT_MS);
+            } else if ready.next_turn != next {
+                instance.out_of_step = true;
+            }
+            if !instance.introduced {
+                instance.first = Some(if began { First::Resumed } else { First::Subscribed });
+            }
+        }
+        instance.fetched = false;
+        if instance.first.is_some() {
+            instance.introduced = true;
+            instance.agents = self.state.agents.keys().copied().collect();
+        }
+        if anew {
+            self.withdraw_framework(id);
+            if let Some(lost) = lost {
+                let text = "the scheduler was started again while it had the request";
+                self.fail_http(&lost.http, 502, "SCHEDULER_RESTARTED", text);
+            }
+        }
+        self.leader.dirty_frameworks.insert(id);
+        self.leader.allocate = true;
+        Ok(())
+    }
+
+    pub(super) fn on_instance_failed(
+        &mut self,
+        agent: AgentId,
+        failed: v1::InstanceFailed,
+    ) -> Result<(), WireError> {
+        if failed.key.is_none() {
+            return Err(WireError::missing("instance_failed.key"));
+        }
+        let Some(id) = self.hosted(agent, failed.key) else { return Ok(()) };
+        let now_ms = self.now.mono_ms;
+        let Some(instance) = self.leader.instances.get_mut(&id) else { return Ok(()) };
+        let message: String =
+            failed.message.chars().take(tessera_types::limits::MESSAGE_BYTES_MAX).collect();
+        let reason: String = failed.reason.chars().take(64).collect();
+        let text = format!("{reason}: {message}");
+        instance.ready = false;
+        instance.failures += 1;
+        instance.given_up_ms = (!failed.will_retry).then_some(now_ms);
+        instance.last_error = Some(text.clone());
+        let lost = instance.outstanding.take();
+        let record = instance.recorded_ms.is_none_or(|at| now_ms >= at + FAILURE_RECORD_MS);
+        let epoch = instance.epoch.0;
+        if record {
+            instance.recorded_ms = Some(now_ms);
+        }
+        if let Some(lost) = lost {
+            self.fail_http(&lost.http, 502, "SCHEDULER_FAILED", &format!("the scheduler failed: {text}"));
+        }
+        self.withdraw_framework(id);
+        if record {
+            let command = v1::RecordFailure { framework: id.0, epoch, reason, message };
+            let command = v1::command::Command::RecordFailure(command);
+            self.propose("", command, Pending::Nobody);
+        }
+        Ok(())
+    }
+
+    /// The session of these instances is over; they may live on.
+    pub(super) fn instances_cut_off(&mut self) {
+        let hosted: Vec<FrameworkId> = self
+            .leader
+            .instances
+            .iter()
+            .filter(|(_, i)| i.agent.is_some_and(|agent| self.session_of(agent).is_none()))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in hosted {
+            if let Some(instance) = self.leader.instances.get_mut(&id) {
+                instance.ready = false;
+            }
+        }
+    }
+
+    /// Send what there is to an instance that is free for it.
+    pub(super) fn dispatch(&mut self, id: FrameworkId) {
+        let Some(framework) = self.state.frameworks.get(&id).filter(|f| !f.removing) else { return };
+        let idle = self.leader.instances.get(&id).is_some_and(Instance::idle);
+        let Some(session) = framework.agent.and_then(|agent| self.session_of(agent)) else { return };
+        if !idle {
+            return;
+        }
+        let time_ms = self.time_ms();
+        let mut batch = BatchBuilder::default();
+        let first = self.leader.instances.get_mut(&id).and_then(|instance| instance.first.take());
+        if let Some(first) = first {
+            batch.push(&introduction(id, framework, first));
+        }
+        durable(framework, time_ms, &mut batch);
+        let http = self.ephemeral(id, framework, &mut batch);
+        let Some(instance) = self.leader.instances.get_mut(&id) else { return };
+        instance.full = batch.full;
+        if batch.events.is_empty() {
+            return;
+        }
+        let number = framework.next_turn();
+        instance.outstanding = Some(Outstanding { http });
+        let batch = v1::Batch {
+            key: Some(v1::InstanceKey { framework: id.0, epoch: framework.epoch.0 }),
+            number: number.0,
+            time_ms,
+            events: batch.events,
+        };
+        self.send(session, Out::Batch(batch));
+    }
+
+    /// Add what is not stored; returns the requests.
+    fn ephemeral(
+        &mut self,
+        id: FrameworkId,
+        framework: &Framework,
+        batch: &mut BatchBuilder,
+    ) -> Vec<u64> {
+        let mut http = Vec::new();
+        let Some(instance) = self.leader.instances.get_mut(&id) else { return http };
+        while let Some(agent) = instance.agents.first().copied() {
+            if let Some(row) = self.state.agents.get(&agent)
+                && !batch.push(&Event::Agent(row.info(agent)))
+            {
+                break;
+            }
+            instance.agents.pop_first();
+        }
+        if !instance.rescinded.is_empty() && batch.room() {
+            batch.push(&Event::Rescinded(std::mem::take(&mut instance.rescinded)));
+        }
+        if !instance.offers.is_empty() && batch.room() {
+            batch.push(&Event::Offers(std::mem::take(&mut instance.offers)));
+        }
+        while let Some(status) = instance.notices.front() {
+            if !batch.push(&Event::Update { sequence: 0, status: status.clone() }) {
+                break;
+            }
+            instance.notices.pop_front();
+        }
+        while let Some(after) = instance.reconcile_all.clone() {
+            let mut rest = match &after {
+                Some(after) => framework
+                    .tasks
+                    .range::<TaskId, _>((std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded)),
+                None => framework.tasks.range::<TaskId, _>(..),
+            };
+            let Some((task, row)) = rest.next() else {
+                instance.reconcile_all = None;
+                break;
+            };
+            let status = row.status.clone().because(Reason::Reconciliation, &row.status.message);
+            if !batch.push(&Event::Update { sequence: 0, status }) {
+                break;
+            }
+            instance.reconcile_all = Some(Some(task.clone()));
+        }
+        while let Some(request) = instance.http.front().copied() {
+            if let Some(waiter) = self.leader.waiters.by_request.get(&request) {
+                if !batch.push(&Event::Http(waiter.request.clone())) {
+                    break;
+                }
+                http.push(request);
+            }
+            instance.http.pop_front();
+        }
+        if instance.again && batch.push(&Event::Again) {
+            instance.again = false;
+        }
+        http
+    }
+
+    pub(super) fn tick_instances(&mut self) {
+        let wall_ms = self.time_ms();
+        let now_ms = self.now.mono_ms;
+        let due = self.state.frameworks.iter().filter(|(id, framework)| {
+            let timer = framework.due.first().is_some_and(|(due, _)| *due <= wall_ms);
+            timer || self.leader.instances.get(id).is_none_or(|i| !i.ready)
+        });
+        let due: Vec<FrameworkId> = due.map(|(id, _)| *id).collect();
+        self.leader.dirty_frameworks.extend(due);
+        for (id, instance) in &mut self.leader.instances {
+            if instance.repeat_by_ms.is_some_and(|by| now_ms >= by) {
+                instance.repeat_by_ms = None;
+                instance.out_of_step = true;
+                self.leader.dirty_frameworks.insert(*id);
+            }
+        }
+    }
+
+    /// An agent wants the state for a new instance.
+    pub(crate) fn state_fetch(
+        &mut self,
+        agent: AgentId,
+        session: u64,
+        id: FrameworkId,
+        epoch: Epoch,
+    ) -> Result<TurnNumber, FetchRefusal> {
+        if self.session_of(agent) != Some(session) {
+            return Err(FetchRefusal::NoSession);
+        }
+        let key = v1::InstanceKey { framework: id.0, epoch: epoch.0 };
+        self.hosted(agent, Some(key)).ok_or(FetchRefusal::NotHosting)?;
+        let instance = self.leader.instances.get_mut(&id).ok_or(FetchRefusal::NotHosting)?;
+        if instance.in_flight.is_some() {
+            return Err(FetchRefusal::Busy);
+        }
+        instance.fetched = true;
+        let framework = self.state.frameworks.get(&id).ok_or(FetchRefusal::NotHosting)?;
+        Ok(framework.next_turn())
+    }
+
+    /// The answer to a question for a task that is not stored.
+    pub(super) fn reconcile_named(&self, framework: FrameworkId, task: TaskId) -> TaskStatus {
+        match self.state.task(framework, &task) {
+            Some(row) => row.status.clone().because(Reason::Reconciliation, &row.status.message),
+            None => TaskStatus::new(task, AgentId(0), TaskState::Unknown, self.time_ms())
+                .because(Reason::Reconciliation, "the task is not known, or has ended"),
+        }
+    }
+}
+
+fn introduction(id: FrameworkId, framework: &Framework, first: First) -> Event {
+    let subscription = Subscription {
+        framework: id,
+        name: framework.name.to_string(),
+        role: framework.role.to_string(),
+        epoch: framework.epoch,
+    };
+    match first {
+        First::Subscribed => Event::Subscribed(subscription),
+        First::Resumed => Event::Resumed(subscription),
+    }
+}
+
+/// Add updates in their order, and timers.
+fn durable(framework: &Framework, time_ms: u64, batch: &mut BatchBuilder) {
+    for id in framework.updates.values() {
+        let Some(task) = framework.tasks.get(id) else { continue };
+        for update in task.latest.iter().chain(&task.terminal) {
+            let event =
+                Event::Update { sequence: update.sequence, status: update.status.clone() };
+            if !batch.push(&event) {
+                batch.full = true;
+                return;
+            }
+        }
+    }
+    for (due_ms, id) in framework.due.iter().take_while(|(due, _)| *due <= time_ms) {
+        if !batch.push(&Event::Timer { id: id.clone(), due_ms: *due_ms }) {
+            batch.full = true;
+            return;
+        }
+    }
+}
+
+#[derive(Default)]
+struct BatchBuilder {
+    events: Vec<v1::Event>,
+    bytes: usize,
+    full: bool,
+}
+
+impl BatchBuilder {
+    fn room(&self) -> bool {
+        self.events.len() < BATCH_EVENTS_MAX && self.bytes < BATCH_BYTES_MAX
+    }
+
+    /// Add an event if it fits; a lone one always does.
+    fn push(&mut self, event: &Event) -> bool {
+        let event = v1::Event::from(event);
+        let bytes = event.encoded_len();
+        let fits = self.room() && self.bytes + bytes <= BATCH_BYTES_MAX;
+        if !fits && !self.events.is_empty() {
+            return false;
+        }
+        self.bytes += bytes;
+        self.events.push(event);
+        true
+    }
+}

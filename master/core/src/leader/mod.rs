@@ -1,0 +1,185 @@
+//! What only the leader has: sessions, offers, batches, requests that wait. Dropped on stepping down.
+//!
+//! Owns [`Leader`] and [`Desk`], the view that every input works through. Invariants: nothing here is
+//! needed after a failover; every input ends in [`Desk::settle`], which looks at what is to be and
+//! does what is undone, so that a new leader has no path of its own. Must never change the state.
+
+mod http;
+mod instances;
+mod offers;
+mod placement;
+mod requests;
+mod results;
+mod sessions;
+mod tasks;
+mod turns;
+
+pub(crate) use http::not_leader;
+
+use crate::api::{Config, Now, Output};
+use crate::limits::CLOCK_JUMP_MAX_MS;
+use crate::state::State;
+use http::Waiters;
+use instances::Instance;
+use offers::Offers;
+use sessions::{Link, Session};
+use std::collections::{BTreeMap, BTreeSet};
+use tessera_types::{AgentId, FrameworkId};
+use tessera_wire::v1;
+use turns::PendingTurn;
+
+/// Bits of a number that count within a term; the term is above them, so that numbers of an older
+/// leader are never mistaken for this one's.
+const TERM_SHIFT: u32 = 40;
+
+/// Everything that the leader remembers.
+#[derive(Debug)]
+pub(crate) struct Leader {
+    pub(crate) term: u64,
+    count: u64,
+    started: Now,
+    jump_reported: bool,
+    pub(crate) sessions: BTreeMap<u64, Session>,
+    pub(crate) links: BTreeMap<AgentId, Link>,
+    pub(crate) instances: BTreeMap<FrameworkId, Instance>,
+    pub(crate) offers: Offers,
+    pub(crate) waiters: Waiters,
+    pub(crate) pending: BTreeMap<u64, Pending>,
+    dirty_frameworks: BTreeSet<FrameworkId>,
+    dirty_links: BTreeSet<AgentId>,
+    allocate: bool,
+    out: Vec<Output>,
+}
+
+/// Who waits for a command or a read.
+#[derive(Debug)]
+pub(crate) enum Pending {
+    /// A user.
+    Request { ticket: u64 },
+    /// A session that registers.
+    Register { session: u64 },
+    /// A session whose set of tasks is brought into line.
+    Reconcile { session: u64 },
+    /// A session to be told that statuses are committed.
+    Statuses { session: u64, acks: Vec<v1::StatusAck> },
+    /// A turn.
+    Turn(Box<PendingTurn>),
+    /// A placement.
+    Place { framework: FrameworkId },
+    /// An agent to be marked.
+    Unreachable { agent: AgentId },
+    /// Nobody.
+    Nobody,
+}
+
+/// A view of everything that an input needs.
+pub(crate) struct Desk<'a> {
+    pub(crate) state: &'a State,
+    pub(crate) config: &'a Config,
+    pub(crate) leader: &'a mut Leader,
+    pub(crate) now: Now,
+}
+
+impl Leader {
+    pub(crate) fn new(term: u64, state: &State, now: Now) -> Self {
+        let links = state.agents.keys().map(|agent| (*agent, Link::new(now.mono_ms))).collect();
+        Self {
+            term,
+            count: 0,
+            started: Now { wall_ms: now.wall_ms.max(state.meta.time_ms), ..now },
+            jump_reported: false,
+            sessions: BTreeMap::new(),
+            links,
+            instances: BTreeMap::new(),
+            offers: Offers::default(),
+            waiters: Waiters::default(),
+            pending: BTreeMap::new(),
+            dirty_frameworks: state.frameworks.keys().copied().collect(),
+            dirty_links: BTreeSet::new(),
+            allocate: true,
+            out: Vec::new(),
+        }
+    }
+
+    /// A number that no other leader gives out.
+    fn fresh(&mut self) -> u64 {
+        self.count += 1;
+        (self.term << TERM_SHIFT) + self.count
+    }
+
+    /// The wall clock, held back when it has jumped ahead of the monotonic one.
+    pub(crate) fn wall_ms(&self, now: Now) -> u64 {
+        let expected = self.started.wall_ms + now.mono_ms.saturating_sub(self.started.mono_ms);
+        if now.wall_ms > expected + CLOCK_JUMP_MAX_MS { expected } else { now.wall_ms }
+    }
+}
+
+impl Desk<'_> {
+    fn send(&mut self, session: u64, message: v1::master_message::Message) {
+        let message = v1::MasterMessage { message: Some(message) };
+        self.leader.out.push(Output::SendAgent { session, message });
+    }
+
+    /// Propose a command; returns the ticket under which its result will come.
+    fn propose(
+        &mut self,
+        principal: &str,
+        command: v1::command::Command,
+        pending: Pending,
+    ) -> u64 {
+        let ticket = self.leader.fresh();
+        self.leader.pending.insert(ticket, pending);
+        let origin = (!principal.is_empty())
+            .then(|| v1::Origin { principal: principal.to_owned(), role: String::new() });
+        self.leader.out.push(Output::Propose(v1::Command { ticket, origin, command: Some(command) }));
+        ticket
+    }
+
+    /// Time for a turn: never before the last command.
+    fn time_ms(&self) -> u64 {
+        self.state.meta.time_ms.max(self.leader.wall_ms(self.now))
+    }
+
+    /// Do everything that is undone as far as somebody noted it.
+    pub(crate) fn settle(&mut self) {
+        for framework in self.leader.dirty_frameworks.clone() {
+            self.settle_framework(framework);
+        }
+        for agent in std::mem::take(&mut self.leader.dirty_links) {
+            self.send_desired(agent);
+        }
+        if std::mem::take(&mut self.leader.allocate) {
+            self.allocate();
+        }
+        for framework in std::mem::take(&mut self.leader.dirty_frameworks) {
+            self.dispatch(framework);
+        }
+    }
+
+    /// Give a cluster that has no id one.
+    pub(crate) fn create_cluster(&mut self, cluster: String) {
+        if self.state.meta.cluster.is_empty() {
+            let command = v1::command::Command::InitCluster(v1::InitCluster { cluster });
+            self.propose("", command, Pending::Nobody);
+        }
+    }
+
+    pub(crate) fn take(&mut self) -> Vec<Output> {
+        std::mem::take(&mut self.leader.out)
+    }
+
+    /// What time alone brings.
+    pub(crate) fn tick(&mut self) {
+        let wall = self.leader.wall_ms(self.now);
+        if wall != self.now.wall_ms && !self.leader.jump_reported {
+            self.leader.jump_reported = true;
+            let ahead = self.now.wall_ms - wall;
+            let text = format!("the clock jumped {ahead} ms ahead; commands do not follow it");
+            self.leader.out.push(Output::Report { text });
+        }
+        self.tick_sessions();
+        self.tick_offers();
+        self.tick_http();
+        self.tick_instances();
+    }
+}

@@ -1,0 +1,142 @@
+//! Where schedulers run: on the slice that each agent keeps for them.
+//!
+//! Level-triggered: a framework without a place gets one as soon as there is room; one whose agent is
+//! away for too long, or gave it up, gets another. Must never place beside a placement in flight.
+
+use super::{Desk, Pending};
+use crate::api::Waiting;
+use crate::limits::{REPLACE_AFTER_MS, SCHEDULER_MEM_MIB};
+use tessera_types::{AgentId, FrameworkId};
+use tessera_wire::v1;
+
+impl Desk<'_> {
+    /// See to it that the framework has an instance record for its epoch, and a place.
+    pub(super) fn settle_framework(&mut self, id: FrameworkId) {
+        let Some(framework) = self.state.frameworks.get(&id).filter(|f| !f.removing) else {
+            self.drop_instance(id);
+            return;
+        };
+        self.align_instance(id, framework);
+        if self.needs_place(id) {
+            self.place(id);
+        }
+    }
+
+    fn needs_place(&self, id: FrameworkId) -> bool {
+        let (Some(framework), Some(instance)) =
+            (self.state.frameworks.get(&id), self.leader.instances.get(&id))
+        else {
+            return false;
+        };
+        if instance.placing {
+            return false;
+        }
+        let Some(agent) = framework.agent else { return true };
+        if instance.given_up_ms.is_some_and(|at| self.now.mono_ms >= at + REPLACE_AFTER_MS) {
+            return true;
+        }
+        if instance.out_of_step {
+            return true;
+        }
+        let Some(link) = self.leader.links.get(&agent) else { return true };
+        link.session.is_none()
+            && self.now.mono_ms.saturating_sub(link.since_ms) > self.config.scheduler_grace_ms
+    }
+
+    fn place(&mut self, id: FrameworkId) {
+        let Some(framework) = self.state.frameworks.get(&id) else { return };
+        let Some(agent) = self.choose(id) else { return };
+        let command =
+            v1::PlaceScheduler { framework: id.0, agent: agent.0, epoch: framework.epoch.0 };
+        if let Some(instance) = self.leader.instances.get_mut(&id) {
+            instance.placing = true;
+        }
+        let command = v1::command::Command::PlaceScheduler(command);
+        self.propose("", command, Pending::Place { framework: id });
+    }
+
+    /// The agent whose slice is least taken, if one has room.
+    fn choose(&self, id: FrameworkId) -> Option<AgentId> {
+        let connected = self.leader.links.iter().filter(|(_, link)| link.session.is_some());
+        let coming: Vec<AgentId> = self
+            .leader
+            .instances
+            .values()
+            .filter(|instance| instance.placing)
+            .filter_map(|instance| instance.agent)
+            .collect();
+        connected
+            .filter_map(|(agent, _)| {
+                let row = self.state.agents.get(agent)?;
+                let own = self.state.frameworks.get(&id).is_some_and(|f| f.agent == Some(*agent));
+                let taken = self.state.schedulers_on(*agent) - usize::from(own)
+                    + coming.iter().filter(|other| *other == agent).count();
+                let mem_mib = row.resources.reserved.mem_mib;
+                let need = i64::try_from(taken + 1).unwrap_or(i64::MAX);
+                let room = mem_mib >= need.saturating_mul(SCHEDULER_MEM_MIB);
+                // Shares of slices compare as taken / memory.
+                let share = (taken as u128) << 32;
+                room.then_some((share / u128::from(mem_mib.unsigned_abs().max(1)), *agent))
+            })
+            .min()
+            .map(|(_, agent)| agent)
+    }
+
+    /// An agent came: whoever waits for room is looked at again.
+    pub(super) fn touch_unplaced(&mut self) {
+        let unplaced = self.state.frameworks.iter().filter(|(_, f)| match f.agent {
+            None => true,
+            Some(agent) => self.session_of(agent).is_none(),
+        });
+        let unplaced: Vec<FrameworkId> = unplaced.map(|(id, _)| *id).collect();
+        self.leader.dirty_frameworks.extend(unplaced);
+    }
+
+    /// Why a framework's scheduler, or something else of it, is not running.
+    pub(crate) fn explain(&self, id: FrameworkId) -> Vec<Waiting> {
+        let mut waits = Vec::new();
+        let mut wait = |what: &str, why: String| waits.push(Waiting { what: what.into(), why });
+        let Some(framework) = self.state.frameworks.get(&id) else { return waits };
+        let instance = self.leader.instances.get(&id);
+        if framework.removing {
+            wait("removal", format!("{} tasks have not ended yet", framework.live));
+            return waits;
+        }
+        match (framework.agent, instance) {
+            (None, _) => {
+                let connected = self.leader.links.values().filter(|l| l.session.is_some()).count();
+                let why = if connected == 0 {
+                    "no agent is connected".to_owned()
+                } else {
+                    format!(
+                        "none of {connected} connected agents has {SCHEDULER_MEM_MIB} MiB left of its slice for schedulers"
+                    )
+                };
+                wait("placement of the scheduler", why);
+            }
+            (Some(agent), _) if self.session_of(agent).is_none() => {
+                let why = format!("{agent} is not connected; after a grace it is placed elsewhere");
+                wait("scheduler", why);
+            }
+            (Some(agent), Some(instance)) if !instance.ready => {
+                let why = match &instance.last_error {
+                    Some(error) => format!("{agent} starts it again after: {error}"),
+                    None => format!("{agent} is starting it"),
+                };
+                wait("scheduler", why);
+            }
+            (Some(_), _) => {}
+        }
+        if framework.suppressed {
+            wait("offers", "the scheduler suppressed them".into());
+        } else if instance.is_some_and(|i| i.ready) && self.leader.offers.held_by(id).is_empty() {
+            wait("offers", "nothing is free that it has not declined for now".into());
+        }
+        let staging = framework.tasks.values();
+        let staging = staging.filter(|task| task.state == tessera_types::TaskState::Staging).count();
+        if staging > 0 {
+            wait("tasks", format!("{staging} wait for their agent to start them"));
+        }
+        waits
+    }
+}

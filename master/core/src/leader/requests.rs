@@ -1,0 +1,76 @@
+//! Requests of users: authorised, checked, proposed.
+
+use super::{Desk, Pending};
+use crate::api::{Output, Request, RequestError};
+use crate::auth::{Action, Object, Principal, authorize};
+use crate::codec;
+use crate::commands::validate_config;
+use tessera_types::FrameworkId;
+use tessera_wire::v1::{self, command::Command};
+
+impl Desk<'_> {
+    /// A request comes in; its reply follows once, now or after the commit.
+    pub(crate) fn request(&mut self, ticket: u64, principal: &Principal, request: Request) {
+        match self.command(principal, request) {
+            Ok(command) => {
+                self.propose(&principal.name, command, Pending::Request { ticket });
+            }
+            Err(error) => {
+                self.leader.out.push(Output::Reply { ticket, result: Err(error) });
+            }
+        }
+    }
+
+    fn command(&self, principal: &Principal, request: Request) -> Result<Command, RequestError> {
+        authorize(principal, action(&request), &self.object(&request))?;
+        Ok(match request {
+            Request::AddComponent { digest, size_bytes, world } => {
+                Command::AddComponent(v1::AddComponent {
+                    digest: digest.0.to_vec(),
+                    size_bytes,
+                    world: v1::World::from(world).into(),
+                })
+            }
+            Request::CreateFramework { name, role, component, config } => {
+                validate_config(&config)?;
+                Command::CreateFramework(v1::CreateFramework {
+                    name: name.to_string(),
+                    role: role.to_string(),
+                    component: component.0.to_vec(),
+                    config: codec::pairs(&config),
+                })
+            }
+            Request::RemoveFramework { framework } => {
+                Command::RemoveFramework(v1::RemoveFramework { framework: framework.0 })
+            }
+            Request::KillTask { framework, task, grace_ms } => Command::KillTask(v1::KillTask {
+                framework: framework.0,
+                task: task.to_string(),
+                grace_ms,
+            }),
+        })
+    }
+
+    fn object(&self, request: &Request) -> Object {
+        let of = |id: &FrameworkId| Object::Framework {
+            role: self.state.frameworks.get(id).map(|framework| framework.role.to_string()),
+        };
+        match request {
+            Request::AddComponent { .. } => Object::Component,
+            Request::CreateFramework { role, .. } => {
+                Object::Framework { role: Some(role.to_string()) }
+            }
+            Request::RemoveFramework { framework } | Request::KillTask { framework, .. } => {
+                of(framework)
+            }
+        }
+    }
+}
+
+const fn action(request: &Request) -> Action {
+    match request {
+        Request::AddComponent { .. } | Request::CreateFramework { .. } => Action::Create,
+        Request::RemoveFramework { .. } => Action::Remove,
+        Request::KillTask { .. } => Action::Kill,
+    }
+}

@@ -1,0 +1,161 @@
+//! Performing effects: what applied commands mean for those who wait here.
+
+use super::sessions::Link;
+use super::{Desk, Pending};
+use crate::api::{ComponentView, Output, Reply, RequestError};
+use crate::effect::{CommandResult, Effect};
+use tessera_types::AgentId;
+use tessera_wire::WireError;
+use tessera_wire::v1::{self, master_message::Message as Out};
+
+impl Desk<'_> {
+    /// Perform one effect.
+    pub(crate) fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Done { term, ticket, result } => {
+                if term == self.leader.term {
+                    self.done(ticket, result);
+                }
+            }
+            Effect::Answer { request, answer } => self.answer(request, Ok(answer)),
+            Effect::Notice { framework, status } => {
+                if let Some(instance) = self.leader.instances.get_mut(&framework) {
+                    instance.notice(status);
+                }
+                self.leader.dirty_frameworks.insert(framework);
+            }
+            Effect::Task { agent, framework, task } => {
+                if let Some(link) = self.leader.links.get_mut(&agent) {
+                    link.changed.insert((framework, task));
+                    self.leader.dirty_links.insert(agent);
+                }
+            }
+            Effect::Agent(agent) => self.agent_changed(agent),
+            Effect::Hosting(agent) => {
+                self.leader.dirty_links.insert(agent);
+            }
+            Effect::Freed => self.leader.allocate = true,
+            Effect::Framework(framework) => {
+                self.leader.dirty_frameworks.insert(framework);
+                self.leader.allocate = true;
+            }
+            Effect::Events { .. } => {}
+        }
+    }
+
+    fn agent_changed(&mut self, agent: AgentId) {
+        let now_ms = self.now.mono_ms;
+        self.leader.links.entry(agent).or_insert_with(|| Link::new(now_ms));
+        self.leader.dirty_links.insert(agent);
+        self.withdraw_agent(agent);
+        for (id, instance) in &mut self.leader.instances {
+            instance.agents.insert(agent);
+            self.leader.dirty_frameworks.insert(*id);
+        }
+    }
+
+    fn done(&mut self, ticket: u64, result: CommandResult) {
+        let Some(pending) = self.leader.pending.remove(&ticket) else { return };
+        match pending {
+            Pending::Request { ticket } => {
+                let result = self.reply(result);
+                self.leader.out.push(Output::Reply { ticket, result });
+            }
+            Pending::Register { session } => self.register_done(session, result),
+            Pending::Reconcile { session } => self.compared(session),
+            Pending::Statuses { session, acks } => {
+                if self.leader.sessions.contains_key(&session) {
+                    self.send(session, Out::StatusAcks(v1::StatusAcks { acks }));
+                }
+            }
+            Pending::Turn(pending) => self.turn_done(ticket, &pending, result),
+            Pending::Place { framework } => {
+                if let Some(instance) = self.leader.instances.get_mut(&framework) {
+                    instance.placing = false;
+                }
+                self.leader.dirty_frameworks.insert(framework);
+            }
+            Pending::Unreachable { agent } => {
+                if let Some(link) = self.leader.links.get_mut(&agent) {
+                    link.unreachable_proposed = false;
+                }
+            }
+            Pending::Nobody => {}
+        }
+    }
+
+    fn register_done(&mut self, session: u64, result: CommandResult) {
+        if !self.leader.sessions.contains_key(&session) {
+            return;
+        }
+        match result {
+            CommandResult::Agent(agent) => {
+                let old = self.session_of(agent).filter(|old| *old != session);
+                if let Some(old) = old {
+                    self.close(old, "a newer session of the agent took its place");
+                }
+                self.registered(session, agent);
+            }
+            CommandResult::Refused(RequestError::Invalid { field, rule }) => {
+                self.refuse(session, &WireError::new(field, rule));
+            }
+            CommandResult::Refused(error) => {
+                self.refuse(session, &WireError::new("register", error.to_string()));
+            }
+            CommandResult::Done
+            | CommandResult::Component { .. }
+            | CommandResult::Framework(_)
+            | CommandResult::Placed(_)
+            | CommandResult::Turn(_) => {}
+        }
+    }
+
+    fn reply(&self, result: CommandResult) -> Result<Reply, RequestError> {
+        match result {
+            CommandResult::Component { digest, created } => {
+                let component = self.state.components.get(&digest);
+                let component = component.ok_or_else(|| RequestError::NotFound {
+                    what: "component",
+                    name: digest.to_string(),
+                })?;
+                Ok(Reply::Component { view: ComponentView::of(digest, component), created })
+            }
+            CommandResult::Framework(id) => Ok(Reply::Framework(id)),
+            CommandResult::Refused(error) => Err(error),
+            CommandResult::Done
+            | CommandResult::Agent(_)
+            | CommandResult::Placed(_)
+            | CommandResult::Turn(_) => Ok(Reply::Done),
+        }
+    }
+
+    /// The replica did not take these commands, or lost them.
+    pub(crate) fn propose_failed(&mut self, tickets: &[u64]) {
+        for ticket in tickets {
+            let Some(pending) = self.leader.pending.remove(ticket) else { continue };
+            match pending {
+                Pending::Request { ticket } => {
+                    let error = RequestError::Unavailable("the log does not take commands now".into());
+                    self.leader.out.push(Output::Reply { ticket, result: Err(error) });
+                }
+                Pending::Register { session }
+                | Pending::Reconcile { session }
+                | Pending::Statuses { session, .. } => {
+                    self.close(session, "the log does not take commands now; try again");
+                }
+                Pending::Turn(pending) => self.turn_lost(*ticket, &pending),
+                Pending::Place { framework } => {
+                    if let Some(instance) = self.leader.instances.get_mut(&framework) {
+                        instance.placing = false;
+                    }
+                }
+                Pending::Unreachable { agent } => {
+                    if let Some(link) = self.leader.links.get_mut(&agent) {
+                        link.unreachable_proposed = false;
+                    }
+                }
+                Pending::Nobody => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! Sessions with agents: registration, silence, the end.
+//!
+//! Invariants: an agent has at most one session; a session without a registered agent is given nothing;
+//! whatever breaks a rule ends the session with field and rule.
+
+use super::{Desk, Pending};
+use crate::api::Output;
+use crate::limits::AGENT_KEY_BYTES_MAX;
+use std::collections::{BTreeMap, BTreeSet};
+use tessera_types::{AgentId, Epoch, FrameworkId, TaskId};
+use tessera_wire::v1::{self, agent_message::Message as In, master_message::Message as Out};
+use tessera_wire::{SESSION_PROTOCOL, WireError, tasks_hash};
+
+/// One session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) register: v1::Register,
+    /// Set once the agent is registered.
+    pub(crate) agent: Option<AgentId>,
+    pub(crate) last_beat_ms: u64,
+}
+
+/// What the leader knows of an agent, with or without a session.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) session: Option<u64>,
+    /// Since when there is none, or has been one.
+    pub(crate) since_ms: u64,
+    pub(crate) unreachable_proposed: bool,
+    pub(crate) generation: u64,
+    pub(crate) acknowledged: u64,
+    /// The sets of tasks are being compared; nothing is desired before.
+    pub(crate) comparing: bool,
+    /// Everything has to be sent.
+    pub(crate) full: bool,
+    /// What the agent was told: task and kill grace.
+    pub(crate) sent: BTreeMap<(FrameworkId, TaskId), Option<u64>>,
+    pub(crate) sent_instances: Vec<(FrameworkId, Epoch)>,
+    pub(crate) changed: BTreeSet<(FrameworkId, TaskId)>,
+}
+
+impl Link {
+    pub(crate) const fn new(now_ms: u64) -> Self {
+        Self {
+            session: None,
+            since_ms: now_ms,
+            unreachable_proposed: false,
+            generation: 0,
+            acknowledged: 0,
+            comparing: false,
+            full: true,
+            sent: BTreeMap::new(),
+            sent_instances: Vec::new(),
+            changed: BTreeSet::new(),
+        }
+    }
+}
+
+impl Desk<'_> {
+    /// A session begins with its registration.
+    pub(crate) fn session_open(&mut self, session: u64, register: v1::Register) {
+        if let Err(error) = self.check_register(&register) {
+            self.refuse(session, &error);
+            return;
+        }
+        let known = self.state.agent_keys.get(&register.agent_key).copied();
+        if let Some(agent) = known
+            && let Some(old) = self.leader.links.get(&agent).and_then(|link| link.session)
+        {
+            let other = self.leader.sessions.get(&old).map(|s| s.register.boot.clone());
+            if other.is_some_and(|boot| boot != register.boot) {
+                let rule = format!("{agent} runs already on another machine; a data directory must not be copied");
+                self.refuse(session, &WireError::new("register.agent_key", rule));
+                return;
+            }
+            self.close(old, "a newer session of the agent took its place");
+        }
+        let unchanged = known.and_then(|agent| Some((agent, self.state.agents.get(&agent)?)));
+        let unchanged = unchanged.filter(|(_, row)| {
+            let mut description = register.description.clone().unwrap_or_default();
+            description.attributes.sort_by(|a, b| (&a.key, &a.value).cmp(&(&b.key, &b.value)));
+            row.boot == register.boot
+                && row.unreachable_ms.is_none()
+                && row.description() == description
+        });
+        let record = Session {
+            register: register.clone(),
+            agent: None,
+            last_beat_ms: self.now.mono_ms,
+        };
+        self.leader.sessions.insert(session, record);
+        if let Some((agent, _)) = unchanged {
+            self.registered(session, agent);
+            return;
+        }
+        let command = v1::RegisterAgent {
+            agent: register.agent,
+            agent_key: register.agent_key,
+            boot: register.boot,
+            description: register.description,
+        };
+        let command = v1::command::Command::RegisterAgent(command);
+        self.propose("", command, Pending::Register { session });
+    }
+
+    fn check_register(&self, register: &v1::Register) -> Result<(), WireError> {
+        let refuse = |field, rule: String| Err(WireError::new(field, rule));
+        if register.protocol != SESSION_PROTOCOL {
+            let rule = format!("this master speaks {SESSION_PROTOCOL}, not {}", register.protocol);
+            return refuse("register.protocol", rule);
+        }
+        let cluster = &self.state.meta.cluster;
+        if cluster.is_empty() {
+            return refuse("register.cluster", "the cluster is being created, try again".into());
+        }
+        if !register.cluster.is_empty() && register.cluster != *cluster {
+            let rule = format!("the agent belongs to cluster {}, this is {cluster}", register.cluster);
+            return refuse("register.cluster", rule);
+        }
+        if register.agent_key.is_empty() || register.agent_key.len() > AGENT_KEY_BYTES_MAX {
+            return refuse("register.agent_key", format!("1 to {AGENT_KEY_BYTES_MAX} bytes"));
+        }
+        if register.boot.len() > AGENT_KEY_BYTES_MAX {
+            return refuse("register.boot", format!("at most {AGENT_KEY_BYTES_MAX} bytes"));
+        }
+        if register.agent != 0 {
+            let agent = AgentId(register.agent);
+            match self.state.agents.get(&agent) {
+                None => return refuse("register.agent", format!("{agent} is not known here")),
+                Some(row) if row.key != register.agent_key => {
+                    return refuse("register.agent_key", format!("is not that of {agent}"));
+                }
+                Some(_) => {}
+            }
+        }
+        let description = register.description.as_ref();
+        description.ok_or_else(|| WireError::missing("register.description"))?.resources()?;
+        Ok(())
+    }
+
+    /// The agent is known; from here on the session counts.
+    pub(crate) fn registered(&mut self, session: u64, agent: AgentId) {
+        let Some(record) = self.leader.sessions.get_mut(&session) else { return };
+        record.agent = Some(agent);
+        let theirs = std::mem::take(&mut record.register.tasks_hash);
+        let ours = self.tasks_hash(agent);
+        let equal = ours.as_slice() == theirs;
+        let now_ms = self.now.mono_ms;
+        let link = self.leader.links.entry(agent).or_insert_with(|| Link::new(now_ms));
+        *link = Link {
+            session: Some(session),
+            comparing: !equal,
+            generation: link.generation,
+            ..Link::new(now_ms)
+        };
+        let registered = v1::Registered {
+            agent: agent.0,
+            cluster: self.state.meta.cluster.clone(),
+            term: self.leader.term,
+            session,
+            tasks_equal: equal,
+        };
+        self.send(session, Out::Registered(registered));
+        self.leader.dirty_links.insert(agent);
+        self.leader.allocate = true;
+        self.touch_unplaced();
+    }
+
+    fn tasks_hash(&self, agent: AgentId) -> [u8; 32] {
+        let Some(row) = self.state.agents.get(&agent) else { return [0; 32] };
+        tasks_hash(row.tasks.iter().filter_map(|(framework, id)| {
+            let task = self.state.task(*framework, id)?;
+            Some((*framework, id, task.attempt, task.state))
+        }))
+    }
+
+    /// One message of an agent.
+    pub(crate) fn agent_message(&mut self, session: u64, message: v1::AgentMessage) {
+        let Some(record) = self.leader.sessions.get_mut(&session) else { return };
+        record.last_beat_ms = self.now.mono_ms;
+        let Some(agent) = record.agent else {
+            self.refuse(session, &WireError::new("message", "the agent is not registered yet"));
+            return;
+        };
+        let result = match message.message {
+            Some(In::TaskSet(set)) => self.on_task_set(session, agent, set),
+            Some(In::Statuses(statuses)) => self.on_statuses(session, agent, statuses),
+            Some(In::DesiredAck(ack)) => self.on_desired_ack(agent, &ack),
+            Some(In::InstanceReady(ready)) => self.on_instance_ready(agent, &ready),
+            Some(In::InstanceFailed(failed)) => self.on_instance_failed(agent, failed),
+            Some(In::Turn(turn)) => self.on_turn(session, agent, turn),
+            Some(In::Register(_)) => Err(WireError::new("register", "only as the first message")),
+            None => Err(WireError::missing("message")),
+        };
+        if let Err(error) = result {
+            self.refuse(session, &error);
+        }
+    }
+
+    fn on_desired_ack(&mut self, agent: AgentId, ack: &v1::DesiredAck) -> Result<(), WireError> {
+        let Some(link) = self.leader.links.get_mut(&agent) else { return Ok(()) };
+        if ack.generation > link.generation {
+            return Err(WireError::new("desired_ack.generation", "was never sent"));
+        }
+        link.acknowledged = link.acknowledged.max(ack.generation);
+        Ok(())
+    }
+
+    /// End a session that broke a rule.
+    pub(crate) fn refuse(&mut self, session: u64, error: &WireError) {
+        let refused = v1::Refused { field: error.field.to_owned(), rule: error.rule.clone() };
+        self.send(session, Out::Refused(refused));
+        self.close(session, &error.to_string());
+    }
+
+    pub(crate) fn close(&mut self, session: u64, reason: &str) {
+        self.leader.out.push(Output::CloseSession { session, reason: reason.to_owned() });
+        self.session_closed(session);
+    }
+
+    /// A session is over, whoever ended it.
+    pub(crate) fn session_closed(&mut self, session: u64) {
+        let Some(record) = self.leader.sessions.remove(&session) else { return };
+        let Some(agent) = record.agent else { return };
+        let now_ms = self.now.mono_ms;
+        if let Some(link) = self.leader.links.get_mut(&agent)
+            && link.session == Some(session)
+        {
+            let generation = link.generation;
+            *link = Link { generation, ..Link::new(now_ms) };
+            self.withdraw_agent(agent);
+            self.instances_cut_off();
+        }
+    }
+
+    pub(crate) fn beat(&mut self, session: u64) {
+        if let Some(record) = self.leader.sessions.get_mut(&session) {
+            record.last_beat_ms = self.now.mono_ms;
+        }
+    }
+
+    pub(super) fn tick_sessions(&mut self) {
+        let now_ms = self.now.mono_ms;
+        let silent: Vec<u64> = self
+            .leader
+            .sessions
+            .iter()
+            .filter(|(_, s)| now_ms.saturating_sub(s.last_beat_ms) > self.config.session_silence_ms)
+            .map(|(session, _)| *session)
+            .collect();
+        for session in silent {
+            self.close(session, "the agent was silent for too long");
+        }
+        let lost: Vec<AgentId> = self
+            .leader
+            .links
+            .iter()
+            .filter(|(agent, link)| {
+                link.session.is_none()
+                    && !link.unreachable_proposed
+                    && now_ms.saturating_sub(link.since_ms) > self.config.agent_timeout_ms
+                    && self.state.agents.get(agent).is_some_and(|row| row.unreachable_ms.is_none())
+            })
+            .map(|(agent, _)| *agent)
+            .collect();
+        for agent in lost {
+            if let Some(link) = self.leader.links.get_mut(&agent) {
+                link.unreachable_proposed = true;
+            }
+            let command = v1::MarkUnreachable { agent: agent.0 };
+            let command = v1::command::Command::MarkUnreachable(command);
+            self.propose("", command, Pending::Unreachable { agent });
+        }
+    }
+
+    /// The session of an agent that is registered.
+    pub(crate) fn session_of(&self, agent: AgentId) -> Option<u64> {
+        self.leader.links.get(&agent).and_then(|link| link.session)
+    }
+}

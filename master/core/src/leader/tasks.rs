@@ -1,0 +1,229 @@
+//! Tasks between leader and agent: comparing sets, desired state, statuses.
+//!
+//! Invariants: desired state is derived from the rows each time; nothing is desired while the sets are
+//! being compared; an agent is told that a status is safe only after it committed.
+
+use super::{Desk, Pending};
+use crate::commands::reconcile_agent::verdict;
+use crate::limits::STATUSES_MAX;
+use crate::state::Task;
+use std::collections::BTreeMap;
+use tessera_types::limits::TASKS_LIVE_MAX;
+use tessera_types::{AgentId, Digest, FrameworkId, TaskId, TaskState, TaskStatus};
+use tessera_wire::v1::{self, master_message::Message as Out};
+use tessera_wire::WireError;
+
+impl Desk<'_> {
+    /// The agent's whole set, because the hashes differed.
+    pub(super) fn on_task_set(
+        &mut self,
+        session: u64,
+        agent: AgentId,
+        set: v1::TaskSet,
+    ) -> Result<(), WireError> {
+        if !self.leader.links.get(&agent).is_some_and(|link| link.comparing) {
+            return Err(WireError::new("task_set", "was not asked for"));
+        }
+        if set.tasks.len() > TASKS_LIVE_MAX * 10 {
+            return Err(WireError::new("task_set.tasks", format!("at most {}", TASKS_LIVE_MAX * 10)));
+        }
+        let mut theirs = BTreeMap::new();
+        for entry in set.tasks {
+            let state = TaskState::try_from(entry.state())?;
+            let task = TaskId::try_from(entry.task)
+                .map_err(|error| WireError::new("task_set.task", error.to_string()))?;
+            theirs.insert((FrameworkId(entry.framework), task), (state, entry.attempt));
+        }
+        let Some(row) = self.state.agents.get(&agent) else { return Ok(()) };
+        let mut tasks = Vec::new();
+        for (framework, id) in &row.tasks {
+            let Some(task) = self.state.task(*framework, id) else { continue };
+            let reported = theirs.get(&(*framework, id.clone())).copied();
+            if verdict(task, reported.map(|(state, _)| state)).is_none() {
+                continue;
+            }
+            let (state, attempt) = reported.map_or((v1::TaskState::Unspecified, 0), |(state, attempt)| {
+                (state.into(), attempt)
+            });
+            tasks.push(v1::ReconciledTask {
+                framework: framework.0,
+                task: id.to_string(),
+                state: state.into(),
+                attempt,
+            });
+        }
+        if tasks.is_empty() {
+            self.compared(session);
+            return Ok(());
+        }
+        let command = v1::ReconcileAgent { agent: agent.0, tasks };
+        let command = v1::command::Command::ReconcileAgent(command);
+        self.propose("", command, Pending::Reconcile { session });
+        Ok(())
+    }
+
+    /// The sets agree, as far as they ever will: now the agent may be told what is desired.
+    pub(crate) fn compared(&mut self, session: u64) {
+        let Some(agent) = self.leader.sessions.get(&session).and_then(|s| s.agent) else { return };
+        let Some(link) = self.leader.links.get_mut(&agent) else { return };
+        if link.session != Some(session) {
+            return;
+        }
+        link.comparing = false;
+        self.leader.dirty_links.insert(agent);
+        self.leader.allocate = true;
+    }
+
+    pub(super) fn on_statuses(
+        &mut self,
+        session: u64,
+        agent: AgentId,
+        updates: v1::StatusUpdates,
+    ) -> Result<(), WireError> {
+        if updates.updates.len() > STATUSES_MAX {
+            return Err(WireError::new("statuses", format!("at most {STATUSES_MAX} in a message")));
+        }
+        let (mut known, mut stale) = (Vec::new(), Vec::new());
+        let mut acks = Vec::new();
+        for update in updates.updates {
+            let status = update.status.ok_or_else(|| WireError::missing("statuses.status"))?;
+            let status = TaskStatus::try_from(status)?;
+            if status.state == TaskState::Unknown || status.state == TaskState::Unreachable {
+                return Err(WireError::new("statuses.state", "is not an agent's to report"));
+            }
+            if update.sequence == 0 {
+                return Err(WireError::new("statuses.sequence", "counts from 1"));
+            }
+            let framework = FrameworkId(update.framework);
+            let ack = v1::StatusAck {
+                framework: framework.0,
+                task: status.task.to_string(),
+                sequence: update.sequence,
+            };
+            let task = self.state.live_task(framework, &status.task);
+            let news = task.is_some_and(|t| t.agent == agent && t.agent_sequence < update.sequence);
+            if news {
+                known.push(v1::AgentStatus {
+                    framework: framework.0,
+                    sequence: update.sequence,
+                    status: Some((&status).into()),
+                });
+                acks.push(ack);
+            } else {
+                stale.push(ack);
+            }
+        }
+        if !stale.is_empty() {
+            self.send(session, Out::StatusAcks(v1::StatusAcks { acks: stale }));
+        }
+        if !known.is_empty() {
+            let command = v1::UpdateStatuses { agent: agent.0, statuses: known };
+            let command = v1::command::Command::UpdateStatuses(command);
+            self.propose("", command, Pending::Statuses { session, acks });
+        }
+        Ok(())
+    }
+
+    /// Send what changed since the agent was last told, or everything to a new session.
+    pub(super) fn send_desired(&mut self, agent: AgentId) {
+        let instances = self.desired_instances(agent);
+        let state = self.state;
+        let term = self.leader.term;
+        let Some(link) = self.leader.links.get_mut(&agent) else { return };
+        let Some(session) = link.session else {
+            link.changed.clear();
+            return;
+        };
+        if link.comparing {
+            return;
+        }
+        let mut desired =
+            v1::Desired { generation: 0, full: link.full, tasks: vec![], removed: vec![], instances: vec![] };
+        let changed = std::mem::take(&mut link.changed);
+        if link.full {
+            link.sent.clear();
+            let tasks = state.agents.get(&agent).into_iter().flat_map(|row| row.tasks.iter());
+            for (framework, id) in tasks {
+                let Some(task) = state.live_task(*framework, id) else { continue };
+                desired.tasks.extend(desired_task(state, *framework, task));
+                link.sent.insert((*framework, id.clone()), task.kill.map(|kill| kill.grace_ms));
+            }
+        } else {
+            for (framework, id) in changed {
+                let key = (framework, id);
+                match state.live_task(framework, &key.1).filter(|task| task.agent == agent) {
+                    Some(task) => {
+                        let kill = task.kill.map(|kill| kill.grace_ms);
+                        if link.sent.get(&key) != Some(&kill) {
+                            desired.tasks.extend(desired_task(state, framework, task));
+                            link.sent.insert(key, kill);
+                        }
+                    }
+                    None if link.sent.remove(&key).is_some() => desired
+                        .removed
+                        .push(v1::TaskKey { framework: framework.0, task: key.1.to_string() }),
+                    None => {}
+                }
+            }
+        }
+        let keys: Vec<_> = instances
+            .iter()
+            .map(|i| (FrameworkId(i.framework), tessera_types::Epoch(i.epoch)))
+            .collect();
+        if !link.full
+            && desired.tasks.is_empty()
+            && desired.removed.is_empty()
+            && keys == link.sent_instances
+        {
+            return;
+        }
+        link.full = false;
+        link.sent_instances = keys;
+        // Above every generation of an older leader.
+        link.generation = (link.generation + 1).max((term << super::TERM_SHIFT) + 1);
+        desired.generation = link.generation;
+        desired.instances = instances;
+        self.send(session, Out::Desired(desired));
+    }
+
+    fn desired_instances(&self, agent: AgentId) -> Vec<v1::DesiredInstance> {
+        let here = |f: &&crate::state::Framework| f.agent == Some(agent) && !f.removing;
+        let frameworks = self.state.frameworks.iter().filter(|(_, f)| here(f));
+        frameworks
+            .map(|(id, framework)| v1::DesiredInstance {
+                framework: id.0,
+                name: framework.name.to_string(),
+                role: framework.role.to_string(),
+                epoch: framework.epoch.0,
+                component: framework.component.0.to_vec(),
+                config: crate::codec::pairs(&framework.config),
+                seed: seed(&self.state.meta.cluster, *id, framework.epoch.0),
+            })
+            .collect()
+    }
+}
+
+/// The seed of an instance: the same for every master that asks.
+fn seed(cluster: &str, framework: FrameworkId, epoch: u64) -> u64 {
+    let mut bytes = cluster.as_bytes().to_vec();
+    bytes.extend_from_slice(&framework.0.to_be_bytes());
+    bytes.extend_from_slice(&epoch.to_be_bytes());
+    let digest = Digest::of(&bytes).0;
+    digest.first_chunk::<8>().map_or(0, |first| u64::from_be_bytes(*first))
+}
+
+fn desired_task(
+    state: &crate::state::State,
+    framework: FrameworkId,
+    task: &Task,
+) -> Option<v1::DesiredTask> {
+    let owner = state.frameworks.get(&framework)?;
+    let spec = owner.specs.get(&task.launch.spec)?;
+    Some(v1::DesiredTask {
+        framework: framework.0,
+        role: owner.role.to_string(),
+        launch: Some((&task.launch).into()),
+        spec: spec.encoded.to_vec(),
+        kill_grace_ms: task.kill.map(|kill| kill.grace_ms),
+    })
+}

@@ -1,0 +1,490 @@
+//! Turns: fenced, planned, proposed or read, answered.
+//!
+//! Invariants: a turn counts only from the agent that hosts its framework under its epoch; a repeated
+//! turn is answered as the first time; what a plan takes from offers is either charged or given back;
+//! an answer leaves only after its commit or after a read that proves that nothing was overtaken.
+
+use super::http::request_hash;
+use super::{Desk, Pending};
+use crate::api::Output;
+use crate::commands::validate_turn;
+use crate::effect::CommandResult;
+use prost::Message;
+use std::collections::BTreeSet;
+use tessera_types::limits::TIMER_MIN_MS;
+use tessera_types::{
+    AgentId, Digest, Epoch, Filters, FrameworkId, HttpAnswer, Launch, OfferId, Operation,
+    Quantities, Reason, TaskId, Turn, TurnNumber, TurnOutcome, TurnRefusal,
+};
+use tessera_wire::v1::{self, master_message::Message as Out, planned_operation::Operation as Planned};
+use tessera_wire::{WireError, decode_spec};
+
+/// A turn that waits for its commit, or for a read.
+#[derive(Debug)]
+pub(crate) struct PendingTurn {
+    framework: FrameworkId,
+    epoch: Epoch,
+    number: TurnNumber,
+    /// Requests that its batch delivered.
+    http: Vec<u64>,
+    after: After,
+    /// For a turn that is only read.
+    answers: Vec<(u64, HttpAnswer)>,
+}
+
+/// What is done once the turn stands.
+#[derive(Debug, Default)]
+struct After {
+    declines: Vec<(OfferId, u64)>,
+    rests: Vec<(AgentId, Quantities, u64)>,
+    revive: bool,
+    again: bool,
+    reconcile: Vec<TaskId>,
+    reconcile_all: bool,
+}
+
+#[derive(Default)]
+struct Plan {
+    operations: Vec<v1::PlannedOperation>,
+    accepted: Vec<(FrameworkId, AgentId, Quantities)>,
+    answers: Vec<(u64, HttpAnswer)>,
+    after: After,
+}
+
+impl Desk<'_> {
+    pub(super) fn on_turn(
+        &mut self,
+        session: u64,
+        agent: AgentId,
+        turn: v1::Turn,
+    ) -> Result<(), WireError> {
+        let header = turn.header();
+        let (id, epoch, number) = (header.framework, header.epoch, header.number);
+        let hash = Digest::of(&turn.encode_to_vec()).0.to_vec();
+        let result = |outcome: TurnOutcome| {
+            Out::TurnResult(v1::TurnResult {
+                key: Some(v1::InstanceKey { framework: id.0, epoch: epoch.0 }),
+                number: number.0,
+                outcome: Some((&outcome).into()),
+            })
+        };
+        let Some(framework) = self.state.frameworks.get(&id).filter(|f| !f.removing) else {
+            self.send(session, result(TurnOutcome::Refused(TurnRefusal::NoFramework)));
+            return Ok(());
+        };
+        let current = framework.epoch;
+        if epoch != current {
+            let refusal = TurnRefusal::WrongEpoch { given: epoch, current };
+            self.send(session, result(TurnOutcome::Refused(refusal)));
+            return Ok(());
+        }
+        if framework.agent != Some(agent) {
+            return Err(WireError::new("turn", format!("{agent} does not host {id} under {epoch}")));
+        }
+        self.align_instance(id, framework);
+        let expected = framework.next_turn();
+        let Some(instance) = self.leader.instances.get_mut(&id) else { return Ok(()) };
+        instance.repeat_by_ms = None;
+        if framework.last_turn_epoch == epoch
+            && framework.last_turn == number
+            && framework.last_turn_hash == hash
+        {
+            self.leader.dirty_frameworks.insert(id);
+            self.send(session, result(TurnOutcome::Committed { next: expected }));
+            return Ok(());
+        }
+        if let Some((flying, flying_hash)) = &instance.in_flight
+            && *flying == number
+            && *flying_hash == hash
+        {
+            return Ok(());
+        }
+        if number != expected || instance.in_flight.is_some() {
+            let refusal = TurnRefusal::WrongNumber { given: number, expected };
+            self.refuse_turn(id, session, result(TurnOutcome::Refused(refusal)), &[]);
+            return Ok(());
+        }
+        let http = instance.outstanding.take().map(|sent| sent.http).unwrap_or_default();
+        match Turn::try_from(turn) {
+            Ok(turn) => {
+                if let Err(refusal) = self.submit(turn, hash, http.clone()) {
+                    let outcome = TurnOutcome::Refused(refusal);
+                    self.refuse_turn(id, session, result(outcome), &http);
+                }
+            }
+            Err(error) => {
+                let refusal = TurnRefusal::Limit { name: error.field.into(), text: error.rule };
+                self.refuse_turn(id, session, result(TurnOutcome::Refused(refusal)), &http);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tell a worker that its turn is refused; it rebuilds the instance.
+    fn refuse_turn(&mut self, id: FrameworkId, session: u64, result: Out, http: &[u64]) {
+        self.fail_http(http, 502, "TURN_REFUSED", "the scheduler's turn was refused");
+        if let Some(instance) = self.leader.instances.get_mut(&id) {
+            instance.ready = false;
+        }
+        self.withdraw_framework(id);
+        self.send(session, result);
+    }
+
+    fn submit(
+        &mut self,
+        turn: Turn,
+        hash: Vec<u8>,
+        http: Vec<u64>,
+    ) -> Result<(), TurnRefusal> {
+        let id = turn.header.framework;
+        let mut command = v1::CommitTurn {
+            framework: id.0,
+            epoch: turn.header.epoch.0,
+            number: turn.header.number.0,
+            turn_hash: hash.clone(),
+            consumed: turn.consumed.iter().map(Into::into).collect(),
+            operations: Vec::new(),
+            writes: turn.writes.iter().map(Into::into).collect(),
+            specs: self.new_specs(id, &turn),
+        };
+        validate_turn(&command)?;
+        let plan = self.plan(&turn);
+        command.operations = plan.operations;
+        let mut pending = PendingTurn {
+            framework: id,
+            epoch: turn.header.epoch,
+            number: turn.header.number,
+            http,
+            after: plan.after,
+            answers: Vec::new(),
+        };
+        if turn.changes_state() {
+            let command = v1::command::Command::CommitTurn(command);
+            let principal = format!("framework/{id}");
+            let ticket = self.propose(&principal, command, Pending::Turn(Box::new(pending)));
+            if !plan.accepted.is_empty() {
+                self.leader.offers.accepting.insert(ticket, plan.accepted);
+            }
+        } else if plan.answers.is_empty() {
+            self.turn_stands(&pending, pending.number);
+            return Ok(());
+        } else {
+            pending.answers = plan.answers;
+            let ticket = self.leader.fresh();
+            self.leader.pending.insert(ticket, Pending::Turn(Box::new(pending)));
+            self.leader.out.push(Output::ReadIndex { ticket });
+        }
+        if let Some(instance) = self.leader.instances.get_mut(&id) {
+            instance.in_flight = Some((turn.header.number, hash));
+        }
+        Ok(())
+    }
+
+    /// Specs that the state does not hold yet. Those that break a rule are left out; their launches are
+    /// dropped by the plan.
+    fn new_specs(&self, id: FrameworkId, turn: &Turn) -> Vec<v1::SpecBytes> {
+        let known = self.state.frameworks.get(&id);
+        let mut seen = BTreeSet::new();
+        turn.specs
+            .iter()
+            .filter(|(digest, encoded)| {
+                !known.is_some_and(|framework| framework.specs.contains_key(digest))
+                    && seen.insert(*digest)
+                    && decode_spec(encoded).is_ok()
+            })
+            .map(|(digest, encoded)| v1::SpecBytes {
+                digest: digest.0.to_vec(),
+                encoded: encoded.clone(),
+            })
+            .collect()
+    }
+
+    fn plan(&mut self, turn: &Turn) -> Plan {
+        let mut plan = Plan::default();
+        let changes = turn.changes_state();
+        for operation in &turn.operations {
+            match operation {
+                Operation::Accept { offers, launches, filters } => {
+                    self.plan_accept(turn, &mut plan, offers, launches, *filters);
+                }
+                Operation::Decline { offers, filters } => {
+                    let declines = offers.iter().map(|offer| (*offer, filters.refuse_ms));
+                    plan.after.declines.extend(declines);
+                }
+                Operation::Revive => {
+                    plan.after.revive = true;
+                    plan.push(Planned::Suppress(false));
+                }
+                Operation::Suppress => plan.push(Planned::Suppress(true)),
+                Operation::Kill { task, grace_ms } => plan.push(Planned::Kill(v1::Kill {
+                    task: task.to_string(),
+                    grace_ms: *grace_ms,
+                })),
+                Operation::Reconcile { tasks } if tasks.is_empty() => {
+                    plan.after.reconcile_all = true;
+                }
+                Operation::Reconcile { tasks } => plan.after.reconcile.extend(tasks.iter().cloned()),
+                Operation::SetTimer { id, due_ms } => plan.push(Planned::SetTimer(v1::TimerEvent {
+                    id: id.clone(),
+                    due_ms: (*due_ms).max(turn.header.time_ms.saturating_add(TIMER_MIN_MS)),
+                })),
+                Operation::CancelTimer { id } => plan.push(Planned::CancelTimer(id.clone())),
+                Operation::Respond { request, answer } => {
+                    self.plan_answer(turn, &mut plan, changes, *request, answer);
+                }
+                Operation::CallAgain => plan.after.again = true,
+            }
+        }
+        plan
+    }
+
+    fn plan_answer(
+        &self,
+        turn: &Turn,
+        plan: &mut Plan,
+        changes: bool,
+        request: u64,
+        answer: &HttpAnswer,
+    ) {
+        let waiter = self.leader.waiters.by_request.get(&request);
+        let Some(waiter) = waiter.filter(|w| w.framework == turn.header.framework) else { return };
+        if !changes {
+            plan.answers.push((request, answer.clone()));
+            return;
+        }
+        let key = waiter.request.idempotency_key.clone();
+        plan.push(Planned::Answer(v1::PlannedAnswer {
+            request,
+            answer: Some(answer.into()),
+            principal: waiter.request.principal.clone(),
+            request_hash: match key {
+                Some(_) => request_hash(&waiter.request).0.to_vec(),
+                None => Vec::new(),
+            },
+            idempotency_key: key.unwrap_or_default(),
+        }));
+    }
+
+    fn plan_accept(
+        &mut self,
+        turn: &Turn,
+        plan: &mut Plan,
+        offers: &[OfferId],
+        launches: &[Launch],
+        filters: Filters,
+    ) {
+        let id = turn.header.framework;
+        if launches.is_empty() {
+            plan.after.declines.extend(offers.iter().map(|offer| (*offer, filters.refuse_ms)));
+            return;
+        }
+        let (agent, mut left) = match self.take_offers(id, offers) {
+            Ok(taken) => taken,
+            Err(message) => {
+                for launch in launches {
+                    plan.launch(launch, AgentId(0), Some((Reason::InvalidOffer, &message)));
+                }
+                // Whatever of them does stand is given back.
+                plan.after.declines.extend(offers.iter().map(|offer| (*offer, 0)));
+                return;
+            }
+        };
+        plan.accepted.push((id, agent, left));
+        for launch in launches {
+            match self.needs(turn, launch) {
+                Err(message) => {
+                    plan.launch(launch, agent, Some((Reason::InvalidSpec, &message)));
+                }
+                Ok(Some(needs)) if !left.contains(needs) => {
+                    let message = format!("{needs} are needed, {left} are left of the offer");
+                    plan.launch(launch, agent, Some((Reason::NotEnough, &message)));
+                }
+                Ok(needs) => {
+                    left = left.minus(needs.unwrap_or(Quantities::ZERO));
+                    plan.launch(launch, agent, None);
+                }
+            }
+        }
+        plan.after.rests.push((agent, left, filters.refuse_ms));
+    }
+
+    /// Take offers of one agent off the table: the agent, and how much they are together.
+    fn take_offers(
+        &mut self,
+        framework: FrameworkId,
+        offers: &[OfferId],
+    ) -> Result<(AgentId, Quantities), String> {
+        let standing = &mut self.leader.offers.standing;
+        let mut taken: Option<(AgentId, Quantities)> = None;
+        let mut seen = BTreeSet::new();
+        for offer in offers {
+            let found = standing.get(offer).filter(|found| found.framework == framework);
+            let Some(found) = found else {
+                return Err(format!("offer {offer} is unknown, was used before, or has expired"));
+            };
+            if !seen.insert(*offer) {
+                return Err(format!("offer {offer} is named twice"));
+            }
+            let (agent, sum) = taken.unwrap_or((found.agent, Quantities::ZERO));
+            if agent != found.agent {
+                return Err(format!("offer {offer} is of {}, another one of {agent}", found.agent));
+            }
+            taken = Some((agent, sum.plus(found.quantities)));
+        }
+        for offer in offers {
+            standing.remove(offer);
+        }
+        taken.ok_or_else(|| "no offer is named".to_owned())
+    }
+
+    /// What a launch needs; none if its spec is not known, which the commit will find.
+    fn needs(&self, turn: &Turn, launch: &Launch) -> Result<Option<Quantities>, String> {
+        let known = self.state.frameworks.get(&turn.header.framework);
+        if let Some(spec) = known.and_then(|framework| framework.specs.get(&launch.spec)) {
+            return Ok(Some(spec.spec.resources));
+        }
+        let Some((_, encoded)) = turn.specs.iter().find(|(digest, _)| *digest == launch.spec) else {
+            return Ok(None);
+        };
+        decode_spec(encoded).map(|spec| Some(spec.resources)).map_err(|error| error.to_string())
+    }
+
+    /// A turn was committed or refused.
+    pub(super) fn turn_done(&mut self, ticket: u64, pending: &PendingTurn, result: CommandResult) {
+        if self.leader.offers.accepting.remove(&ticket).is_some() {
+            self.leader.allocate = true;
+        }
+        let outcome = match result {
+            CommandResult::Turn(outcome) => outcome,
+            CommandResult::Refused(error) => TurnOutcome::Refused(TurnRefusal::Limit {
+                name: "command".into(),
+                text: error.to_string(),
+            }),
+            CommandResult::Done
+            | CommandResult::Agent(_)
+            | CommandResult::Component { .. }
+            | CommandResult::Framework(_)
+            | CommandResult::Placed(_) => return,
+        };
+        match outcome {
+            TurnOutcome::Committed { next } => self.turn_stands(pending, next),
+            TurnOutcome::Refused(refusal) => self.turn_fails(pending, refusal),
+        }
+    }
+
+    /// This is still the leader: a turn that changed nothing may be answered, unless it was overtaken.
+    pub(crate) fn read_ready(&mut self, ticket: u64) {
+        let Some(Pending::Turn(mut pending)) = self.leader.pending.remove(&ticket) else { return };
+        let Some(framework) = self.state.frameworks.get(&pending.framework).filter(|f| !f.removing)
+        else {
+            return self.turn_fails(&pending, TurnRefusal::NoFramework);
+        };
+        let (current, expected) = (framework.epoch, framework.next_turn());
+        if current != pending.epoch {
+            let refusal = TurnRefusal::WrongEpoch { given: pending.epoch, current };
+            return self.turn_fails(&pending, refusal);
+        }
+        if expected != pending.number {
+            let refusal = TurnRefusal::WrongNumber { given: pending.number, expected };
+            return self.turn_fails(&pending, refusal);
+        }
+        for (request, answer) in std::mem::take(&mut pending.answers) {
+            self.answer(request, Ok(answer));
+        }
+        self.turn_stands(&pending, expected);
+    }
+
+    fn turn_stands(&mut self, pending: &PendingTurn, next: TurnNumber) {
+        let id = pending.framework;
+        self.land(pending);
+        let after = &pending.after;
+        for (offer, refuse_ms) in &after.declines {
+            self.decline(id, *offer, *refuse_ms);
+        }
+        for (agent, rest, refuse_ms) in &after.rests {
+            self.refuse_rest(id, *agent, *rest, *refuse_ms);
+        }
+        if after.revive {
+            self.revive(id);
+        }
+        let named: Vec<_> = after
+            .reconcile
+            .iter()
+            .map(|task| self.reconcile_named(id, task.clone()))
+            .collect();
+        if let Some(instance) = self.leader.instances.get_mut(&id) {
+            instance.again |= after.again;
+            if after.reconcile_all {
+                instance.reconcile_all = Some(None);
+            }
+            for status in named {
+                instance.notice(status);
+            }
+        }
+        self.turn_result(pending, &TurnOutcome::Committed { next });
+        // Now that it has answered, it may be offered something again.
+        self.leader.allocate = true;
+    }
+
+    fn turn_fails(&mut self, pending: &PendingTurn, refusal: TurnRefusal) {
+        self.land(pending);
+        self.fail_http(&pending.http, 502, "TURN_REFUSED", "the scheduler's turn was refused");
+        let current = self.leader.instances.get_mut(&pending.framework);
+        if let Some(instance) = current.filter(|instance| instance.epoch == pending.epoch) {
+            instance.ready = false;
+            self.withdraw_framework(pending.framework);
+        }
+        self.turn_result(pending, &TurnOutcome::Refused(refusal));
+    }
+
+    /// The turn is no longer under way.
+    fn land(&mut self, pending: &PendingTurn) {
+        let instance = self.leader.instances.get_mut(&pending.framework);
+        if let Some(instance) = instance.filter(|instance| instance.epoch == pending.epoch) {
+            instance.in_flight = None;
+        }
+        self.leader.dirty_frameworks.insert(pending.framework);
+    }
+
+    fn turn_result(&mut self, pending: &PendingTurn, outcome: &TurnOutcome) {
+        let framework = self.state.frameworks.get(&pending.framework);
+        let agent = framework.filter(|f| f.epoch == pending.epoch).and_then(|f| f.agent);
+        let Some(session) = agent.and_then(|agent| self.session_of(agent)) else { return };
+        let key = v1::InstanceKey { framework: pending.framework.0, epoch: pending.epoch.0 };
+        self.send(
+            session,
+            Out::TurnResult(v1::TurnResult {
+                key: Some(key),
+                number: pending.number.0,
+                outcome: Some(outcome.into()),
+            }),
+        );
+    }
+
+    /// A turn's command was not taken: the worker has to submit it again, in a new session.
+    pub(super) fn turn_lost(&mut self, ticket: u64, pending: &PendingTurn) {
+        self.leader.offers.accepting.remove(&ticket);
+        self.leader.allocate = true;
+        self.land(pending);
+        let agent = self.state.frameworks.get(&pending.framework).and_then(|f| f.agent);
+        if let Some(session) = agent.and_then(|agent| self.session_of(agent)) {
+            self.close(session, "a turn could not be proposed; it is to be submitted again");
+        }
+    }
+}
+
+impl Plan {
+    fn push(&mut self, operation: Planned) {
+        self.operations.push(v1::PlannedOperation { operation: Some(operation) });
+    }
+
+    fn launch(&mut self, launch: &Launch, agent: AgentId, dropped: Option<(Reason, &str)>) {
+        let (reason, message) = dropped.unwrap_or((Reason::None, ""));
+        self.push(Planned::Launch(v1::PlannedLaunch {
+            launch: Some(launch.into()),
+            agent: agent.0,
+            drop_reason: reason.code().to_owned(),
+            drop_message: message.to_owned(),
+        }));
+    }
+}

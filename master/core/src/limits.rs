@@ -1,0 +1,55 @@
+//! Bounds of the masters' own tables and queues, each with its reason.
+
+/// Events kept for watchers: some minutes of a busy cluster; older ones are a `gap`.
+pub const EVENTS_MAX: usize = 10_000;
+/// Answers kept for repeated requests: each takes up to 64 KiB of disk.
+pub const ANSWERS_MAX: usize = 1_000;
+/// Ended tasks kept per framework, as in Mesos.
+pub const HISTORY_MAX: u64 = 1_000;
+/// Task ids that one framework may use in its life: each stays on disk as a small row.
+pub const USED_IDS_MAX: u64 = 50_000_000;
+/// Agents of a cluster, unreachable ones included: all are in every master's memory.
+pub const AGENTS_MAX: usize = 50_000;
+/// Frameworks of a cluster: each has a scheduler somewhere.
+pub const FRAMEWORKS_MAX: usize = 10_000;
+/// Components of a cluster: every master keeps all files.
+pub const COMPONENTS_MAX: usize = 10_000;
+/// Task specs of one framework that live tasks refer to.
+pub const SPECS_MAX: usize = 10_000;
+/// Bytes of those specs: they are in every master's memory.
+pub const SPECS_BYTES_MAX: usize = 64 << 20;
+/// Requests that wait for one scheduler; more are answered 503.
+pub const HTTP_IN_FLIGHT_MAX: usize = 64;
+/// Seconds after which a caller may try again when too many wait.
+pub const HTTP_RETRY_AFTER_S: u32 = 1;
+/// Notices (updates that are not stored) that wait for one scheduler.
+pub const NOTICES_MAX: usize = 10_000;
+/// Memory of an agent's reserved slice that each scheduler is counted with, in MiB.
+pub const SCHEDULER_MEM_MIB: i64 = 64;
+/// Smallest offer: less is not worth a scheduler's turn.
+pub const OFFER_MIN_CPUS_MILLI: i64 = 10;
+/// Smallest offer of memory.
+pub const OFFER_MIN_MEM_MIB: i64 = 32;
+/// Shortest time for which declined resources are not offered again: otherwise declining would be a
+/// busy loop.
+pub const FILTER_MIN_MS: u64 = 100;
+/// Filter of an offer that was not answered: lets others have the resources first.
+pub const EXPIRED_FILTER_MS: u64 = 1_000;
+/// Largest forward step of the leader's clock that commands follow at once.
+pub const CLOCK_JUMP_MAX_MS: u64 = 10_000;
+/// How long a worker may take to repeat a turn that the master has committed and it does not know of.
+pub const REPEAT_WAIT_MS: u64 = 5_000;
+/// Pause before a scheduler whose agent gave it up is placed again.
+pub const REPLACE_AFTER_MS: u64 = 30_000;
+/// Shortest time between two recorded failures of one scheduler: failures must not fill the log.
+pub const FAILURE_RECORD_MS: u64 = 1_000;
+/// Bytes of an agent's key and boot id.
+pub const AGENT_KEY_BYTES_MAX: usize = 128;
+/// Status updates in one message of an agent: one command carries them all.
+pub const STATUSES_MAX: usize = 10_000;
+/// Bytes of an idempotency key.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
+/// Bytes of a request's method, path and query together.
+pub const HTTP_TARGET_BYTES_MAX: usize = 8 << 10;
+/// Entries that a list returns at most.
+pub const LIST_MAX: usize = 1_000;

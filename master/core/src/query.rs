@@ -1,0 +1,404 @@
+//! Reading: views of the state for lists, inspection and metrics. Changes nothing.
+
+use crate::Core;
+use crate::api::{
+    AgentView, ComponentView, Counts, EventId, EventRecord, EventsPage, FrameworkView, LookupError,
+    OfferView, TaskFilter, TaskView, Waiting,
+};
+use crate::codec::{self, ROW_VERSION};
+use crate::limits::LIST_MAX;
+use crate::rows::{self, Rows, RowsError};
+use crate::state::{Agent, Component, Framework, Task};
+use prost::Message;
+use std::ops::Bound;
+use tessera_types::{
+    AgentId, Digest, FrameworkId, KeyWrite, Quantities, RoleName, TaskId, TimeMs,
+};
+use tessera_wire::v1;
+
+impl ComponentView {
+    pub(crate) fn of(digest: Digest, component: &Component) -> Self {
+        Self {
+            digest,
+            size_bytes: component.size_bytes,
+            world: component.world,
+            principal: component.principal.clone(),
+            added_ms: component.added_ms,
+        }
+    }
+}
+
+fn task_view(framework: FrameworkId, task: &Task, history: Option<u64>) -> TaskView {
+    TaskView {
+        framework,
+        launch: task.launch.clone(),
+        name: task.name.clone(),
+        agent: task.agent,
+        resources: task.charge,
+        state: task.state,
+        attempt: task.attempt,
+        created_ms: task.created_ms,
+        status: task.status.clone(),
+        kill_requested: task.kill.is_some(),
+        history,
+    }
+}
+
+const fn page(limit: usize) -> usize {
+    if limit == 0 || limit > LIST_MAX { LIST_MAX } else { limit }
+}
+
+fn unreadable(what: impl std::fmt::Display) -> RowsError {
+    RowsError(what.to_string())
+}
+
+impl Core {
+    /// The cluster's id; empty before it is created.
+    #[must_use]
+    pub fn cluster(&self) -> &str {
+        &self.state.meta.cluster
+    }
+
+    /// Time of the last applied command.
+    #[must_use]
+    pub fn applied_time_ms(&self) -> TimeMs {
+        self.state.meta.time_ms
+    }
+
+    /// Index of the last applied entry that held commands.
+    #[must_use]
+    pub fn applied_index(&self) -> u64 {
+        self.state.meta.index
+    }
+
+    /// All agents.
+    #[must_use]
+    pub fn agents(&self) -> Vec<AgentView> {
+        self.state.agents.iter().map(|(id, agent)| self.agent_view(*id, agent)).collect()
+    }
+
+    /// One agent.
+    #[must_use]
+    pub fn agent(&self, id: AgentId) -> Option<AgentView> {
+        self.state.agents.get(&id).map(|agent| self.agent_view(id, agent))
+    }
+
+    fn agent_view(&self, id: AgentId, agent: &Agent) -> AgentView {
+        let leader = self.leader.as_ref();
+        let offered = leader.map_or(Quantities::ZERO, |leader| leader.offers.held_of(id));
+        let link = leader.and_then(|leader| leader.links.get(&id));
+        AgentView {
+            id,
+            hostname: agent.hostname.clone(),
+            attributes: agent.attributes.clone(),
+            version: agent.version.clone(),
+            total: agent.resources.total,
+            reserved: agent.resources.reserved,
+            used: agent.charged,
+            offered,
+            free: agent.resources.total.minus(agent.charged).minus(offered),
+            registered_ms: agent.registered_ms,
+            unreachable_ms: agent.unreachable_ms,
+            connected: link.is_some_and(|link| link.session.is_some()),
+            tasks: agent.tasks.len(),
+            schedulers: self.state.schedulers_on(id),
+        }
+    }
+
+    /// The session of an agent with this leader, as the shell named it.
+    #[must_use]
+    pub fn agent_session(&self, id: AgentId) -> Option<u64> {
+        self.leader.as_ref()?.links.get(&id)?.session
+    }
+
+    /// The agent of a session that is registered.
+    #[must_use]
+    pub fn session_agent(&self, session: u64) -> Option<AgentId> {
+        self.leader.as_ref()?.sessions.get(&session)?.agent
+    }
+
+    /// All frameworks.
+    #[must_use]
+    pub fn frameworks(&self) -> Vec<FrameworkView> {
+        self.state.frameworks.iter().map(|(id, f)| self.framework_view(*id, f)).collect()
+    }
+
+    /// One framework.
+    #[must_use]
+    pub fn framework(&self, id: FrameworkId) -> Option<FrameworkView> {
+        self.state.frameworks.get(&id).map(|framework| self.framework_view(id, framework))
+    }
+
+    fn framework_view(&self, id: FrameworkId, framework: &Framework) -> FrameworkView {
+        let leader = self.leader.as_ref();
+        let instance = leader.and_then(|leader| leader.instances.get(&id));
+        FrameworkView {
+            id,
+            name: framework.name.clone(),
+            role: framework.role.clone(),
+            component: framework.component,
+            config: framework.config.clone(),
+            principal: framework.principal.clone(),
+            created_ms: framework.created_ms,
+            epoch: framework.epoch,
+            agent: framework.agent,
+            last_turn: framework.last_turn,
+            suppressed: framework.suppressed,
+            removing: framework.removing,
+            ready: instance.is_some_and(|instance| instance.ready),
+            last_error: instance.and_then(|instance| instance.last_error.clone()),
+            failures: instance.map_or(0, |instance| instance.failures),
+            state_bytes: framework.state_bytes,
+            state_keys: framework.state_keys,
+            timers: framework.timers.len(),
+            tasks_live: framework.live,
+            tasks_total: framework.used_ids,
+            used: framework.charged,
+            offered: leader.map_or(Quantities::ZERO, |leader| leader.offers.held_by(id)),
+        }
+    }
+
+    /// Find a framework by name, or by its number written as `f12`.
+    ///
+    /// # Errors
+    /// When none has the name, or several tenants have one and none was named.
+    pub fn framework_by_name(
+        &self,
+        tenant: Option<&str>,
+        name: &str,
+    ) -> Result<FrameworkId, LookupError> {
+        if let Some(tenant) = tenant {
+            let key = (tenant.to_owned(), name.to_owned());
+            let found = self.state.names.get(&key).copied();
+            return found.ok_or_else(|| LookupError::NotFound(format!("{tenant}/{name}")));
+        }
+        let mut named = self.state.names.iter().filter(|((_, n), _)| n == name);
+        match (named.next(), named.next()) {
+            (Some((_, id)), None) => Ok(*id),
+            (Some(_), Some(_)) => Err(LookupError::Ambiguous(name.to_owned())),
+            (None, _) => name
+                .parse()
+                .ok()
+                .filter(|id| self.state.frameworks.contains_key(id))
+                .ok_or_else(|| LookupError::NotFound(name.to_owned())),
+        }
+    }
+
+    /// The role of a framework, for `authorize`.
+    #[must_use]
+    pub fn role_of(&self, id: FrameworkId) -> Option<RoleName> {
+        self.state.frameworks.get(&id).map(|framework| framework.role.clone())
+    }
+
+    /// All components.
+    #[must_use]
+    pub fn components(&self) -> Vec<ComponentView> {
+        self.state.components.iter().map(|(digest, c)| ComponentView::of(*digest, c)).collect()
+    }
+
+    /// One component.
+    #[must_use]
+    pub fn component(&self, digest: &Digest) -> Option<ComponentView> {
+        self.state.components.get(digest).map(|c| ComponentView::of(*digest, c))
+    }
+
+    /// Tasks that are live or whose end the scheduler has not consumed, in order of (framework, id).
+    #[must_use]
+    pub fn tasks(&self, filter: &TaskFilter) -> Vec<TaskView> {
+        let mut found = Vec::new();
+        let from = filter.after.as_ref().map_or(FrameworkId(0), |(framework, _)| *framework);
+        for (id, framework) in self.state.frameworks.range(from..) {
+            if filter.framework.is_some_and(|only| only != *id) {
+                continue;
+            }
+            let after = match &filter.after {
+                Some((of, after)) if of == id => Bound::Excluded(after),
+                _ => Bound::Unbounded,
+            };
+            let tasks = framework.tasks.range::<TaskId, _>((after, Bound::Unbounded));
+            for (_, task) in tasks {
+                let wanted = filter.agent.is_none_or(|agent| task.agent == agent)
+                    && !(filter.live_only && task.state.is_terminal());
+                if wanted {
+                    found.push(task_view(*id, task, None));
+                    if found.len() >= page(filter.limit) {
+                        return found;
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    /// One task, in the history too.
+    ///
+    /// # Errors
+    /// When rows cannot be read.
+    pub fn task(
+        &self,
+        framework: FrameworkId,
+        task: &TaskId,
+        rows: &dyn Rows,
+    ) -> Result<Option<TaskView>, RowsError> {
+        if let Some(found) = self.state.task(framework, task) {
+            return Ok(Some(task_view(framework, found, None)));
+        }
+        let Some(used) = rows.get(rows::USED_IDS, &rows::task_key(framework, task))? else {
+            return Ok(None);
+        };
+        let used = v1::UsedIdRow::decode(used.as_slice()).map_err(unreadable)?;
+        let key = rows::history_key(framework, used.history);
+        let Some(row) = rows.get(rows::HISTORY, &key)? else { return Ok(None) };
+        let found = Task::decode(rows::HISTORY, &row).map_err(unreadable)?;
+        Ok(Some(task_view(framework, &found, Some(used.history))))
+    }
+
+    /// Ended tasks of a framework, oldest first.
+    ///
+    /// # Errors
+    /// When rows cannot be read.
+    pub fn history(
+        &self,
+        framework: FrameworkId,
+        after: Option<u64>,
+        limit: usize,
+        rows: &dyn Rows,
+    ) -> Result<Vec<TaskView>, RowsError> {
+        let after = after.map(|number| rows::history_key(framework, number));
+        let prefix = rows::framework_key(framework);
+        let found = rows.scan(rows::HISTORY, &prefix, after.as_deref(), page(limit))?;
+        found
+            .into_iter()
+            .map(|(key, value)| {
+                let task = Task::decode(rows::HISTORY, &value).map_err(unreadable)?;
+                let number = rows::split_owned(&key)
+                    .and_then(|(_, rest)| rest.try_into().ok())
+                    .map(u64::from_be_bytes);
+                Ok(task_view(framework, &task, number))
+            })
+            .collect()
+    }
+
+    /// Offers that stand; none on followers.
+    #[must_use]
+    pub fn offers(&self) -> Vec<OfferView> {
+        let Some(leader) = &self.leader else { return Vec::new() };
+        let standing = leader.offers.standing.iter();
+        standing
+            .map(|(id, offer)| OfferView {
+                id: *id,
+                framework: offer.framework,
+                agent: offer.agent,
+                available: offer.quantities,
+                age_ms: self.last_mono_ms.saturating_sub(offer.made_ms),
+            })
+            .collect()
+    }
+
+    /// Events after one, oldest first.
+    ///
+    /// # Errors
+    /// When rows cannot be read.
+    pub fn events(
+        &self,
+        after: Option<EventId>,
+        limit: usize,
+        rows: &dyn Rows,
+    ) -> Result<EventsPage, RowsError> {
+        let last = self.state.meta.events_last;
+        let floor = self.state.event_ids.front().copied().unwrap_or(last);
+        // The first event that was ever written has a floor of its own; before it nothing is missing.
+        let gap = after.is_some_and(|after| after < floor)
+            && self.state.event_ids.len() >= crate::limits::EVENTS_MAX;
+        let key = after.map(|id| rows::event_key(id.index, id.n));
+        let found = rows.scan(rows::EVENTS, &[], key.as_deref(), page(limit))?;
+        let mut events = Vec::with_capacity(found.len());
+        for (key, value) in found {
+            let id = codec::event_id(&key).ok_or_else(|| unreadable("an event with a short key"))?;
+            let row = v1::EventRow::decode(value.as_slice()).map_err(unreadable)?;
+            if row.version > ROW_VERSION {
+                return Err(unreadable("an event of a newer version"));
+            }
+            events.push(EventRecord {
+                id,
+                at_ms: row.at_ms,
+                kind: row.kind,
+                framework: (row.framework != 0).then_some(FrameworkId(row.framework)),
+                task: row.task.parse().ok(),
+                agent: (row.agent != 0).then_some(AgentId(row.agent)),
+                text: row.text,
+                principal: row.principal,
+            });
+        }
+        Ok(EventsPage { events, gap, floor, last })
+    }
+
+    /// Why something of a framework is pending; empty on followers, which do not know.
+    #[must_use]
+    pub fn explain(&mut self, framework: FrameworkId) -> Vec<Waiting> {
+        let now = self.last_now();
+        self.desk(now).map(|desk| desk.explain(framework)).unwrap_or_default()
+    }
+
+    /// Numbers for metrics.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let leader = self.leader.as_ref();
+        let agents = self.state.agents.values();
+        Counts {
+            agents: self.state.agents.len(),
+            agents_connected: leader
+                .map_or(0, |l| l.links.values().filter(|link| link.session.is_some()).count()),
+            frameworks: self.state.frameworks.len(),
+            components: self.state.components.len(),
+            tasks_live: self.state.frameworks.values().map(|framework| framework.live).sum(),
+            offers: leader.map_or(0, |leader| leader.offers.standing.len()),
+            http_in_flight: leader.map_or(0, |leader| leader.waiters.by_request.len()),
+            total: self.state.total(),
+            used: agents.fold(Quantities::ZERO, |sum, agent| sum.plus(agent.charged)),
+        }
+    }
+
+    /// A page of a framework's state, in order of keys.
+    ///
+    /// # Errors
+    /// When rows cannot be read.
+    pub fn state_page(
+        &self,
+        framework: FrameworkId,
+        after: Option<&str>,
+        limit: usize,
+        rows: &dyn Rows,
+    ) -> Result<Vec<KeyWrite>, RowsError> {
+        let prefix = rows::framework_key(framework);
+        let after = after.map(|key| rows::owned_key(framework, key.as_bytes()));
+        let found = rows.scan(rows::VALUES, &prefix, after.as_deref(), page(limit))?;
+        found
+            .into_iter()
+            .map(|(key, value)| {
+                let (_, rest) =
+                    rows::split_owned(&key).ok_or_else(|| unreadable("a value with a short key"))?;
+                let key = String::from_utf8(rest.to_vec()).map_err(unreadable)?;
+                Ok(KeyWrite { key, value: Some(value) })
+            })
+            .collect()
+    }
+
+    /// Whether the agent of a session may fetch a component: it hosts a scheduler or a task of it.
+    #[must_use]
+    pub fn may_fetch_component(&self, agent: AgentId, digest: &Digest) -> bool {
+        let hosts = |f: &Framework| f.agent == Some(agent) && f.component == *digest;
+        if self.state.frameworks.values().any(hosts) {
+            return true;
+        }
+        let Some(row) = self.state.agents.get(&agent) else { return false };
+        row.tasks.iter().any(|(framework, task)| {
+            let owner = self.state.frameworks.get(framework);
+            let spec = owner.and_then(|f| f.specs.get(&f.tasks.get(task)?.launch.spec));
+            spec.is_some_and(|spec| match &spec.spec.body {
+                tessera_types::TaskBody::Wasm { component, .. } => component == digest,
+                tessera_types::TaskBody::Native(_) => false,
+            })
+        })
+    }
+}

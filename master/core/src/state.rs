@@ -1,0 +1,200 @@
+//! The replicated state in memory: everything except values, history, events and answers, which are
+//! only rows.
+//!
+//! Invariants: changed only through [`crate::apply::Apply`]; indexes (names, charges, tasks of an agent,
+//! order of updates, uses of specs) always agree with the tables, which `check` verifies. Must never
+//! hold what is not derived from commands.
+
+use crate::api::{EventId, World};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use tessera_types::{
+    AgentId, AgentInfo, AgentResources, Digest, Epoch, FrameworkId, FrameworkName, Launch,
+    Quantities, Reason, RoleName, TaskId, TaskSpec, TaskState, TaskStatus, TimeMs, TurnNumber,
+};
+
+/// Everything.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct State {
+    pub(crate) meta: Meta,
+    pub(crate) agents: BTreeMap<AgentId, Agent>,
+    pub(crate) agent_keys: BTreeMap<String, AgentId>,
+    pub(crate) components: BTreeMap<Digest, Component>,
+    pub(crate) frameworks: BTreeMap<FrameworkId, Framework>,
+    /// By tenant and name.
+    pub(crate) names: BTreeMap<(String, String), FrameworkId>,
+    pub(crate) event_ids: VecDeque<EventId>,
+    pub(crate) answers: BTreeMap<u64, AnswerKey>,
+    pub(crate) answer_numbers: BTreeMap<AnswerKey, u64>,
+}
+
+/// Counters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Meta {
+    pub(crate) cluster: String,
+    pub(crate) time_ms: TimeMs,
+    pub(crate) next_agent: u64,
+    pub(crate) next_framework: u64,
+    pub(crate) index: u64,
+    pub(crate) answers_next: u64,
+    pub(crate) events_last: EventId,
+}
+
+/// Names a stored answer.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct AnswerKey {
+    pub(crate) framework: FrameworkId,
+    pub(crate) principal: String,
+    pub(crate) key: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Agent {
+    pub(crate) key: String,
+    pub(crate) boot: String,
+    pub(crate) hostname: String,
+    pub(crate) attributes: Vec<(String, String)>,
+    pub(crate) version: String,
+    pub(crate) resources: AgentResources,
+    pub(crate) registered_ms: TimeMs,
+    pub(crate) unreachable_ms: Option<TimeMs>,
+    /// Index: sum over `tasks`.
+    pub(crate) charged: Quantities,
+    /// Index: tasks on it that have not ended.
+    pub(crate) tasks: BTreeSet<(FrameworkId, TaskId)>,
+}
+
+impl Agent {
+    pub(crate) fn info(&self, id: AgentId) -> AgentInfo {
+        AgentInfo {
+            id,
+            hostname: self.hostname.clone(),
+            attributes: self.attributes.clone(),
+            reachable: self.unreachable_ms.is_none(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Component {
+    pub(crate) size_bytes: u64,
+    pub(crate) world: World,
+    pub(crate) principal: String,
+    pub(crate) added_ms: TimeMs,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Framework {
+    pub(crate) name: FrameworkName,
+    pub(crate) role: RoleName,
+    pub(crate) component: Digest,
+    pub(crate) config: Vec<(String, String)>,
+    pub(crate) principal: String,
+    pub(crate) created_ms: TimeMs,
+
+    pub(crate) epoch: Epoch,
+    pub(crate) agent: Option<AgentId>,
+    pub(crate) placed_ms: TimeMs,
+    pub(crate) last_turn: TurnNumber,
+    pub(crate) last_turn_epoch: Epoch,
+    pub(crate) last_turn_hash: Vec<u8>,
+    pub(crate) suppressed: bool,
+    pub(crate) removing: bool,
+
+    pub(crate) state_bytes: u64,
+    pub(crate) state_keys: u64,
+    pub(crate) used_ids: u64,
+    pub(crate) next_order: u64,
+    pub(crate) history_first: u64,
+    pub(crate) history_next: u64,
+
+    pub(crate) specs: BTreeMap<Digest, Spec>,
+    pub(crate) timers: BTreeMap<String, TimeMs>,
+    pub(crate) tasks: BTreeMap<TaskId, Task>,
+    /// Index: timers by time.
+    pub(crate) due: BTreeSet<(TimeMs, String)>,
+    /// Index: tasks with unconsumed updates, in the order of the newest.
+    pub(crate) updates: BTreeMap<u64, TaskId>,
+    /// Index: sum over tasks that have not ended.
+    pub(crate) charged: Quantities,
+    /// Index: how many those are.
+    pub(crate) live: usize,
+}
+
+impl Framework {
+    pub(crate) fn next_turn(&self) -> TurnNumber {
+        TurnNumber(self.last_turn.0 + 1)
+    }
+
+    pub(crate) fn spec_bytes(&self) -> usize {
+        self.specs.values().map(|spec| spec.encoded.len()).sum()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Spec {
+    pub(crate) encoded: Arc<[u8]>,
+    pub(crate) spec: Arc<TaskSpec>,
+    /// Index: tasks that have not ended and refer to it.
+    pub(crate) uses: usize,
+}
+
+/// An update that the scheduler has not consumed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StoredUpdate {
+    pub(crate) sequence: u64,
+    pub(crate) status: TaskStatus,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KillIntent {
+    pub(crate) grace_ms: u64,
+    pub(crate) reason: Reason,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Task {
+    pub(crate) launch: Launch,
+    pub(crate) name: String,
+    pub(crate) agent: AgentId,
+    pub(crate) charge: Quantities,
+    pub(crate) state: TaskState,
+    pub(crate) attempt: u32,
+    pub(crate) created_ms: TimeMs,
+    pub(crate) sequence: u64,
+    pub(crate) agent_sequence: u64,
+    pub(crate) order: u64,
+    pub(crate) latest: Option<StoredUpdate>,
+    pub(crate) terminal: Option<StoredUpdate>,
+    pub(crate) status: TaskStatus,
+    pub(crate) kill: Option<KillIntent>,
+}
+
+impl Task {
+    pub(crate) const fn unconsumed(&self) -> bool {
+        self.latest.is_some() || self.terminal.is_some()
+    }
+}
+
+impl State {
+    pub(crate) fn task(&self, framework: FrameworkId, task: &TaskId) -> Option<&Task> {
+        self.frameworks.get(&framework)?.tasks.get(task)
+    }
+
+    /// A task that has not ended.
+    pub(crate) fn live_task(&self, framework: FrameworkId, task: &TaskId) -> Option<&Task> {
+        self.task(framework, task).filter(|task| !task.state.is_terminal())
+    }
+
+    pub(crate) fn schedulers_on(&self, agent: AgentId) -> usize {
+        self.frameworks.values().filter(|f| f.agent == Some(agent) && !f.removing).count()
+    }
+
+    /// What all reachable agents have together.
+    pub(crate) fn total(&self) -> Quantities {
+        self.agents
+            .values()
+            .filter(|agent| agent.unreachable_ms.is_none())
+            .fold(Quantities::ZERO, |sum, agent| sum.plus(agent.resources.total))
+    }
+}
