@@ -147,6 +147,16 @@ impl<D: Disk> Node<D> {
         &self.machine.core
     }
 
+    /// Ask the state, its rows and the replica. The core is borrowed mutably because some questions
+    /// take notes in leader-only state; none puts anything out.
+    pub fn query(
+        &mut self,
+        question: impl FnOnce(&mut Core, &dyn core::Rows, &tessera_replica::Status),
+    ) {
+        let status = self.replica.status();
+        question(&mut self.machine.core, &RowsOf(self.replica.rows()), &status);
+    }
+
     /// The rows, for queries that need values.
     #[must_use]
     pub fn rows(&self) -> RowsOf<'_> {

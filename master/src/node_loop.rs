@@ -28,7 +28,7 @@ pub const SESSION_QUEUE_MAX: usize = 4_096;
 const TICK: Duration = Duration::from_millis(50);
 
 /// A question answered by the loop between two inputs.
-type Query = Box<dyn FnOnce(&Core, &dyn Rows, &NodeStatus) + Send>;
+type Query = Box<dyn FnOnce(&mut Core, &dyn Rows, &NodeStatus) + Send>;
 
 /// What the replica says of itself, for health and metrics.
 pub type NodeStatus = tessera_replica::Status;
@@ -160,7 +160,7 @@ impl NodeHandle {
     /// When the loop is gone.
     pub async fn query<T: Send + 'static>(
         &self,
-        question: impl FnOnce(&Core, &dyn Rows) -> T + Send + 'static,
+        question: impl FnOnce(&mut Core, &dyn Rows) -> T + Send + 'static,
     ) -> Result<T, Stopped> {
         self.query_status(|core, rows, _| question(core, rows)).await
     }
@@ -171,7 +171,7 @@ impl NodeHandle {
     /// When the loop is gone.
     pub async fn query_status<T: Send + 'static>(
         &self,
-        question: impl FnOnce(&Core, &dyn Rows, &NodeStatus) -> T + Send + 'static,
+        question: impl FnOnce(&mut Core, &dyn Rows, &NodeStatus) -> T + Send + 'static,
     ) -> Result<T, Stopped> {
         let (answer, answered) = oneshot::channel();
         let query: Query = Box::new(move |core, rows, status| {
@@ -343,10 +343,7 @@ impl<D: Disk> NodeLoop<D> {
                     Vec::new()
                 });
             }
-            Input::Query(query) => {
-                let status = self.node.status();
-                query(self.node.core(), &self.node.rows(), &status);
-            }
+            Input::Query(query) => self.node.query(query),
             Input::Stop => return true,
         }
         false

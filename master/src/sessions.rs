@@ -220,7 +220,7 @@ async fn send_state(
     let agent = AgentId(request.agent);
     let framework = FrameworkId(request.framework);
     let (session, epoch) = (request.session, Epoch(request.epoch));
-    let fetch = move |core: &tessera_master_core::Core| core.state_fetch(agent, session, framework, epoch);
+    let fetch = move |core: &mut tessera_master_core::Core| core.state_fetch(agent, session, framework, epoch);
     let refused = |refusal: tessera_master_core::FetchRefusal| {
         Status::failed_precondition(refusal.to_string())
     };

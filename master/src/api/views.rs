@@ -120,7 +120,7 @@ pub struct FrameworkJson {
 
 impl FrameworkJson {
     /// A framework, with the states of its live tasks counted.
-    pub fn of(view: FrameworkView, core: &Core) -> Self {
+    pub fn of(view: FrameworkView, core: &mut Core) -> Self {
         let state = match () {
             () if view.removing => "removing",
             () if view.agent.is_none() => "waiting",
