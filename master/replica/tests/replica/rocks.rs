@@ -215,3 +215,58 @@ fn both_disks_hold_the_same_rows_after_the_same_batches() {
         }
     }
 }
+
+/// The newest write-ahead log of a closed database.
+fn newest_wal(dir: &std::path::Path) -> std::path::PathBuf {
+    let entries = std::fs::read_dir(dir).expect("the directory can be read");
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    let wals = paths.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
+    wals.max().expect("a write-ahead log")
+}
+
+/// A closed database with `count` committed entries in its write-ahead log.
+fn closed_database(count: usize) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut disk = RocksDisk::open(dir.path()).expect("the database opens");
+    Replica::bootstrap(&mut disk, identity(1), &[1]).expect("an empty disk");
+    let mut node = Node::open(config(1), disk);
+    node.process();
+    for _ in 0..count {
+        node.commit(add(b"x"));
+    }
+    dir
+}
+
+#[test]
+fn a_torn_last_record_is_applied_again() {
+    let dir = closed_database(20);
+    let wal = newest_wal(dir.path());
+    let bytes = std::fs::read(&wal).expect("the log can be read");
+    std::fs::write(&wal, &bytes[..bytes.len() - 3]).expect("the log can be cut");
+    let disk = RocksDisk::open(dir.path()).expect("a torn tail is normal after a crash");
+    let mut node = Node::open(config(1), disk);
+    assert_eq!(
+        node.machine.value(b"x"),
+        19,
+        "the last batch, an apply, is torn"
+    );
+    node.process();
+    assert_eq!(node.machine.value(b"x"), 20);
+}
+
+#[test]
+fn damage_in_the_middle_of_the_write_ahead_log_is_refused() {
+    let dir = closed_database(40);
+    let wal = newest_wal(dir.path());
+    let mut bytes = std::fs::read(&wal).expect("the log can be read");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x40;
+    std::fs::write(&wal, &bytes).expect("the log can be written");
+    let opened = RocksDisk::open(dir.path()).map_err(|error| error.to_string());
+    let opened = opened.and_then(|disk| {
+        Replica::open(config(1), disk)
+            .map(|_| ())
+            .map_err(|error| error.to_string())
+    });
+    assert!(opened.is_err(), "a damaged log was accepted");
+}
