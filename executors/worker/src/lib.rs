@@ -1,1 +1,20 @@
-//! Placeholder while the crate is being laid out.
+//! The sandbox process for components: hosts schedulers and Wasm tasks, and judges and compiles
+//! components in throw-away processes.
+//!
+//! Invariants: guests run on threads of their own under `tessera_wit_host`'s limits; nothing that a
+//! guest or a peer sends ends the process; it listens to one agent at a time and outlives it. This
+//! crate must never hold cluster state or speak to a master.
+
+pub mod bench;
+mod hosts;
+mod image;
+mod instance;
+pub mod jail;
+pub mod judge;
+mod logs;
+mod outbox;
+pub mod serve;
+mod tasks;
+mod thread;
+
+pub use hosts::Hosts;

@@ -48,6 +48,10 @@ fn limit<T>(name: &'static str, max: impl std::fmt::Display) -> Result<T, Refuse
     Err(LimitPassed::new(name, format!("at most {max}")).into())
 }
 
+/// Places among a turn's operations that are kept for answers to open requests: who floods must still
+/// be able to say so.
+const ANSWERS_RESERVED: usize = 64;
+
 #[derive(Debug)]
 struct Defined {
     spec: TaskSpec,
@@ -137,7 +141,11 @@ impl Draft {
                 Operation::Accept { launches, .. } => launches.len().max(1),
                 _ => 1,
             };
-        if count > limits::TURN_OPERATIONS_MAX {
+        let reserved = match &operation {
+            Operation::Respond { .. } => 0,
+            _ => self.open_requests.len().min(ANSWERS_RESERVED),
+        };
+        if count > limits::TURN_OPERATIONS_MAX - reserved {
             return limit("turn-operations", limits::TURN_OPERATIONS_MAX);
         }
         let bytes = self.bytes + size(&operation);
@@ -418,7 +426,7 @@ mod tests {
             (vec![OFFER, OFFER], vec![], none, "offers"),
             (vec![OFFER], vec![launch("t", unknown)], none, "launch.spec"),
             (vec![OFFER], vec![launch("t", known), launch("t", known)], none, "launch.task"),
-            (vec![OFFER], vec![with_args], none, "args"),
+            (vec![OFFER], vec![with_args], none, "launch.args"),
             (vec![OFFER], vec![], far, "filters.refuse-ms"),
         ] {
             let error = draft.accept(offers, launches, filters).unwrap_err().to_string();

@@ -2,8 +2,7 @@
 //!
 //! Invariants: the key of an engine changes whenever code compiled by it could differ, and cached code
 //! is never loaded under another key. Features that the contract does not need are off, because each
-//! is attack surface. This file must never make the policy depend on where it runs, except for the
-//! address space that memories reserve.
+//! is attack surface. This file must never make the policy depend on where it runs.
 
 use std::hash::{Hash as _, Hasher as _};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -24,20 +23,11 @@ pub const EPOCH: Duration = Duration::from_millis(10);
 /// Epochs without a guest after which the ticker sleeps: an idle worker costs nothing.
 const TICKS_BEFORE_SLEEP: u32 = 100;
 
-/// Where an engine is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// In a worker: a memory reserves 4 GiB of address space, so that bounds need no checks.
-    Worker,
-    /// In a throw-away process with little address space. Its code is never kept.
-    Jail,
-}
-
 /// An engine under the one policy of the cluster.
 ///
 /// # Errors
 /// When this machine lacks what the policy needs.
-pub fn new_engine(place: Place) -> wasmtime::Result<Engine> {
+pub fn new_engine() -> wasmtime::Result<Engine> {
     let mut config = Config::new();
     config
         .strategy(Strategy::Cranelift)
@@ -58,13 +48,6 @@ pub fn new_engine(place: Place) -> wasmtime::Result<Engine> {
         .wasm_wide_arithmetic(false)
         .wasm_tail_call(false)
         .wasm_custom_page_sizes(false);
-    if place == Place::Jail {
-        config
-            .memory_reservation(0)
-            .memory_reservation_for_growth(1 << 20)
-            .memory_guard_size(64 << 10)
-            .guard_before_linear_memory(false);
-    }
     // Instances are allocated on demand: they live long, so that a pool would save nothing that
     // matters, and slots that pass from tenant to tenant have leaked before.
     Engine::new(&config)
@@ -163,5 +146,42 @@ impl Drop for Ticker {
         self.shared.stop.store(true, Ordering::SeqCst);
         let _guard = self.shared.lock.lock().unwrap_or_else(PoisonError::into_inner);
         self.shared.wake.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_in_the_key_is_the_one_in_the_lockfile() {
+        let lock = include_str!("../../../Cargo.lock");
+        let entry = format!("name = \"wasmtime\"\nversion = \"{RUNTIME_VERSION}\"\n");
+        assert!(lock.contains(&entry));
+    }
+
+    #[test]
+    fn keys_are_stable_and_fit_into_a_file_name() {
+        let key = |engine: wasmtime::Result<Engine>| engine_key(&engine.unwrap());
+        assert_eq!(key(new_engine()), key(new_engine()));
+        let key = key(new_engine());
+        assert!(key.len() <= 60, "{key}");
+        assert!(key.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || ".-".contains(c)));
+    }
+
+    #[test]
+    fn epochs_advance_again_after_the_ticker_has_slept() {
+        let engine = new_engine().unwrap();
+        let ticker = Ticker::start(&engine).unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while !ticker.shared.asleep.load(Ordering::SeqCst) {
+            assert!(std::time::Instant::now() < deadline, "the ticker never slept");
+            std::thread::yield_now();
+        }
+        let _running = ticker.run();
+        while ticker.shared.asleep.load(Ordering::SeqCst) {
+            assert!(std::time::Instant::now() < deadline, "the ticker never woke");
+            std::thread::yield_now();
+        }
     }
 }

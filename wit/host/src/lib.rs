@@ -11,18 +11,22 @@ mod convert;
 mod draft;
 mod engine;
 mod guest;
+mod inspect;
 mod limits;
 mod log;
 mod random;
 mod scheduler;
 mod state;
+mod task;
 mod wasi;
 
 pub use draft::Refused;
-pub use engine::{EPOCH, Place, RUNTIME_VERSION, THREAD_STACK_BYTES, Ticker, engine_key, new_engine};
+pub use engine::{EPOCH, RUNTIME_VERSION, THREAD_STACK_BYTES, Ticker, engine_key, new_engine};
+pub use inspect::{CONTRACT_VERSION, Inspection, Inspector, Unusable, World, check_bytes};
 pub use limits::{CpuClock, LimitPassed, Limits};
 pub use log::Logged;
 pub use scheduler::{
     Description, Failed, Failure, Scheduler, SchedulerHost, SchedulerImage, Start, rebuild_backoff,
 };
 pub use state::{State, WriteRefused};
+pub use task::{Kill, OUTPUT_BYTES_MAX, TaskEnd, TaskHost, TaskImage, TaskStart, is_memory_limit};

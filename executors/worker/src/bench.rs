@@ -1,0 +1,170 @@
+//! `tessera-worker bench-turn`: what a turn costs in the worker, and what an idle instance keeps.
+//!
+//! Invariants: a measured turn goes the whole way from a decoded batch to the encoded turn, with the
+//! code that serves real ones. This file must never print anything but numbers that it measured.
+
+use crate::thread;
+use prost::Message as _;
+use serde::Serialize;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+use tessera_types::{
+    AgentId, AgentInfo, Epoch, Event, FrameworkId, Offer, OfferId, Quantities, Subscription,
+    TurnHeader, TurnNumber,
+};
+use tessera_wire::v1;
+use tessera_wit_host::{
+    Limits, Scheduler, SchedulerHost, SchedulerImage, Start, State, Ticker, new_engine,
+};
+use wasmtime::component::Component;
+
+/// What was measured.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    turns: usize,
+    offers: usize,
+    p50_us: f64,
+    p99_us: f64,
+    mean_us: f64,
+    operations_per_turn: usize,
+    build_us: f64,
+    idle_instances: usize,
+    idle_private_kib_each: f64,
+    linear_memory_kib: u64,
+}
+
+/// What to measure.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Offers in each batch.
+    pub offers: usize,
+    /// Turns.
+    pub turns: usize,
+    /// Instances whose memory is measured.
+    pub idle: usize,
+}
+
+fn batch(number: u64, offers: usize, first_offer: u64) -> v1::Batch {
+    let mut events = Vec::new();
+    if number == 1 {
+        events.push(Event::Subscribed(Subscription {
+            framework: FrameworkId(1),
+            name: "bench".into(),
+            role: "bench".into(),
+            epoch: Epoch(1),
+        }));
+        events.extend((0..offers as u64).map(|n| {
+            Event::Agent(AgentInfo {
+                id: AgentId(n),
+                hostname: format!("agent-{n}"),
+                attributes: vec![("rack".into(), format!("r{}", n % 10))],
+                reachable: true,
+            })
+        }));
+    }
+    let offer = |n: u64| Offer {
+        id: OfferId(first_offer + n),
+        agent: AgentId(n),
+        available: Quantities { cpus_milli: 4_000, mem_mib: 8_192, disk_mib: 100_000 },
+    };
+    events.push(Event::Offers((0..offers as u64).map(offer).collect()));
+    v1::Batch {
+        key: Some(v1::InstanceKey { framework: 1, epoch: 1 }),
+        number,
+        time_ms: 1_700_000_000_000 + number,
+        events: events.iter().map(Into::into).collect(),
+    }
+}
+
+fn turn(scheduler: &mut Scheduler, batch: v1::Batch) -> Result<(usize, usize), String> {
+    let header = TurnHeader {
+        framework: FrameworkId(1),
+        epoch: Epoch(1),
+        number: TurnNumber(batch.number),
+        time_ms: batch.time_ms,
+    };
+    let events: Vec<Event> = batch
+        .events
+        .into_iter()
+        .map(TryInto::try_into)
+        .collect::<Result<_, _>>()
+        .map_err(|error: tessera_wire::WireError| error.to_string())?;
+    let turn = scheduler.turn(header, events).map_err(|failure| failure.to_string())?;
+    let bytes = v1::Turn::from(&turn).encode_to_vec();
+    Ok((turn.operations.len(), bytes.len()))
+}
+
+/// Bytes of memory that belong to this process alone.
+fn private_kib() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap_or_default();
+    text.lines()
+        .filter(|line| line.starts_with("Private_"))
+        .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+        .sum()
+}
+
+fn load(component: &Path) -> Result<SchedulerImage, String> {
+    let engine = new_engine().map_err(|error| error.to_string())?;
+    let bytes = std::fs::read(component).map_err(|error| error.to_string())?;
+    let component =
+        Component::from_binary(&engine, &bytes).map_err(|error| format!("{error:#}"))?;
+    let ticker = Arc::new(Ticker::start(&engine).map_err(|error| error.to_string())?);
+    let host = SchedulerHost::new(&engine, ticker, thread::cpu_time, Limits::default())
+        .map_err(|error| error.to_string())?;
+    host.link(&component).map_err(|failure| failure.to_string())
+}
+
+fn build(image: &SchedulerImage) -> Result<Scheduler, String> {
+    let start = Start { seed: 1, config: Vec::new(), time_ms: 1_700_000_000_000 };
+    image.build(&start, State::default()).map_err(|failed| failed.0.to_string())
+}
+
+/// Measure a component.
+///
+/// # Errors
+/// When it cannot be read, compiled or built, or a turn fails.
+pub fn run(component: &Path, plan: Plan) -> Result<Report, String> {
+    let image = load(component)?;
+    let started = Instant::now();
+    let mut scheduler = build(&image)?;
+    let build_us = micros(started);
+    let mut times = Vec::with_capacity(plan.turns);
+    let mut operations = 0;
+    for number in 1..=plan.turns.max(1) as u64 {
+        let batch = batch(number, plan.offers, number * plan.offers as u64);
+        let started = Instant::now();
+        let (count, _) = turn(&mut scheduler, batch)?;
+        times.push(micros(started));
+        operations += count;
+        scheduler.commit();
+        scheduler.take_logged();
+    }
+    let linear_memory_kib = scheduler.memory_bytes() >> 10;
+    let before = private_kib();
+    let mut idle = Vec::with_capacity(plan.idle);
+    for _ in 0..plan.idle {
+        let mut instance = build(&image)?;
+        turn(&mut instance, batch(1, 1, 1))?;
+        idle.push(instance);
+    }
+    let grown = private_kib().saturating_sub(before);
+    times.sort_by(f64::total_cmp);
+    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
+    Ok(Report {
+        turns: times.len(),
+        offers: plan.offers,
+        p50_us: at(0.5),
+        p99_us: at(0.99),
+        mean_us: times.iter().sum::<f64>() / times.len() as f64,
+        operations_per_turn: operations / times.len(),
+        build_us,
+        idle_instances: idle.len(),
+        idle_private_kib_each: grown as f64 / idle.len().max(1) as f64,
+        linear_memory_kib,
+    })
+}
+
+fn micros(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e6
+}

@@ -1,0 +1,77 @@
+//! What all guests of a worker share: engine, linkers, loaded images and the way to the agent.
+//!
+//! Invariants: an image is loaded once and kept while it is among the last used. This file must never
+//! know which guests there are.
+
+use crate::image::{self, LoadError};
+use crate::outbox::Outbox;
+use crate::thread;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use tessera_types::Digest;
+use tessera_wit_host::{Limits, SchedulerHost, TaskHost, Ticker, new_engine};
+use wasmtime::Engine;
+use wasmtime::component::Component;
+
+/// Images kept loaded for further instances and tasks: a tenant rarely runs more kinds at a time.
+const IMAGES_MAX: usize = 32;
+
+#[derive(Default)]
+struct Images {
+    loaded: BTreeMap<PathBuf, (Component, Digest, u64)>,
+    uses: u64,
+}
+
+/// Shared by all threads of a worker.
+pub struct Hosts {
+    /// The one engine.
+    pub engine: Engine,
+    /// Links schedulers.
+    pub schedulers: SchedulerHost,
+    /// Links tasks.
+    pub tasks: TaskHost,
+    /// The way to the agent.
+    pub outbox: Arc<Outbox>,
+    images: Mutex<Images>,
+}
+
+impl Hosts {
+    /// Make the engine and its linkers.
+    ///
+    /// # Errors
+    /// When this machine lacks what the engine needs.
+    pub fn new(limits: Limits) -> wasmtime::Result<Self> {
+        let engine = new_engine()?;
+        let ticker = Arc::new(Ticker::start(&engine)?);
+        let schedulers = SchedulerHost::new(&engine, ticker.clone(), thread::cpu_time, limits)?;
+        let tasks = TaskHost::new(&engine, ticker, limits)?;
+        let outbox = Arc::new(Outbox::default());
+        Ok(Self { engine, schedulers, tasks, outbox, images: Mutex::default() })
+    }
+
+    /// The component of an image, and the digest of what it was compiled from.
+    ///
+    /// # Errors
+    /// When the image is not one that this host's compiler wrote for this engine.
+    pub fn image(&self, path: &Path) -> Result<(Component, Digest), LoadError> {
+        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        images.uses += 1;
+        let now = images.uses;
+        if let Some((component, source, used)) = images.loaded.get_mut(path) {
+            *used = now;
+            return Ok((component.clone(), *source));
+        }
+        drop(images);
+        let (component, source) = image::load(&self.engine, path)?;
+        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        images.loaded.insert(path.to_owned(), (component.clone(), source, now));
+        if images.loaded.len() > IMAGES_MAX {
+            let oldest = images.loaded.iter().min_by_key(|(_, (_, _, used))| *used);
+            if let Some(path) = oldest.map(|(path, _)| path.clone()) {
+                images.loaded.remove(&path);
+            }
+        }
+        Ok((component, source))
+    }
+}

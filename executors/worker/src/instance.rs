@@ -1,0 +1,411 @@
+//! The life of one scheduler instance on its own thread: receive state, build, take batches, give
+//! turns, and build again when something went wrong.
+//!
+//! Invariants: at most one turn is outstanding, and it is repeated byte for byte until its result is
+//! known; state changes only by a committed turn; a guest that fails loses its turn and its memory,
+//! never its state. This file must never decide whether a turn commits.
+
+use crate::hosts::Hosts;
+use crate::logs::LogGate;
+use crate::outbox;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tessera_types::limits::{BATCH_EVENTS_MAX, STATE_BYTES_MAX};
+use tessera_types::{Digest, Event, KeyWrite, TurnOutcome, TurnRefusal, TurnHeader, Epoch, FrameworkId, TurnNumber};
+use tessera_wire::{WireError, v1};
+use tessera_wire::v1::from_worker::Message;
+use tessera_wit_host::{
+    Failure, Logged, Scheduler, SchedulerImage, Start, State, THREAD_STACK_BYTES, rebuild_backoff,
+};
+
+/// Messages that may wait for an instance: one batch, one result and the chunks of a state that is
+/// being sent. A peer that sends more waits, or is not heard.
+const INBOX_MAX: usize = 64;
+
+/// What an instance is told.
+pub enum ToInstance {
+    /// A part of its state.
+    State(v1::StateChunk),
+    /// What to handle.
+    Batch(v1::Batch),
+    /// What became of its turn.
+    Result(v1::TurnResult),
+}
+
+/// What the greeting of a new link says of an instance.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// Built, and waiting for a batch or for the result of a turn.
+    pub ready: bool,
+    /// Number of the next turn.
+    pub next_turn: u64,
+    /// The turn without a result, as a frame.
+    pub outstanding: Option<Vec<u8>>,
+}
+
+struct Shared {
+    stopped: AtomicBool,
+    status: Mutex<Status>,
+}
+
+impl Shared {
+    fn status(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An instance, seen from outside. Dropping it stops the instance.
+pub struct InstanceHandle {
+    inbox: SyncSender<ToInstance>,
+    shared: Arc<Shared>,
+}
+
+impl InstanceHandle {
+    /// Start the thread; the instance is built when its state is there.
+    ///
+    /// # Errors
+    /// When there can be no more threads.
+    pub fn start(
+        hosts: Arc<Hosts>,
+        desired: v1::DesiredInstance,
+        image: PathBuf,
+    ) -> std::io::Result<Self> {
+        let (inbox, messages) = sync_channel(INBOX_MAX);
+        let shared = Arc::new(Shared { stopped: AtomicBool::new(false), status: Mutex::default() });
+        let key = v1::InstanceKey { framework: desired.framework, epoch: desired.epoch };
+        let name = format!("f{}-e{}", key.framework, key.epoch);
+        let logs = LogGate::new(key.framework);
+        let mut life = Life {
+            hosts,
+            desired,
+            image,
+            key,
+            messages,
+            shared: shared.clone(),
+            logs,
+            next_turn: 0,
+            was_ready: false,
+            failures: 0,
+            waiting: None,
+        };
+        std::thread::Builder::new().name(name).stack_size(THREAD_STACK_BYTES).spawn(move || {
+            if catch_unwind(AssertUnwindSafe(|| life.run())).is_err() {
+                life.shared.status().ready = false;
+                life.say_failed("WORKER_LOST", "the host of the instance failed", false);
+            }
+        })?;
+        Ok(Self { inbox, shared })
+    }
+
+    /// Pass a message on. State waits for its turn, everything else is not heard when the instance
+    /// has not taken what was sent before: a peer that follows the protocol never sends as much.
+    pub fn send(&self, message: ToInstance) {
+        match message {
+            state @ ToInstance::State(_) => {
+                let _ = self.inbox.send(state);
+            }
+            other => {
+                if let Err(TrySendError::Full(_)) = self.inbox.try_send(other) {
+                    tracing::warn!("a message for an instance whose inbox is full is dropped");
+                }
+            }
+        }
+    }
+
+    /// What a new link has to know.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.shared.status().clone()
+    }
+}
+
+impl Drop for InstanceHandle {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Ordering::SeqCst);
+    }
+}
+
+/// The instance was stopped.
+struct Stopped;
+
+/// Why a life goes on without the instance that it had.
+enum Lost {
+    Failed(Failure),
+    Refused(TurnRefusal),
+}
+
+struct Life {
+    hosts: Arc<Hosts>,
+    desired: v1::DesiredInstance,
+    image: PathBuf,
+    key: v1::InstanceKey,
+    messages: Receiver<ToInstance>,
+    shared: Arc<Shared>,
+    logs: LogGate,
+    next_turn: u64,
+    was_ready: bool,
+    /// In a row, since the last committed turn.
+    failures: u32,
+    /// The newest batch that came while a turn was outstanding.
+    waiting: Option<v1::Batch>,
+}
+
+impl Life {
+    fn run(&mut self) {
+        // An end without a word: the instance was stopped.
+        let Ok(mut state) = self.receive_state() else { return };
+        while let Ok(left) = self.live(state) {
+            match left {
+                Some(left) => state = left,
+                None => return,
+            }
+        }
+    }
+
+    fn receive(&self) -> Result<ToInstance, Stopped> {
+        let message = self.messages.recv().map_err(|_| Stopped)?;
+        if self.is_stopped() { Err(Stopped) } else { Ok(message) }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.shared.stopped.load(Ordering::SeqCst)
+    }
+
+    fn say(&self, message: Message) {
+        if !self.is_stopped() {
+            self.hosts.outbox.send(message);
+        }
+    }
+
+    fn say_failed(&self, reason: &str, message: &str, will_retry: bool) {
+        tracing::warn!(framework = self.key.framework, reason, message, "the instance failed");
+        self.say(Message::InstanceFailed(v1::InstanceFailed {
+            key: Some(self.key),
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+            will_retry,
+        }));
+    }
+
+    fn receive_state(&mut self) -> Result<State, Stopped> {
+        let mut state = State::default();
+        let mut bytes = 0_u64;
+        loop {
+            let ToInstance::State(chunk) = self.receive()? else { continue };
+            let mut entries = Vec::with_capacity(chunk.entries.len());
+            for entry in chunk.entries {
+                bytes += (entry.key.len() + entry.value.as_ref().map_or(0, Vec::len)) as u64;
+                match KeyWrite::try_from(entry) {
+                    Ok(entry) => entries.push(entry),
+                    Err(error) => {
+                        self.say_failed("COMPONENT_UNUSABLE", &format!("state: {error}"), false);
+                        return Err(Stopped);
+                    }
+                }
+            }
+            if bytes > STATE_BYTES_MAX {
+                self.say_failed("COMPONENT_UNUSABLE", "state: larger than allowed", false);
+                return Err(Stopped);
+            }
+            state.load(entries);
+            if let Some(next_turn) = chunk.next_turn {
+                self.next_turn = next_turn;
+                return Ok(state);
+            }
+        }
+    }
+
+    /// One instance from being built to being lost. Gives the state for the next one, or nothing when
+    /// there is to be no next one.
+    fn live(&mut self, state: State) -> Result<Option<State>, Stopped> {
+        let start = Start {
+            seed: self.desired.seed,
+            config: self.desired.config.iter().map(|p| (p.key.clone(), p.value.clone())).collect(),
+            time_ms: now_ms(),
+        };
+        let image = match self.link() {
+            Ok(image) => image,
+            Err(failure) => {
+                // Nothing changes by trying again: the agent has to give another image.
+                self.say_failed(failure.code(), &failure.to_string(), false);
+                return Ok(None);
+            }
+        };
+        let (lost, state) = match image.build(&start, state) {
+            Ok(mut scheduler) => {
+                let logged = scheduler.take_logged();
+                self.say_log(logged);
+                self.say_ready();
+                let lost = self.serve(&mut scheduler)?;
+                let logged = scheduler.take_logged();
+                self.say_log(logged);
+                (lost, scheduler.into_state())
+            }
+            Err(failed) => {
+                let (failure, state, logged) = *failed;
+                self.say_log(logged);
+                (Lost::Failed(failure), state)
+            }
+        };
+        self.after_loss(lost, state)
+    }
+
+    fn link(&self) -> Result<SchedulerImage, Failure> {
+        let (component, source) = self
+            .hosts
+            .image(Path::new(&self.image))
+            .map_err(|error| Failure::Unusable(error.to_string()))?;
+        if Digest::from_slice(&self.desired.component) != Ok(source) {
+            let text = format!("the image is of {source}, not of the framework's component");
+            return Err(Failure::Unusable(text));
+        }
+        self.hosts.schedulers.link(&component)
+    }
+
+    fn say_ready(&mut self) {
+        let rebuilt = self.was_ready;
+        self.was_ready = true;
+        {
+            let mut status = self.shared.status();
+            *status = Status { ready: true, next_turn: self.next_turn, outstanding: None };
+        }
+        let (key, next_turn) = (Some(self.key), self.next_turn);
+        self.say(Message::InstanceReady(v1::InstanceReady { key, rebuilt, next_turn }));
+    }
+
+    fn say_log(&mut self, logged: Logged) {
+        if let Some(log) = self.logs.pass(logged, Instant::now()) {
+            let (lines, before) = (log.lines.len() as u64, log.dropped);
+            if !self.is_stopped() && !self.hosts.outbox.send(Message::Log(log)) {
+                self.logs.count_dropped(before + lines);
+            }
+        }
+    }
+
+    /// Handle batches until the instance is lost.
+    fn serve(&mut self, scheduler: &mut Scheduler) -> Result<Lost, Stopped> {
+        loop {
+            let batch = match self.waiting.take() {
+                Some(batch) => batch,
+                None => match self.receive()? {
+                    ToInstance::Batch(batch) => batch,
+                    // Left over from before the instance was built.
+                    ToInstance::State(_) | ToInstance::Result(_) => continue,
+                },
+            };
+            if batch.number != self.next_turn {
+                tracing::warn!(got = batch.number, next = self.next_turn, "a stale batch");
+                continue;
+            }
+            let turn = match self.handle(scheduler, batch) {
+                Ok(turn) => turn,
+                Err(failure) => return Ok(Lost::Failed(failure)),
+            };
+            let number = turn.number;
+            let frame = outbox::encode(Message::Turn(turn));
+            self.shared.status().outstanding = Some(frame.clone());
+            if !self.is_stopped() {
+                self.hosts.outbox.send_frame(frame);
+            }
+            let logged = scheduler.take_logged();
+            self.say_log(logged);
+            match self.result_of(number)? {
+                TurnOutcome::Committed { next } => {
+                    scheduler.commit();
+                    self.next_turn = next.0;
+                    self.failures = 0;
+                    let mut status = self.shared.status();
+                    status.outstanding = None;
+                    status.next_turn = self.next_turn;
+                }
+                TurnOutcome::Refused(refusal) => return Ok(Lost::Refused(refusal)),
+            }
+        }
+    }
+
+    fn handle(&self, scheduler: &mut Scheduler, batch: v1::Batch) -> Result<v1::Turn, Failure> {
+        if batch.events.len() > BATCH_EVENTS_MAX {
+            return Err(Failure::Unusable(format!("batch.events: at most {BATCH_EVENTS_MAX}")));
+        }
+        let header = TurnHeader {
+            framework: FrameworkId(self.key.framework),
+            epoch: Epoch(self.key.epoch),
+            number: TurnNumber(batch.number),
+            time_ms: batch.time_ms,
+        };
+        let events = batch
+            .events
+            .into_iter()
+            .map(Event::try_from)
+            .collect::<Result<Vec<_>, WireError>>()
+            .map_err(|error| Failure::Unusable(format!("batch.{error}")))?;
+        scheduler.turn(header, events).map(|turn| v1::Turn::from(&turn))
+    }
+
+    /// Wait for what became of a turn. A batch that comes before is kept: it may be the next one.
+    fn result_of(&mut self, number: u64) -> Result<TurnOutcome, Stopped> {
+        loop {
+            match self.receive()? {
+                ToInstance::Result(result) if result.number == number => {
+                    match result.outcome.map(TurnOutcome::try_from) {
+                        Some(Ok(outcome)) => return Ok(outcome),
+                        Some(Err(error)) => tracing::warn!(%error, "a result that says nothing"),
+                        None => tracing::warn!("a result that says nothing"),
+                    }
+                }
+                ToInstance::Batch(batch) => self.waiting = Some(batch),
+                ToInstance::Result(_) | ToInstance::State(_) => {}
+            }
+        }
+    }
+
+    fn after_loss(&mut self, lost: Lost, state: State) -> Result<Option<State>, Stopped> {
+        {
+            let mut status = self.shared.status();
+            *status = Status { ready: false, next_turn: self.next_turn, outstanding: None };
+        }
+        self.waiting = None;
+        self.failures = self.failures.saturating_add(1);
+        match lost {
+            Lost::Failed(failure) => self.say_failed(failure.code(), &failure.to_string(), true),
+            Lost::Refused(refusal) => match refusal {
+                TurnRefusal::Limit { .. } => {
+                    self.say_failed("REFUSED", &refusal.to_string(), true);
+                }
+                TurnRefusal::WrongNumber { expected, .. } if expected.0 == self.next_turn => {}
+                // Others have gone on without this instance: its state is not the framework's.
+                TurnRefusal::WrongNumber { .. }
+                | TurnRefusal::WrongEpoch { .. }
+                | TurnRefusal::NoFramework => {
+                    self.say_failed("REFUSED", &refusal.to_string(), false);
+                    return Ok(None);
+                }
+            },
+        }
+        self.pause(rebuild_backoff(self.failures))?;
+        Ok(Some(state))
+    }
+
+    /// Wait, without hearing what is said to an instance that is no more.
+    fn pause(&self, time: Duration) -> Result<(), Stopped> {
+        let until = Instant::now() + time;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.messages.recv_timeout(left) {
+                Ok(_) if self.is_stopped() => return Err(Stopped),
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => return Ok(()),
+                Err(RecvTimeoutError::Disconnected) => return Err(Stopped),
+            }
+        }
+    }
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

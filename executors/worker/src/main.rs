@@ -1,0 +1,140 @@
+//! The binary `tessera-worker`: reads its arguments, limits itself and runs one mode.
+//!
+//! Invariants: nothing but answers goes to stdout; logs go to stderr. This file must
+//! never hold behaviour of a mode.
+
+use clap::{Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use tessera_worker::{Hosts, bench, jail, judge, serve};
+use tessera_wit_host::{Limits, engine_key, new_engine};
+
+/// The component cannot be used; why is on stdout.
+const EXIT_UNUSABLE: u8 = 2;
+
+#[derive(Parser)]
+#[command(name = "tessera-worker", version, about = "Runs WebAssembly components for an agent")]
+struct Arguments {
+    #[command(subcommand)]
+    mode: Mode,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Kind {
+    /// Schedulers.
+    Schedulers,
+    /// Wasm tasks.
+    Tasks,
+}
+
+#[derive(Subcommand)]
+enum Mode {
+    /// Serve an agent.
+    Serve {
+        /// Unix socket to listen on.
+        #[arg(long)]
+        socket: PathBuf,
+        /// Whose guests these are.
+        #[arg(long)]
+        tenant: String,
+        /// What runs here.
+        #[arg(long)]
+        kind: Kind,
+        /// User to become; needs root.
+        #[arg(long)]
+        uid: Option<u32>,
+        /// Group to become; that of `--uid` by number when absent.
+        #[arg(long)]
+        gid: Option<u32>,
+    },
+    /// Judge and compile a component.
+    Compile {
+        /// The component.
+        #[arg(long = "in")]
+        input: PathBuf,
+        /// The image to write.
+        #[arg(long = "out")]
+        output: PathBuf,
+    },
+    /// Say what a component is.
+    Inspect {
+        /// The component.
+        #[arg(long = "in")]
+        input: PathBuf,
+    },
+    /// Print the key under which compiled code is cached.
+    EngineKey,
+    /// Measure turns of a scheduler.
+    BenchTurn {
+        /// The component.
+        #[arg(long)]
+        component: PathBuf,
+        /// Offers in each batch.
+        #[arg(long, default_value_t = 100)]
+        offers: usize,
+        /// Turns to measure.
+        #[arg(long, default_value_t = 2_000)]
+        turns: usize,
+        /// Idle instances whose memory is measured.
+        #[arg(long, default_value_t = 50)]
+        idle: usize,
+    },
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(tracing::Level::INFO)
+        .with_ansi(false)
+        .init();
+    match run(Arguments::parse().mode) {
+        Ok(code) => code,
+        Err(text) => {
+            eprintln!("tessera-worker: {text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print(answer: &impl serde::Serialize) -> Result<(), String> {
+    let text = serde_json::to_string(answer).map_err(|error| error.to_string())?;
+    println!("{text}");
+    Ok(())
+}
+
+fn report(verdict: Result<judge::Verdict, judge::JudgeError>) -> Result<ExitCode, String> {
+    let verdict = verdict.map_err(|error| error.to_string())?;
+    print(&verdict)?;
+    Ok(if verdict.ok { ExitCode::SUCCESS } else { ExitCode::from(EXIT_UNUSABLE) })
+}
+
+fn run(mode: Mode) -> Result<ExitCode, String> {
+    match mode {
+        Mode::Serve { socket, tenant, kind, uid, gid } => {
+            let listener = serve::bind(&socket)
+                .map_err(|error| format!("cannot listen on {}: {error}", socket.display()))?;
+            jail::enter_worker().map_err(|error| error.to_string())?;
+            if let Some(uid) = uid {
+                jail::become_user(uid, gid.unwrap_or(uid)).map_err(|error| error.to_string())?;
+            }
+            let hosts = Hosts::new(Limits::default()).map_err(|error| format!("{error:#}"))?;
+            tracing::info!(tenant, ?kind, socket = %socket.display(), "serving");
+            let worker = serve::Worker::new(Arc::new(hosts));
+            worker.run(&listener).map_err(|error| error.to_string())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Mode::Compile { input, output } => report(judge::compile(&input, &output)),
+        Mode::Inspect { input } => report(judge::inspect(&input)),
+        Mode::EngineKey => {
+            let engine = new_engine().map_err(|error| format!("{error:#}"))?;
+            println!("{}", engine_key(&engine));
+            Ok(ExitCode::SUCCESS)
+        }
+        Mode::BenchTurn { component, offers, turns, idle } => {
+            let plan = bench::Plan { offers, turns, idle };
+            print(&bench::run(&component, plan)?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! `tessera-worker serve`: the socket on which an agent is heard, and who its messages are for.
+//!
+//! Invariants: one agent at a time, and the newest; every new link is greeted with all that an agent
+//! may have missed; what a peer sends wrongly ends its link or is ignored, never the worker. The
+//! worker outlives its agent, but not for ever. This file must never touch a guest itself.
+
+use crate::hosts::Hosts;
+use crate::instance::{InstanceHandle, Status, ToInstance};
+use crate::outbox::encode;
+use crate::tasks::Tasks;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::collections::BTreeMap;
+use std::io::{self, BufReader};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tessera_wire::frame;
+use tessera_wire::v1::{self, ToWorker, from_worker, to_worker::Message};
+use tessera_wit_host::engine_key;
+
+/// Time without an agent after which a worker without running tasks ends: longer than any restart or
+/// upgrade of an agent takes.
+const ORPHAN_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// Instances of one worker: each has a thread and reserves 4 GiB of address space.
+const INSTANCES_MAX: usize = 1_024;
+/// How often the loop looks at the time.
+const LOOK_MS: u16 = 1_000;
+
+type Key = (u64, u64);
+
+/// A worker that serves.
+pub struct Worker {
+    hosts: Arc<Hosts>,
+    tasks: Arc<Tasks>,
+    instances: Mutex<BTreeMap<Key, InstanceHandle>>,
+}
+
+/// Bind the socket on which the agent is expected, for the owner only. One that a dead worker left
+/// behind is replaced.
+///
+/// # Errors
+/// When the path cannot be bound.
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// What reading a link ended with.
+enum Ended {
+    Link,
+    Shutdown,
+}
+
+impl Worker {
+    /// A worker without guests.
+    #[must_use]
+    pub fn new(hosts: Arc<Hosts>) -> Arc<Self> {
+        Arc::new(Self { hosts, tasks: Arc::default(), instances: Mutex::default() })
+    }
+
+    fn instances(&self) -> MutexGuard<'_, BTreeMap<Key, InstanceHandle>> {
+        self.instances.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serve until there is nobody left to serve.
+    ///
+    /// # Errors
+    /// When the socket fails.
+    pub fn run(self: &Arc<Self>, listener: &UnixListener) -> io::Result<()> {
+        let mut last_seen = Instant::now();
+        loop {
+            let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, PollTimeout::from(LOOK_MS)) {
+                Ok(_) | Err(nix::Error::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            match listener.accept() {
+                Ok((stream, _)) => self.greet(&stream),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => tracing::warn!(%error, "an agent could not connect"),
+            }
+            if self.hosts.outbox.is_connected() || self.tasks.any_running() {
+                last_seen = Instant::now();
+            } else if last_seen.elapsed() > ORPHAN_TIMEOUT {
+                tracing::info!("no agent has come back: this worker ends");
+                return Ok(());
+            }
+        }
+    }
+
+    fn greet(self: &Arc<Self>, stream: &UnixStream) {
+        let connected = stream
+            .set_nonblocking(false)
+            .and_then(|()| self.hosts.outbox.connect(stream, || self.greeting()))
+            .and_then(|link| Ok((link, stream.try_clone()?)));
+        let (link, reading) = match connected {
+            Ok(connected) => connected,
+            Err(error) => return tracing::warn!(%error, "an agent could not be greeted"),
+        };
+        let worker = self.clone();
+        let spawned = std::thread::Builder::new().name("link-in".into()).spawn(move || {
+            if let Ended::Shutdown = worker.read(link, reading) {
+                tracing::info!("the agent ends this worker");
+                std::process::exit(0);
+            }
+            worker.hosts.outbox.disconnect(link);
+        });
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "an agent could not be heard");
+            self.hosts.outbox.disconnect(link);
+        }
+    }
+
+    fn greeting(&self) -> Vec<Vec<u8>> {
+        let statuses: Vec<(Key, Status)> = {
+            let instances = self.instances();
+            instances.iter().map(|(key, instance)| (*key, instance.status())).collect()
+        };
+        let instances = statuses.iter().map(|(key, status)| v1::HelloInstance {
+            key: Some(v1::InstanceKey { framework: key.0, epoch: key.1 }),
+            ready: status.ready,
+            next_turn: status.next_turn,
+        });
+        let hello = v1::Hello {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            engine: engine_key(&self.hosts.engine),
+            instances: instances.collect(),
+            tasks: self.tasks.states(),
+        };
+        let mut frames = vec![encode(from_worker::Message::Hello(hello))];
+        frames.extend(statuses.into_iter().filter_map(|(_, status)| status.outstanding));
+        frames
+    }
+
+    fn read(&self, link: u64, stream: UnixStream) -> Ended {
+        let mut reader = BufReader::with_capacity(64 << 10, stream);
+        loop {
+            match frame::read::<ToWorker>(&mut reader) {
+                Ok(Some(_)) if !self.hosts.outbox.is_current(link) => return Ended::Link,
+                Ok(Some(ToWorker { message: Some(Message::Shutdown(_)) })) => return Ended::Shutdown,
+                Ok(Some(ToWorker { message: Some(message) })) => self.hear(message),
+                Ok(Some(ToWorker { message: None })) => {
+                    tracing::warn!("the agent sent a message of an unknown kind");
+                }
+                Ok(None) => return Ended::Link,
+                Err(error) => {
+                    tracing::warn!(%error, "the agent's link broke");
+                    return Ended::Link;
+                }
+            }
+        }
+    }
+
+    fn hear(&self, message: Message) {
+        match message {
+            Message::StartInstance(start) => self.start_instance(start),
+            Message::StopInstance(stop) => {
+                let key = stop.key.map(|key| (key.framework, key.epoch));
+                let stopped = key.and_then(|key| self.instances().remove(&key));
+                drop(stopped);
+            }
+            Message::InstanceState(state) => {
+                let Some(chunk) = state.chunk else { return };
+                self.tell(state.key, ToInstance::State(chunk));
+            }
+            Message::Batch(batch) => self.tell(batch.key, ToInstance::Batch(batch)),
+            Message::TurnResult(result) => self.tell(result.key, ToInstance::Result(result)),
+            Message::StartTask(start) => self.tasks.start(&self.hosts, start),
+            Message::KillTask(kill) => self.tasks.kill(kill),
+            Message::TaskAck(ack) => self.tasks.acknowledge(ack),
+            Message::Shutdown(_) => {}
+        }
+    }
+
+    fn tell(&self, key: Option<v1::InstanceKey>, message: ToInstance) {
+        let Some(key) = key else { return };
+        match self.instances().get(&(key.framework, key.epoch)) {
+            Some(instance) => instance.send(message),
+            None => tracing::warn!(framework = key.framework, "a message for no instance"),
+        }
+    }
+
+    fn start_instance(&self, start: v1::StartInstance) {
+        let Some(desired) = start.instance else { return };
+        let key = (desired.framework, desired.epoch);
+        let mut instances = self.instances();
+        if instances.contains_key(&key) {
+            return;
+        }
+        let started = if instances.len() >= INSTANCES_MAX {
+            Err(format!("limit worker-instances: at most {INSTANCES_MAX}"))
+        } else {
+            InstanceHandle::start(self.hosts.clone(), desired, PathBuf::from(start.image))
+                .map_err(|error| error.to_string())
+        };
+        match started {
+            Ok(instance) => {
+                instances.insert(key, instance);
+            }
+            Err(message) => {
+                self.hosts.outbox.send(from_worker::Message::InstanceFailed(v1::InstanceFailed {
+                    key: Some(v1::InstanceKey { framework: key.0, epoch: key.1 }),
+                    reason: "WORKER_LOST".into(),
+                    message,
+                    will_retry: false,
+                }));
+            }
+        }
+    }
+}

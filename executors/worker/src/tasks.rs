@@ -1,0 +1,187 @@
+//! The Wasm tasks of a worker: each on a thread of its own, remembered until the agent has recorded
+//! how it ended.
+//!
+//! Invariants: a task is started once per (framework, task, attempt); its end is told again in every
+//! greeting until it is acknowledged. This file must never restart a task.
+
+use crate::hosts::Hosts;
+use crate::thread;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tessera_types::{Reason, limits::MESSAGE_BYTES_MAX};
+use tessera_wire::v1::{self, TaskState, WasmTaskState, from_worker::Message};
+use tessera_wit_host::{Kill, TaskEnd, TaskImage, TaskStart, THREAD_STACK_BYTES, is_memory_limit};
+
+/// Tasks that a worker runs or remembers: each running one has a thread, and all of them have to fit
+/// into one greeting.
+pub const TASKS_MAX: usize = 4_096;
+
+type Key = (u64, String, u32);
+
+struct Task {
+    kill: Kill,
+    state: WasmTaskState,
+    running: bool,
+}
+
+/// All tasks of a worker.
+#[derive(Default)]
+pub struct Tasks(Mutex<BTreeMap<Key, Task>>);
+
+fn state(key: &Key, state: TaskState, reason: Reason, message: &str) -> WasmTaskState {
+    let mut end = message.len().min(MESSAGE_BYTES_MAX);
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    WasmTaskState {
+        framework: key.0,
+        task: key.1.clone(),
+        attempt: key.2,
+        state: state.into(),
+        reason: reason.code().to_owned(),
+        message: message[..end].to_owned(),
+        exit_code: None,
+    }
+}
+
+fn ended(key: &Key, end: &TaskEnd) -> WasmTaskState {
+    match end {
+        TaskEnd::Exited(0) => WasmTaskState {
+            exit_code: Some(0),
+            ..state(key, TaskState::TaskFinished, Reason::None, "")
+        },
+        TaskEnd::Exited(code) => WasmTaskState {
+            exit_code: Some(*code),
+            ..state(
+                key,
+                TaskState::TaskFailed,
+                Reason::CommandExited,
+                &format!("exited with code {code}"),
+            )
+        },
+        TaskEnd::Killed => state(key, TaskState::TaskKilled, Reason::None, ""),
+        TaskEnd::Failed(failure) => {
+            use tessera_wit_host::Failure as F;
+            let reason = match failure {
+                failure if is_memory_limit(failure) => Reason::MemoryLimit,
+                F::Limit(_) => Reason::GuestLimit,
+                F::Trapped(_) | F::Guest(_) => Reason::Trapped,
+                F::Unusable(_) => Reason::LaunchFailed,
+            };
+            state(key, TaskState::TaskFailed, reason, &failure.to_string())
+        }
+    }
+}
+
+impl Tasks {
+    fn tasks(&self) -> MutexGuard<'_, BTreeMap<Key, Task>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Start a task; one that is known already only tells its state again.
+    pub fn start(self: &Arc<Self>, hosts: &Arc<Hosts>, start: v1::StartWasmTask) {
+        let key: Key = (start.framework, start.task.clone(), start.attempt);
+        let kill = Kill::default();
+        {
+            let mut tasks = self.tasks();
+            if let Some(known) = tasks.get(&key) {
+                hosts.outbox.send(Message::TaskState(known.state.clone()));
+                return;
+            }
+            if tasks.len() >= TASKS_MAX {
+                let text = format!("limit worker-tasks: at most {TASKS_MAX}");
+                let refused = state(&key, TaskState::TaskFailed, Reason::LaunchFailed, &text);
+                hosts.outbox.send(Message::TaskState(refused));
+                return;
+            }
+            let starting = state(&key, TaskState::TaskStarting, Reason::None, "");
+            let task = Task { kill: kill.clone(), state: starting, running: true };
+            tasks.insert(key.clone(), task);
+        }
+        let (on_thread, thread_hosts, thread_key) = (self.clone(), hosts.clone(), key.clone());
+        let name = format!("task-{}", start.task.chars().take(10).collect::<String>());
+        let spawned =
+            std::thread::Builder::new().name(name).stack_size(THREAD_STACK_BYTES).spawn(move || {
+                let run = AssertUnwindSafe(|| on_thread.run(&thread_hosts, &thread_key, start, &kill));
+                let end = catch_unwind(run).unwrap_or_else(|_| {
+                    let text = "the host of the task failed";
+                    state(&thread_key, TaskState::TaskFailed, Reason::WorkerLost, text)
+                });
+                on_thread.end(&thread_hosts, &thread_key, end);
+            });
+        if let Err(error) = spawned {
+            let text = format!("no thread: {error}");
+            self.end(hosts, &key, state(&key, TaskState::TaskFailed, Reason::LaunchFailed, &text));
+        }
+    }
+
+    fn run(
+        &self,
+        hosts: &Hosts,
+        key: &Key,
+        start: v1::StartWasmTask,
+        kill: &Kill,
+    ) -> WasmTaskState {
+        thread::step_back();
+        let image = match link(hosts, Path::new(&start.image)) {
+            Ok(image) => image,
+            Err(text) => return state(key, TaskState::TaskFailed, Reason::LaunchFailed, &text),
+        };
+        let start = TaskStart {
+            name: start.name,
+            args: start.args,
+            env: start.env.into_iter().map(|pair| (pair.key, pair.value)).collect(),
+            sandbox: PathBuf::from(start.sandbox),
+            memory_bytes: start.mem_bytes,
+        };
+        let running = state(key, TaskState::TaskRunning, Reason::None, "");
+        if let Some(task) = self.tasks().get_mut(key) {
+            task.state = running.clone();
+        }
+        hosts.outbox.send(Message::TaskState(running));
+        ended(key, &image.run(&start, kill))
+    }
+
+    fn end(&self, hosts: &Hosts, key: &Key, end: WasmTaskState) {
+        if let Some(task) = self.tasks().get_mut(key) {
+            task.running = false;
+            task.state = end.clone();
+        }
+        hosts.outbox.send(Message::TaskState(end));
+    }
+
+    /// End a task; one that has ended stays as it is.
+    pub fn kill(&self, kill: v1::KillWasmTask) {
+        if let Some(task) = self.tasks().get(&(kill.framework, kill.task, kill.attempt)) {
+            task.kill.kill();
+        }
+    }
+
+    /// The agent has recorded the end of a task.
+    pub fn acknowledge(&self, ack: v1::WasmTaskAck) {
+        let key = (ack.framework, ack.task, ack.attempt);
+        let mut tasks = self.tasks();
+        if tasks.get(&key).is_some_and(|task| !task.running) {
+            tasks.remove(&key);
+        }
+    }
+
+    /// All tasks, for a greeting.
+    #[must_use]
+    pub fn states(&self) -> Vec<WasmTaskState> {
+        self.tasks().values().map(|task| task.state.clone()).collect()
+    }
+
+    /// Whether a task runs.
+    #[must_use]
+    pub fn any_running(&self) -> bool {
+        self.tasks().values().any(|task| task.running)
+    }
+}
+
+fn link(hosts: &Hosts, image: &Path) -> Result<TaskImage, String> {
+    let (component, _) = hosts.image(image).map_err(|error| error.to_string())?;
+    hosts.tasks.link(&component).map_err(|failure| failure.to_string())
+}
