@@ -184,16 +184,12 @@ pub struct Agent {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Event {
-    /// `task`, `agent`, `framework` or `component`.
+    /// What happened to what: `task.TASK_RUNNING`, `framework.placed`.
     pub kind: String,
     /// Id of a framework.
     pub framework: Option<String>,
     /// Id of a task.
     pub task: Option<String>,
-    /// What it has become.
-    pub state: Option<String>,
-    /// Upper-case reason.
-    pub reason: Option<String>,
     /// Id of an agent.
     pub agent: Option<String>,
     /// Since the Unix epoch.

@@ -19,7 +19,7 @@ const RESUME_AFTER: Duration = Duration::from_millis(300);
 
 /// Arguments of `tessera events`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example, one JSON document per line:\n  tessera events -o json | jq -r 'select(.kind == \"task\") | .task'")]
+#[command(after_help = "Example, one JSON document per line:\n  tessera events -o json | jq -r 'select(.kind == \"task.TASK_FAILED\") | .task'")]
 pub struct EventsArgs {
     /// Start after the event with this id instead of now
     #[arg(long, value_name = "ID")]
@@ -75,21 +75,14 @@ fn show(context: &Context, event: &ServerEvent) -> Result<(), CliError> {
 }
 
 fn sentence(event: &Event) -> String {
-    let object = match event.kind.as_str() {
-        "task" => [event.framework.as_deref(), event.task.as_deref()].into_iter().flatten().collect::<Vec<_>>().join("/"),
+    let about = event.kind.split('.').next().unwrap_or_default();
+    let object = match about {
+        "task" | "launch" => [event.framework.as_deref(), event.task.as_deref()].into_iter().flatten().collect::<Vec<_>>().join("/"),
         "agent" => event.agent.clone().unwrap_or_default(),
         _ => event.framework.clone().unwrap_or_default(),
     };
-    let on = event.agent.as_ref().filter(|_| event.kind != "agent").map(|agent| format!("on {agent}"));
-    let parts = [
-        Some(output::time(event.at_ms)),
-        Some(event.kind.clone()),
-        Some(object),
-        event.state.clone(),
-        on,
-        event.reason.clone(),
-        event.text.clone(),
-    ];
+    let on = event.agent.as_ref().filter(|_| about != "agent").map(|agent| format!("on {agent}"));
+    let parts = [Some(output::time(event.at_ms)), Some(event.kind.clone()), Some(object), on, event.text.clone()];
     let parts: Vec<String> = parts.into_iter().flatten().filter(|part| !part.is_empty()).collect();
     output::clean(&parts.join("  "))
 }
@@ -102,14 +95,13 @@ mod tests {
     #[test]
     fn events_are_sentences() {
         let event = Event {
-            kind: "task".into(),
+            kind: "task.TASK_FAILED".into(),
             framework: Some("f1".into()),
             task: Some("t".into()),
-            state: Some("TASK_FAILED".into()),
             agent: Some("a1".into()),
             at_ms: 1,
             ..Event::default()
         };
-        assert_eq!(sentence(&event), "1970-01-01 00:00:00Z  task  f1/t  TASK_FAILED  on a1");
+        assert_eq!(sentence(&event), "1970-01-01 00:00:00Z  task.TASK_FAILED  f1/t  on a1");
     }
 }

@@ -1,0 +1,187 @@
+//! Measures launches: the time to TASK_RUNNING, CPU per placement, and a shim's memory.
+//!
+//! Must never measure the first launches of a kind: images are compiled and loaded in them.
+
+use crate::machine::quantile;
+use futures::StreamExt;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+use tessera_cluster::cluster::{Cluster, PATIENCE};
+use tessera_cluster::wait::until;
+use tessera_cluster::{Outcome, ensure, failure, procfs};
+
+/// Launches that find nothing warm.
+const COLD: usize = 5;
+/// How long a measurement may take.
+const WITHIN: Duration = Duration::from_secs(120);
+
+/// What is launched.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// A component.
+    Wasm,
+    /// A command.
+    Native,
+}
+
+impl Kind {
+    /// For names.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Wasm => "wasm",
+            Self::Native => "native",
+        }
+    }
+
+    /// For people.
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::Wasm => "warm Wasm task",
+            Self::Native => "native command",
+        }
+    }
+
+    /// What half of the launches should take at most.
+    pub const fn target_ms(self) -> f64 {
+        match self {
+            Self::Wasm => 5.0,
+            Self::Native => 25.0,
+        }
+    }
+
+    /// Configuration of the guest `spawn` for tasks that run for so long.
+    async fn config(self, cluster: &Cluster, count: usize, cpus: &str, sleep_ms: u32) -> Outcome<Vec<(&'static str, String)>> {
+        let (command, args) = match self {
+            Self::Wasm => (cluster.push("task-exit").await?, format!("0 sleep {sleep_ms}")),
+            Self::Native => (format!("sleep {}.{:03}", sleep_ms / 1_000, sleep_ms % 1_000), String::new()),
+        };
+        Ok(vec![
+            ("count", count.to_string()),
+            ("kind", self.name().to_owned()),
+            ("command", command),
+            ("args", args),
+            ("cpus", cpus.to_owned()),
+            ("mem-mib", "16".to_owned()),
+        ])
+    }
+}
+
+/// Times of launches.
+pub struct Times {
+    /// Half are below it.
+    pub p50_ms: f64,
+    /// 90 % are below it.
+    pub p90_ms: f64,
+}
+
+async fn spawn(cluster: &Cluster, name: &str, config: &[(&'static str, String)]) -> Outcome {
+    let config: Vec<(&str, &str)> = config.iter().map(|(key, value)| (*key, value.as_str())).collect();
+    cluster.framework(name, "spawn", &config).await.map(drop)
+}
+
+async fn remove(cluster: &Cluster, name: &str) -> Outcome {
+    cluster.rest.send("DELETE", &format!("/v1/frameworks/{name}"), &[], Vec::new()).await?.ok().map(drop)
+}
+
+async fn wait_ended(cluster: &Cluster, name: &str, count: usize) -> Outcome {
+    until(&format!("all tasks of {name} have ended"), WITHIN, async || {
+        // The list of tasks does not wake the scheduler, as a question to it would.
+        let list = cluster.rest.document(&format!("/v1/tasks?framework={name}&limit=1000")).await.map_err(|error| error.to_string())?;
+        let items = list["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let finished = items.iter().filter(|task| task["state"] == "TASK_FINISHED").count();
+        if finished >= count { Ok(()) } else { Err(format!("{finished} of {count}")) }
+    })
+    .await
+}
+
+/// Launch tasks one by one and time each between two events.
+pub async fn latency(cluster: &Cluster, kind: Kind, count: usize) -> Outcome<Times> {
+    let name = format!("latency-{}", kind.name());
+    let mut stream = cluster.rest.stream("/v1/events").await?.bytes_stream();
+    let wanted = count + COLD;
+    // Only one of them fits on the agent.
+    let config = kind.config(cluster, wanted, "1.5", 40).await?;
+    spawn(cluster, &name, &config).await?;
+    let framework = cluster.rest.document(&format!("/v1/frameworks/{name}")).await?["id"].clone();
+    let mut staged: BTreeMap<String, Instant> = BTreeMap::new();
+    let mut times: Vec<f64> = Vec::new();
+    let mut text = String::new();
+    let deadline = tokio::time::Instant::now() + WITHIN;
+    while times.len() < wanted {
+        let chunk = tokio::time::timeout_at(deadline, stream.next()).await;
+        let now = Instant::now();
+        let chunk = chunk.ok().flatten().ok_or_else(|| failure(format!("only {} of {wanted} launches were seen", times.len())))??;
+        text.push_str(&String::from_utf8_lossy(&chunk));
+        while let Some((event, rest)) = text.split_once("\n\n") {
+            let data = event.lines().find_map(|line| line.strip_prefix("data:"));
+            let event: Value = data.and_then(|data| serde_json::from_str(data.trim()).ok()).unwrap_or_default();
+            if event["framework"] == framework {
+                let task = event["task"].as_str().unwrap_or_default().to_owned();
+                match event["kind"].as_str().unwrap_or_default() {
+                    "task.TASK_STAGING" => drop(staged.insert(task, now)),
+                    "task.TASK_RUNNING" => times.extend(staged.remove(&task).map(|at| (now - at).as_secs_f64() * 1e3)),
+                    _ => {}
+                }
+            }
+            text = rest.to_owned();
+        }
+    }
+    wait_ended(cluster, &name, wanted).await?;
+    remove(cluster, &name).await?;
+    let mut warm = times.split_off(COLD);
+    Ok(Times { p50_ms: quantile(&mut warm, 0.5), p90_ms: quantile(&mut warm, 0.9) })
+}
+
+/// CPU time of placements, by process.
+pub struct Cpu {
+    /// Name of a process and µs per placement.
+    pub per_process_us: Vec<(&'static str, f64)>,
+}
+
+impl Cpu {
+    /// Of all processes.
+    pub fn total_us(&self) -> f64 {
+        self.per_process_us.iter().map(|(_, us)| us).sum()
+    }
+}
+
+/// Run short tasks as fast as they can be placed.
+pub async fn cpu(cluster: &Cluster, kind: Kind, count: usize) -> Outcome<Cpu> {
+    let warm = format!("warm-{}", kind.name());
+    spawn(cluster, &warm, &kind.config(cluster, COLD, "0.1", 1).await?).await?;
+    wait_ended(cluster, &warm, COLD).await?;
+    let pids = cluster.pids()?;
+    let workers = cluster.workers();
+    let now = || {
+        let of_workers: u64 = workers.iter().map(|&pid| procfs::cpu_us(pid)).sum();
+        [procfs::cpu_us(pids.master), procfs::cpu_us(pids.agent), of_workers]
+    };
+    let before = now();
+    let name = format!("cpu-{}", kind.name());
+    spawn(cluster, &name, &kind.config(cluster, count, "0.1", 1).await?).await?;
+    wait_ended(cluster, &name, count).await?;
+    let after = now();
+    ensure(cluster.pids()? == pids && cluster.workers() == workers, || "a process was replaced while it was measured".to_owned())?;
+    remove(cluster, &warm).await?;
+    remove(cluster, &name).await?;
+    let each = |index: usize| {
+        let at = |times: &[u64; 3]| times.get(index).copied().unwrap_or(0);
+        at(&after).saturating_sub(at(&before)) as f64 / count as f64
+    };
+    Ok(Cpu { per_process_us: vec![("master", each(0)), ("agent", each(1)), ("workers", each(2))] })
+}
+
+/// Private memory of a shim whose command runs, in KiB.
+pub async fn shim_kib(cluster: &Cluster) -> Outcome<f64> {
+    let config = Kind::Native.config(cluster, 4, "0.1", 600_000).await?;
+    spawn(cluster, "shims", &config).await?;
+    let shims = until("four shims run", PATIENCE, async || {
+        let shims = procfs::find("tessera-shim", &cluster.agent_dir());
+        if shims.len() == 4 { Ok(shims) } else { Err(format!("{} shims", shims.len())) }
+    })
+    .await?;
+    let sum: u64 = shims.iter().map(|&pid| procfs::private_kib(pid)).sum();
+    remove(cluster, "shims").await?;
+    Ok(sum as f64 / shims.len() as f64)
+}

@@ -1,0 +1,97 @@
+//! Measures turns: in a worker alone, and committed by a cluster; and what an idle scheduler costs.
+//!
+//! Must never count a turn that was not committed.
+
+use serde_json::Value;
+use std::process::Command;
+use std::time::{Duration, Instant};
+use tessera_cluster::cluster::{Cluster, framework};
+use tessera_cluster::guests::{guest, program};
+use tessera_cluster::{Outcome, ensure, failure, procfs};
+
+/// How long turns are counted.
+const COUNT_FOR: Duration = Duration::from_secs(4);
+/// Frameworks that commit turns at once.
+const TOGETHER: usize = 8;
+
+/// What `bench-turn` found.
+pub struct InWorker {
+    /// Median of a turn.
+    pub p50_us: f64,
+    /// 99 % of turns are below it.
+    pub p99_us: f64,
+    /// Private memory of an idle instance.
+    pub idle_kib: f64,
+}
+
+/// Ask the worker itself.
+pub fn in_the_worker() -> Outcome<InWorker> {
+    let output = Command::new(program("tessera-worker")?).arg("bench-turn").arg(guest("run")?).output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure(output.status.success(), || format!("tessera-worker bench-turn: {text}{}", String::from_utf8_lossy(&output.stderr)))?;
+    let found: Value = serde_json::from_str(&text).map_err(|error| failure(format!("bench-turn printed no JSON: {error}: {text}")))?;
+    let number = |name: &str| found[name].as_f64().ok_or_else(|| failure(format!("bench-turn has no {name}: {found}")));
+    Ok(InWorker { p50_us: number("p50_us")?, p99_us: number("p99_us")?, idle_kib: number("idle_private_kib_each")? })
+}
+
+/// Turns per second.
+pub struct Committed {
+    /// Of one framework.
+    pub alone: f64,
+    /// Of several at once, all together.
+    pub together: f64,
+}
+
+/// Drive frameworks with requests that change their state.
+pub async fn committed(cluster: &Cluster) -> Outcome<Committed> {
+    let names: Vec<String> = (0..TOGETHER).map(|number| format!("turns-{number}")).collect();
+    for name in &names {
+        cluster.framework(name, "trap", &[]).await?;
+    }
+    let alone = rate(cluster, names.get(..1).unwrap_or_default()).await?;
+    let together = rate(cluster, &names).await?;
+    for name in &names {
+        cluster.rest.send("DELETE", &format!("/v1/frameworks/{name}"), &[], Vec::new()).await?.ok()?;
+    }
+    Ok(Committed { alone, together })
+}
+
+async fn turns(cluster: &Cluster, names: &[String]) -> Outcome<u64> {
+    let mut sum = 0;
+    for name in names {
+        let found = cluster.rest.document(&format!("/v1/frameworks/{name}")).await?;
+        sum += found["turns"].as_u64().ok_or_else(|| failure(format!("no turns in {found}")))?;
+    }
+    Ok(sum)
+}
+
+async fn rate(cluster: &Cluster, names: &[String]) -> Outcome<f64> {
+    let before = turns(cluster, names).await?;
+    let began = Instant::now();
+    let clients = names.iter().map(|name| {
+        let path = format!("/frameworks/{name}/");
+        async move {
+            while began.elapsed() < COUNT_FOR {
+                cluster.rest.get(&path).await?.ok()?;
+            }
+            Outcome::Ok(())
+        }
+    });
+    for result in futures::future::join_all(clients).await {
+        result?;
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    Ok((turns(cluster, names).await? - before) as f64 / seconds)
+}
+
+/// Private memory that a further idle scheduler adds to its worker, in KiB.
+pub async fn idle_kib(cluster: &Cluster, count: u64) -> Outcome<f64> {
+    let memory = || cluster.workers().into_iter().map(procfs::private_kib).sum::<u64>();
+    // The first one starts the worker and loads the image.
+    framework(&cluster.rest, "idle-first", "trap", &[]).await?;
+    let before = memory();
+    for number in 0..count {
+        framework(&cluster.rest, &format!("idle-{number}"), "trap", &[]).await?;
+    }
+    Ok(memory().saturating_sub(before) as f64 / count as f64)
+}
