@@ -93,14 +93,6 @@ pub fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// A digest as tables show it.
-pub fn short_digest(digest: &str) -> String {
-    match digest.split_once(':') {
-        Some((_, hex)) => hex.chars().take(12).collect(),
-        None => digest.to_owned(),
-    }
-}
-
 /// `0.5 cpu, 64 MiB`.
 pub fn resources(amounts: &Resources) -> String {
     let mut text = format!("{} cpu, {} MiB", cpus(amounts.cpus_milli), amounts.mem_mib);
@@ -172,7 +164,7 @@ fn date(days: u64) -> (u64, u64, u64) {
 
 #[cfg(test)]
 mod tests {
-    use super::{age, bytes, clean, cpus, short_digest, time};
+    use super::{age, bytes, clean, cpus, time};
 
     #[test]
     fn times_are_utc() {
@@ -190,7 +182,6 @@ mod tests {
         }
         assert_eq!([bytes(12), bytes(2_048), bytes(3 << 19)].join(" "), "12 B 2 KiB 1.5 MiB");
         assert_eq!([age(1_000, 61_000), age(1, 600_001), age(9, 1)].join(" "), "60s 10m 0s");
-        assert_eq!(short_digest("sha256:0123456789abcdef"), "0123456789ab");
     }
 
     #[test]

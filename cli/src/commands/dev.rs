@@ -93,8 +93,9 @@ pub async fn run(context: &Context, args: DevArgs) -> Result<ExitCode, CliError>
     let mut agent = spawn(agent_spec(&places, &args)?);
     let record = tokio::spawn(keep_record(places.record_path(), places.document(), master.pid.clone(), agent.pid.clone()));
 
+    let pids = (master.pid.clone(), agent.pid.clone());
     let result = tokio::select! {
-        result = serve(context, &places, &master, &agent, args.kill_tasks) => result,
+        result = serve(context, &places, [&pids.0, &pids.1], args.kill_tasks) => result,
         ended = &mut master.done => Err(gave_up(ended)),
         ended = &mut agent.done => Err(gave_up(ended)),
         () = shutdown.cancelled() => Ok(()),
@@ -256,7 +257,7 @@ async fn keep_record(path: PathBuf, mut document: serde_json::Value, mut master:
 }
 
 /// Waits until the cluster is ready, says so, and then waits for ever.
-async fn serve(context: &Context, places: &Places, master: &Child, agent: &Child, kill_tasks: bool) -> Result<(), CliError> {
+async fn serve(context: &Context, places: &Places, pids: [&watch::Receiver<u32>; 2], kill_tasks: bool) -> Result<(), CliError> {
     let began = Instant::now();
     output::note(&format!("starting a cluster in {}", places.dir.display()));
     while let Err(error) = ready(places).await {
@@ -266,7 +267,7 @@ async fn serve(context: &Context, places: &Places, master: &Child, agent: &Child
         }
         tokio::time::sleep(READY_POLL).await;
     }
-    announce(context, places, master, agent, kill_tasks, began)?;
+    announce(context, places, pids, kill_tasks, began)?;
     std::future::pending().await
 }
 
@@ -285,7 +286,13 @@ fn client(places: &Places) -> Result<Client, CliError> {
     Client::new(address, read_token(&token_path(&places.dir))?)
 }
 
-fn announce(context: &Context, places: &Places, master: &Child, agent: &Child, kill_tasks: bool, began: Instant) -> Result<(), CliError> {
+fn announce(
+    context: &Context,
+    places: &Places,
+    pids: [&watch::Receiver<u32>; 2],
+    kill_tasks: bool,
+    began: Instant,
+) -> Result<(), CliError> {
     if context.is_json() {
         let mut document = places.document();
         if let Some(object) = document.as_object_mut() {
@@ -298,6 +305,7 @@ fn announce(context: &Context, places: &Places, master: &Child, agent: &Child, k
         true => String::new(),
         false => format!(" --address {} --token-file {}", places.address, token_path(&places.dir).display()),
     };
+    let [master, agent] = pids;
     let stop = match kill_tasks {
         true => "Ctrl-C ends everything, tasks too (--kill-tasks)",
         false => "Ctrl-C; tasks keep running and are found again (--kill-tasks would end them)",
@@ -308,7 +316,7 @@ fn announce(context: &Context, places: &Places, master: &Child, agent: &Child, k
         ("data", places.dir.display().to_string()),
         ("token", token_path(&places.dir).display().to_string()),
         ("logs", format!("{} and agent.log", places.log("master").display())),
-        ("pids", format!("dev {}, master {}, agent {}", std::process::id(), *master.pid.borrow(), *agent.pid.borrow())),
+        ("pids", format!("dev {}, master {}, agent {}", std::process::id(), *master.borrow(), *agent.borrow())),
         ("try", format!("tessera{flags} run -- echo hello")),
         ("stop", stop.to_owned()),
     ])?;
