@@ -19,7 +19,8 @@ macro_rules! ensure {
 }
 
 impl Core {
-    /// Verify what must always hold.
+    /// Verify what must always hold. To be called when the effects of what was applied have been
+    /// performed.
     ///
     /// # Errors
     /// The first thing that does not.
@@ -143,13 +144,13 @@ fn check_framework(id: FrameworkId, framework: &Framework) -> Result<(), String>
 
 fn check_leader(state: &State, leader: &Leader) -> Result<(), String> {
     for (id, agent) in &state.agents {
-        let held = leader.offers.held_of(*id);
-        ensure!(!held.any_negative(), "{id}: offers of a negative amount");
-        let free = agent.resources.total.minus(agent.charged);
-        // An agent that came back smaller may be charged more than it has, but then nothing is offered.
+        let standing = leader.offers.standing_of(*id);
+        let accepting = leader.offers.held_of(*id).minus(standing);
+        ensure!(!standing.any_negative(), "{id}: offers of a negative amount");
+        let free = agent.resources.total.minus(agent.charged).minus(accepting);
         ensure!(
-            held == Quantities::ZERO || free.clamped().contains(held) || !leader.offers.settled(),
-            "{id}: {held} are offered, {free} are free"
+            standing == Quantities::ZERO || free.contains(standing),
+            "{id}: {standing} are offered, {free} are free"
         );
     }
     for (offer, standing) in &leader.offers.standing {

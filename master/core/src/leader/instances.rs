@@ -25,9 +25,19 @@ pub(super) enum First {
 }
 
 /// A batch that was sent and not answered.
-#[derive(Debug)]
+///
+/// What it carried is kept, in case it turns out that the worker never handled it.
+#[derive(Debug, Default)]
 pub(super) struct Outstanding {
+    /// The batch's time, by which its turn is recognised.
+    pub(super) time_ms: u64,
     pub(super) http: Vec<u64>,
+    first: Option<First>,
+    agents: Vec<AgentId>,
+    rescinded: Vec<OfferId>,
+    offers: Vec<Offer>,
+    notices: Vec<TaskStatus>,
+    again: bool,
 }
 
 /// What the leader knows of a framework's scheduler under one epoch.
@@ -49,7 +59,9 @@ pub(crate) struct Instance {
     /// It does not continue where the state is; it has to be placed anew.
     pub(super) out_of_step: bool,
     pub(super) given_up_ms: Option<u64>,
-    pub(super) placing: bool,
+    /// Where it is being placed.
+    pub(super) placing: Option<AgentId>,
+    last_batch_ms: u64,
 
     pub(super) again: bool,
     /// Durable events alone fill a batch.
@@ -99,6 +111,7 @@ impl Desk<'_> {
         *instance = Instance {
             epoch: framework.epoch,
             agent: framework.agent,
+            placing: old.placing,
             http: old.http,
             last_error: old.last_error,
             failures: old.failures,
@@ -158,11 +171,6 @@ impl Desk<'_> {
             instance.out_of_step = ready.next_turn != next;
         } else {
             // Not processed, as far as is known: if it was, the worker repeats the turn first.
-            for request in lost.iter().flat_map(|lost| lost.http.iter().rev()) {
-                if self.leader.waiters.by_request.contains_key(request) {
-                    instance.http.push_front(*request);
-                }
-            }
             if ready.next_turn + 1 == next {
                 instance.repeat_by_ms = Some(now_ms + REPEAT_WAIT_MS);
             } else if ready.next_turn != next {
@@ -173,6 +181,14 @@ impl Desk<'_> {
             }
         }
         instance.fetched = false;
+        let lost = match lost {
+            Some(lost) if !anew => {
+                self.take_back(id, lost);
+                None
+            }
+            lost => lost,
+        };
+        let Some(instance) = self.leader.instances.get_mut(&id) else { return Ok(()) };
         if instance.first.is_some() {
             instance.introduced = true;
             instance.agents = self.state.agents.keys().copied().collect();
@@ -187,6 +203,29 @@ impl Desk<'_> {
         self.leader.dirty_frameworks.insert(id);
         self.leader.allocate = true;
         Ok(())
+    }
+
+    /// The worker did not handle this batch: what it carried is to be sent again, as far as it stands.
+    pub(super) fn take_back(&mut self, id: FrameworkId, lost: Outstanding) {
+        let leader = &mut *self.leader;
+        let Some(instance) = leader.instances.get_mut(&id) else { return };
+        for request in lost.http.into_iter().rev() {
+            if leader.waiters.by_request.contains_key(&request) {
+                instance.http.push_front(request);
+            }
+        }
+        for status in lost.notices.into_iter().rev() {
+            instance.notices.push_front(status);
+        }
+        instance.first = instance.first.or(lost.first);
+        instance.again |= lost.again;
+        instance.agents.extend(lost.agents);
+        let offers = lost.offers.into_iter();
+        let standing = offers.filter(|offer| leader.offers.standing.contains_key(&offer.id));
+        instance.offers.extend(standing);
+        instance.rescinded.extend(lost.rescinded);
+        // The guest never heard of offers that went with the batch and are withdrawn by now.
+        self.leader.dirty_frameworks.insert(id);
     }
 
     pub(super) fn on_instance_failed(
@@ -250,21 +289,26 @@ impl Desk<'_> {
         if !idle {
             return;
         }
-        let time_ms = self.time_ms();
+        let Some(instance) = self.leader.instances.get_mut(&id) else { return };
+        let first = instance.first.take();
+        // Each batch has a time of its own.
+        let last_ms = instance.last_batch_ms;
+        let time_ms = self.time_ms().max(last_ms + 1);
         let mut batch = BatchBuilder::default();
-        let first = self.leader.instances.get_mut(&id).and_then(|instance| instance.first.take());
         if let Some(first) = first {
             batch.push(&introduction(id, framework, first));
         }
         durable(framework, time_ms, &mut batch);
-        let http = self.ephemeral(id, framework, &mut batch);
+        let mut carried = Outstanding { time_ms, first, ..Outstanding::default() };
+        self.ephemeral(id, framework, &mut batch, &mut carried);
         let Some(instance) = self.leader.instances.get_mut(&id) else { return };
         instance.full = batch.full;
         if batch.events.is_empty() {
             return;
         }
         let number = framework.next_turn();
-        instance.outstanding = Some(Outstanding { http });
+        instance.outstanding = Some(carried);
+        instance.last_batch_ms = time_ms;
         let batch = v1::Batch {
             key: Some(v1::InstanceKey { framework: id.0, epoch: framework.epoch.0 }),
             number: number.0,
@@ -274,34 +318,36 @@ impl Desk<'_> {
         self.send(session, Out::Batch(batch));
     }
 
-    /// Add what is not stored; returns the requests.
+    /// Add what is not stored, and note it.
     fn ephemeral(
         &mut self,
         id: FrameworkId,
         framework: &Framework,
         batch: &mut BatchBuilder,
-    ) -> Vec<u64> {
-        let mut http = Vec::new();
-        let Some(instance) = self.leader.instances.get_mut(&id) else { return http };
+        carried: &mut Outstanding,
+    ) {
+        let Some(instance) = self.leader.instances.get_mut(&id) else { return };
         while let Some(agent) = instance.agents.first().copied() {
             if let Some(row) = self.state.agents.get(&agent)
                 && !batch.push(&Event::Agent(row.info(agent)))
             {
                 break;
             }
-            instance.agents.pop_first();
+            carried.agents.extend(instance.agents.pop_first());
         }
         if !instance.rescinded.is_empty() && batch.room() {
-            batch.push(&Event::Rescinded(std::mem::take(&mut instance.rescinded)));
+            carried.rescinded = std::mem::take(&mut instance.rescinded);
+            batch.push(&Event::Rescinded(carried.rescinded.clone()));
         }
         if !instance.offers.is_empty() && batch.room() {
-            batch.push(&Event::Offers(std::mem::take(&mut instance.offers)));
+            carried.offers = std::mem::take(&mut instance.offers);
+            batch.push(&Event::Offers(carried.offers.clone()));
         }
         while let Some(status) = instance.notices.front() {
             if !batch.push(&Event::Update { sequence: 0, status: status.clone() }) {
                 break;
             }
-            instance.notices.pop_front();
+            carried.notices.extend(instance.notices.pop_front());
         }
         while let Some(after) = instance.reconcile_all.clone() {
             let mut rest = match &after {
@@ -325,14 +371,14 @@ impl Desk<'_> {
                 if !batch.push(&Event::Http(waiter.request.clone())) {
                     break;
                 }
-                http.push(request);
+                carried.http.push(request);
             }
             instance.http.pop_front();
         }
         if instance.again && batch.push(&Event::Again) {
             instance.again = false;
+            carried.again = true;
         }
-        http
     }
 
     pub(super) fn tick_instances(&mut self) {

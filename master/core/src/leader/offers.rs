@@ -50,10 +50,10 @@ impl Offers {
         own.fold(Quantities::ZERO, |sum, (_, _, q)| sum.plus(q))
     }
 
-    /// What is offered or being accepted is counted in `free` too while a turn's commit is applied and
-    /// its effects are not performed yet.
-    pub(crate) fn settled(&self) -> bool {
-        self.accepting.is_empty()
+    /// What stands as offers of an agent.
+    pub(crate) fn standing_of(&self, agent: AgentId) -> Quantities {
+        let of = self.standing.values().filter(|standing| standing.agent == agent);
+        of.fold(Quantities::ZERO, |sum, standing| sum.plus(standing.quantities))
     }
 
     fn all(&self) -> impl Iterator<Item = (FrameworkId, AgentId, Quantities)> {

@@ -28,7 +28,7 @@ impl Desk<'_> {
         else {
             return false;
         };
-        if instance.placing {
+        if instance.placing.is_some() {
             return false;
         }
         let Some(agent) = framework.agent else { return true };
@@ -49,7 +49,7 @@ impl Desk<'_> {
         let command =
             v1::PlaceScheduler { framework: id.0, agent: agent.0, epoch: framework.epoch.0 };
         if let Some(instance) = self.leader.instances.get_mut(&id) {
-            instance.placing = true;
+            instance.placing = Some(agent);
         }
         let command = v1::command::Command::PlaceScheduler(command);
         self.propose("", command, Pending::Place { framework: id });
@@ -62,8 +62,7 @@ impl Desk<'_> {
             .leader
             .instances
             .values()
-            .filter(|instance| instance.placing)
-            .filter_map(|instance| instance.agent)
+            .filter_map(|instance| instance.placing)
             .collect();
         connected
             .filter_map(|(agent, _)| {

@@ -71,7 +71,7 @@ impl Desk<'_> {
             Pending::Turn(pending) => self.turn_done(ticket, &pending, result),
             Pending::Place { framework } => {
                 if let Some(instance) = self.leader.instances.get_mut(&framework) {
-                    instance.placing = false;
+                    instance.placing = None;
                 }
                 self.leader.dirty_frameworks.insert(framework);
             }
@@ -146,7 +146,7 @@ impl Desk<'_> {
                 Pending::Turn(pending) => self.turn_lost(*ticket, &pending),
                 Pending::Place { framework } => {
                     if let Some(instance) = self.leader.instances.get_mut(&framework) {
-                        instance.placing = false;
+                        instance.placing = None;
                     }
                 }
                 Pending::Unreachable { agent } => {

@@ -222,12 +222,12 @@ impl Desk<'_> {
     pub(crate) fn session_closed(&mut self, session: u64) {
         let Some(record) = self.leader.sessions.remove(&session) else { return };
         let Some(agent) = record.agent else { return };
-        let now_ms = self.now.mono_ms;
         if let Some(link) = self.leader.links.get_mut(&agent)
             && link.session == Some(session)
         {
             let generation = link.generation;
-            *link = Link { generation, ..Link::new(now_ms) };
+            // Silence counts from the last sign of life.
+            *link = Link { generation, ..Link::new(record.last_beat_ms) };
             self.withdraw_agent(agent);
             self.instances_cut_off();
         }

@@ -104,7 +104,16 @@ impl Desk<'_> {
             self.refuse_turn(id, session, result(TurnOutcome::Refused(refusal)), &[]);
             return Ok(());
         }
-        let http = instance.outstanding.take().map(|sent| sent.http).unwrap_or_default();
+        let sent = instance.outstanding.take();
+        let http = match sent {
+            Some(sent) if sent.time_ms == header.time_ms => sent.http,
+            // A repeated turn: the worker passes over the batch that was sent meanwhile.
+            Some(sent) => {
+                self.take_back(id, sent);
+                Vec::new()
+            }
+            None => Vec::new(),
+        };
         match Turn::try_from(turn) {
             Ok(turn) => {
                 if let Err(refusal) = self.submit(turn, hash, http.clone()) {

@@ -1,0 +1,229 @@
+//! What goes out of the core, as text. Numbers that contain a term are replaced by their order of
+//! appearance: `o1` is the first offer of the script, `h1` its first request.
+
+use super::{Cluster, Words};
+use tessera_master_core::{Output, Reply, TaskFilter};
+use tessera_types::{AgentId, Consumed, Event, FrameworkId, TurnOutcome};
+use tessera_wire::decode_spec;
+use tessera_wire::v1::{self, master_message::Message as Out};
+
+fn alias(known: &mut Vec<u64>, id: u64) -> usize {
+    match known.iter().position(|other| *other == id) {
+        Some(at) => at + 1,
+        None => {
+            known.push(id);
+            known.len()
+        }
+    }
+}
+
+impl Cluster {
+    fn name(&self, id: u64) -> String {
+        let found = self.frameworks.iter().find(|(_, framework)| framework.id == id);
+        found.map_or_else(|| format!("f{id}"), |(name, _)| name.clone())
+    }
+
+    fn session_name(&self, session: u64) -> String {
+        let found = self.agents.iter().find(|(_, agent)| agent.session == session);
+        found.map_or_else(|| "an old session".into(), |(name, _)| name.clone())
+    }
+
+    pub(super) fn show_output(&mut self, output: Output) {
+        for view in self.core.frameworks() {
+            self.frameworks.entry(view.name.to_string()).or_default().id = view.id.0;
+        }
+        let text = match output {
+            Output::SendAgent { session, message } => {
+                let to = self.session_name(session);
+                self.message(&to, message)
+            }
+            Output::CloseSession { session, reason } => {
+                let name = self.session_name(session);
+                format!("{name} closed: {reason}")
+            }
+            Output::Answer { answer, .. } => match answer {
+                Ok(answer) => {
+                    format!("answer: {} {}", answer.status, String::from_utf8_lossy(&answer.body))
+                }
+                Err(failure) => format!("answer: {} {}: {failure}", failure.status, failure.code),
+            },
+            Output::Reply { result, .. } => match result {
+                Ok(Reply::Framework(id)) => format!("reply: framework {id}"),
+                Ok(Reply::Component { created, .. }) => format!("reply: component created={created}"),
+                Ok(Reply::Done) => "reply: done".into(),
+                Err(error) => format!("reply: refused: {error}"),
+            },
+            Output::Report { text } => format!("report: {text}"),
+            Output::Propose(_) | Output::ReadIndex { .. } => return,
+        };
+        self.say(&text);
+    }
+
+    fn message(&mut self, to: &str, message: v1::MasterMessage) -> String {
+        match message.message.expect("a message") {
+            Out::Registered(r) => {
+                format!("{to} <- registered as a{} tasks-equal={}", r.agent, r.tasks_equal)
+            }
+            Out::Refused(refused) => format!("{to} <- refused {}: {}", refused.field, refused.rule),
+            Out::Desired(desired) => self.desired(to, desired),
+            Out::StatusAcks(acks) => {
+                let acks = acks.acks.iter();
+                let acks = acks.map(|a| format!("{}/{}#{}", self.name(a.framework), a.task, a.sequence));
+                format!("{to} <- acks {}", acks.collect::<Vec<_>>().join(" "))
+            }
+            Out::Batch(batch) => self.batch(batch),
+            Out::TurnResult(result) => {
+                let name = self.name(result.key.map_or(0, |key| key.framework));
+                let outcome = TurnOutcome::try_from(result.outcome.expect("an outcome"));
+                match outcome.expect("an outcome") {
+                    TurnOutcome::Committed { next } => {
+                        if let Some(framework) = self.frameworks.get_mut(&name) {
+                            framework.number = next.0;
+                        }
+                        format!("{name} <- turn {} committed, next {}", result.number, next.0)
+                    }
+                    TurnOutcome::Refused(refusal) => {
+                        format!("{name} <- turn {} refused: {refusal}", result.number)
+                    }
+                }
+            }
+        }
+    }
+
+    fn desired(&self, to: &str, desired: v1::Desired) -> String {
+        let mut text = format!("{to} <- desired{}:", if desired.full { " (full)" } else { "" });
+        for task in &desired.tasks {
+            let launch = task.launch.clone().unwrap_or_default();
+            assert!(decode_spec(&task.spec).is_ok(), "a desired task has a spec that can be read");
+            text += &format!(" +{}/{}", self.name(task.framework), launch.task);
+            if let Some(grace) = task.kill_grace_ms {
+                text += &format!("(kill {grace}ms)");
+            }
+        }
+        for task in &desired.removed {
+            text += &format!(" -{}/{}", self.name(task.framework), task.task);
+        }
+        let schedulers = desired.instances.iter();
+        let schedulers = schedulers.map(|i| format!("{}@e{}", self.name(i.framework), i.epoch));
+        text + &format!(" schedulers=[{}]", schedulers.collect::<Vec<_>>().join(" "))
+    }
+
+    fn batch(&mut self, batch: v1::Batch) -> String {
+        let name = self.name(batch.key.map_or(0, |key| key.framework));
+        let mut shown = Vec::new();
+        let mut consumed = Vec::new();
+        for event in batch.events {
+            let event = Event::try_from(event).expect("an event");
+            match &event {
+                Event::Update { sequence, status } if *sequence > 0 => consumed.push(
+                    Consumed::Update { task: status.task.clone(), sequence: *sequence },
+                ),
+                Event::Timer { id, due_ms } => {
+                    consumed.push(Consumed::Timer { id: id.clone(), due_ms: *due_ms });
+                }
+                _ => {}
+            }
+            shown.push(self.event(event));
+        }
+        if let Some(framework) = self.frameworks.get_mut(&name) {
+            framework.number = batch.number;
+            framework.time_ms = batch.time_ms;
+            framework.consumed = consumed;
+        }
+        format!("{name} <- batch {}: {}", batch.number, shown.join(", "))
+    }
+
+    fn event(&mut self, event: Event) -> String {
+        match event {
+            Event::Subscribed(s) => format!("subscribed {}", s.epoch),
+            Event::Resumed(s) => format!("resumed {}", s.epoch),
+            Event::Agent(info) => {
+                format!("agent {}{}", info.id, if info.reachable { "" } else { " unreachable" })
+            }
+            Event::Offers(offers) => {
+                let offers = offers.into_iter().map(|offer| {
+                    let id = alias(&mut self.offers, offer.id.0);
+                    format!("offer o{id} {} {}", offer.agent, offer.available)
+                });
+                offers.collect::<Vec<_>>().join(", ")
+            }
+            Event::Rescinded(ids) => {
+                let ids = ids.into_iter().map(|id| format!("o{}", alias(&mut self.offers, id.0)));
+                format!("rescinded {}", ids.collect::<Vec<_>>().join(" "))
+            }
+            Event::Update { sequence, status } => {
+                let mut text = format!("update {} {} #{sequence}", status.task, status.state);
+                if !status.reason.code().is_empty() {
+                    text += &format!(" ({}: {})", status.reason.code(), status.message);
+                }
+                text
+            }
+            Event::Timer { id, .. } => format!("timer {id}"),
+            Event::Http(request) => {
+                let id = alias(&mut self.requests, request.id);
+                format!("http h{id} {}", request.path)
+            }
+            Event::Again => "again".into(),
+        }
+    }
+
+    pub(super) fn show(&mut self, words: &Words<'_>) {
+        let text = match words.plain(0) {
+            "agent" => {
+                let id: AgentId = words.plain(1).parse().expect("an agent");
+                let agent = self.core.agent(id).expect("a known agent");
+                format!(
+                    "{id}: used {}; offered {}; free {}{}",
+                    agent.used,
+                    agent.offered,
+                    agent.free,
+                    if agent.unreachable_ms.is_some() { "; unreachable" } else { "" }
+                )
+            }
+            "framework" => match self.core.framework(self.id(words.plain(1))) {
+                Some(f) => format!(
+                    "{}: {} on {} turn {} state {} bytes in {} keys, {} live tasks{}",
+                    f.name,
+                    f.epoch,
+                    f.agent.map_or_else(|| "no agent".into(), |agent| agent.to_string()),
+                    f.last_turn,
+                    f.state_bytes,
+                    f.state_keys,
+                    f.tasks_live,
+                    if f.removing { ", removing" } else { "" }
+                ),
+                None => format!("{}: is not there", words.plain(1)),
+            },
+            "task" => {
+                let framework = self.id(words.plain(1));
+                let id = words.plain(2).parse().expect("a task id");
+                match self.core.task(framework, &id, &self.rows).expect("rows can be read") {
+                    Some(task) => format!(
+                        "{id}: {} on {}{}",
+                        task.state,
+                        task.agent,
+                        task.history.map(|n| format!(", history {n}")).unwrap_or_default()
+                    ),
+                    None => format!("{id}: is not there"),
+                }
+            }
+            "tasks" => {
+                let tasks = self.core.tasks(&TaskFilter::default());
+                let tasks = tasks.iter().map(|t| format!("{}/{} {}", t.framework, t.launch.task, t.state));
+                tasks.collect::<Vec<_>>().join(", ")
+            }
+            "explain" => {
+                let id: FrameworkId = self.id(words.plain(1));
+                let waits = self.core.explain(id);
+                waits.iter().map(|w| format!("{}: {}", w.what, w.why)).collect::<Vec<_>>().join("; ")
+            }
+            "events" => {
+                let page = self.core.events(None, 1000, &self.rows).expect("rows can be read");
+                let events = page.events.iter().map(|event| event.kind.clone());
+                events.collect::<Vec<_>>().join(" ")
+            }
+            other => panic!("nothing to show: {other}"),
+        };
+        self.say(&text);
+    }
+}

@@ -1,0 +1,147 @@
+//! Turns as scripts write them: `turn web: accept o1 t1=small; decline o2 refuse=5s; put k v`.
+
+use super::{Cluster, Words, duration_ms, quantities};
+use tessera_types::{
+    Digest, Epoch, Filters, HttpAnswer, KeyWrite, Launch, NativeCommand, OfferId, Operation,
+    TaskBody, TaskSpec, Turn, TurnHeader, TurnNumber,
+};
+use tessera_wire::encode_spec;
+use tessera_wire::v1::{self, agent_message::Message as In};
+
+impl Cluster {
+    pub(super) fn spec(&mut self, words: &Words<'_>) {
+        let body = match words.named.get("wasm") {
+            Some(component) => TaskBody::Wasm {
+                component: Digest::of(component.as_bytes()),
+                args: vec![],
+            },
+            None => TaskBody::Native(NativeCommand::Argv(vec!["true".into()])),
+        };
+        let spec = TaskSpec {
+            name: words.plain(0).into(),
+            body,
+            resources: quantities(words).into(),
+            cpus_limit_milli: None,
+            pids_limit: None,
+            user: None,
+            env: vec![],
+            files: vec![],
+            result_file: None,
+            grace_ms: None,
+            restarts: 0,
+            labels: vec![],
+        };
+        self.specs.insert(words.plain(0).into(), spec);
+    }
+
+    pub(super) fn turn(&mut self, text: &str) {
+        let (head, operations) = text.split_once(':').unwrap_or((text, ""));
+        let words = Words::of(head);
+        let (agent, key) = self.instance(&words);
+        let name = words.plain(0).to_owned();
+        let known = self.frameworks.get_mut(&name).expect("a framework");
+        let number = words.number("number", i64::try_from(known.number).expect("small"));
+        let mut turn = Turn {
+            header: TurnHeader {
+                framework: tessera_types::FrameworkId(key.framework),
+                epoch: Epoch(key.epoch),
+                number: TurnNumber(u64::try_from(number).expect("positive")),
+                time_ms: known.time_ms,
+            },
+            consumed: std::mem::take(&mut known.consumed),
+            operations: vec![],
+            writes: vec![],
+            specs: vec![],
+        };
+        for operation in operations.split(';').map(str::trim).filter(|text| !text.is_empty()) {
+            self.operation(&mut turn, operation);
+        }
+        let turn = v1::Turn::from(&turn);
+        self.last_turn = Some((name, turn.clone()));
+        self.from_agent(&agent, In::Turn(turn));
+    }
+
+    /// The last turn, byte for byte.
+    pub(super) fn repeat_turn(&mut self, words: &Words<'_>) {
+        let (_, turn) = self.last_turn.clone().expect("a turn");
+        self.from_agent(words.plain(0), In::Turn(turn));
+    }
+
+    fn operation(&mut self, turn: &mut Turn, text: &str) {
+        let (verb, rest) = text.split_once(' ').unwrap_or((text, ""));
+        let words = Words::of(rest);
+        let refuse_ms = words.named.get("refuse").map_or(0, |text| duration_ms(text));
+        let filters = Filters { refuse_ms };
+        let operation = match verb {
+            "accept" => {
+                let offers = self.offer_ids(words.plain(0));
+                let launches = rest.split_whitespace().skip(1).filter(|w| !w.starts_with("refuse="));
+                let launches = launches.map(|word| self.launch(turn, word)).collect();
+                Operation::Accept { offers, launches, filters }
+            }
+            "decline" => Operation::Decline { offers: self.offer_ids(words.plain(0)), filters },
+            "revive" => Operation::Revive,
+            "suppress" => Operation::Suppress,
+            "kill" => Operation::Kill { task: words.plain(0).parse().expect("a task"), grace_ms: None },
+            "reconcile" => Operation::Reconcile {
+                tasks: words.plain.iter().map(|task| task.parse().expect("a task")).collect(),
+            },
+            "timer" => Operation::SetTimer {
+                id: words.plain(0).into(),
+                due_ms: turn.header.time_ms + duration_ms(words.plain(1)),
+            },
+            "cancel" => Operation::CancelTimer { id: words.plain(0).into() },
+            "again" => Operation::CallAgain,
+            "respond" => Operation::Respond {
+                request: self.request_id(words.plain(0)),
+                answer: HttpAnswer {
+                    status: words.plain(1).parse().expect("a status"),
+                    headers: vec![],
+                    body: words.plain(2).into(),
+                },
+            },
+            "put" => {
+                let size = words.number("bytes", 0);
+                let value = match usize::try_from(size) {
+                    Ok(0) | Err(_) => words.plain(1).into(),
+                    Ok(size) => vec![b'x'; size],
+                };
+                turn.writes.push(KeyWrite { key: words.plain(0).into(), value: Some(value) });
+                return;
+            }
+            "del" => {
+                turn.writes.push(KeyWrite { key: words.plain(0).into(), value: None });
+                return;
+            }
+            other => panic!("no such operation: {other}"),
+        };
+        turn.operations.push(operation);
+    }
+
+    fn launch(&self, turn: &mut Turn, word: &str) -> Launch {
+        let (task, spec) = word.split_once('=').expect("task=spec");
+        let (defined, name) = match spec.strip_prefix("undefined-") {
+            Some(name) => (false, name),
+            None => (true, spec),
+        };
+        let encoded = encode_spec(self.specs.get(name).expect("a spec"));
+        let digest = Digest::of(&encoded);
+        if defined && turn.specs.iter().all(|(known, _)| *known != digest) {
+            turn.specs.push((digest, encoded));
+        }
+        Launch { task: task.parse().expect("a task id"), spec: digest, args: vec![], env: vec![] }
+    }
+
+    fn offer_ids(&self, text: &str) -> Vec<OfferId> {
+        let id = |name: &str| {
+            let at: usize = name.trim_start_matches('o').parse().expect("an offer");
+            OfferId(self.offers.get(at.wrapping_sub(1)).copied().unwrap_or(u64::MAX))
+        };
+        text.split(',').map(id).collect()
+    }
+
+    fn request_id(&self, name: &str) -> u64 {
+        let at: usize = name.trim_start_matches('h').parse().expect("a request");
+        self.requests.get(at.wrapping_sub(1)).copied().unwrap_or(u64::MAX)
+    }
+}
