@@ -145,7 +145,9 @@ impl Task {
 
 /// Whether a state, by its Mesos name, is terminal. Names that are not known are not.
 pub fn is_terminal(state: &str) -> bool {
-    tessera_types::TaskState::ALL.iter().any(|known| known.is_terminal() && known.name() == state)
+    tessera_types::TaskState::ALL
+        .iter()
+        .any(|known| known.is_terminal() && known.name() == state)
 }
 
 /// An agent.
@@ -203,7 +205,8 @@ pub struct Event {
 /// # Errors
 /// When it has another shape.
 pub fn read<T: DeserializeOwned>(value: &Value) -> Result<T, CliError> {
-    T::deserialize(value).map_err(|error| CliError::failed(format!("the master's answer cannot be read: {error}")))
+    T::deserialize(value)
+        .map_err(|error| CliError::failed(format!("the master's answer cannot be read: {error}")))
 }
 
 /// Read the items of a list.
@@ -224,7 +227,9 @@ mod tests {
 
     #[test]
     fn documents_may_grow_and_lack() {
-        let task: Task = read(&json!({"task": "t", "state": "TASK_FAILED", "exit_code": 3, "later": []})).unwrap();
+        let task: Task =
+            read(&json!({"task": "t", "state": "TASK_FAILED", "exit_code": 3, "later": []}))
+                .unwrap();
         assert!(task.is_terminal());
         assert_eq!(task.outcome(), "exit 3");
         assert!(read::<Task>(&json!({"task": 1})).is_err());
@@ -233,7 +238,11 @@ mod tests {
 
     #[test]
     fn states_are_known_by_name() {
-        assert!(is_terminal("TASK_LOST") && !is_terminal("TASK_RUNNING") && !is_terminal("TASK_UNREACHABLE"));
+        assert!(
+            is_terminal("TASK_LOST")
+                && !is_terminal("TASK_RUNNING")
+                && !is_terminal("TASK_UNREACHABLE")
+        );
         assert!(!is_terminal("PENDING"));
     }
 }

@@ -53,7 +53,9 @@ impl Request {
     /// With a query parameter.
     #[must_use]
     pub fn query(mut self, name: &str, value: impl ToString) -> Self {
-        self.url.query_pairs_mut().append_pair(name, &value.to_string());
+        self.url
+            .query_pairs_mut()
+            .append_pair(name, &value.to_string());
         self
     }
 
@@ -137,7 +139,15 @@ impl Client {
             path.pop_if_empty().extend(segments);
         }
         let repeatable = method == Method::GET || method == Method::PUT;
-        Request { method, url, body: Body::Empty, headers: Vec::new(), retry_for: RETRY_FOR, repeatable, endless: false }
+        Request {
+            method,
+            url,
+            body: Body::Empty,
+            headers: Vec::new(),
+            retry_for: RETRY_FOR,
+            repeatable,
+            endless: false,
+        }
     }
 
     /// Read what stands under these path segments.
@@ -182,7 +192,10 @@ impl Client {
     }
 
     async fn attempt(&self, request: &Request) -> Result<Response, reqwest::Error> {
-        let mut builder = self.http.request(request.method.clone(), request.url.clone()).bearer_auth(&self.token);
+        let mut builder = self
+            .http
+            .request(request.method.clone(), request.url.clone())
+            .bearer_auth(&self.token);
         if !request.endless {
             builder = builder.timeout(REQUEST_TIMEOUT);
         }
@@ -206,7 +219,8 @@ impl Client {
         let what = format!("{} {}", request.method, request.url.path());
         let response = self.send(request).await?;
         let bytes = self.body(response).await?;
-        serde_json::from_slice(&bytes).map_err(|error| CliError::failed(format!("{what} was not answered in JSON: {error}")))
+        serde_json::from_slice(&bytes)
+            .map_err(|error| CliError::failed(format!("{what} was not answered in JSON: {error}")))
     }
 
     /// The whole body of an answer.
@@ -214,10 +228,19 @@ impl Client {
     /// # Errors
     /// When it breaks off, or is too large to be held.
     pub async fn body(&self, response: Response) -> Result<Vec<u8>, CliError> {
-        if response.content_length().is_some_and(|bytes| bytes > ANSWER_BYTES_MAX) {
-            return Err(CliError::failed(format!("the answer has more than {ANSWER_BYTES_MAX} bytes")));
+        if response
+            .content_length()
+            .is_some_and(|bytes| bytes > ANSWER_BYTES_MAX)
+        {
+            return Err(CliError::failed(format!(
+                "the answer has more than {ANSWER_BYTES_MAX} bytes"
+            )));
         }
-        response.bytes().await.map(|bytes| bytes.to_vec()).map_err(|error| self.unreachable(&error))
+        response
+            .bytes()
+            .await
+            .map(|bytes| bytes.to_vec())
+            .map_err(|error| self.unreachable(&error))
     }
 
     /// An answer that says no, in the words of the master or of a scheduler.
@@ -231,8 +254,15 @@ impl Client {
         };
         let error = error.unwrap_or_else(|| {
             let text = text.trim();
-            let told = if text.is_empty() { "no explanation".to_owned() } else { text.chars().take(500).collect() };
-            CliError::new(Kind::of_status(status.as_u16()), format!("{path} was answered with {status}: {told}"))
+            let told = if text.is_empty() {
+                "no explanation".to_owned()
+            } else {
+                text.chars().take(500).collect()
+            };
+            CliError::new(
+                Kind::of_status(status.as_u16()),
+                format!("{path} was answered with {status}: {told}"),
+            )
         });
         match (status.as_u16(), &error.hint) {
             (401, None) => error.hint("the token is not that of this cluster: see --token-file"),
@@ -245,7 +275,11 @@ impl Client {
         while let Some(source) = cause.source() {
             cause = source;
         }
-        let what = if error.is_timeout() { "in time".to_owned() } else { format!("({cause})") };
+        let what = if error.is_timeout() {
+            "in time".to_owned()
+        } else {
+            format!("({cause})")
+        };
         CliError::new(Kind::Unavailable, format!("no answer from {} {what}", self.base.as_str().trim_end_matches('/')))
             .hint("is the cluster running? `tessera dev` starts one; --address or TESSERA_ADDRESS names another")
     }
@@ -275,8 +309,15 @@ fn retry_after(response: &Response) -> Option<Duration> {
     if response.status() != 503 {
         return None;
     }
-    let asked = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
-    Some(asked.map_or(RETRY_EVERY, Duration::from_secs).min(RETRY_AFTER_MAX))
+    let asked = response
+        .headers()
+        .get("retry-after")
+        .and_then(|value| value.to_str().ok()?.parse().ok());
+    Some(
+        asked
+            .map_or(RETRY_EVERY, Duration::from_secs)
+            .min(RETRY_AFTER_MAX),
+    )
 }
 
 #[cfg(test)]
@@ -288,17 +329,33 @@ mod tests {
     #[test]
     fn segments_cannot_leave_their_place() {
         let client = Client::new("http://h:1/".parse().unwrap(), "t".into()).unwrap();
-        let request = client.get(&["v1", "tasks", "a/../b?c", "x y"]).query("state", "A&B=C");
-        assert_eq!(request.url.as_str(), "http://h:1/v1/tasks/a%2F..%2Fb%3Fc/x%20y?state=A%26B%3DC");
+        let request = client
+            .get(&["v1", "tasks", "a/../b?c", "x y"])
+            .query("state", "A&B=C");
+        assert_eq!(
+            request.url.as_str(),
+            "http://h:1/v1/tasks/a%2F..%2Fb%3Fc/x%20y?state=A%26B%3DC"
+        );
     }
 
     #[test]
     fn envelopes_become_errors() {
         let value = json!({"error": {"code": "INVALID_ARGUMENT", "field": "role", "message": "too long", "hint": "cut it"}});
         let error = envelope(&value, 400).unwrap();
-        assert_eq!((error.kind, error.message.as_str(), error.hint.as_deref()), (Kind::Refused, "role: too long", Some("cut it")));
-        assert_eq!(envelope(&json!({"error": "no"}), 404).unwrap().kind, Kind::NotFound);
-        for not_ours in [json!({}), json!({"error": 1}), json!([]), json!({"error": {}})] {
+        assert_eq!(
+            (error.kind, error.message.as_str(), error.hint.as_deref()),
+            (Kind::Refused, "role: too long", Some("cut it"))
+        );
+        assert_eq!(
+            envelope(&json!({"error": "no"}), 404).unwrap().kind,
+            Kind::NotFound
+        );
+        for not_ours in [
+            json!({}),
+            json!({"error": 1}),
+            json!([]),
+            json!({"error": {}}),
+        ] {
             assert!(envelope(&not_ours, 500).is_none(), "{not_ours}");
         }
     }

@@ -19,7 +19,13 @@ pub struct ConnectionArgs {
     pub address: String,
     /// File with the token; TESSERA_TOKEN (the token itself) comes first if it is set
     /// [default: that of `tessera dev`]
-    #[arg(long, global = true, env = "TESSERA_TOKEN_FILE", value_name = "FILE", help_heading = "Connection")]
+    #[arg(
+        long,
+        global = true,
+        env = "TESSERA_TOKEN_FILE",
+        value_name = "FILE",
+        help_heading = "Connection"
+    )]
     pub token_file: Option<PathBuf>,
 }
 
@@ -29,13 +35,26 @@ impl ConnectionArgs {
     /// # Errors
     /// When it is no `http` URL.
     pub fn base(&self) -> Result<reqwest::Url, CliError> {
-        let text = if self.address.contains("://") { self.address.clone() } else { format!("http://{}", self.address) };
+        let text = if self.address.contains("://") {
+            self.address.clone()
+        } else {
+            format!("http://{}", self.address)
+        };
         let url = reqwest::Url::parse(&text).map_err(|error| {
-            CliError::new(Kind::Usage, format!("the address {:?} is no URL: {error}", self.address))
+            CliError::new(
+                Kind::Usage,
+                format!("the address {:?} is no URL: {error}", self.address),
+            )
         })?;
         if url.scheme() != "http" || url.host_str().is_none() {
-            return Err(CliError::new(Kind::Usage, format!("the address {:?} must start with http:// and name a host", self.address))
-                .hint("reach a remote master through a tunnel: ssh -L 5050:127.0.0.1:5050 HOST"));
+            return Err(CliError::new(
+                Kind::Usage,
+                format!(
+                    "the address {:?} must start with http:// and name a host",
+                    self.address
+                ),
+            )
+            .hint("reach a remote master through a tunnel: ssh -L 5050:127.0.0.1:5050 HOST"));
         }
         Ok(url)
     }
@@ -70,7 +89,10 @@ impl ConnectionArgs {
 pub fn read_token(path: &Path) -> Result<String, CliError> {
     let about = |error: std::io::Error| io_error("read the token file", path, &error);
     if std::fs::metadata(path).map_err(about)?.len() > TOKEN_BYTES_MAX {
-        return Err(CliError::new(Kind::Usage, format!("{} is too large for a token", path.display())));
+        return Err(CliError::new(
+            Kind::Usage,
+            format!("{} is too large for a token", path.display()),
+        ));
     }
     let text = std::fs::read_to_string(path).map_err(about)?;
     check_token(&text, &path.display().to_string())
@@ -79,14 +101,21 @@ pub fn read_token(path: &Path) -> Result<String, CliError> {
 fn check_token(text: &str, source: &str) -> Result<String, CliError> {
     let token = text.trim();
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(CliError::new(Kind::Usage, format!("{source} holds no token: one word of printable ASCII is expected")));
+        return Err(CliError::new(
+            Kind::Usage,
+            format!("{source} holds no token: one word of printable ASCII is expected"),
+        ));
     }
     Ok(token.to_owned())
 }
 
 /// The data directory of `tessera dev` when nothing is said.
 pub fn default_dev_dir() -> PathBuf {
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let absolute = |name: &str| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
     let data = absolute("XDG_DATA_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
         .unwrap_or_else(|| PathBuf::from("/var/lib"));
@@ -113,15 +142,28 @@ mod tests {
     use super::{ConnectionArgs, check_token};
 
     fn args(address: &str) -> ConnectionArgs {
-        ConnectionArgs { address: address.to_owned(), token_file: None }
+        ConnectionArgs {
+            address: address.to_owned(),
+            token_file: None,
+        }
     }
 
     #[test]
     fn addresses_are_checked() {
-        for good in ["http://127.0.0.1:5050", "127.0.0.1:5050", "http://[::1]:1", "localhost:80"] {
+        for good in [
+            "http://127.0.0.1:5050",
+            "127.0.0.1:5050",
+            "http://[::1]:1",
+            "localhost:80",
+        ] {
             assert!(args(good).base().is_ok(), "{good}");
         }
-        for bad in ["https://host", "ftp://host", "http://", "127.0.0.1:notaport"] {
+        for bad in [
+            "https://host",
+            "ftp://host",
+            "http://",
+            "127.0.0.1:notaport",
+        ] {
             assert!(args(bad).base().is_err(), "{bad}");
         }
     }

@@ -80,7 +80,12 @@ impl fmt::Display for CliError {
 impl CliError {
     /// A failure of this kind.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), hint: None, exit_code: None }
+        Self {
+            kind,
+            message: message.into(),
+            hint: None,
+            exit_code: None,
+        }
     }
 
     /// A failure of no special kind.
@@ -114,7 +119,10 @@ pub fn io_error(attempt: &str, path: &std::path::Path, error: &std::io::Error) -
         std::io::ErrorKind::NotFound => Kind::NotFound,
         _ => Kind::Failed,
     };
-    CliError::new(kind, format!("cannot {attempt} {}: {error}", path.display()))
+    CliError::new(
+        kind,
+        format!("cannot {attempt} {}: {error}", path.display()),
+    )
 }
 
 #[cfg(test)]
@@ -123,8 +131,13 @@ mod tests {
 
     #[test]
     fn statuses_have_kinds() {
-        let cases =
-            [(404, Kind::NotFound), (400, Kind::Refused), (401, Kind::Refused), (503, Kind::Unavailable), (500, Kind::Failed)];
+        let cases = [
+            (404, Kind::NotFound),
+            (400, Kind::Refused),
+            (401, Kind::Refused),
+            (503, Kind::Unavailable),
+            (500, Kind::Failed),
+        ];
         for (status, kind) in cases {
             assert_eq!(Kind::of_status(status), kind, "{status}");
         }

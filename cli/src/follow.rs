@@ -25,7 +25,10 @@ pub struct Tail {
 impl Tail {
     /// Read the file under these path segments from its beginning.
     pub fn new(segments: &[&str]) -> Self {
-        Self { segments: segments.iter().map(|&segment| segment.to_owned()).collect(), offset: 0 }
+        Self {
+            segments: segments.iter().map(|&segment| segment.to_owned()).collect(),
+            offset: 0,
+        }
     }
 
     /// The output of a task: `stdout`, `stderr` or another file of its sandbox.
@@ -37,7 +40,10 @@ impl Tail {
 
     fn request(&self, client: &Client) -> Request {
         let segments: Vec<&str> = self.segments.iter().map(String::as_str).collect();
-        client.get(&segments).query("offset", self.offset).query("length", CHUNK_BYTES)
+        client
+            .get(&segments)
+            .query("offset", self.offset)
+            .query("length", CHUNK_BYTES)
     }
 
     /// What has come since the last call, at most a chunk; nothing while the file is not there.
@@ -50,14 +56,21 @@ impl Tail {
             Err(error) if error.kind == Kind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
-        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        let header = |name: &str| {
+            response
+                .headers()
+                .get(name)
+                .and_then(|value| value.to_str().ok()?.parse::<u64>().ok())
+        };
         // A rotated file begins anew; what was cut off in between is gone.
         if header("x-tessera-size").is_some_and(|size| size < self.offset) {
             self.offset = 0;
             return Ok(Vec::new());
         }
         // A log whose beginning was dropped is served from where it begins now.
-        let start = header("x-tessera-offset").unwrap_or(self.offset).max(self.offset);
+        let start = header("x-tessera-offset")
+            .unwrap_or(self.offset)
+            .max(self.offset);
         let bytes = client.body(response).await?;
         self.offset = start.saturating_add(bytes.len() as u64);
         Ok(bytes)
@@ -79,7 +92,11 @@ impl Default for Pace {
 impl Pace {
     /// Wait; shorter after something happened.
     pub async fn wait(&mut self, happened: bool) {
-        self.pause = if happened { POLL_FIRST } else { (self.pause * 3 / 2).min(POLL_MOST) };
+        self.pause = if happened {
+            POLL_FIRST
+        } else {
+            (self.pause * 3 / 2).min(POLL_MOST)
+        };
         tokio::time::sleep(self.pause).await;
     }
 }
@@ -103,7 +120,11 @@ impl Patience {
             }
             Err(error) if error.kind == Kind::Unavailable => {
                 let since = *self.away_since.get_or_insert_with(Instant::now);
-                if since.elapsed() < PATIENCE { Ok(None) } else { Err(error) }
+                if since.elapsed() < PATIENCE {
+                    Ok(None)
+                } else {
+                    Err(error)
+                }
             }
             Err(error) => Err(error),
         }

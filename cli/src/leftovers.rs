@@ -30,7 +30,9 @@ struct Process {
 }
 
 fn processes() -> BTreeMap<i32, Process> {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return BTreeMap::new() };
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return BTreeMap::new();
+    };
     entries
         .flatten()
         .filter_map(|entry| {
@@ -49,17 +51,28 @@ fn processes() -> BTreeMap<i32, Process> {
 fn is_helper_of(process: &Process, work_dir: &Path) -> bool {
     let mut words = process.command.split(|&byte| byte == 0);
     let program = words.next().unwrap_or_default();
-    let name = program.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+    let name = program
+        .rsplit(|&byte| byte == b'/')
+        .next()
+        .unwrap_or_default();
     let dir = work_dir.as_os_str().as_bytes();
     HELPERS.iter().any(|helper| helper.as_bytes() == name)
-        && words.any(|word| word == dir || word.strip_prefix(dir).is_some_and(|rest| rest.starts_with(b"/")))
+        && words.any(|word| {
+            word == dir
+                || word
+                    .strip_prefix(dir)
+                    .is_some_and(|rest| rest.starts_with(b"/"))
+        })
 }
 
 /// Pids of the helpers of this work directory, and of everything that they started.
 pub fn find(work_dir: &Path) -> BTreeSet<i32> {
     let processes = processes();
-    let mut found: BTreeSet<i32> =
-        processes.iter().filter(|(_, process)| is_helper_of(process, work_dir)).map(|(pid, _)| *pid).collect();
+    let mut found: BTreeSet<i32> = processes
+        .iter()
+        .filter(|(_, process)| is_helper_of(process, work_dir))
+        .map(|(pid, _)| *pid)
+        .collect();
     loop {
         let more: Vec<i32> = processes
             .iter()
@@ -75,11 +88,16 @@ pub fn find(work_dir: &Path) -> BTreeSet<i32> {
 
 /// Control groups below one named `tessera` that this process is in.
 fn groups(pid: i32) -> BTreeSet<PathBuf> {
-    let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/cgroup")) else { return BTreeSet::new() };
+    let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/cgroup")) else {
+        return BTreeSet::new();
+    };
     let mut groups = BTreeSet::new();
     for line in text.lines() {
         let mut parts = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else { continue };
+        let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next())
+        else {
+            continue;
+        };
         let path = path.trim_start_matches('/');
         if !path.split('/').any(|part| part.starts_with("tessera")) {
             continue;
@@ -125,10 +143,16 @@ pub async fn end(work_dir: &Path) -> usize {
 /// Removes a group and those above it, up to one named `tessera`, as far as they are empty.
 async fn remove_upwards(group: &Path, deadline: Instant) {
     let mut current = Some(group);
-    while let Some(dir) = current.filter(|dir| dir.components().any(|part| part.as_os_str().as_bytes().starts_with(b"tessera"))) {
+    while let Some(dir) = current.filter(|dir| {
+        dir.components()
+            .any(|part| part.as_os_str().as_bytes().starts_with(b"tessera"))
+    }) {
         // The kernel counts a process for a moment after its end.
         while let Err(error) = std::fs::remove_dir(dir) {
-            if error.raw_os_error() != Some(Errno::EBUSY as i32) || has_children(dir) || Instant::now() > deadline {
+            if error.raw_os_error() != Some(Errno::EBUSY as i32)
+                || has_children(dir)
+                || Instant::now() > deadline
+            {
                 break;
             }
             tokio::time::sleep(POLL).await;
@@ -138,7 +162,8 @@ async fn remove_upwards(group: &Path, deadline: Instant) {
 }
 
 fn has_children(group: &Path) -> bool {
-    std::fs::read_dir(group).is_ok_and(|entries| entries.flatten().any(|entry| entry.path().is_dir()))
+    std::fs::read_dir(group)
+        .is_ok_and(|entries| entries.flatten().any(|entry| entry.path().is_dir()))
 }
 
 #[cfg(test)]
@@ -148,10 +173,19 @@ mod tests {
 
     #[test]
     fn only_helpers_of_the_directory_are_found() {
-        let process = |words: &[&str]| Process { parent: 1, command: words.join("\0").into_bytes() };
+        let process = |words: &[&str]| Process {
+            parent: 1,
+            command: words.join("\0").into_bytes(),
+        };
         let dir = Path::new("/data/agent");
-        assert!(is_helper_of(&process(&["/bin/tessera-shim", "/data/agent/tasks/f1/t"]), dir));
-        assert!(is_helper_of(&process(&["tessera-worker", "serve", "--socket", "/data/agent/run/s"]), dir));
+        assert!(is_helper_of(
+            &process(&["/bin/tessera-shim", "/data/agent/tasks/f1/t"]),
+            dir
+        ));
+        assert!(is_helper_of(
+            &process(&["tessera-worker", "serve", "--socket", "/data/agent/run/s"]),
+            dir
+        ));
         for other in [
             process(&["/bin/tessera-shim", "/data/agent2/tasks/f1/t"]),
             process(&["/bin/tessera", "agent", "--work-dir", "/data/agent"]),

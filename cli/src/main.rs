@@ -80,8 +80,14 @@ impl Context {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let context = Context { connection: cli.connection, format: cli.output };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let context = Context {
+        connection: cli.connection,
+        format: cli.output,
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             output::note(&format!("cannot start the async runtime: {error}"));

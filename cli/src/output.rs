@@ -65,14 +65,19 @@ pub fn table(header: &[&str], rows: Vec<Vec<String>>, when_empty: &str) -> Resul
         return Ok(());
     }
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(header.iter().copied());
+    table
+        .load_preset(presets::NOTHING)
+        .set_header(header.iter().copied());
     for row in rows {
         table.add_row(row.iter().map(|cell| clean(cell)));
     }
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
-    let text: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+    let text: Vec<String> = table
+        .lines()
+        .map(|line| line.trim_end().to_owned())
+        .collect();
     line(&text.join("\n"))
 }
 
@@ -90,7 +95,9 @@ pub fn fields(pairs: &[(&str, String)]) -> Result<(), CliError> {
 
 /// Text of others, without what could steer a terminal.
 pub fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
 }
 
 /// `0.5 cpu, 64 MiB`.
@@ -121,7 +128,11 @@ pub fn bytes(count: u64) -> String {
 
 /// Milliseconds since the Unix epoch.
 pub fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| {
+            u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+        })
 }
 
 /// How long ago it was: `12s`, `5m`, `3h`, `2d`; nothing for no time at all.
@@ -146,7 +157,12 @@ pub fn time(at_ms: u64) -> String {
     let seconds = at_ms / 1_000;
     let (year, month, day) = date(seconds / 86_400);
     let of_day = seconds % 86_400;
-    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}Z", of_day / 3_600, of_day / 60 % 60, of_day % 60)
+    format!(
+        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}Z",
+        of_day / 3_600,
+        of_day / 60 % 60,
+        of_day % 60
+    )
 }
 
 /// Days since the Unix epoch as a Gregorian date, counted in eras of 400 years that start in March.
@@ -154,11 +170,16 @@ fn date(days: u64) -> (u64, u64, u64) {
     let shifted = days.saturating_add(719_468);
     let era = shifted / 146_097;
     let day_of_era = shifted % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
@@ -176,12 +197,24 @@ mod tests {
 
     #[test]
     fn amounts_are_short() {
-        let cases = [(0, "0"), (100, "0.1"), (1_000, "1"), (2_250, "2.25"), (-500, "-0.5")];
+        let cases = [
+            (0, "0"),
+            (100, "0.1"),
+            (1_000, "1"),
+            (2_250, "2.25"),
+            (-500, "-0.5"),
+        ];
         for (milli, text) in cases {
             assert_eq!(cpus(milli), text);
         }
-        assert_eq!([bytes(12), bytes(2_048), bytes(3 << 19)].join(" "), "12 B 2 KiB 1.5 MiB");
-        assert_eq!([age(1_000, 61_000), age(1, 600_001), age(9, 1)].join(" "), "60s 10m 0s");
+        assert_eq!(
+            [bytes(12), bytes(2_048), bytes(3 << 19)].join(" "),
+            "12 B 2 KiB 1.5 MiB"
+        );
+        assert_eq!(
+            [age(1_000, 61_000), age(1, 600_001), age(9, 1)].join(" "),
+            "60s 10m 0s"
+        );
     }
 
     #[test]

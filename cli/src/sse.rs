@@ -31,14 +31,17 @@ impl Reader {
     /// # Errors
     /// When an event has no end.
     pub fn push(&mut self, bytes: &[u8]) -> Result<Vec<ServerEvent>, CliError> {
-        self.pending.extend(bytes.iter().copied().filter(|&byte| byte != b'\r'));
+        self.pending
+            .extend(bytes.iter().copied().filter(|&byte| byte != b'\r'));
         let mut events = Vec::new();
         while let Some(end) = self.pending.windows(2).position(|pair| pair == b"\n\n") {
             let text: Vec<u8> = self.pending.drain(..end + 2).collect();
             events.extend(parse(&String::from_utf8_lossy(&text)));
         }
         if self.pending.len() > EVENT_BYTES_MAX {
-            return Err(CliError::failed(format!("an event has more than {EVENT_BYTES_MAX} bytes")));
+            return Err(CliError::failed(format!(
+                "an event has more than {EVENT_BYTES_MAX} bytes"
+            )));
         }
         Ok(events)
     }
@@ -70,8 +73,16 @@ mod tests {
     fn events_are_whole_whatever_the_chunks() {
         let text = ": hello\n\nid: 7-0\ndata: {\"a\":\ndata: 1}\r\n\r\nevent: gap\ndata:\n\nid: 8-0\ndata: cut";
         let expected = vec![
-            ServerEvent { id: Some("7-0".into()), event: None, data: "{\"a\":\n1}".into() },
-            ServerEvent { id: None, event: Some("gap".into()), data: String::new() },
+            ServerEvent {
+                id: Some("7-0".into()),
+                event: None,
+                data: "{\"a\":\n1}".into(),
+            },
+            ServerEvent {
+                id: None,
+                event: Some("gap".into()),
+                data: String::new(),
+            },
         ];
         for size in [1, 2, 7, 1_000] {
             let mut reader = Reader::default();

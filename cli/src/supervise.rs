@@ -53,7 +53,11 @@ pub struct ChildSpec {
 ///
 /// # Errors
 /// When it cannot be started at all.
-pub async fn supervise(spec: ChildSpec, pid: watch::Sender<u32>, stop: CancellationToken) -> Result<(), CliError> {
+pub async fn supervise(
+    spec: ChildSpec,
+    pid: watch::Sender<u32>,
+    stop: CancellationToken,
+) -> Result<(), CliError> {
     let mut falls = 0;
     let mut was_well = false;
     loop {
@@ -67,11 +71,21 @@ pub async fn supervise(spec: ChildSpec, pid: watch::Sender<u32>, stop: Cancellat
         was_well |= well;
         falls = if well { 1 } else { falls + 1 };
         if !was_well && falls >= FALLS_MAX {
-            return Err(CliError::failed(format!("the {} does not start ({})\n{}", spec.name, describe(status), tail(&spec.log)))
-                .hint(format!("its log is {}", spec.log.display())));
+            return Err(CliError::failed(format!(
+                "the {} does not start ({})\n{}",
+                spec.name,
+                describe(status),
+                tail(&spec.log)
+            ))
+            .hint(format!("its log is {}", spec.log.display())));
         }
         let pause = (BACKOFF_FIRST * 2_u32.saturating_pow(falls.min(16) - 1)).min(BACKOFF_MOST);
-        output::note(&format!("the {} ended ({}); it is started again in {} ms", spec.name, describe(status), pause.as_millis()));
+        output::note(&format!(
+            "the {} ended ({}); it is started again in {} ms",
+            spec.name,
+            describe(status),
+            pause.as_millis()
+        ));
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = stop.cancelled() => return Ok(()),
@@ -81,7 +95,11 @@ pub async fn supervise(spec: ChildSpec, pid: watch::Sender<u32>, stop: Cancellat
 
 fn start(spec: &ChildSpec) -> Result<Child, CliError> {
     let log = |error| io_error("write the log", &spec.log, &error);
-    let out = OpenOptions::new().create(true).append(true).open(&spec.log).map_err(log)?;
+    let out = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&spec.log)
+        .map_err(log)?;
     let err = out.try_clone().map_err(log)?;
     tokio::process::Command::new(&spec.program)
         .args(&spec.args)
@@ -143,7 +161,12 @@ fn tail(log: &Path) -> String {
     };
     let text = read().unwrap_or_default();
     let lines: Vec<&str> = text.lines().rev().take(8).collect();
-    lines.into_iter().rev().map(|line| format!("  | {line}")).collect::<Vec<_>>().join("\n")
+    lines
+        .into_iter()
+        .rev()
+        .map(|line| format!("  | {line}"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn describe(status: ExitStatus) -> String {
@@ -164,11 +187,17 @@ mod tests {
 
     fn shell(command: &str, dir: &std::path::Path) -> ChildSpec {
         let args = ["-c", command].map(Into::into).to_vec();
-        ChildSpec { name: "master", program: "/bin/sh".into(), args, log: dir.join("log") }
+        ChildSpec {
+            name: "master",
+            program: "/bin/sh".into(),
+            args,
+            log: dir.join("log"),
+        }
     }
 
     fn directory(name: &str) -> std::path::PathBuf {
-        let dir = std::env::temp_dir().join(format!("tessera-supervise-{name}-{}", std::process::id()));
+        let dir =
+            std::env::temp_dir().join(format!("tessera-supervise-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         dir
     }
@@ -177,8 +206,17 @@ mod tests {
     async fn a_child_that_cannot_start_is_given_up_with_its_last_words() {
         let dir = directory("fall");
         let (pid, _) = watch::channel(0);
-        let error = supervise(shell("echo broken; exit 3", &dir), pid, CancellationToken::new()).await.unwrap_err();
-        assert!(error.message.contains("exit code 3") && error.message.contains("| broken"), "{error}");
+        let error = supervise(
+            shell("echo broken; exit 3", &dir),
+            pid,
+            CancellationToken::new(),
+        )
+        .await
+        .unwrap_err();
+        assert!(
+            error.message.contains("exit code 3") && error.message.contains("| broken"),
+            "{error}"
+        );
         std::fs::remove_dir_all(dir).unwrap();
     }
 
@@ -189,12 +227,26 @@ mod tests {
         let stop = CancellationToken::new();
         let running = tokio::spawn(supervise(shell("exec sleep 60", &dir), pid, stop.clone()));
         let within = Duration::from_secs(20);
-        let first = *tokio::time::timeout(within, watched.wait_for(|pid| *pid != 0)).await.unwrap().unwrap();
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(first.cast_signed()), nix::sys::signal::Signal::SIGKILL).unwrap();
+        let first = *tokio::time::timeout(within, watched.wait_for(|pid| *pid != 0))
+            .await
+            .unwrap()
+            .unwrap();
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(first.cast_signed()),
+            nix::sys::signal::Signal::SIGKILL,
+        )
+        .unwrap();
         let other = |pid: &u32| *pid != 0 && *pid != first;
-        tokio::time::timeout(within, watched.wait_for(other)).await.unwrap().unwrap();
+        tokio::time::timeout(within, watched.wait_for(other))
+            .await
+            .unwrap()
+            .unwrap();
         stop.cancel();
-        tokio::time::timeout(within, running).await.unwrap().unwrap().unwrap();
+        tokio::time::timeout(within, running)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
         assert_eq!(*watched.borrow(), 0);
         std::fs::remove_dir_all(dir).unwrap();
     }

@@ -107,7 +107,11 @@ pub async fn run(context: &Context, args: AgentArgs) -> Result<ExitCode, CliErro
         Some(AgentCommand::Inspect { agent }) => {
             let client = context.client()?;
             let value = client.json(client.get(&["v1", "agents", &agent])).await?;
-            if context.is_json() { output::json(&value)? } else { inspect(&read(&value)?)? }
+            if context.is_json() {
+                output::json(&value)?
+            } else {
+                inspect(&read(&value)?)?
+            }
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -125,20 +129,32 @@ async fn serve(context: &Context, args: SettingsArgs) -> Result<(), CliError> {
 
 fn read_file(path: &Path) -> Result<SettingsFile, CliError> {
     let text = std::fs::read_to_string(path).map_err(|error| io_error("read", path, &error))?;
-    toml::from_str(&text).map_err(|error| CliError::new(Kind::Usage, format!("{}: {error}", path.display())))
+    toml::from_str(&text)
+        .map_err(|error| CliError::new(Kind::Usage, format!("{}: {error}", path.display())))
 }
 
 fn configure(args: SettingsArgs, token_file: Option<PathBuf>) -> Result<AgentConfig, CliError> {
-    let file = args.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
+    let file = args
+        .config
+        .as_deref()
+        .map(read_file)
+        .transpose()?
+        .unwrap_or_default();
     let work_dir = args.work_dir.or(file.work_dir).ok_or_else(|| {
-        CliError::new(Kind::Usage, "an agent needs a work directory").hint("--work-dir DIR, or work_dir in the file of --config")
+        CliError::new(Kind::Usage, "an agent needs a work directory")
+            .hint("--work-dir DIR, or work_dir in the file of --config")
     })?;
     let mut attributes = file.attributes;
     attributes.extend(args.attributes);
     Ok(AgentConfig {
         work_dir,
-        master: args.master.or(file.master).unwrap_or_else(|| DEFAULT_MASTER.to_owned()),
-        token_file: token_file.or(file.token_file).unwrap_or_else(|| token_path(&default_dev_dir())),
+        master: args
+            .master
+            .or(file.master)
+            .unwrap_or_else(|| DEFAULT_MASTER.to_owned()),
+        token_file: token_file
+            .or(file.token_file)
+            .unwrap_or_else(|| token_path(&default_dev_dir())),
         bin_dir: bin_dir(args.bin_dir.or(file.bin_dir))?,
         hostname: args.hostname.or(file.hostname),
         cpus_milli: args.cpus_milli.or(file.cpus_milli),
@@ -159,21 +175,46 @@ async fn list(context: &Context, client: &Client) -> Result<(), CliError> {
         .map(|a| {
             let (used, free) = (output::resources(&a.used), output::resources(&a.free));
             let age = output::age(a.registered_ms, now);
-            vec![a.id, a.hostname, a.state, used, free, a.tasks.to_string(), a.schedulers.to_string(), age]
+            vec![
+                a.id,
+                a.hostname,
+                a.state,
+                used,
+                free,
+                a.tasks.to_string(),
+                a.schedulers.to_string(),
+                age,
+            ]
         })
         .collect();
-    let header = ["ID", "HOST", "STATE", "USED", "FREE", "TASKS", "SCHEDULERS", "AGE"];
+    let header = [
+        "ID",
+        "HOST",
+        "STATE",
+        "USED",
+        "FREE",
+        "TASKS",
+        "SCHEDULERS",
+        "AGE",
+    ];
     output::table(&header, rows, "no agents; `tessera agent` runs one")
 }
 
 fn inspect(a: &Agent) -> Result<(), CliError> {
-    let attributes: Vec<String> = a.attributes.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let attributes: Vec<String> = a
+        .attributes
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
     output::fields(&[
         ("id", a.id.clone()),
         ("hostname", a.hostname.clone()),
         ("state", a.state.clone()),
         ("total", output::resources(&a.total)),
-        ("reserved", format!("{} (for schedulers)", output::resources(&a.reserved))),
+        (
+            "reserved",
+            format!("{} (for schedulers)", output::resources(&a.reserved)),
+        ),
         ("used", output::resources(&a.used)),
         ("offered", output::resources(&a.offered)),
         ("free", output::resources(&a.free)),
@@ -192,8 +233,15 @@ mod tests {
     #[test]
     fn unknown_keys_are_refused() {
         let good = "work_dir = \"/w\"\nmem_mib = 64\nattributes = { rack = \"r7\" }\n";
-        assert_eq!(toml::from_str::<SettingsFile>(good).unwrap().mem_mib, Some(64));
-        for bad in ["memory = 1\n", "mem_mib = \"many\"\n", "[attributes]\nrack = 7\n"] {
+        assert_eq!(
+            toml::from_str::<SettingsFile>(good).unwrap().mem_mib,
+            Some(64)
+        );
+        for bad in [
+            "memory = 1\n",
+            "mem_mib = \"many\"\n",
+            "[attributes]\nrack = 7\n",
+        ] {
             assert!(toml::from_str::<SettingsFile>(bad).is_err(), "{bad}");
         }
     }

@@ -38,8 +38,17 @@ pub async fn run(context: &Context, command: ComponentCommand) -> Result<ExitCod
                 output::json(&value)?;
             } else {
                 let component: Component = read(&value)?;
-                let what = if component.created { "uploaded" } else { "was there already" };
-                output::note(&format!("{} ({}, {}) {what}", file.display(), component.world, output::bytes(component.size)));
+                let what = if component.created {
+                    "uploaded"
+                } else {
+                    "was there already"
+                };
+                output::note(&format!(
+                    "{} ({}, {}) {what}",
+                    file.display(),
+                    component.world,
+                    output::bytes(component.size)
+                ));
                 output::line(&component.digest)?;
             }
         }
@@ -51,9 +60,20 @@ pub async fn run(context: &Context, command: ComponentCommand) -> Result<ExitCod
                 let now = output::now_ms();
                 let rows = read_items::<Component>(&list)?
                     .into_iter()
-                    .map(|c| vec![c.digest, c.world, output::bytes(c.size), output::age(c.uploaded_ms, now)])
+                    .map(|c| {
+                        vec![
+                            c.digest,
+                            c.world,
+                            output::bytes(c.size),
+                            output::age(c.uploaded_ms, now),
+                        ]
+                    })
                     .collect();
-                output::table(&["DIGEST", "WORLD", "SIZE", "AGE"], rows, "no components; `tessera component push FILE` uploads one")?;
+                output::table(
+                    &["DIGEST", "WORLD", "SIZE", "AGE"],
+                    rows,
+                    "no components; `tessera component push FILE` uploads one",
+                )?;
             }
         }
     }
@@ -65,17 +85,30 @@ pub async fn run(context: &Context, command: ComponentCommand) -> Result<ExitCod
 /// # Errors
 /// When it cannot be read, is too large, or is refused.
 pub async fn push(client: &Client, file: &Path) -> Result<Value, CliError> {
-    let size = std::fs::metadata(file).map_err(|error| io_error("read", file, &error))?.len();
+    let size = std::fs::metadata(file)
+        .map_err(|error| io_error("read", file, &error))?
+        .len();
     if size > limits::COMPONENT_BYTES_MAX {
         return Err(CliError::new(
             Kind::Refused,
-            format!("{} has {}, a component at most {}", file.display(), output::bytes(size), output::bytes(limits::COMPONENT_BYTES_MAX)),
+            format!(
+                "{} has {}, a component at most {}",
+                file.display(),
+                output::bytes(size),
+                output::bytes(limits::COMPONENT_BYTES_MAX)
+            ),
         )
         .hint("build in release mode and strip it: opt-level = \"s\", strip = true"));
     }
-    let bytes = tokio::fs::read(file).await.map_err(|error| io_error("read", file, &error))?;
+    let bytes = tokio::fs::read(file)
+        .await
+        .map_err(|error| io_error("read", file, &error))?;
     let digest = Digest::of(&bytes).to_string();
-    let request = client.post(&["v1", "components"]).query("digest", digest).bytes(bytes).repeatable();
+    let request = client
+        .post(&["v1", "components"])
+        .query("digest", digest)
+        .bytes(bytes)
+        .repeatable();
     client.json(request).await
 }
 
@@ -89,8 +122,11 @@ pub async fn resolve(client: &Client, component: &str) -> Result<String, CliErro
     }
     let path = Path::new(component);
     if !path.is_file() {
-        return Err(CliError::new(Kind::Usage, format!("{component:?} is neither a digest (sha256:…) nor a file"))
-            .hint("`tessera component ls` lists the digests that the cluster has"));
+        return Err(CliError::new(
+            Kind::Usage,
+            format!("{component:?} is neither a digest (sha256:…) nor a file"),
+        )
+        .hint("`tessera component ls` lists the digests that the cluster has"));
     }
     let pushed: Component = read(&push(client, path).await?)?;
     Ok(pushed.digest)

@@ -39,7 +39,9 @@ const COUNT_WITHIN: Duration = Duration::from_secs(1);
 
 /// Arguments of `tessera dev`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  tessera dev\n  tessera dev --data-dir /tmp/t --port 0 --agent-port 0   # on any free ports, see /tmp/t/dev.json\n\nState is kept in the data directory: the next `tessera dev` goes on where this one stopped.\nTasks outlive it, and are found again, unless --kill-tasks is given.")]
+#[command(
+    after_help = "Examples:\n  tessera dev\n  tessera dev --data-dir /tmp/t --port 0 --agent-port 0   # on any free ports, see /tmp/t/dev.json\n\nState is kept in the data directory: the next `tessera dev` goes on where this one stopped.\nTasks outlive it, and are found again, unless --kill-tasks is given."
+)]
 pub struct DevArgs {
     /// Where everything is kept [default: ~/.local/share/tessera/dev]
     #[arg(long, value_name = "DIR")]
@@ -83,15 +85,26 @@ pub async fn run(context: &Context, args: DevArgs) -> Result<ExitCode, CliError>
     let dir = args.data_dir.clone().unwrap_or_else(default_dev_dir);
     let logs = dir.join("logs");
     std::fs::create_dir_all(&logs).map_err(|error| io_error("make", &logs, &error))?;
-    let dir = dir.canonicalize().map_err(|error| io_error("find", &dir, &error))?;
+    let dir = dir
+        .canonicalize()
+        .map_err(|error| io_error("find", &dir, &error))?;
     let _lock = lock(&dir)?;
     let (port, agent_port) = ports(args.port, args.agent_port)?;
-    let places = Places { address: format!("http://127.0.0.1:{port}"), agent_address: format!("127.0.0.1:{agent_port}"), dir };
+    let places = Places {
+        address: format!("http://127.0.0.1:{port}"),
+        agent_address: format!("127.0.0.1:{agent_port}"),
+        dir,
+    };
 
     let shutdown = shutdown_on_signals(false)?;
     let mut master = spawn(master_spec(&places, port)?);
     let mut agent = spawn(agent_spec(&places, &args)?);
-    let record = tokio::spawn(keep_record(places.record_path(), places.document(), master.pid.clone(), agent.pid.clone()));
+    let record = tokio::spawn(keep_record(
+        places.record_path(),
+        places.document(),
+        master.pid.clone(),
+        agent.pid.clone(),
+    ));
 
     let pids = (master.pid.clone(), agent.pid.clone());
     let result = tokio::select! {
@@ -138,7 +151,9 @@ fn ports(port: u16, agent_port: u16) -> Result<(u16, u16), CliError> {
     let number = |listener: &TcpListener| listener.local_addr().map(|address| address.port());
     match (number(&rest), number(&agents)) {
         (Ok(rest), Ok(agents)) => Ok((rest, agents)),
-        (Err(error), _) | (_, Err(error)) => Err(CliError::failed(format!("cannot tell a port: {error}"))),
+        (Err(error), _) | (_, Err(error)) => {
+            Err(CliError::failed(format!("cannot tell a port: {error}")))
+        }
     }
 }
 
@@ -146,10 +161,18 @@ fn probe(port: u16, flag: &str) -> Result<TcpListener, CliError> {
     if port == 0 {
         // Each process begins elsewhere, so that several do not run for the same port.
         let start = std::process::id().wrapping_mul(37) % FREE_PORTS.len() as u32;
-        let mut candidates = FREE_PORTS.cycle().skip(start as usize).take(FREE_PORTS.len());
+        let mut candidates = FREE_PORTS
+            .cycle()
+            .skip(start as usize)
+            .take(FREE_PORTS.len());
         return candidates
             .find_map(|port| TcpListener::bind(("127.0.0.1", port)).ok())
-            .ok_or_else(|| CliError::new(Kind::Unavailable, format!("no port of {FREE_PORTS:?} is free")));
+            .ok_or_else(|| {
+                CliError::new(
+                    Kind::Unavailable,
+                    format!("no port of {FREE_PORTS:?} is free"),
+                )
+            });
     }
     TcpListener::bind(("127.0.0.1", port)).map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => {
@@ -216,8 +239,14 @@ fn agent_spec(places: &Places, dev: &DevArgs) -> Result<ChildSpec, CliError> {
 }
 
 fn child(name: &'static str, places: &Places, args: Vec<OsString>) -> Result<ChildSpec, CliError> {
-    let program = std::env::current_exe().map_err(|error| io_error("find", "/proc/self/exe".as_ref(), &error))?;
-    Ok(ChildSpec { name, program, args, log: places.log(name) })
+    let program = std::env::current_exe()
+        .map_err(|error| io_error("find", "/proc/self/exe".as_ref(), &error))?;
+    Ok(ChildSpec {
+        name,
+        program,
+        args,
+        log: places.log(name),
+    })
 }
 
 fn spawn(spec: ChildSpec) -> Child {
@@ -236,14 +265,21 @@ fn gave_up(ended: Result<Result<(), CliError>, tokio::task::JoinError>) -> CliEr
 }
 
 /// Writes `dev.json`, for scripts, whenever a pid changes.
-async fn keep_record(path: PathBuf, mut document: serde_json::Value, mut master: watch::Receiver<u32>, mut agent: watch::Receiver<u32>) {
+async fn keep_record(
+    path: PathBuf,
+    mut document: serde_json::Value,
+    mut master: watch::Receiver<u32>,
+    mut agent: watch::Receiver<u32>,
+) {
     loop {
         let pids = json!({"dev": std::process::id(), "master": *master.borrow_and_update(), "agent": *agent.borrow_and_update()});
         if let Some(object) = document.as_object_mut() {
             object.insert("pids".to_owned(), pids);
         }
         let new = path.with_extension("json.new");
-        if let Err(error) = std::fs::write(&new, format!("{document:#}\n")).and_then(|()| std::fs::rename(&new, &path)) {
+        if let Err(error) = std::fs::write(&new, format!("{document:#}\n"))
+            .and_then(|()| std::fs::rename(&new, &path))
+        {
             output::note(&format!("cannot write {}: {error}", path.display()));
         }
         let changed = tokio::select! {
@@ -257,13 +293,29 @@ async fn keep_record(path: PathBuf, mut document: serde_json::Value, mut master:
 }
 
 /// Waits until the cluster is ready, says so, and then waits for ever.
-async fn serve(context: &Context, places: &Places, pids: [&watch::Receiver<u32>; 2], kill_tasks: bool) -> Result<(), CliError> {
+async fn serve(
+    context: &Context,
+    places: &Places,
+    pids: [&watch::Receiver<u32>; 2],
+    kill_tasks: bool,
+) -> Result<(), CliError> {
     let began = Instant::now();
     output::note(&format!("starting a cluster in {}", places.dir.display()));
     while let Err(error) = ready(places).await {
         if began.elapsed() > READY_WITHIN {
-            return Err(CliError::new(Kind::Unavailable, format!("the cluster is not ready after {} s: {}", READY_WITHIN.as_secs(), error.message))
-                .hint(format!("see {} and {}", places.log("master").display(), places.log("agent").display())));
+            return Err(CliError::new(
+                Kind::Unavailable,
+                format!(
+                    "the cluster is not ready after {} s: {}",
+                    READY_WITHIN.as_secs(),
+                    error.message
+                ),
+            )
+            .hint(format!(
+                "see {} and {}",
+                places.log("master").display(),
+                places.log("agent").display()
+            )));
         }
         tokio::time::sleep(READY_POLL).await;
     }
@@ -273,16 +325,26 @@ async fn serve(context: &Context, places: &Places, pids: [&watch::Receiver<u32>;
 
 async fn ready(places: &Places) -> Result<(), CliError> {
     let client = client(places)?;
-    client.send(client.get(&["health"]).retry_for(Duration::ZERO)).await?;
-    let agents = client.json(client.get(&["v1", "agents"]).retry_for(Duration::ZERO)).await?;
-    match read_items::<Agent>(&agents)?.iter().any(|agent| agent.state == "connected") {
+    client
+        .send(client.get(&["health"]).retry_for(Duration::ZERO))
+        .await?;
+    let agents = client
+        .json(client.get(&["v1", "agents"]).retry_for(Duration::ZERO))
+        .await?;
+    match read_items::<Agent>(&agents)?
+        .iter()
+        .any(|agent| agent.state == "connected")
+    {
         true => Ok(()),
         false => Err(CliError::new(Kind::Unavailable, "no agent is connected")),
     }
 }
 
 fn client(places: &Places) -> Result<Client, CliError> {
-    let address = places.address.parse().map_err(|error| CliError::failed(format!("{} is no URL: {error}", places.address)))?;
+    let address = places
+        .address
+        .parse()
+        .map_err(|error| CliError::failed(format!("{} is no URL: {error}", places.address)))?;
     Client::new(address, read_token(&token_path(&places.dir))?)
 }
 
@@ -300,10 +362,15 @@ fn announce(
         }
         return output::line(&document.to_string());
     }
-    let is_default = places.address == crate::connection::DEFAULT_ADDRESS && places.dir == default_dev_dir();
+    let is_default =
+        places.address == crate::connection::DEFAULT_ADDRESS && places.dir == default_dev_dir();
     let flags = match is_default {
         true => String::new(),
-        false => format!(" --address {} --token-file {}", places.address, token_path(&places.dir).display()),
+        false => format!(
+            " --address {} --token-file {}",
+            places.address,
+            token_path(&places.dir).display()
+        ),
     };
     let [master, agent] = pids;
     let stop = match kill_tasks {
@@ -315,8 +382,19 @@ fn announce(
         ("agents", places.agent_address.clone()),
         ("data", places.dir.display().to_string()),
         ("token", token_path(&places.dir).display().to_string()),
-        ("logs", format!("{} and agent.log", places.log("master").display())),
-        ("pids", format!("dev {}, master {}, agent {}", std::process::id(), *master.borrow(), *agent.borrow())),
+        (
+            "logs",
+            format!("{} and agent.log", places.log("master").display()),
+        ),
+        (
+            "pids",
+            format!(
+                "dev {}, master {}, agent {}",
+                std::process::id(),
+                *master.borrow(),
+                *agent.borrow()
+            ),
+        ),
         ("try", format!("tessera{flags} run -- echo hello")),
         ("stop", stop.to_owned()),
     ])?;
@@ -325,7 +403,11 @@ fn announce(
 
 /// Ends the children: the agent first, so that the master still hears its last words.
 async fn stop(places: &Places, master: Child, agent: Child, kill_tasks: bool) {
-    let tasks = if kill_tasks { kill_all_tasks(places).await } else { count_tasks(places).await };
+    let tasks = if kill_tasks {
+        kill_all_tasks(places).await
+    } else {
+        count_tasks(places).await
+    };
     for (name, child) in [("agent", agent), ("master", master)] {
         child.stop.cancel();
         if child.done.is_finished() {
@@ -339,7 +421,9 @@ async fn stop(places: &Places, master: Child, agent: Child, kill_tasks: bool) {
     }
     if kill_tasks {
         let helpers = leftovers::end(&agent_dir(&places.dir)).await;
-        output::note(&format!("stopped; ended {tasks} tasks and {helpers} helper processes"));
+        output::note(&format!(
+            "stopped; ended {tasks} tasks and {helpers} helper processes"
+        ));
     } else {
         let hint = "`tessera dev` finds them again; `tessera dev --kill-tasks`, stopped, ends them";
         match tasks {
@@ -352,10 +436,20 @@ async fn stop(places: &Places, master: Child, agent: Child, kill_tasks: bool) {
 
 /// Tasks that have not ended; none when nobody answers in time.
 async fn live_tasks(client: &Client) -> Vec<Task> {
-    let request = client.get(&["v1", "tasks"]).query("limit", 1_000).retry_for(COUNT_WITHIN);
+    let request = client
+        .get(&["v1", "tasks"])
+        .query("limit", 1_000)
+        .retry_for(COUNT_WITHIN);
     let list = tokio::time::timeout(COUNT_WITHIN * 2, client.json(request)).await;
-    let items = list.ok().and_then(Result::ok).and_then(|list| read_items::<Task>(&list).ok());
-    items.unwrap_or_default().into_iter().filter(|task| !task.is_terminal()).collect()
+    let items = list
+        .ok()
+        .and_then(Result::ok)
+        .and_then(|list| read_items::<Task>(&list).ok());
+    items
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|task| !task.is_terminal())
+        .collect()
 }
 
 async fn count_tasks(places: &Places) -> usize {
@@ -380,7 +474,11 @@ async fn kill_all_tasks(places: &Places) -> usize {
             let key = (live.framework.clone(), live.task.clone());
             // One that ended meanwhile, or a master that went away, is no obstacle: helpers are
             // ended afterwards in any case.
-            if !asked.contains(&key) && task::kill(&client, &live.framework, &live.task, None).await.is_ok() {
+            if !asked.contains(&key)
+                && task::kill(&client, &live.framework, &live.task, None)
+                    .await
+                    .is_ok()
+            {
                 asked.insert(key);
             }
         }
@@ -400,7 +498,10 @@ mod tests {
         let port = taken.local_addr().unwrap().port();
         let error = ports(port, 0).unwrap_err();
         assert_eq!(error.kind, Kind::Refused);
-        assert!(error.to_string().contains(&port.to_string()) && error.to_string().contains("--port"), "{error}");
+        assert!(
+            error.to_string().contains(&port.to_string()) && error.to_string().contains("--port"),
+            "{error}"
+        );
         let (rest, agents) = ports(0, 0).unwrap();
         assert_ne!(rest, agents);
     }

@@ -19,7 +19,9 @@ const RESUME_AFTER: Duration = Duration::from_millis(300);
 
 /// Arguments of `tessera events`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example, one JSON document per line:\n  tessera events -o json | jq -r 'select(.kind == \"task.TASK_FAILED\") | .task'")]
+#[command(
+    after_help = "Example, one JSON document per line:\n  tessera events -o json | jq -r 'select(.kind == \"task.TASK_FAILED\") | .task'"
+)]
 pub struct EventsArgs {
     /// Start after the event with this id instead of now
     #[arg(long, value_name = "ID")]
@@ -41,8 +43,15 @@ pub async fn run(context: &Context, args: EventsArgs) -> Result<ExitCode, CliErr
 }
 
 /// Shows events until the stream ends, and remembers the last one.
-async fn follow(context: &Context, client: &Client, last: &mut Option<String>) -> Result<(), CliError> {
-    let mut request = client.get(&["v1", "events"]).header("accept", "text/event-stream").endless();
+async fn follow(
+    context: &Context,
+    client: &Client,
+    last: &mut Option<String>,
+) -> Result<(), CliError> {
+    let mut request = client
+        .get(&["v1", "events"])
+        .header("accept", "text/event-stream")
+        .endless();
     if let Some(id) = last.as_ref() {
         request = request.header("last-event-id", id.as_str());
     }
@@ -77,13 +86,31 @@ fn show(context: &Context, event: &ServerEvent) -> Result<(), CliError> {
 fn sentence(event: &Event) -> String {
     let about = event.kind.split('.').next().unwrap_or_default();
     let object = match about {
-        "task" | "launch" => [event.framework.as_deref(), event.task.as_deref()].into_iter().flatten().collect::<Vec<_>>().join("/"),
+        "task" | "launch" => [event.framework.as_deref(), event.task.as_deref()]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join("/"),
         "agent" => event.agent.clone().unwrap_or_default(),
         _ => event.framework.clone().unwrap_or_default(),
     };
-    let on = event.agent.as_ref().filter(|_| about != "agent").map(|agent| format!("on {agent}"));
-    let parts = [Some(output::time(event.at_ms)), Some(event.kind.clone()), Some(object), on, event.text.clone()];
-    let parts: Vec<String> = parts.into_iter().flatten().filter(|part| !part.is_empty()).collect();
+    let on = event
+        .agent
+        .as_ref()
+        .filter(|_| about != "agent")
+        .map(|agent| format!("on {agent}"));
+    let parts = [
+        Some(output::time(event.at_ms)),
+        Some(event.kind.clone()),
+        Some(object),
+        on,
+        event.text.clone(),
+    ];
+    let parts: Vec<String> = parts
+        .into_iter()
+        .flatten()
+        .filter(|part| !part.is_empty())
+        .collect();
     output::clean(&parts.join("  "))
 }
 
@@ -102,6 +129,9 @@ mod tests {
             at_ms: 1,
             ..Event::default()
         };
-        assert_eq!(sentence(&event), "1970-01-01 00:00:00Z  task.TASK_FAILED  f1/t  on a1");
+        assert_eq!(
+            sentence(&event),
+            "1970-01-01 00:00:00Z  task.TASK_FAILED  f1/t  on a1"
+        );
     }
 }

@@ -16,7 +16,9 @@ use std::process::ExitCode;
 #[derive(Debug, clap::Subcommand)]
 pub enum FrameworkCommand {
     /// Create a framework from a component; the cluster starts its scheduler
-    #[command(after_help = "Examples:\n  tessera framework create words --component wordcount.wasm --config pace-ms=100\n  tessera framework create words --component sha256:0f3a… --role eng/search")]
+    #[command(
+        after_help = "Examples:\n  tessera framework create words --component wordcount.wasm --config pace-ms=100\n  tessera framework create words --component sha256:0f3a… --role eng/search"
+    )]
     Create {
         /// Its name: a-z 0-9 -
         name: String,
@@ -67,24 +69,40 @@ pub fn parse_pair(text: &str) -> Result<(String, String), String> {
 pub async fn run(context: &Context, command: FrameworkCommand) -> Result<ExitCode, CliError> {
     let client = context.client()?;
     match command {
-        FrameworkCommand::Create { name, component, role, config } => {
+        FrameworkCommand::Create {
+            name,
+            component,
+            role,
+            config,
+        } => {
             let digest = component::resolve(&client, &component).await?;
             let value = create(&client, &name, &role, &digest, pairs(config)?).await?;
             if context.is_json() {
                 output::json(&value)?;
             } else {
                 let framework: Framework = read(&value)?;
-                output::line(&format!("{} ({}) is {}", framework.name, framework.id, framework.state))?;
+                output::line(&format!(
+                    "{} ({}) is {}",
+                    framework.name, framework.id, framework.state
+                ))?;
             }
         }
         FrameworkCommand::Ls => list(context, &client).await?,
         FrameworkCommand::Inspect { framework } => {
-            let value = client.json(client.get(&["v1", "frameworks", &framework])).await?;
-            if context.is_json() { output::json(&value)? } else { inspect(&read(&value)?)? }
+            let value = client
+                .json(client.get(&["v1", "frameworks", &framework]))
+                .await?;
+            if context.is_json() {
+                output::json(&value)?
+            } else {
+                inspect(&read(&value)?)?
+            }
         }
         FrameworkCommand::Logs { follow, framework } => logs(&client, &framework, follow).await?,
         FrameworkCommand::Rm { framework } => {
-            let response = client.send(client.delete(&["v1", "frameworks", &framework])).await?;
+            let response = client
+                .send(client.delete(&["v1", "frameworks", &framework]))
+                .await?;
             let body = client.body(response).await?;
             match serde_json::from_slice(&body) {
                 Ok(value) if context.is_json() => output::json(&value)?,
@@ -100,7 +118,10 @@ fn pairs(config: Vec<(String, String)>) -> Result<BTreeMap<String, String>, CliE
     let mut map = BTreeMap::new();
     for (key, value) in config {
         if map.insert(key.clone(), value).is_some() {
-            return Err(CliError::new(Kind::Usage, format!("--config {key} is given twice")));
+            return Err(CliError::new(
+                Kind::Usage,
+                format!("--config {key} is given twice"),
+            ));
         }
     }
     Ok(map)
@@ -118,7 +139,14 @@ pub async fn create(
     config: BTreeMap<String, String>,
 ) -> Result<Value, CliError> {
     let document = json!({"name": name, "role": role, "component": component, "config": config});
-    client.json(client.post(&["v1", "frameworks"]).json(document).repeatable()).await
+    client
+        .json(
+            client
+                .post(&["v1", "frameworks"])
+                .json(document)
+                .repeatable(),
+        )
+        .await
 }
 
 async fn list(context: &Context, client: &Client) -> Result<(), CliError> {
@@ -130,14 +158,35 @@ async fn list(context: &Context, client: &Client) -> Result<(), CliError> {
     let rows = read_items::<Framework>(&list)?
         .into_iter()
         .map(|f| {
-            let live: u64 = f.tasks.iter().filter(|(state, _)| !crate::api::is_terminal(state)).map(|(_, count)| count).sum();
+            let live: u64 = f
+                .tasks
+                .iter()
+                .filter(|(state, _)| !crate::api::is_terminal(state))
+                .map(|(_, count)| count)
+                .sum();
             let agent = f.agent.unwrap_or_default();
             let age = output::age(f.created_ms, now);
-            vec![f.id, f.name, f.role, f.state, agent, live.to_string(), f.turns.to_string(), age, f.why.unwrap_or_default()]
+            vec![
+                f.id,
+                f.name,
+                f.role,
+                f.state,
+                agent,
+                live.to_string(),
+                f.turns.to_string(),
+                age,
+                f.why.unwrap_or_default(),
+            ]
         })
         .collect();
-    let header = ["ID", "NAME", "ROLE", "STATE", "AGENT", "TASKS", "TURNS", "AGE", "WHY"];
-    output::table(&header, rows, "no frameworks; `tessera framework create` makes one")
+    let header = [
+        "ID", "NAME", "ROLE", "STATE", "AGENT", "TASKS", "TURNS", "AGE", "WHY",
+    ];
+    output::table(
+        &header,
+        rows,
+        "no frameworks; `tessera framework create` makes one",
+    )
 }
 
 fn inspect(f: &Framework) -> Result<(), CliError> {
@@ -149,13 +198,40 @@ fn inspect(f: &Framework) -> Result<(), CliError> {
         ("state", f.state.clone()),
         ("why", f.why.clone().unwrap_or_default()),
         ("component", f.component.clone()),
-        ("config", list(f.config.iter().map(|(key, value)| format!("{key}={value}")).collect())),
+        (
+            "config",
+            list(
+                f.config
+                    .iter()
+                    .map(|(key, value)| format!("{key}={value}"))
+                    .collect(),
+            ),
+        ),
         ("agent", f.agent.clone().unwrap_or_default()),
         ("epoch", f.epoch.to_string()),
         ("turns", f.turns.to_string()),
-        ("offers", if f.suppressed { "suppressed" } else { "wanted" }.to_owned()),
-        ("data", format!("{} in {} keys, {} timers", output::bytes(f.state_bytes), f.state_keys, f.timers)),
-        ("tasks", list(f.tasks.iter().map(|(state, count)| format!("{count} {state}")).collect())),
+        (
+            "offers",
+            if f.suppressed { "suppressed" } else { "wanted" }.to_owned(),
+        ),
+        (
+            "data",
+            format!(
+                "{} in {} keys, {} timers",
+                output::bytes(f.state_bytes),
+                f.state_keys,
+                f.timers
+            ),
+        ),
+        (
+            "tasks",
+            list(
+                f.tasks
+                    .iter()
+                    .map(|(state, count)| format!("{count} {state}"))
+                    .collect(),
+            ),
+        ),
         (
             "last error",
             f.last_error
@@ -169,7 +245,9 @@ fn inspect(f: &Framework) -> Result<(), CliError> {
 
 async fn logs(client: &Client, framework: &str, follow: bool) -> Result<(), CliError> {
     // Tells an unknown framework from one that has not logged yet.
-    client.json(client.get(&["v1", "frameworks", framework])).await?;
+    client
+        .json(client.get(&["v1", "frameworks", framework]))
+        .await?;
     let mut tail = Tail::new(&["v1", "frameworks", framework, "log"]);
     let (mut pace, mut patience) = (Pace::default(), Patience::default());
     loop {

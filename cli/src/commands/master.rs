@@ -12,7 +12,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Arguments of `tessera master`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  tessera master --data-dir /var/lib/tessera/master\n\nAt its first start a master makes the administrator's token: admin.token in its data directory.")]
+#[command(
+    after_help = "Example:\n  tessera master --data-dir /var/lib/tessera/master\n\nAt its first start a master makes the administrator's token: admin.token in its data directory."
+)]
 pub struct MasterArgs {
     /// Directory of state, components and token; made if it is not there
     #[arg(long, value_name = "DIR")]
@@ -58,7 +60,10 @@ pub async fn run(args: MasterArgs) -> Result<ExitCode, CliError> {
     let shutdown = shutdown_on_signals(args.supervised)?;
     match tessera_master::run(config, shutdown).await {
         Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(error) => Err(CliError::failed(format!("the master stopped: {}", with_causes(&error)))),
+        Err(error) => Err(CliError::failed(format!(
+            "the master stopped: {}",
+            with_causes(&error)
+        ))),
     }
 }
 
@@ -81,7 +86,10 @@ pub fn with_causes(error: &dyn std::error::Error) -> String {
 pub fn start_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("TESSERA_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let built = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    let built = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false);
     // Fails only if logging was started before, which is as good.
     let _ = built.try_init();
 }
@@ -94,10 +102,14 @@ pub fn bin_dir(given: Option<PathBuf>) -> Result<PathBuf, CliError> {
     if let Some(dir) = given {
         return Ok(dir);
     }
-    let exe = std::env::current_exe().map_err(|error| io_error("find", "/proc/self/exe".as_ref(), &error))?;
+    let exe = std::env::current_exe()
+        .map_err(|error| io_error("find", "/proc/self/exe".as_ref(), &error))?;
     match exe.parent() {
         Some(dir) => Ok(dir.to_owned()),
-        None => Err(CliError::failed(format!("{} is in no directory", exe.display()))),
+        None => Err(CliError::failed(format!(
+            "{} is in no directory",
+            exe.display()
+        ))),
     }
 }
 
@@ -107,7 +119,8 @@ pub fn bin_dir(given: Option<PathBuf>) -> Result<PathBuf, CliError> {
 /// When signals cannot be waited for.
 pub fn shutdown_on_signals(supervised: bool) -> Result<CancellationToken, CliError> {
     let shutdown = CancellationToken::new();
-    let about = |error: std::io::Error| CliError::failed(format!("cannot wait for signals: {error}"));
+    let about =
+        |error: std::io::Error| CliError::failed(format!("cannot wait for signals: {error}"));
     let mut interrupt = signal(SignalKind::interrupt()).map_err(about)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(about)?;
     let cancel = shutdown.clone();

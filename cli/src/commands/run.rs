@@ -35,7 +35,9 @@ const DRAIN_FOR: Duration = Duration::from_secs(20);
 
 /// Arguments of `tessera run`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  tessera run -- echo hello\n  tessera run --cpus 0.5 --mem 256 --env LEVEL=9 -- sh -c 'gzip -$LEVEL < /etc/services | wc -c'\n\nEnds with the exit code of the command, 128 + the signal that ended it, or 125 when it could\nnot be run. Ctrl-C kills the command; a second one leaves without waiting for its end.")]
+#[command(
+    after_help = "Examples:\n  tessera run -- echo hello\n  tessera run --cpus 0.5 --mem 256 --env LEVEL=9 -- sh -c 'gzip -$LEVEL < /etc/services | wc -c'\n\nEnds with the exit code of the command, 128 + the signal that ended it, or 125 when it could\nnot be run. Ctrl-C kills the command; a second one leaves without waiting for its end."
+)]
 pub struct RunArgs {
     /// Cores
     #[arg(long, default_value_t = 0.1, value_parser = parse_cpus)]
@@ -81,7 +83,13 @@ struct View {
 /// # Errors
 /// When the command could not be run.
 pub async fn run(context: &Context, args: RunArgs) -> Result<ExitCode, CliError> {
-    let failed = |error: CliError| if error.kind == Kind::Usage { error } else { error.exit(EXIT_RUN_FAILED) };
+    let failed = |error: CliError| {
+        if error.kind == Kind::Usage {
+            error
+        } else {
+            error.exit(EXIT_RUN_FAILED)
+        }
+    };
     let client = context.client().map_err(failed)?;
     ensure_framework(&client).await.map_err(failed)?;
     let timeout = args.timeout.map(Duration::from_secs);
@@ -92,7 +100,11 @@ pub async fn run(context: &Context, args: RunArgs) -> Result<ExitCode, CliError>
         output::json(&outcome.document(&id))?;
     }
     if !outcome.message.is_empty() && outcome.exit_code.is_none() {
-        output::note(&format!("{id}: {} {}", outcome.state, output::clean(&outcome.message)));
+        output::note(&format!(
+            "{id}: {} {}",
+            outcome.state,
+            output::clean(&outcome.message)
+        ));
     }
     Ok(ExitCode::from(outcome.code()))
 }
@@ -100,10 +112,18 @@ pub async fn run(context: &Context, args: RunArgs) -> Result<ExitCode, CliError>
 /// Where `run.wasm` may stand, in the order in which it is looked for.
 fn component_files() -> Vec<PathBuf> {
     let mut files = Vec::new();
-    files.extend(std::env::var_os("TESSERA_COMPONENTS").map(|dir| PathBuf::from(dir).join(COMPONENT_FILE)));
-    if let Some(dir) = std::env::current_exe().ok().and_then(|exe| exe.parent().map(PathBuf::from)) {
+    files.extend(
+        std::env::var_os("TESSERA_COMPONENTS").map(|dir| PathBuf::from(dir).join(COMPONENT_FILE)),
+    );
+    if let Some(dir) = std::env::current_exe()
+        .ok()
+        .and_then(|exe| exe.parent().map(PathBuf::from))
+    {
         files.push(dir.join("components").join(COMPONENT_FILE));
-        files.push(dir.join("../guests/wasm32-wasip2/release").join(COMPONENT_FILE));
+        files.push(
+            dir.join("../guests/wasm32-wasip2/release")
+                .join(COMPONENT_FILE),
+        );
     }
     files
 }
@@ -114,7 +134,10 @@ async fn ensure_framework(client: &Client) -> Result<(), CliError> {
     let mut quiet_until = Instant::now() + QUIET;
     let mut pace = Pace::default();
     loop {
-        let framework: Framework = match client.json(client.get(&["v1", "frameworks", FRAMEWORK])).await {
+        let framework: Framework = match client
+            .json(client.get(&["v1", "frameworks", FRAMEWORK]))
+            .await
+        {
             Ok(value) => read(&value)?,
             Err(error) if error.kind == Kind::NotFound => {
                 install(client).await?;
@@ -125,10 +148,18 @@ async fn ensure_framework(client: &Client) -> Result<(), CliError> {
         if framework.state == "running" {
             return Ok(());
         }
-        let why = framework.why.unwrap_or_else(|| "no reason is given".to_owned());
-        let told = format!("the framework `{FRAMEWORK}` is {}: {}", framework.state, output::clean(&why));
+        let why = framework
+            .why
+            .unwrap_or_else(|| "no reason is given".to_owned());
+        let told = format!(
+            "the framework `{FRAMEWORK}` is {}: {}",
+            framework.state,
+            output::clean(&why)
+        );
         if Instant::now() > deadline {
-            return Err(CliError::new(Kind::Unavailable, told).hint(format!("`tessera framework logs {FRAMEWORK}` may tell more")));
+            return Err(CliError::new(Kind::Unavailable, told).hint(format!(
+                "`tessera framework logs {FRAMEWORK}` may tell more"
+            )));
         }
         if Instant::now() > quiet_until {
             output::note(&told);
@@ -141,22 +172,44 @@ async fn ensure_framework(client: &Client) -> Result<(), CliError> {
 async fn install(client: &Client) -> Result<(), CliError> {
     let files = component_files();
     let Some(file) = files.iter().find(|file| file.is_file()) else {
-        let looked: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
-        return Err(CliError::failed(format!("{COMPONENT_FILE} is not there; looked for {}", looked.join(", ")))
-            .hint("build it with `make guests`, or name its directory in TESSERA_COMPONENTS"));
+        let looked: Vec<String> = files
+            .iter()
+            .map(|file| file.display().to_string())
+            .collect();
+        return Err(CliError::failed(format!(
+            "{COMPONENT_FILE} is not there; looked for {}",
+            looked.join(", ")
+        ))
+        .hint("build it with `make guests`, or name its directory in TESSERA_COMPONENTS"));
     };
     let pushed: crate::api::Component = read(&component::push(client, file).await?)?;
-    match create(client, FRAMEWORK, "default", &pushed.digest, BTreeMap::new()).await {
+    match create(
+        client,
+        FRAMEWORK,
+        "default",
+        &pushed.digest,
+        BTreeMap::new(),
+    )
+    .await
+    {
         Ok(_) => Ok(()),
         // Somebody else was faster, perhaps with another build of it.
-        Err(_) if client.json(client.get(&["v1", "frameworks", FRAMEWORK])).await.is_ok() => Ok(()),
+        Err(_)
+            if client
+                .json(client.get(&["v1", "frameworks", FRAMEWORK]))
+                .await
+                .is_ok() =>
+        {
+            Ok(())
+        }
         Err(error) => Err(error),
     }
 }
 
 async fn submit(client: &Client, args: RunArgs) -> Result<String, CliError> {
     let env: BTreeMap<String, String> = args.env.into_iter().collect();
-    let mut document = json!({"argv": args.command, "cpus": args.cpus, "mem_mib": args.mem, "env": env});
+    let mut document =
+        json!({"argv": args.command, "cpus": args.cpus, "mem_mib": args.mem, "env": env});
     if let (Some(name), Some(object)) = (args.name, document.as_object_mut()) {
         object.insert("name".to_owned(), Value::String(name));
     }
@@ -169,16 +222,22 @@ async fn submit(client: &Client, args: RunArgs) -> Result<String, CliError> {
     let answer = client.json(request).await?;
     match answer.get("task").and_then(Value::as_str) {
         Some(id) => Ok(id.to_owned()),
-        None => Err(CliError::failed(format!("the framework `{FRAMEWORK}` answered without a task id"))),
+        None => Err(CliError::failed(format!(
+            "the framework `{FRAMEWORK}` answered without a task id"
+        ))),
     }
 }
 
 /// Unlike any other: made from the time, this process, and the addresses that it was given.
 fn idempotency_key() -> String {
     use std::hash::{BuildHasher, Hasher};
-    let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_nanos());
+    let time = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |time| time.as_nanos());
     // Seeded by the operating system in every process.
-    let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
+    let random = std::collections::hash_map::RandomState::new()
+        .build_hasher()
+        .finish();
     format!("run-{time:x}-{:x}-{random:x}", std::process::id())
 }
 
@@ -257,7 +316,10 @@ impl<'a> Job<'a> {
                 },
                 signal = tokio::signal::ctrl_c() => self.on_interrupt(signal).await?,
             }
-            if self.deadline.is_some_and(|deadline| Instant::now() > deadline) {
+            if self
+                .deadline
+                .is_some_and(|deadline| Instant::now() > deadline)
+            {
                 self.deadline = None;
                 self.timed_out = true;
                 output::note(&format!("{} has taken too long and is killed", self.id));
@@ -269,17 +331,26 @@ impl<'a> Job<'a> {
     async fn on_interrupt(&mut self, signal: std::io::Result<()>) -> Result<(), CliError> {
         signal.map_err(|error| CliError::failed(format!("cannot wait for signals: {error}")))?;
         if self.killed {
-            output::note(&format!("left {} behind; `tessera task inspect {FRAMEWORK} {}` tells its state", self.id, self.id));
+            output::note(&format!(
+                "left {} behind; `tessera task inspect {FRAMEWORK} {}` tells its state",
+                self.id, self.id
+            ));
             return Err(CliError::failed("interrupted").exit(130));
         }
-        output::note(&format!("killing {}; Ctrl-C again leaves without waiting", self.id));
+        output::note(&format!(
+            "killing {}; Ctrl-C again leaves without waiting",
+            self.id
+        ));
         self.kill().await
     }
 
     /// Through the framework, which also knows tasks that were not launched yet.
     async fn kill(&mut self) -> Result<(), CliError> {
         self.killed = true;
-        let request = self.client.delete(&["frameworks", FRAMEWORK, "tasks", self.id]).repeatable();
+        let request = self
+            .client
+            .delete(&["frameworks", FRAMEWORK, "tasks", self.id])
+            .repeatable();
         self.client.send(request).await.map(drop)
     }
 
@@ -313,21 +384,36 @@ impl<'a> Job<'a> {
             self.patience.judge(copied)?.unwrap_or(false)
         };
         if !ended && task.state != "TASK_RUNNING" && task.state != "TASK_KILLING" {
-            self.tell_why(&task.state, task.why.as_deref().unwrap_or("its agent prepares it"));
+            self.tell_why(
+                &task.state,
+                task.why.as_deref().unwrap_or("its agent prepares it"),
+            );
         }
         let outcome = ended.then(|| Outcome {
             state: task.state,
             exit_code: task.exit_code,
             signal: task.signal,
-            message: task.message.filter(|text| !text.is_empty()).or(task.reason).unwrap_or_default(),
+            message: task
+                .message
+                .filter(|text| !text.is_empty())
+                .or(task.reason)
+                .unwrap_or_default(),
             timed_out: self.timed_out,
         });
         Ok((outcome, happened))
     }
 
     async fn look_before_launch(&mut self) -> Result<(Option<Outcome>, bool), CliError> {
-        let looked = self.client.json(self.client.get(&["frameworks", FRAMEWORK, "tasks", self.id])).await;
-        let Some(value) = self.patience.judge(looked)? else { return Ok((None, false)) };
+        let looked = self
+            .client
+            .json(
+                self.client
+                    .get(&["frameworks", FRAMEWORK, "tasks", self.id]),
+            )
+            .await;
+        let Some(value) = self.patience.judge(looked)? else {
+            return Ok((None, false));
+        };
         let view: View = read(&value)?;
         if view.terminal {
             if let Some(launched_as) = view.launched_as {
@@ -363,7 +449,11 @@ impl<'a> Job<'a> {
 
     fn tell_why(&mut self, state: &str, why: &str) {
         if Instant::now() > self.quiet_until {
-            output::note(&format!("{} waits ({state}): {}", self.id, output::clean(why)));
+            output::note(&format!(
+                "{} waits ({state}): {}",
+                self.id,
+                output::clean(why)
+            ));
             self.quiet_until = Instant::now() + TELL_EVERY;
         }
     }
@@ -427,7 +517,10 @@ mod tests {
         for (outcome, code) in cases {
             assert_eq!(outcome.code(), code, "{outcome:?}");
         }
-        let timed_out = Outcome { timed_out: true, ..outcome("TASK_KILLED", None, Some(15)) };
+        let timed_out = Outcome {
+            timed_out: true,
+            ..outcome("TASK_KILLED", None, Some(15))
+        };
         assert_eq!(timed_out.code(), 124);
     }
 

@@ -33,7 +33,9 @@ pub enum TaskCommand {
         task: String,
     },
     /// Show what a task wrote
-    #[command(after_help = "Examples:\n  tessera task logs run run-1\n  tessera task logs -f --stderr words count-7")]
+    #[command(
+        after_help = "Examples:\n  tessera task logs run run-1\n  tessera task logs -f --stderr words count-7"
+    )]
     Logs {
         /// Wait for more until it ends
         #[arg(short, long)]
@@ -71,14 +73,36 @@ pub async fn run(context: &Context, command: TaskCommand) -> Result<ExitCode, Cl
         TaskCommand::Ls { framework, all } => list(context, &client, framework, all).await?,
         TaskCommand::Inspect { framework, task } => {
             let value = get(&client, &framework, &task).await?;
-            if context.is_json() { output::json(&value)? } else { inspect(&read(&value)?)? }
+            if context.is_json() {
+                output::json(&value)?
+            } else {
+                inspect(&read(&value)?)?
+            }
         }
-        TaskCommand::Logs { follow, stderr, file, framework, task } => {
-            let path = file.as_deref().unwrap_or(if stderr { "stderr" } else { "stdout" });
+        TaskCommand::Logs {
+            follow,
+            stderr,
+            file,
+            framework,
+            task,
+        } => {
+            let path = file
+                .as_deref()
+                .unwrap_or(if stderr { "stderr" } else { "stdout" });
             logs(&client, &framework, &task, path, follow).await?;
         }
-        TaskCommand::Kill { grace, framework, task } => {
-            kill(&client, &framework, &task, grace.map(|seconds| u64::from(seconds) * 1_000)).await?;
+        TaskCommand::Kill {
+            grace,
+            framework,
+            task,
+        } => {
+            kill(
+                &client,
+                &framework,
+                &task,
+                grace.map(|seconds| u64::from(seconds) * 1_000),
+            )
+            .await?;
             if context.is_json() {
                 output::json(&get(&client, &framework, &task).await?)?;
             } else {
@@ -94,27 +118,47 @@ pub async fn run(context: &Context, command: TaskCommand) -> Result<ExitCode, Cl
 /// # Errors
 /// When it is not there or the cluster cannot be reached.
 pub async fn get(client: &Client, framework: &str, task: &str) -> Result<Value, CliError> {
-    client.json(client.get(&["v1", "tasks", framework, task])).await
+    client
+        .json(client.get(&["v1", "tasks", framework, task]))
+        .await
 }
 
 /// Ask for the end of a task.
 ///
 /// # Errors
 /// When it is not there or the cluster cannot be reached.
-pub async fn kill(client: &Client, framework: &str, task: &str, grace_ms: Option<u64>) -> Result<(), CliError> {
+pub async fn kill(
+    client: &Client,
+    framework: &str,
+    task: &str,
+    grace_ms: Option<u64>,
+) -> Result<(), CliError> {
     let document = grace_ms.map_or_else(|| json!({}), |grace_ms| json!({"grace_ms": grace_ms}));
-    let request = client.post(&["v1", "tasks", framework, task, "kill"]).json(document).repeatable();
+    let request = client
+        .post(&["v1", "tasks", framework, task, "kill"])
+        .json(document)
+        .repeatable();
     client.send(request).await.map(drop)
 }
 
-async fn list(context: &Context, client: &Client, framework: Option<String>, all: bool) -> Result<(), CliError> {
+async fn list(
+    context: &Context,
+    client: &Client,
+    framework: Option<String>,
+    all: bool,
+) -> Result<(), CliError> {
     let mut request = client.get(&["v1", "tasks"]).query("limit", LIST_LIMIT);
     if let Some(framework) = framework {
         request = request.query("framework", framework);
     }
     let mut list = client.json(request).await?;
     if let Some(Value::Array(items)) = list.get_mut("items").filter(|_| !all) {
-        items.retain(|item| !item.get("state").and_then(Value::as_str).is_some_and(crate::api::is_terminal));
+        items.retain(|item| {
+            !item
+                .get("state")
+                .and_then(Value::as_str)
+                .is_some_and(crate::api::is_terminal)
+        });
     }
     if context.is_json() {
         return output::json(&list);
@@ -123,21 +167,61 @@ async fn list(context: &Context, client: &Client, framework: Option<String>, all
     let rows = read_items::<Task>(&list)?
         .into_iter()
         .map(|t| {
-            let framework = if t.framework_name.is_empty() { t.framework.clone() } else { t.framework_name.clone() };
-            let told = [t.outcome(), t.reason.clone().unwrap_or_default(), t.why.clone().unwrap_or_default()];
+            let framework = if t.framework_name.is_empty() {
+                t.framework.clone()
+            } else {
+                t.framework_name.clone()
+            };
+            let told = [
+                t.outcome(),
+                t.reason.clone().unwrap_or_default(),
+                t.why.clone().unwrap_or_default(),
+            ];
             let told: Vec<String> = told.into_iter().filter(|text| !text.is_empty()).collect();
             let agent = t.agent.unwrap_or_default();
-            let (what, age) = (output::resources(&t.resources), output::age(t.updated_ms, now));
-            vec![framework, t.task, t.kind, t.state, agent, what, age, told.join(", ")]
+            let (what, age) = (
+                output::resources(&t.resources),
+                output::age(t.updated_ms, now),
+            );
+            vec![
+                framework,
+                t.task,
+                t.kind,
+                t.state,
+                agent,
+                what,
+                age,
+                told.join(", "),
+            ]
         })
         .collect();
-    let header = ["FRAMEWORK", "TASK", "KIND", "STATE", "AGENT", "RESOURCES", "CHANGED", "WHY"];
-    output::table(&header, rows, if all { "no tasks" } else { "no tasks that have not ended; --all lists the others too" })
+    let header = [
+        "FRAMEWORK",
+        "TASK",
+        "KIND",
+        "STATE",
+        "AGENT",
+        "RESOURCES",
+        "CHANGED",
+        "WHY",
+    ];
+    output::table(
+        &header,
+        rows,
+        if all {
+            "no tasks"
+        } else {
+            "no tasks that have not ended; --all lists the others too"
+        },
+    )
 }
 
 fn inspect(t: &Task) -> Result<(), CliError> {
     output::fields(&[
-        ("framework", format!("{} ({})", t.framework_name, t.framework)),
+        (
+            "framework",
+            format!("{} ({})", t.framework_name, t.framework),
+        ),
         ("task", t.task.clone()),
         ("name", t.name.clone()),
         ("kind", t.kind.clone()),
@@ -154,7 +238,13 @@ fn inspect(t: &Task) -> Result<(), CliError> {
     ])
 }
 
-async fn logs(client: &Client, framework: &str, task: &str, path: &str, follow: bool) -> Result<(), CliError> {
+async fn logs(
+    client: &Client,
+    framework: &str,
+    task: &str,
+    path: &str,
+    follow: bool,
+) -> Result<(), CliError> {
     // Tells an unknown task from one that has not written yet.
     get(client, framework, task).await?;
     let mut tail = Tail::of_task(framework, task, path);
@@ -175,7 +265,10 @@ async fn logs(client: &Client, framework: &str, task: &str, path: &str, follow: 
             None => false,
         };
         let mut happened = false;
-        while let Some(chunk) = patience.judge(tail.next(client).await)?.filter(|chunk| !chunk.is_empty()) {
+        while let Some(chunk) = patience
+            .judge(tail.next(client).await)?
+            .filter(|chunk| !chunk.is_empty())
+        {
             happened = true;
             output::write(&chunk)?;
         }

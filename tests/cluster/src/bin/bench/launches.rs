@@ -51,10 +51,22 @@ impl Kind {
     }
 
     /// Configuration of the guest `spawn` for tasks that run for so long.
-    async fn config(self, cluster: &Cluster, count: usize, cpus: &str, sleep_ms: u32) -> Outcome<Vec<(&'static str, String)>> {
+    async fn config(
+        self,
+        cluster: &Cluster,
+        count: usize,
+        cpus: &str,
+        sleep_ms: u32,
+    ) -> Outcome<Vec<(&'static str, String)>> {
         let (command, args) = match self {
-            Self::Wasm => (cluster.push("task-exit").await?, format!("0 sleep {sleep_ms}")),
-            Self::Native => (format!("sleep {}.{:03}", sleep_ms / 1_000, sleep_ms % 1_000), String::new()),
+            Self::Wasm => (
+                cluster.push("task-exit").await?,
+                format!("0 sleep {sleep_ms}"),
+            ),
+            Self::Native => (
+                format!("sleep {}.{:03}", sleep_ms / 1_000, sleep_ms % 1_000),
+                String::new(),
+            ),
         };
         Ok(vec![
             ("count", count.to_string()),
@@ -76,22 +88,48 @@ pub struct Times {
 }
 
 async fn spawn(cluster: &Cluster, name: &str, config: &[(&'static str, String)]) -> Outcome {
-    let config: Vec<(&str, &str)> = config.iter().map(|(key, value)| (*key, value.as_str())).collect();
+    let config: Vec<(&str, &str)> = config
+        .iter()
+        .map(|(key, value)| (*key, value.as_str()))
+        .collect();
     cluster.framework(name, "spawn", &config).await.map(drop)
 }
 
 async fn remove(cluster: &Cluster, name: &str) -> Outcome {
-    cluster.rest.send("DELETE", &format!("/v1/frameworks/{name}"), &[], Vec::new()).await?.ok().map(drop)
+    cluster
+        .rest
+        .send("DELETE", &format!("/v1/frameworks/{name}"), &[], Vec::new())
+        .await?
+        .ok()
+        .map(drop)
 }
 
 async fn wait_ended(cluster: &Cluster, name: &str, count: usize) -> Outcome {
-    until(&format!("all tasks of {name} have ended"), WITHIN, async || {
-        // The list of tasks does not wake the scheduler, as a question to it would.
-        let list = cluster.rest.document(&format!("/v1/tasks?framework={name}&limit=1000")).await.map_err(|error| error.to_string())?;
-        let items = list["items"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let finished = items.iter().filter(|task| task["state"] == "TASK_FINISHED").count();
-        if finished >= count { Ok(()) } else { Err(format!("{finished} of {count}")) }
-    })
+    until(
+        &format!("all tasks of {name} have ended"),
+        WITHIN,
+        async || {
+            // The list of tasks does not wake the scheduler, as a question to it would.
+            let list = cluster
+                .rest
+                .document(&format!("/v1/tasks?framework={name}&limit=1000"))
+                .await
+                .map_err(|error| error.to_string())?;
+            let items = list["items"]
+                .as_array()
+                .map(Vec::as_slice)
+                .unwrap_or_default();
+            let finished = items
+                .iter()
+                .filter(|task| task["state"] == "TASK_FINISHED")
+                .count();
+            if finished >= count {
+                Ok(())
+            } else {
+                Err(format!("{finished} of {count}"))
+            }
+        },
+    )
     .await
 }
 
@@ -103,7 +141,11 @@ pub async fn latency(cluster: &Cluster, kind: Kind, count: usize) -> Outcome<Tim
     // Only one of them fits on the agent.
     let config = kind.config(cluster, wanted, "1.5", 40).await?;
     spawn(cluster, &name, &config).await?;
-    let framework = cluster.rest.document(&format!("/v1/frameworks/{name}")).await?["id"].clone();
+    let framework = cluster
+        .rest
+        .document(&format!("/v1/frameworks/{name}"))
+        .await?["id"]
+        .clone();
     let mut staged: BTreeMap<String, Instant> = BTreeMap::new();
     let mut times: Vec<f64> = Vec::new();
     let mut text = String::new();
@@ -111,16 +153,27 @@ pub async fn latency(cluster: &Cluster, kind: Kind, count: usize) -> Outcome<Tim
     while times.len() < wanted {
         let chunk = tokio::time::timeout_at(deadline, stream.next()).await;
         let now = Instant::now();
-        let chunk = chunk.ok().flatten().ok_or_else(|| failure(format!("only {} of {wanted} launches were seen", times.len())))??;
+        let chunk = chunk.ok().flatten().ok_or_else(|| {
+            failure(format!(
+                "only {} of {wanted} launches were seen",
+                times.len()
+            ))
+        })??;
         text.push_str(&String::from_utf8_lossy(&chunk));
         while let Some((event, rest)) = text.split_once("\n\n") {
             let data = event.lines().find_map(|line| line.strip_prefix("data:"));
-            let event: Value = data.and_then(|data| serde_json::from_str(data.trim()).ok()).unwrap_or_default();
+            let event: Value = data
+                .and_then(|data| serde_json::from_str(data.trim()).ok())
+                .unwrap_or_default();
             if event["framework"] == framework {
                 let task = event["task"].as_str().unwrap_or_default().to_owned();
                 match event["kind"].as_str().unwrap_or_default() {
                     "task.TASK_STAGING" => drop(staged.insert(task, now)),
-                    "task.TASK_RUNNING" => times.extend(staged.remove(&task).map(|at| (now - at).as_secs_f64() * 1e3)),
+                    "task.TASK_RUNNING" => times.extend(
+                        staged
+                            .remove(&task)
+                            .map(|at| (now - at).as_secs_f64() * 1e3),
+                    ),
                     _ => {}
                 }
             }
@@ -130,7 +183,10 @@ pub async fn latency(cluster: &Cluster, kind: Kind, count: usize) -> Outcome<Tim
     wait_ended(cluster, &name, wanted).await?;
     remove(cluster, &name).await?;
     let mut warm = times.split_off(COLD);
-    Ok(Times { p50_ms: quantile(&mut warm, 0.5), p90_ms: quantile(&mut warm, 0.9) })
+    Ok(Times {
+        p50_ms: quantile(&mut warm, 0.5),
+        p90_ms: quantile(&mut warm, 0.9),
+    })
 }
 
 /// CPU time of placements, by process.
@@ -155,21 +211,39 @@ pub async fn cpu(cluster: &Cluster, kind: Kind, count: usize) -> Outcome<Cpu> {
     let workers = cluster.workers();
     let now = || {
         let of_workers: u64 = workers.iter().map(|&pid| procfs::cpu_us(pid)).sum();
-        [procfs::cpu_us(pids.master), procfs::cpu_us(pids.agent), of_workers]
+        [
+            procfs::cpu_us(pids.master),
+            procfs::cpu_us(pids.agent),
+            of_workers,
+        ]
     };
     let before = now();
     let name = format!("cpu-{}", kind.name());
-    spawn(cluster, &name, &kind.config(cluster, count, "0.1", 1).await?).await?;
+    spawn(
+        cluster,
+        &name,
+        &kind.config(cluster, count, "0.1", 1).await?,
+    )
+    .await?;
     wait_ended(cluster, &name, count).await?;
     let after = now();
-    ensure(cluster.pids()? == pids && cluster.workers() == workers, || "a process was replaced while it was measured".to_owned())?;
+    ensure(
+        cluster.pids()? == pids && cluster.workers() == workers,
+        || "a process was replaced while it was measured".to_owned(),
+    )?;
     remove(cluster, &warm).await?;
     remove(cluster, &name).await?;
     let each = |index: usize| {
         let at = |times: &[u64; 3]| times.get(index).copied().unwrap_or(0);
         at(&after).saturating_sub(at(&before)) as f64 / count as f64
     };
-    Ok(Cpu { per_process_us: vec![("master", each(0)), ("agent", each(1)), ("workers", each(2))] })
+    Ok(Cpu {
+        per_process_us: vec![
+            ("master", each(0)),
+            ("agent", each(1)),
+            ("workers", each(2)),
+        ],
+    })
 }
 
 /// Private memory of a shim whose command runs, in KiB.
@@ -178,7 +252,11 @@ pub async fn shim_kib(cluster: &Cluster) -> Outcome<f64> {
     spawn(cluster, "shims", &config).await?;
     let shims = until("four shims run", PATIENCE, async || {
         let shims = procfs::find("tessera-shim", &cluster.agent_dir());
-        if shims.len() == 4 { Ok(shims) } else { Err(format!("{} shims", shims.len())) }
+        if shims.len() == 4 {
+            Ok(shims)
+        } else {
+            Err(format!("{} shims", shims.len()))
+        }
     })
     .await?;
     let sum: u64 = shims.iter().map(|&pid| procfs::private_kib(pid)).sum();

@@ -46,22 +46,48 @@ async fn measure() -> Outcome<Report> {
     let mut report = Report::default();
     eprintln!("bench: turns in the worker");
     let turn = turns::in_the_worker()?;
-    report.add(Row::new("a turn with 100 offers, in the worker, p50", turn.p50_us, "µs").target(Target::AtMost(200.0)));
+    report.add(
+        Row::new(
+            "a turn with 100 offers, in the worker, p50",
+            turn.p50_us,
+            "µs",
+        )
+        .target(Target::AtMost(200.0)),
+    );
     report.add(Row::new("the same, p99", turn.p99_us, "µs"));
-    report.add(Row::new("an idle scheduler's private memory, in the worker alone", turn.idle_kib, "KiB"));
+    report.add(Row::new(
+        "an idle scheduler's private memory, in the worker alone",
+        turn.idle_kib,
+        "KiB",
+    ));
 
     let cluster = Cluster::start("bench", &["--cpus-milli", "2100", "--mem-mib", "8192"]).await?;
     eprintln!("bench: committed turns");
     let committed = turns::committed(&cluster).await?;
-    report.add(Row::new("turns committed per second, one framework, each synced to disk", committed.alone, "/s"));
-    report.add(Row::new("the same, 8 frameworks at once", committed.together, "/s"));
-    report.add(Row::new("a synced write of 4 KiB to the same disk, p50, for comparison", machine::sync_us(cluster.dir())?, "µs"));
+    report.add(Row::new(
+        "turns committed per second, one framework, each synced to disk",
+        committed.alone,
+        "/s",
+    ));
+    report.add(Row::new(
+        "the same, 8 frameworks at once",
+        committed.together,
+        "/s",
+    ));
+    report.add(Row::new(
+        "a synced write of 4 KiB to the same disk, p50, for comparison",
+        machine::sync_us(cluster.dir())?,
+        "µs",
+    ));
 
     for kind in [launches::Kind::Wasm, launches::Kind::Native] {
         eprintln!("bench: launches, {}", kind.name());
         let times = launches::latency(&cluster, kind, LAUNCHES).await?;
         let what = format!("accept to TASK_RUNNING, {}", kind.title());
-        report.add(Row::new(format!("{what}, p50"), times.p50_ms, "ms").target(Target::AtMost(kind.target_ms())));
+        report.add(
+            Row::new(format!("{what}, p50"), times.p50_ms, "ms")
+                .target(Target::AtMost(kind.target_ms())),
+        );
         report.add(Row::new(format!("{what}, p90"), times.p90_ms, "ms"));
     }
     for kind in [launches::Kind::Wasm, launches::Kind::Native] {
@@ -71,15 +97,30 @@ async fn measure() -> Outcome<Report> {
         for (process, us) in &cpu.per_process_us {
             report.add(Row::new(format!("{what}, {process}"), *us, "µs"));
         }
-        report.add(Row::new(format!("{what}, all of them"), cpu.total_us(), "µs").target(Target::AtMost(400.0)));
+        report.add(
+            Row::new(format!("{what}, all of them"), cpu.total_us(), "µs")
+                .target(Target::AtMost(400.0)),
+        );
     }
 
     eprintln!("bench: memory");
-    report.add(Row::new("private memory of a shim", launches::shim_kib(&cluster).await?, "KiB"));
-    report.add(Row::new("private memory per idle scheduler in a shared worker", turns::idle_kib(&cluster, IDLE_SCHEDULERS).await?, "KiB"));
+    report.add(Row::new(
+        "private memory of a shim",
+        launches::shim_kib(&cluster).await?,
+        "KiB",
+    ));
+    report.add(Row::new(
+        "private memory per idle scheduler in a shared worker",
+        turns::idle_kib(&cluster, IDLE_SCHEDULERS).await?,
+        "KiB",
+    ));
     let pids = cluster.pids()?;
     for (name, pid) in [("the master", pids.master), ("the agent", pids.agent)] {
-        report.add(Row::new(format!("private memory of {name} after all this"), procfs::private_kib(pid) as f64, "KiB"));
+        report.add(Row::new(
+            format!("private memory of {name} after all this"),
+            procfs::private_kib(pid) as f64,
+            "KiB",
+        ));
     }
     cluster.finish().await?;
     Ok(report)

@@ -24,7 +24,12 @@ pub struct Row {
 impl Row {
     /// A number without a target.
     pub fn new(what: impl Into<String>, value: f64, unit: &'static str) -> Self {
-        Self { what: what.into(), value, unit, target: None }
+        Self {
+            what: what.into(),
+            value,
+            unit,
+            target: None,
+        }
     }
 
     /// The same with a target.
@@ -35,17 +40,31 @@ impl Row {
 
     fn line(&self) -> String {
         let (target, verdict) = match self.target {
-            Some(Target::AtMost(most)) => {
-                (format!("≤ {} {}", number(most), self.unit), if self.value <= most { "met" } else { "**missed**" })
-            }
+            Some(Target::AtMost(most)) => (
+                format!("≤ {} {}", number(most), self.unit),
+                if self.value <= most {
+                    "met"
+                } else {
+                    "**missed**"
+                },
+            ),
             None => (String::new(), ""),
         };
-        format!("| {} | {} {} | {target} | {verdict} |\n", self.what, number(self.value), self.unit)
+        format!(
+            "| {} | {} {} | {target} | {verdict} |\n",
+            self.what,
+            number(self.value),
+            self.unit
+        )
     }
 }
 
 fn number(value: f64) -> String {
-    if value.abs() < 100.0 { format!("{value:.1}").trim_end_matches(".0").to_owned() } else { format!("{value:.0}") }
+    if value.abs() < 100.0 {
+        format!("{value:.1}").trim_end_matches(".0").to_owned()
+    } else {
+        format!("{value:.0}")
+    }
 }
 
 /// All numbers of a run.

@@ -26,12 +26,29 @@ pub struct InWorker {
 
 /// Ask the worker itself.
 pub fn in_the_worker() -> Outcome<InWorker> {
-    let output = Command::new(program("tessera-worker")?).arg("bench-turn").arg(guest("run")?).output()?;
+    let output = Command::new(program("tessera-worker")?)
+        .arg("bench-turn")
+        .arg(guest("run")?)
+        .output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure(output.status.success(), || format!("tessera-worker bench-turn: {text}{}", String::from_utf8_lossy(&output.stderr)))?;
-    let found: Value = serde_json::from_str(&text).map_err(|error| failure(format!("bench-turn printed no JSON: {error}: {text}")))?;
-    let number = |name: &str| found[name].as_f64().ok_or_else(|| failure(format!("bench-turn has no {name}: {found}")));
-    Ok(InWorker { p50_us: number("p50_us")?, p99_us: number("p99_us")?, idle_kib: number("idle_private_kib_each")? })
+    ensure(output.status.success(), || {
+        format!(
+            "tessera-worker bench-turn: {text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        )
+    })?;
+    let found: Value = serde_json::from_str(&text)
+        .map_err(|error| failure(format!("bench-turn printed no JSON: {error}: {text}")))?;
+    let number = |name: &str| {
+        found[name]
+            .as_f64()
+            .ok_or_else(|| failure(format!("bench-turn has no {name}: {found}")))
+    };
+    Ok(InWorker {
+        p50_us: number("p50_us")?,
+        p99_us: number("p99_us")?,
+        idle_kib: number("idle_private_kib_each")?,
+    })
 }
 
 /// Turns per second.
@@ -44,14 +61,20 @@ pub struct Committed {
 
 /// Drive frameworks with requests that change their state.
 pub async fn committed(cluster: &Cluster) -> Outcome<Committed> {
-    let names: Vec<String> = (0..TOGETHER).map(|number| format!("turns-{number}")).collect();
+    let names: Vec<String> = (0..TOGETHER)
+        .map(|number| format!("turns-{number}"))
+        .collect();
     for name in &names {
         cluster.framework(name, "trap", &[]).await?;
     }
     let alone = rate(cluster, names.get(..1).unwrap_or_default()).await?;
     let together = rate(cluster, &names).await?;
     for name in &names {
-        cluster.rest.send("DELETE", &format!("/v1/frameworks/{name}"), &[], Vec::new()).await?.ok()?;
+        cluster
+            .rest
+            .send("DELETE", &format!("/v1/frameworks/{name}"), &[], Vec::new())
+            .await?
+            .ok()?;
     }
     Ok(Committed { alone, together })
 }
@@ -59,8 +82,13 @@ pub async fn committed(cluster: &Cluster) -> Outcome<Committed> {
 async fn turns(cluster: &Cluster, names: &[String]) -> Outcome<u64> {
     let mut sum = 0;
     for name in names {
-        let found = cluster.rest.document(&format!("/v1/frameworks/{name}")).await?;
-        sum += found["turns"].as_u64().ok_or_else(|| failure(format!("no turns in {found}")))?;
+        let found = cluster
+            .rest
+            .document(&format!("/v1/frameworks/{name}"))
+            .await?;
+        sum += found["turns"]
+            .as_u64()
+            .ok_or_else(|| failure(format!("no turns in {found}")))?;
     }
     Ok(sum)
 }
@@ -86,7 +114,13 @@ async fn rate(cluster: &Cluster, names: &[String]) -> Outcome<f64> {
 
 /// Private memory that a further idle scheduler adds to its worker, in KiB.
 pub async fn idle_kib(cluster: &Cluster, count: u64) -> Outcome<f64> {
-    let memory = || cluster.workers().into_iter().map(procfs::private_kib).sum::<u64>();
+    let memory = || {
+        cluster
+            .workers()
+            .into_iter()
+            .map(procfs::private_kib)
+            .sum::<u64>()
+    };
     // The first one starts the worker and loads the image.
     framework(&cluster.rest, "idle-first", "trap", &[]).await?;
     let before = memory();
