@@ -41,7 +41,7 @@ pub fn check_file_size(path: &str, source: &Source) -> Vec<Finding> {
 }
 
 /// Functions as (name, first line, lines from signature to closing brace).
-fn functions(source: &Source) -> Vec<(String, usize, usize)> {
+pub(crate) fn functions(source: &Source) -> Vec<(String, usize, usize)> {
     let code = &source.code;
     let mut found = Vec::new();
     for (position, _) in code.match_indices("fn ") {

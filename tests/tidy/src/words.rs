@@ -2,6 +2,7 @@
 //! Owns the lists; the words are put together here from parts, so that this file passes.
 
 use crate::finding::Finding;
+use crate::size::functions;
 use crate::source::{Source, is_whole_word};
 
 /// Macros that stand for code that was not written, or was left behind.
@@ -12,12 +13,11 @@ const MARKS: [&str; 3] = [
     concat!("FIX", "ME"),
     concat!("XX", "X"),
 ];
-/// Files that hold the one polling helper of a crate, which must pause between looks.
+/// Files that hold the polling helper of a crate, which must pause between looks.
 const POLLING_FILES: [&str; 2] = ["wait.rs", "poll.rs"];
 
 const FINISH: &str = "finish it, or refuse what is not built with an error that says so";
-const WAIT: &str =
-    "wait for a condition with a deadline; the polling helper lives in a file called wait.rs";
+const WAIT: &str = "wait for a condition: look in a loop that ends at a `deadline`";
 
 /// Refuses macros of unfinished code and leftover debugging.
 pub fn check_banned_words(path: &str, source: &Source) -> Vec<Finding> {
@@ -58,7 +58,7 @@ pub(crate) fn check_marks(path: &str, text: &str) -> Vec<Finding> {
     findings
 }
 
-/// Refuses sleeping in test code.
+/// Refuses sleeping in test code, except between the looks of a loop that has a deadline.
 pub fn check_sleeps(path: &str, source: &Source) -> Vec<Finding> {
     if POLLING_FILES
         .iter()
@@ -68,13 +68,33 @@ pub fn check_sleeps(path: &str, source: &Source) -> Vec<Finding> {
     }
     source
         .code_lines()
-        .filter(|(line, _)| source.is_test(*line))
-        .filter(|(_, text)| {
-            text.match_indices("sleep(")
-                .any(|(at, _)| is_whole_word(text, at, "sleep"))
-        })
+        .filter(|(line, text)| source.is_test(*line) && has_word(text, "sleep", "sleep("))
+        .filter(|(line, _)| !polls(source, *line))
         .map(|(line, _)| Finding::new(path, line, "a test sleeps", WAIT))
         .collect()
+}
+
+/// Whether the innermost function around the line looks in a loop until a deadline.
+fn polls(source: &Source, line: usize) -> bool {
+    let around = functions(source)
+        .into_iter()
+        .filter(|(_, first, lines)| (*first..first + lines).contains(&line))
+        .min_by_key(|(_, _, lines)| *lines);
+    let Some((_, first, lines)) = around else {
+        return false;
+    };
+    let (mut loops, mut ends) = (false, false);
+    for text in source.code.lines().skip(first - 1).take(lines) {
+        loops |= has_word(text, "loop", "loop") || has_word(text, "while", "while");
+        ends |= has_word(text, "deadline", "deadline");
+    }
+    loops && ends
+}
+
+/// Whether `text` has `pattern`, which begins with the whole word `word`.
+fn has_word(text: &str, word: &str, pattern: &str) -> bool {
+    text.match_indices(pattern)
+        .any(|(at, _)| is_whole_word(text, at, word))
 }
 
 #[cfg(test)]
@@ -115,6 +135,22 @@ mod tests {
         assert_eq!(
             check_sleeps("tests/cluster/src/wait.rs", &Source::new(raw, true)),
             []
+        );
+    }
+
+    #[test]
+    fn a_loop_with_a_deadline_may_pause() {
+        let poll = "fn wait() {\n    while now() < deadline {\n        sleep(PAUSE);\n    }\n}\n";
+        assert_eq!(check_sleeps("a/b.rs", &Source::new(poll, true)), []);
+        let endless = poll.replace("now() < deadline", "!done()");
+        assert_eq!(
+            check_sleeps("a/b.rs", &Source::new(&endless, true)).len(),
+            1
+        );
+        let outside = format!("fn a() {{ sleep(d); }}\n{poll}");
+        assert_eq!(
+            check_sleeps("a/b.rs", &Source::new(&outside, true)).len(),
+            1
         );
     }
 }
