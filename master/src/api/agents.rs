@@ -1,4 +1,4 @@
-//! `/v1/agents`.
+//! `/v1/agents`: what each agent has, uses and hosts. Reads only.
 
 use super::Api;
 use super::error::ApiError;

@@ -1,4 +1,5 @@
-//! `/v1/frameworks`.
+//! `/v1/frameworks`: creating, showing and removing frameworks, and reading their logs. Changes go
+//! through the node; names are checked before anything is proposed.
 
 use super::Api;
 use super::error::ApiError;

@@ -1,4 +1,5 @@
-//! `/v1/tasks`.
+//! `/v1/tasks`: showing and killing tasks, and reading files of their sandboxes. Reads of finished
+//! tasks come from the bounded history.
 
 use super::error::ApiError;
 use super::lookup;
