@@ -4,8 +4,8 @@
 //! be read; `-o json` shows what the master sent and never passes through these types.
 
 use crate::error::CliError;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -37,18 +37,6 @@ pub struct Component {
     pub created: bool,
 }
 
-/// The last failure of a scheduler.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct LastError {
-    /// Upper-case reason.
-    pub reason: String,
-    /// For people.
-    pub message: String,
-    /// Since the Unix epoch.
-    pub at_ms: u64,
-}
-
 /// A framework.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -65,8 +53,9 @@ pub struct Framework {
     pub config: BTreeMap<String, String>,
     /// `waiting`, `starting`, `running`, `backing-off` or `removing`.
     pub state: String,
-    /// Why it is not running.
-    pub why: Option<String>,
+    /// Why what is pending waits.
+    #[serde(deserialize_with = "texts")]
+    pub why: Vec<String>,
     /// Where its scheduler is.
     pub agent: Option<String>,
     /// Placements so far.
@@ -84,7 +73,7 @@ pub struct Framework {
     /// Tasks by state.
     pub tasks: BTreeMap<String, u64>,
     /// The last failure of its scheduler.
-    pub last_error: Option<LastError>,
+    pub last_error: Option<String>,
     /// Since the Unix epoch.
     pub created_ms: u64,
 }
@@ -115,8 +104,6 @@ pub struct Task {
     pub attempt: u64,
     /// What it was given.
     pub resources: Resources,
-    /// `native` or `wasm`.
-    pub kind: String,
     /// For people.
     pub name: String,
     /// Since the Unix epoch.
@@ -124,7 +111,8 @@ pub struct Task {
     /// Since the Unix epoch.
     pub updated_ms: u64,
     /// Why it waits.
-    pub why: Option<String>,
+    #[serde(deserialize_with = "texts")]
+    pub why: Vec<String>,
 }
 
 impl Task {
@@ -141,6 +129,20 @@ impl Task {
             (None, None) => String::new(),
         }
     }
+}
+
+/// Nothing, one text, or several.
+fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Texts {
+        Several(Vec<String>),
+        One(Option<String>),
+    }
+    Ok(match Texts::deserialize(deserializer)? {
+        Texts::Several(texts) => texts,
+        Texts::One(text) => text.into_iter().collect(),
+    })
 }
 
 /// Whether a state, by its Mesos name, is terminal. Names that are not known are not.
@@ -233,6 +235,9 @@ mod tests {
         assert!(task.is_terminal());
         assert_eq!(task.outcome(), "exit 3");
         assert!(read::<Task>(&json!({"task": 1})).is_err());
+        for (why, count) in [(json!(null), 0), (json!("a"), 1), (json!(["a", "b"]), 2)] {
+            assert_eq!(read::<Task>(&json!({"why": why})).unwrap().why.len(), count);
+        }
         assert!(read_items::<Task>(&json!({})).is_err());
     }
 

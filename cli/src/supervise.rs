@@ -19,6 +19,8 @@ use tokio::process::Child;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+/// How often it is looked for what a child needs.
+const NEEDS_POLL: Duration = Duration::from_millis(10);
 /// First pause before a child is started again.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 /// Longest pause.
@@ -47,6 +49,8 @@ pub struct ChildSpec {
     pub args: Vec<OsString>,
     /// Where its stdout and stderr go.
     pub log: PathBuf,
+    /// A file that it needs and that another child makes.
+    pub needs: Option<PathBuf>,
 }
 
 /// Runs the child until `stop`; its pid, or 0 while there is none, goes to `pid`.
@@ -60,6 +64,12 @@ pub async fn supervise(
 ) -> Result<(), CliError> {
     let mut falls = 0;
     let mut was_well = false;
+    while spec.needs.as_ref().is_some_and(|path| !path.exists()) {
+        tokio::select! {
+            () = tokio::time::sleep(NEEDS_POLL) => {}
+            () = stop.cancelled() => return Ok(()),
+        }
+    }
     loop {
         let mut child = start(&spec)?;
         let started = Instant::now();
@@ -192,6 +202,7 @@ mod tests {
             program: "/bin/sh".into(),
             args,
             log: dir.join("log"),
+            needs: None,
         }
     }
 

@@ -217,7 +217,7 @@ fn master_spec(places: &Places, port: u16) -> Result<ChildSpec, CliError> {
         SCHEDULER_GRACE_MS.to_string().into(),
         "--supervised".into(),
     ];
-    child("master", places, args)
+    child("master", places, args, None)
 }
 
 fn agent_spec(places: &Places, dev: &DevArgs) -> Result<ChildSpec, CliError> {
@@ -227,6 +227,8 @@ fn agent_spec(places: &Places, dev: &DevArgs) -> Result<ChildSpec, CliError> {
         agent_dir(&places.dir).into(),
         "--master".into(),
         places.agent_address.clone().into(),
+        "--token-file".into(),
+        token_path(&places.dir).into(),
         "--supervised".into(),
     ];
     if let Some(cpus) = dev.cpus_milli {
@@ -235,10 +237,16 @@ fn agent_spec(places: &Places, dev: &DevArgs) -> Result<ChildSpec, CliError> {
     if let Some(mem) = dev.mem_mib {
         args.extend(["--mem-mib".into(), mem.to_string().into()]);
     }
-    child("agent", places, args)
+    // The master makes the token at its first start.
+    child("agent", places, args, Some(token_path(&places.dir)))
 }
 
-fn child(name: &'static str, places: &Places, args: Vec<OsString>) -> Result<ChildSpec, CliError> {
+fn child(
+    name: &'static str,
+    places: &Places,
+    args: Vec<OsString>,
+    needs: Option<PathBuf>,
+) -> Result<ChildSpec, CliError> {
     let program = std::env::current_exe()
         .map_err(|error| io_error("find", "/proc/self/exe".as_ref(), &error))?;
     Ok(ChildSpec {
@@ -246,6 +254,7 @@ fn child(name: &'static str, places: &Places, args: Vec<OsString>) -> Result<Chi
         program,
         args,
         log: places.log(name),
+        needs,
     })
 }
 

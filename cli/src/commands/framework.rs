@@ -175,7 +175,7 @@ async fn list(context: &Context, client: &Client) -> Result<(), CliError> {
                 live.to_string(),
                 f.turns.to_string(),
                 age,
-                f.why.unwrap_or_default(),
+                f.why.join("; "),
             ]
         })
         .collect();
@@ -196,7 +196,7 @@ fn inspect(f: &Framework) -> Result<(), CliError> {
         ("name", f.name.clone()),
         ("role", f.role.clone()),
         ("state", f.state.clone()),
-        ("why", f.why.clone().unwrap_or_default()),
+        ("why", f.why.join("; ")),
         ("component", f.component.clone()),
         (
             "config",
@@ -232,13 +232,7 @@ fn inspect(f: &Framework) -> Result<(), CliError> {
                     .collect(),
             ),
         ),
-        (
-            "last error",
-            f.last_error
-                .as_ref()
-                .map(|e| format!("{} {} ({})", e.reason, e.message, output::time(e.at_ms)))
-                .unwrap_or_default(),
-        ),
+        ("last error", f.last_error.clone().unwrap_or_default()),
         ("created", output::time(f.created_ms)),
     ])
 }

@@ -148,9 +148,10 @@ async fn ensure_framework(client: &Client) -> Result<(), CliError> {
         if framework.state == "running" {
             return Ok(());
         }
-        let why = framework
-            .why
-            .unwrap_or_else(|| "no reason is given".to_owned());
+        let why = match framework.why.is_empty() {
+            true => "no reason is given".to_owned(),
+            false => framework.why.join("; "),
+        };
         let told = format!(
             "the framework `{FRAMEWORK}` is {}: {}",
             framework.state,
@@ -386,7 +387,9 @@ impl<'a> Job<'a> {
         if !ended && task.state != "TASK_RUNNING" && task.state != "TASK_KILLING" {
             self.tell_why(
                 &task.state,
-                task.why.as_deref().unwrap_or("its agent prepares it"),
+                task.why
+                    .first()
+                    .map_or("its agent prepares it", String::as_str),
             );
         }
         let outcome = ended.then(|| Outcome {

@@ -175,7 +175,7 @@ async fn list(
             let told = [
                 t.outcome(),
                 t.reason.clone().unwrap_or_default(),
-                t.why.clone().unwrap_or_default(),
+                t.why.join("; "),
             ];
             let told: Vec<String> = told.into_iter().filter(|text| !text.is_empty()).collect();
             let agent = t.agent.unwrap_or_default();
@@ -186,7 +186,7 @@ async fn list(
             vec![
                 framework,
                 t.task,
-                t.kind,
+                t.name,
                 t.state,
                 agent,
                 what,
@@ -224,9 +224,8 @@ fn inspect(t: &Task) -> Result<(), CliError> {
         ),
         ("task", t.task.clone()),
         ("name", t.name.clone()),
-        ("kind", t.kind.clone()),
         ("state", t.state.clone()),
-        ("why", t.why.clone().unwrap_or_default()),
+        ("why", t.why.join("; ")),
         ("outcome", t.outcome()),
         ("reason", t.reason.clone().unwrap_or_default()),
         ("message", t.message.clone().unwrap_or_default()),
