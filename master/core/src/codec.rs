@@ -466,3 +466,86 @@ pub(crate) fn event_id(key: &[u8]) -> Option<EventId> {
     let (index, n) = key.split_first_chunk::<8>()?;
     Some(EventId { index: u64::from_be_bytes(*index), n: u32::from_be_bytes(n.try_into().ok()?) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rows::RowChange;
+    use crate::testing::MemRows;
+    use tessera_types::{Launch, TaskStatus};
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn task() -> Task {
+        let status = TaskStatus::new("t1".parse().unwrap(), AgentId(3), TaskState::Running, 17);
+        Task {
+            launch: Launch {
+                task: "t1".parse().unwrap(),
+                spec: Digest([7; 32]),
+                args: vec!["a".into()],
+                env: vec![("K".into(), "v".into())],
+            },
+            name: "count".into(),
+            agent: AgentId(3),
+            charge: Quantities { cpus_milli: 100, mem_mib: 32, disk_mib: 0 },
+            state: TaskState::Running,
+            attempt: 1,
+            created_ms: 16,
+            sequence: 2,
+            agent_sequence: 2,
+            order: 5,
+            latest: Some(StoredUpdate { sequence: 2, status: status.clone() }),
+            terminal: None,
+            status,
+            kill: Some(KillIntent { grace_ms: 3000, reason: Reason::UserKill }),
+        }
+    }
+
+    #[test]
+    fn rows_have_these_bytes() {
+        let meta = Meta {
+            cluster: "c".into(),
+            time_ms: 1,
+            next_agent: 2,
+            next_framework: 3,
+            index: 4,
+            answers_next: 5,
+            events_last: EventId { index: 6, n: 7 },
+        };
+        assert_eq!(hex(&meta.encode()), "08011201631801200228033004380540064807");
+        let component = Component {
+            size_bytes: 300,
+            world: World::Command,
+            principal: "admin".into(),
+            added_ms: 9,
+        };
+        assert_eq!(hex(&component.encode(&Digest([1; 32]))), "08011220010101010101010101010101010101010101010101010101010101010101010118ac0220032a0561646d696e3009");
+        assert_eq!(hex(&encode_timer(1000)), "080110e807");
+        assert_eq!(hex(&task().encode()), "080112310a027431122007070707070707070707070707070707070707070707070707070707070707071a016122060a014b1201761803220508c80110402803300138104002480250055a100802120c0a02743110031803480150116a0c0a0274311003180348015011720e08b8171209555345525f4b494c4c7a05636f756e74");
+    }
+
+    #[test]
+    fn a_task_row_round_trips() {
+        assert_eq!(Task::decode(rows::TASKS, &task().encode()), Ok(task()));
+    }
+
+    #[test]
+    fn rows_of_a_newer_build_and_broken_rows_are_refused() {
+        let load_with = |table: u8, key: &[u8], value: Vec<u8>| {
+            let mut stored = MemRows::default();
+            stored.write(vec![RowChange::Put { table, key: key.to_vec(), value }]);
+            load(&stored).unwrap_err()
+        };
+        let newer = v1::MetaRow { version: 2, ..v1::MetaRow::default() }.encode_to_vec();
+        let error = load_with(rows::META, b"meta", newer);
+        assert_eq!(error, LoadError::NewerVersion { table: rows::META, found: 2 });
+        for table in [rows::AGENTS, rows::COMPONENTS, rows::FRAMEWORKS, rows::TASKS, rows::ANSWERS] {
+            let error = load_with(table, &[0; 9], vec![0xff; 5]);
+            assert!(matches!(error, LoadError::Malformed { .. }), "{table}: {error}");
+        }
+        let orphan = load_with(rows::TASKS, &rows::owned_key(FrameworkId(1), b"t1"), task().encode());
+        assert!(orphan.to_string().contains("f1 is not there"), "{orphan}");
+    }
+}
