@@ -21,162 +21,132 @@ async fn lists(cluster: &Cluster) -> Outcome<[Value; 3]> {
     ])
 }
 
+/// Digest of nothing that exists.
+fn zeros() -> String {
+    format!("sha256:{}", "0".repeat(64))
+}
+
 #[tokio::test]
 async fn bad_uploads_and_requests_are_refused_and_change_nothing() -> Outcome {
     let cluster = Cluster::start("bad", &[]).await?;
-    let good = cluster.push("echo").await?;
-    let before = lists(&cluster).await?;
-
-    let zeros = format!("sha256:{}", "0".repeat(64));
-    let mut broken = std::fs::read(guest("echo")?)?;
-    broken.truncate(broken.len() / 2);
-    let uploads: Vec<(&str, String, Vec<u8>, &[u16])> = vec![
-        ("nothing", "/v1/components".into(), Vec::new(), &[400]),
-        (
-            "no wasm",
-            "/v1/components".into(),
-            b"#!/bin/sh\n".to_vec(),
-            &[400],
-        ),
-        ("half a component", "/v1/components".into(), broken, &[400]),
-        (
-            "a core module",
-            "/v1/components".into(),
-            b"\0asm\x01\0\0\0".to_vec(),
-            &[400],
-        ),
-        (
-            "another world",
-            "/v1/components".into(),
-            std::fs::read(guest("bad-world")?)?,
-            &[400],
-        ),
-        (
-            "another digest",
-            format!("/v1/components?digest={zeros}"),
-            std::fs::read(guest("trap")?)?,
-            &[400, 409],
-        ),
-        (
-            "too much",
-            "/v1/components".into(),
-            vec![0; (32 << 20) + 1],
-            &[413],
-        ),
-    ];
-    for (what, path, body, statuses) in uploads {
-        let answer = cluster.rest.send("POST", &path, &[], body).await?;
-        ensure(statuses.contains(&answer.status), || {
-            format!("{what}: {} {}", answer.status, answer.text())
-        })?;
-        let error = &answer.json()["error"];
-        ensure(
-            error["message"]
-                .as_str()
-                .is_some_and(|text| text.len() > 10),
-            || format!("{what}: {}", answer.text()),
-        )?;
-    }
-
+    let scheduler = cluster.push("echo").await?;
     let task = cluster.push("task-exit").await?;
-    let frameworks: Vec<(&str, Value, &[u16])> = vec![
-        (
-            "an unknown component",
-            json!({"name": "x", "role": "default", "component": zeros}),
-            &[400, 404],
-        ),
-        (
-            "a task as scheduler",
-            json!({"name": "x", "role": "default", "component": task}),
-            &[400, 409],
-        ),
-        (
-            "a bad name",
-            json!({"name": "X y", "role": "default", "component": good}),
-            &[400],
-        ),
-        (
-            "no name",
-            json!({"role": "default", "component": good}),
-            &[400, 422],
-        ),
-        (
-            "a bad role",
-            json!({"name": "x", "role": "a//b", "component": good}),
-            &[400],
-        ),
-        (
-            "a bad digest",
-            json!({"name": "x", "role": "default", "component": "md5:1"}),
-            &[400],
-        ),
-        (
-            "an unknown field",
-            json!({"name": "x", "role": "default", "component": good, "surprise": 1}),
-            &[400, 422],
-        ),
-        (
-            "a large configuration",
-            json!({"name": "x", "role": "default", "component": good, "config": {"k": "v".repeat(70_000)}}),
-            &[400, 413],
-        ),
-    ];
-    for (what, document, statuses) in frameworks {
-        let answer = cluster.rest.post("/v1/frameworks", &document).await?;
-        ensure(statuses.contains(&answer.status), || {
-            format!("{what}: {} {}", answer.status, answer.text())
-        })?;
-        ensure(!answer.error_code().is_empty(), || {
-            format!("{what}: no envelope: {}", answer.text())
-        })?;
-    }
-    let text = cluster
-        .rest
-        .send(
-            "POST",
-            "/v1/frameworks",
-            &[("content-type", "application/json")],
-            b"{\"name\":".to_vec(),
-        )
-        .await?;
-    ensure(text.status == 400 && !text.error_code().is_empty(), || {
-        format!("half a document: {} {}", text.status, text.text())
-    })?;
-
-    for path in [
-        "/v1/frameworks/nope",
-        "/v1/frameworks/f999",
-        "/v1/frameworks/nope/log",
-        "/v1/tasks/nope/t",
-        "/v1/agents/a999",
-        "/v1/nothing",
-        &format!("/v1/components/{zeros}"),
-    ] {
-        let answer = cluster.rest.get(path).await?;
-        ensure(
-            answer.status == 404 && answer.error_code() == "NOT_FOUND",
-            || format!("{path}: {} {}", answer.status, answer.text()),
-        )?;
-    }
-    for (method, path) in [
-        ("DELETE", "/v1/frameworks/nope"),
-        ("POST", "/v1/tasks/nope/t/kill"),
-        ("GET", "/frameworks/nope/"),
-    ] {
-        let answer = cluster.rest.send(method, path, &[], b"{}".to_vec()).await?;
-        ensure(answer.status == 404, || {
-            format!("{method} {path}: {} {}", answer.status, answer.text())
-        })?;
-    }
-    let mut after = lists(&cluster).await?;
-    // The one upload in between that was good.
-    if let [Value::Array(components), ..] = &mut after {
-        components.retain(|component| component["digest"] != Value::from(task.as_str()));
-    }
+    let before = lists(&cluster).await?;
+    refuse_uploads(&cluster).await?;
+    refuse_frameworks(&cluster, &scheduler, &task).await?;
+    refuse_unknown_objects(&cluster).await?;
+    let after = lists(&cluster).await?;
     ensure(before == after, || {
         format!("something changed: {before:?} {after:?}")
     })?;
     cluster.finish().await
+}
+
+async fn refuse_uploads(cluster: &Cluster) -> Outcome {
+    let plain = "/v1/components".to_owned();
+    let other_digest = format!("{plain}?digest={}", zeros());
+    let mut half = std::fs::read(guest("echo")?)?;
+    half.truncate(half.len() / 2);
+    let uploads: [(&str, &str, Vec<u8>, u16); 7] = [
+        ("nothing", &plain, Vec::new(), 400),
+        ("no wasm", &plain, b"#!/bin/sh\n".to_vec(), 400),
+        ("half a component", &plain, half, 400),
+        ("a core module", &plain, b"\0asm\x01\0\0\0".to_vec(), 400),
+        (
+            "another world",
+            &plain,
+            std::fs::read(guest("bad-world")?)?,
+            400,
+        ),
+        (
+            "another digest",
+            &other_digest,
+            std::fs::read(guest("trap")?)?,
+            400,
+        ),
+        ("too much", &plain, vec![0; (32 << 20) + 1], 413),
+    ];
+    for (what, path, body, status) in uploads {
+        let answer = cluster.rest.send("POST", path, &[], body).await?;
+        let told = || format!("{what}: {} {}", answer.status, answer.text());
+        ensure(answer.status == status, told)?;
+        let message = &answer.json()["error"]["message"];
+        ensure(message.as_str().is_some_and(|text| text.len() > 10), told)?;
+    }
+    Ok(())
+}
+
+async fn refuse_frameworks(cluster: &Cluster, scheduler: &str, task: &str) -> Outcome {
+    let document = |name: &str, role: &str, component: &str| json!({"name": name, "role": role, "component": component});
+    let mut surprise = document("x", "default", scheduler);
+    surprise["surprise"] = json!(1);
+    let mut large = document("x", "default", scheduler);
+    large["config"] = json!({"k": "v".repeat(70_000)});
+    let frameworks: [(&str, Value, &[u16]); 8] = [
+        (
+            "an unknown component",
+            document("x", "default", &zeros()),
+            &[404],
+        ),
+        (
+            "a task as scheduler",
+            document("x", "default", task),
+            &[400],
+        ),
+        ("a bad name", document("X y", "default", scheduler), &[400]),
+        (
+            "no name",
+            json!({"role": "default", "component": scheduler}),
+            &[400],
+        ),
+        ("a bad role", document("x", "a//b", scheduler), &[400]),
+        ("a bad digest", document("x", "default", "md5:1"), &[400]),
+        ("an unknown field", surprise, &[400]),
+        ("a large configuration", large, &[400, 413]),
+    ];
+    for (what, document, statuses) in frameworks {
+        let answer = cluster.rest.post("/v1/frameworks", &document).await?;
+        let told = || format!("{what}: {} {}", answer.status, answer.text());
+        ensure(statuses.contains(&answer.status), told)?;
+        ensure(!answer.error_code().is_empty(), told)?;
+    }
+    let json = [("content-type", "application/json")];
+    let half = b"{\"name\":".to_vec();
+    let answer = cluster
+        .rest
+        .send("POST", "/v1/frameworks", &json, half)
+        .await?;
+    ensure(
+        answer.status == 400 && answer.error_code() == "INVALID_ARGUMENT",
+        || format!("half a document: {} {}", answer.status, answer.text()),
+    )
+}
+
+async fn refuse_unknown_objects(cluster: &Cluster) -> Outcome {
+    for (method, path) in [
+        ("GET", "/v1/frameworks/nope"),
+        ("GET", "/v1/frameworks/f999"),
+        ("GET", "/v1/frameworks/nope/log"),
+        ("GET", "/v1/tasks/nope/t"),
+        ("GET", "/v1/agents/a999"),
+        ("GET", "/v1/nothing"),
+        ("GET", &format!("/v1/components/{}", zeros())),
+        ("DELETE", "/v1/frameworks/nope"),
+        ("POST", "/v1/tasks/nope/t/kill"),
+        ("GET", "/frameworks/nope/"),
+    ] {
+        let body = if method == "POST" {
+            b"{}".to_vec()
+        } else {
+            Vec::new()
+        };
+        let answer = cluster.rest.send(method, path, &[], body).await?;
+        ensure(
+            answer.status == 404 && answer.error_code() == "NOT_FOUND",
+            || format!("{method} {path}: {} {}", answer.status, answer.text()),
+        )?;
+    }
+    Ok(())
 }
 
 #[tokio::test]
