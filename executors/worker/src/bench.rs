@@ -110,13 +110,13 @@ fn load(component: &Path) -> Result<SchedulerImage, String> {
     let component =
         Component::from_binary(&engine, &bytes).map_err(|error| format!("{error:#}"))?;
     let ticker = Arc::new(Ticker::start(&engine).map_err(|error| error.to_string())?);
-    let host = SchedulerHost::new(&engine, ticker, thread::cpu_time, Limits::default())
+    let host = SchedulerHost::new(&engine, ticker, thread::CONTROL, Limits::default())
         .map_err(|error| error.to_string())?;
     host.link(&component).map_err(|failure| failure.to_string())
 }
 
 fn build(image: &SchedulerImage) -> Result<Scheduler, String> {
-    let start = Start { seed: 1, config: Vec::new(), time_ms: 1_700_000_000_000 };
+    let start = Start { seed: 1, config: Vec::new() };
     image.build(&start, State::default()).map_err(|failed| failed.0.to_string())
 }
 

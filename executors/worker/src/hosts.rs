@@ -44,7 +44,7 @@ impl Hosts {
     pub fn new(limits: Limits) -> wasmtime::Result<Self> {
         let engine = new_engine()?;
         let ticker = Arc::new(Ticker::start(&engine)?);
-        let schedulers = SchedulerHost::new(&engine, ticker.clone(), thread::cpu_time, limits)?;
+        let schedulers = SchedulerHost::new(&engine, ticker.clone(), thread::CONTROL, limits)?;
         let tasks = TaskHost::new(&engine, ticker, limits)?;
         let outbox = Arc::new(Outbox::default());
         Ok(Self { engine, schedulers, tasks, outbox, images: Mutex::default() })

@@ -225,7 +225,6 @@ impl Life {
         let start = Start {
             seed: self.desired.seed,
             config: self.desired.config.iter().map(|p| (p.key.clone(), p.value.clone())).collect(),
-            time_ms: now_ms(),
         };
         let image = match self.link() {
             Ok(image) => image,
@@ -277,7 +276,11 @@ impl Life {
         self.say(Message::InstanceReady(v1::InstanceReady { key, rebuilt, next_turn }));
     }
 
-    fn say_log(&mut self, logged: Logged) {
+    fn say_log(&mut self, mut logged: Logged) {
+        // Lines of `init` belong to no turn and so have no time: they get this machine's.
+        for line in logged.lines.iter_mut().filter(|line| line.at_ms == 0) {
+            line.at_ms = now_ms();
+        }
         if let Some(log) = self.logs.pass(logged, Instant::now()) {
             let (lines, before) = (log.lines.len() as u64, log.dropped);
             if !self.is_stopped() && !self.hosts.outbox.send(Message::Log(log)) {

@@ -18,6 +18,9 @@ const COMPILE_FILE_BYTES: u64 = 1 << 30;
 /// Files that a worker has open at most: each task has its output, its sandbox and what it opens.
 const WORKER_FILES: u64 = 65_536;
 
+/// The usual priority of 0, as this limit counts.
+const NICE_USUAL: u64 = 20;
+
 /// Why the process could not be limited.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}: {source}")]
@@ -66,6 +69,9 @@ pub fn widen_for_run() -> Result<(), JailError> {
 /// When the kernel refuses.
 pub fn enter_worker() -> Result<(), JailError> {
     harden()?;
+    // Threads that stood behind others may come forward again, down to the usual priority. Only root
+    // can allow that; without it they stay behind.
+    let _ = setrlimit(Resource::RLIMIT_NICE, NICE_USUAL, NICE_USUAL);
     limit(Resource::RLIMIT_NOFILE, WORKER_FILES, WORKER_FILES, "open files")
 }
 

@@ -76,7 +76,7 @@ impl Judge {
         let engine = new_engine().map_err(fault)?;
         let ticker = Ticker::start(&engine).map_err(|error| JudgeError::Engine(error.to_string()))?;
         let (ticker, limits) = (Arc::new(ticker), Limits::default());
-        let schedulers = SchedulerHost::new(&engine, ticker.clone(), thread::cpu_time, limits);
+        let schedulers = SchedulerHost::new(&engine, ticker.clone(), thread::CONTROL, limits);
         let tasks = TaskHost::new(&engine, ticker, limits).map_err(fault)?;
         Ok(Self { schedulers: schedulers.map_err(fault)?, tasks, engine })
     }

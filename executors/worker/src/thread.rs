@@ -4,6 +4,7 @@
 //! a thread is for.
 
 use std::time::Duration;
+use tessera_wit_host::ThreadControl;
 
 /// CPU time that the calling thread has used.
 #[must_use]
@@ -19,14 +20,28 @@ pub fn cpu_time() -> Duration {
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), nanoseconds)
 }
 
-/// Let the calling thread yield to others: tasks run behind turns.
+/// For Wasm tasks: turns come first.
+const NICE_TASK: libc::c_int = 5;
+/// For a turn that takes long: its neighbours' turns come first.
+const NICE_BEHIND: libc::c_int = 10;
+
 #[allow(unsafe_code)]
-pub fn step_back() {
-    /// Below the default of 0, above what batch work uses.
-    const NICE: libc::c_int = 5;
-    // SAFETY: takes numbers only; 0 is the calling thread.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+fn set_nice(nice: libc::c_int) {
+    // SAFETY: takes numbers only; 0 is the calling thread. That it may be refused, where a thread is to
+    // come forward again without the right to, costs that thread its place and nothing else.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
 }
+
+/// Let the calling thread stand behind turns for good.
+pub fn step_back() {
+    set_nice(NICE_TASK);
+}
+
+/// What guests' budgets need of a thread.
+pub const CONTROL: ThreadControl = ThreadControl {
+    cpu_time,
+    set_behind: |behind| set_nice(if behind { NICE_BEHIND } else { 0 }),
+};
 
 #[cfg(test)]
 mod tests {

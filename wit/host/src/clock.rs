@@ -1,8 +1,8 @@
 //! The clocks of a scheduler: they show the turn's time and move only because the guest looks.
 //!
 //! Invariants: what a guest reads is a function of the turns' times and of its own calls; the monotonic
-//! clock never runs backwards, the wall clock starts each turn at the turn's time. Sleeping moves both
-//! without waiting. This file must never read a clock of the machine.
+//! clock never runs backwards, the wall clock starts each turn at the turn's time, and before the first
+//! turn, during `init`, at the Unix epoch. Sleeping moves both without waiting. This file must never read a clock of the machine.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,8 +13,8 @@ const READING_NS: u64 = 1_000;
 struct Times {
     wall_ns: u64,
     monotonic_ns: u64,
-    /// Turn time at which the monotonic clock stood at zero.
-    origin_ns: u64,
+    /// Turn time at which the monotonic clock stood at zero; known from the first turn on.
+    origin_ns: Option<u64>,
     /// The earliest timer that was asked about, and was not due, since the last question.
     next_timer_ns: Option<u64>,
 }
@@ -24,12 +24,6 @@ struct Times {
 pub(crate) struct Clock(Arc<Mutex<Times>>);
 
 impl Clock {
-    pub(crate) fn starting_at(time_ms: u64) -> Self {
-        let ns = time_ms.saturating_mul(1_000_000);
-        let times = Times { wall_ns: ns, origin_ns: ns, ..Times::default() };
-        Self(Arc::new(Mutex::new(times)))
-    }
-
     fn times(&self) -> MutexGuard<'_, Times> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -38,7 +32,9 @@ impl Clock {
     pub(crate) fn begin_turn(&self, time_ms: u64) {
         let mut times = self.times();
         times.wall_ns = time_ms.saturating_mul(1_000_000);
-        let since = times.wall_ns.saturating_sub(times.origin_ns);
+        let first = times.wall_ns.saturating_sub(times.monotonic_ns);
+        let origin = *times.origin_ns.get_or_insert(first);
+        let since = times.wall_ns.saturating_sub(origin);
         times.monotonic_ns = times.monotonic_ns.max(since);
     }
 
@@ -95,14 +91,16 @@ mod tests {
 
     #[test]
     fn reading_moves_both_clocks() {
-        let clock = Clock::starting_at(5);
+        let clock = Clock::default();
+        clock.begin_turn(5);
         assert_eq!(clock.wall_ns(), 5_001_000);
         assert_eq!(clock.monotonic_ns(), 2_000);
     }
 
     #[test]
     fn the_wall_clock_starts_each_turn_anew_and_the_monotonic_one_does_not() {
-        let clock = Clock::starting_at(1_000);
+        let clock = Clock::default();
+        clock.begin_turn(1_000);
         assert!(!clock.is_due(10_000_000_000));
         assert!(clock.advance_to_timer());
         clock.begin_turn(2_000);
@@ -114,7 +112,7 @@ mod tests {
 
     #[test]
     fn waiting_moves_to_the_earliest_timer() {
-        let clock = Clock::starting_at(0);
+        let clock = Clock::default();
         assert!(!clock.advance_to_timer());
         assert!(!clock.is_due(300) && !clock.is_due(200) && clock.is_due(0));
         assert!(clock.advance_to_timer());

@@ -5,6 +5,7 @@
 //! is attack surface. This file must never make the policy depend on where it runs.
 
 use std::hash::{Hash as _, Hasher as _};
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,6 +19,8 @@ const POLICY: &str = "p1";
 const WASM_STACK_BYTES: usize = 512 << 10;
 /// Stack of a thread or fiber that runs guest code: what is beyond the guest's is for host functions.
 pub const THREAD_STACK_BYTES: usize = 2 << 20;
+/// Frames of a trap that are told: a guest writes its own panic texts.
+const BACKTRACE_FRAMES: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 /// Time between two epochs, and so between two looks at a guest's CPU time.
 pub const EPOCH: Duration = Duration::from_millis(10);
 /// Epochs without a guest after which the ticker sleeps: an idle worker costs nothing.
@@ -40,6 +43,7 @@ pub fn new_engine() -> wasmtime::Result<Engine> {
         .async_stack_size(THREAD_STACK_BYTES)
         .async_stack_zeroing(true)
         .wasm_backtrace_details(WasmBacktraceDetails::Disable)
+        .wasm_backtrace_max_frames(Some(BACKTRACE_FRAMES))
         .concurrency_support(false)
         .shared_memory(false)
         .wasm_relaxed_simd(false)

@@ -15,6 +15,9 @@ const PACKAGE: &str = "tessera:framework/";
 /// Its version that this host speaks.
 pub const CONTRACT_VERSION: &str = "0.1.0";
 
+/// Bytes of a page of linear memory.
+const PAGE_BYTES: u64 = 64 << 10;
+
 /// What a component is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum World {
@@ -172,7 +175,8 @@ impl Inspector<'_> {
         found.exports = names.exports(self.engine).map(|(name, _)| name.to_owned()).collect();
         if let Some(required) = component.resources_required() {
             found.memories = required.num_memories;
-            found.initial_memory_bytes = required.max_initial_memory_size.unwrap_or(0);
+            found.initial_memory_bytes =
+                required.max_initial_memory_size.unwrap_or(0).saturating_mul(PAGE_BYTES);
         }
         found.world = world(&found.exports);
         before_run();

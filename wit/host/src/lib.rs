@@ -23,7 +23,7 @@ mod wasi;
 pub use draft::Refused;
 pub use engine::{EPOCH, RUNTIME_VERSION, THREAD_STACK_BYTES, Ticker, engine_key, new_engine};
 pub use inspect::{CONTRACT_VERSION, Inspection, Inspector, Unusable, World, check_bytes};
-pub use limits::{CpuClock, LimitPassed, Limits};
+pub use limits::{LimitPassed, Limits, ThreadControl};
 pub use log::Logged;
 pub use scheduler::{
     Description, Failed, Failure, Scheduler, SchedulerHost, SchedulerImage, Start, rebuild_backoff,

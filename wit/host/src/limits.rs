@@ -160,14 +160,25 @@ impl ResourceLimiter for Account {
     }
 }
 
-/// Reads the CPU time of the calling thread. An argument, so that this crate needs no system call and
-/// tests can spend time as they like.
-pub type CpuClock = fn() -> Duration;
+/// What is needed of the thread that calls a guest. An argument, so that this crate makes no system
+/// calls and tests can spend time as they like.
+#[derive(Clone, Copy, Debug)]
+pub struct ThreadControl {
+    /// CPU time that the calling thread has used.
+    pub cpu_time: fn() -> Duration,
+    /// Let the calling thread stand behind others, or beside them again.
+    pub set_behind: fn(bool),
+}
+
+/// CPU time after which a turn stands behind others: far above what a turn takes, far below what it is
+/// allowed, so that who spins disturbs its neighbours for a moment only.
+const SOFT_CPU: Duration = Duration::from_millis(30);
 
 /// The time budget of one call into a guest, looked at whenever the epoch advances.
 #[derive(Debug)]
 pub(crate) struct Budget {
-    cpu_clock: CpuClock,
+    thread: ThreadControl,
+    is_behind: bool,
     cpu_start: Duration,
     cpu_max: Duration,
     wall_start: Instant,
@@ -175,13 +186,17 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    pub(crate) fn start(cpu_clock: CpuClock, cpu_max: Duration, wall_max: Duration) -> Self {
-        let wall_start = Instant::now();
-        Self { cpu_clock, cpu_start: cpu_clock(), cpu_max, wall_start, wall_max }
+    pub(crate) fn start(thread: ThreadControl, cpu_max: Duration, wall_max: Duration) -> Self {
+        let (cpu_start, wall_start) = ((thread.cpu_time)(), Instant::now());
+        Self { thread, is_behind: false, cpu_start, cpu_max, wall_start, wall_max }
     }
 
-    pub(crate) fn check(&self) -> Result<(), LimitPassed> {
-        let cpu = (self.cpu_clock)().saturating_sub(self.cpu_start);
+    pub(crate) fn check(&mut self) -> Result<(), LimitPassed> {
+        let cpu = (self.thread.cpu_time)().saturating_sub(self.cpu_start);
+        if cpu >= SOFT_CPU && !self.is_behind {
+            self.is_behind = true;
+            (self.thread.set_behind)(true);
+        }
         if cpu >= self.cpu_max {
             let text = format!("{} ms of CPU time are used up", self.cpu_max.as_millis());
             return Err(LimitPassed::new("cpu", text));
@@ -192,11 +207,19 @@ impl Budget {
         }
         Ok(())
     }
+
+    /// The call is over.
+    pub(crate) fn end(&mut self) {
+        if std::mem::take(&mut self.is_behind) {
+            (self.thread.set_behind)(false);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::Cell;
 
     #[test]
     fn memory_is_summed_over_memories() {
@@ -219,13 +242,28 @@ mod tests {
 
     #[test]
     fn a_budget_ends_by_cpu_or_by_wall_time() {
-        fn none() -> Duration {
-            Duration::ZERO
-        }
+        let thread = ThreadControl { cpu_time: || Duration::ZERO, set_behind: |_| () };
         let hour = Duration::from_secs(3600);
-        assert_eq!(Budget::start(none, hour, hour).check(), Ok(()));
-        let name = |budget: Budget| budget.check().map_err(|limit| limit.name);
-        assert_eq!(name(Budget::start(none, Duration::ZERO, hour)), Err("cpu"));
-        assert_eq!(name(Budget::start(none, hour, Duration::ZERO)), Err("wall"));
+        assert_eq!(Budget::start(thread, hour, hour).check(), Ok(()));
+        let name = |mut budget: Budget| budget.check().map_err(|limit| limit.name);
+        assert_eq!(name(Budget::start(thread, Duration::ZERO, hour)), Err("cpu"));
+        assert_eq!(name(Budget::start(thread, hour, Duration::ZERO)), Err("wall"));
+    }
+
+    #[test]
+    fn a_long_turn_stands_behind_others_until_it_ends() {
+        thread_local! {
+            static CPU: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+            static BEHIND: Cell<bool> = const { Cell::new(false) };
+        }
+        let thread =
+            ThreadControl { cpu_time: || CPU.get(), set_behind: |behind| BEHIND.set(behind) };
+        let hour = Duration::from_secs(3600);
+        let mut budget = Budget::start(thread, hour, hour);
+        assert_eq!((budget.check(), BEHIND.get()), (Ok(()), false));
+        CPU.set(SOFT_CPU);
+        assert_eq!((budget.check(), BEHIND.get()), (Ok(()), true));
+        budget.end();
+        assert!(!BEHIND.get());
     }
 }

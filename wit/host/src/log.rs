@@ -88,11 +88,14 @@ impl Log {
         buffer.logged.lines.push(LogLine { at_ms, turn, level, target, text, fields });
     }
 
-    /// Whether another line would be kept.
+    /// Whether another line would be kept. Who asks and hears no does not write: that line counts as
+    /// dropped.
     pub(crate) fn has_room(&self) -> bool {
-        let buffer = self.buffer();
-        buffer.logged.lines.len() < limits::TURN_LOG_LINES_MAX
-            && buffer.bytes < limits::TURN_LOG_BYTES_MAX
+        let mut buffer = self.buffer();
+        let room = buffer.logged.lines.len() < limits::TURN_LOG_LINES_MAX
+            && buffer.bytes < limits::TURN_LOG_BYTES_MAX;
+        buffer.logged.dropped += u64::from(!room);
+        room
     }
 
     /// Bytes that the guest printed. Each line of text becomes one line of the log.
@@ -175,7 +178,7 @@ mod tests {
         }
         assert!(!log.has_room());
         let logged = log.take();
-        assert_eq!((logged.lines.len(), logged.dropped), (limits::TURN_LOG_LINES_MAX, 7));
+        assert_eq!((logged.lines.len(), logged.dropped), (limits::TURN_LOG_LINES_MAX, 8));
         for _ in 0..1_000 {
             log.write(LogLevel::Info, "", &"x".repeat(8 << 10), &[]);
         }

@@ -10,14 +10,14 @@ use crate::convert;
 use crate::draft::Draft;
 use crate::engine::Ticker;
 use crate::guest::Guest;
-use crate::limits::{Account, Budget, CpuClock, LimitPassed, Limits};
+use crate::limits::{Account, Budget, LimitPassed, Limits, ThreadControl};
 use crate::log::{Log, Logged};
 use crate::random::Random;
 use crate::state::State;
 use crate::wasi;
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tessera_types::{Consumed, Event, TaskId, TimeMs, Turn, TurnHeader, TurnNumber};
+use tessera_types::{Consumed, Event, TaskId, TimeMs, Turn, TurnHeader};
 use wasmtime::component::{Component, HasSelf, Linker, ResourceTable};
 use wasmtime::{Engine, Store, Trap, UpdateDeadline};
 
@@ -67,8 +67,6 @@ pub struct Start {
     pub seed: u64,
     /// The framework's configuration.
     pub config: Vec<(String, String)>,
-    /// What clocks show during `init`.
-    pub time_ms: TimeMs,
 }
 
 /// Links schedulers. One per engine.
@@ -76,7 +74,7 @@ pub struct SchedulerHost {
     engine: Engine,
     linker: Linker<Guest>,
     limits: Limits,
-    cpu_clock: CpuClock,
+    thread: ThreadControl,
     ticker: std::sync::Arc<Ticker>,
 }
 
@@ -85,7 +83,7 @@ pub struct SchedulerHost {
 pub struct SchedulerImage {
     pre: SchedulerFrameworkPre<Guest>,
     limits: Limits,
-    cpu_clock: CpuClock,
+    thread: ThreadControl,
     ticker: std::sync::Arc<Ticker>,
 }
 
@@ -94,7 +92,7 @@ pub struct Scheduler {
     store: Store<Guest>,
     bindings: SchedulerFramework,
     ticker: std::sync::Arc<Ticker>,
-    cpu_clock: CpuClock,
+    thread: ThreadControl,
 }
 
 impl SchedulerHost {
@@ -105,13 +103,13 @@ impl SchedulerHost {
     pub fn new(
         engine: &Engine,
         ticker: std::sync::Arc<Ticker>,
-        cpu_clock: CpuClock,
+        thread: ThreadControl,
         limits: Limits,
     ) -> wasmtime::Result<Self> {
         let mut linker = Linker::new(engine);
         wasi::link(&mut linker)?;
         SchedulerFramework::add_to_linker::<_, HasSelf<Guest>>(&mut linker, |guest| guest)?;
-        Ok(Self { engine: engine.clone(), linker, limits, cpu_clock, ticker })
+        Ok(Self { engine: engine.clone(), linker, limits, thread, ticker })
     }
 
     /// The engine that components have to be compiled with.
@@ -130,8 +128,8 @@ impl SchedulerHost {
             .instantiate_pre(component)
             .and_then(SchedulerFrameworkPre::new)
             .map_err(|error| Failure::Unusable(format!("{error:#}")))?;
-        let (limits, cpu_clock) = (self.limits, self.cpu_clock);
-        Ok(SchedulerImage { pre, limits, cpu_clock, ticker: self.ticker.clone() })
+        let (limits, thread) = (self.limits, self.thread);
+        Ok(SchedulerImage { pre, limits, thread, ticker: self.ticker.clone() })
     }
 }
 
@@ -141,7 +139,6 @@ pub type Failed = (Failure, State, Logged);
 impl SchedulerImage {
     fn store(&self, start: &Start, state: State) -> Store<Guest> {
         let log = Log::default();
-        log.begin(start.time_ms, TurnNumber(0));
         let mut hashes = Random::new(start.seed, 2);
         let limits = self.limits;
         let mut table = ResourceTable::new();
@@ -151,8 +148,8 @@ impl SchedulerImage {
             table,
             limits,
             account: Account::new(limits.memory_bytes, limits),
-            budget: Budget::start(self.cpu_clock, limits.init_cpu, limits.init_wall),
-            clock: Clock::starting_at(start.time_ms),
+            budget: Budget::start(self.thread, limits.init_cpu, limits.init_wall),
+            clock: Clock::default(),
             random: Random::new(start.seed, 0),
             insecure: Random::new(start.seed, 1),
             hash_seed: (hashes.u64(), hashes.u64()),
@@ -164,8 +161,8 @@ impl SchedulerImage {
         store.limiter(|guest| &mut guest.account);
         store.set_hostcall_fuel(limits.hostcall_bytes);
         store.set_max_component_handles(limits.handles);
-        store.epoch_deadline_callback(|context| {
-            context.data().budget.check()?;
+        store.epoch_deadline_callback(|mut context| {
+            context.data_mut().budget.check()?;
             Ok(UpdateDeadline::Continue(1))
         });
         store
@@ -182,6 +179,7 @@ impl SchedulerImage {
         let described = self.pre.instantiate(&mut store).and_then(|bindings| {
             bindings.tessera_framework_scheduler().call_describe(&mut store)
         });
+        store.data_mut().budget.end();
         let said = described.map_err(|error| failure(&mut store, &error))?;
         Ok(Description { writes_state: said.writes_state, reads_state: said.reads_state })
     }
@@ -202,10 +200,11 @@ impl SchedulerImage {
                 Ok((bindings, answer))
             })
         };
+        store.data_mut().budget.end();
         let failure = match built {
             Ok((bindings, Ok(()))) => {
-                let (ticker, cpu_clock) = (self.ticker.clone(), self.cpu_clock);
-                return Ok(Scheduler { store, bindings, ticker, cpu_clock });
+                let (ticker, thread) = (self.ticker.clone(), self.thread);
+                return Ok(Scheduler { store, bindings, ticker, thread });
             }
             Ok((_, Err(text))) => Failure::Guest(cut(text, self.limits.error_bytes)),
             Err(error) => failure(&mut store, &error),
@@ -238,10 +237,11 @@ impl Scheduler {
             let _running = self.ticker.run();
             self.store.set_epoch_deadline(1);
             self.store.data_mut().budget =
-                Budget::start(self.cpu_clock, limits.turn_cpu, limits.turn_wall);
+                Budget::start(self.thread, limits.turn_cpu, limits.turn_wall);
             let guest = self.bindings.tessera_framework_scheduler();
             guest.call_handle(&mut self.store, convert::turn_info(&header), &events)
         };
+        self.store.data_mut().budget.end();
         match answer {
             Ok(Ok(())) => {}
             Ok(Err(text)) => return Err(Failure::Guest(cut(text, limits.error_bytes))),
@@ -344,7 +344,11 @@ pub(crate) fn explain(
     if let Some(refused) = refused {
         return refused.into();
     }
-    Failure::Trapped(cut(format!("{error:?}"), error_bytes))
+    // What happened first, where it happened after: texts are cut at their end.
+    let cause = error.root_cause().to_string();
+    let context = error.to_string();
+    let text = if context == cause { cause } else { format!("{cause}; {context}") };
+    Failure::Trapped(cut(text, error_bytes))
 }
 
 /// Pause between attempts to build an instance again after this many failures in a row.

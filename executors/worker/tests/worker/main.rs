@@ -1,0 +1,9 @@
+//! A real worker process with real guests: what it promises to agents, guests and neighbours.
+//!
+//! Invariants: guests are those of tests/guests, built by scripts/build-guests. This file must never
+//! reach into the worker other than through its link, its modes and its files.
+
+mod harness;
+mod judging;
+mod schedulers;
+mod tasks;
