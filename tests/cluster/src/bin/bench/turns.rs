@@ -27,7 +27,7 @@ pub struct InWorker {
 /// Ask the worker itself.
 pub fn in_the_worker() -> Outcome<InWorker> {
     let output = Command::new(program("tessera-worker")?)
-        .arg("bench-turn")
+        .args(["bench-turn", "--offers", "100", "--component"])
         .arg(guest("run")?)
         .output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
