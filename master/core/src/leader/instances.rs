@@ -302,6 +302,8 @@ impl Desk<'_> {
         let mut carried = Outstanding { time_ms, first, ..Outstanding::default() };
         self.ephemeral(id, framework, &mut batch, &mut carried);
         let Some(instance) = self.leader.instances.get_mut(&id) else { return };
+        // The backlog is gone: offers may be made again.
+        self.leader.allocate |= instance.full && !batch.full;
         instance.full = batch.full;
         if batch.events.is_empty() {
             return;

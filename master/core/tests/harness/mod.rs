@@ -416,24 +416,27 @@ impl Cluster {
 
     fn status(&mut self, words: &Words<'_>) {
         let agent = words.plain(0);
-        let (framework, task) = words.plain(1).split_once('/').expect("framework/task");
-        let framework = self.id(framework).0;
-        let key = (framework, task.to_owned());
-        let sequences = &mut self.agents.get_mut(agent).expect("an agent").sequences;
-        let next = sequences.get(&key).copied().unwrap_or(0) + 1;
-        let sequence = words.number("seq", i64::try_from(next).expect("small"));
-        let sequence = u64::try_from(sequence).expect("positive");
-        sequences.insert(key, sequence);
-        let status = v1::TaskStatus {
-            task: task.into(),
-            state: v1::TaskState::from_str_name(words.plain(2)).expect("a state").into(),
-            reason: words.named.get("reason").copied().unwrap_or("").into(),
-            attempt: 1,
-            at_ms: self.now.wall_ms,
-            ..v1::TaskStatus::default()
-        };
-        let update = v1::StatusUpdate { framework, sequence, status: Some(status) };
-        self.from_agent(agent, In::Statuses(v1::StatusUpdates { updates: vec![update] }));
+        let mut updates = Vec::new();
+        for word in turn::expand(words.plain(1)) {
+            let (framework, task) = word.split_once('/').expect("framework/task");
+            let framework = self.id(framework).0;
+            let key = (framework, task.to_owned());
+            let sequences = &mut self.agents.get_mut(agent).expect("an agent").sequences;
+            let next = sequences.get(&key).copied().unwrap_or(0) + 1;
+            let sequence = words.number("seq", i64::try_from(next).expect("small"));
+            let sequence = u64::try_from(sequence).expect("positive");
+            sequences.insert(key, sequence);
+            let status = v1::TaskStatus {
+                task: task.into(),
+                state: v1::TaskState::from_str_name(words.plain(2)).expect("a state").into(),
+                reason: words.named.get("reason").copied().unwrap_or("").into(),
+                attempt: 1,
+                at_ms: self.now.wall_ms,
+                ..v1::TaskStatus::default()
+            };
+            updates.push(v1::StatusUpdate { framework, sequence, status: Some(status) });
+        }
+        self.from_agent(agent, In::Statuses(v1::StatusUpdates { updates }));
     }
 
     fn http(&mut self, words: &Words<'_>) {

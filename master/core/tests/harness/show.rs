@@ -17,6 +17,17 @@ fn alias(known: &mut Vec<u64>, id: u64) -> usize {
     }
 }
 
+/// Many of one kind are only counted.
+fn shorten(words: Vec<String>, between: &str, kind: &str) -> String {
+    let many = words.iter().filter(|word| word.starts_with(kind)).count();
+    if many <= 10 {
+        return words.join(between);
+    }
+    let mut rest: Vec<String> = words.into_iter().filter(|w| !w.starts_with(kind)).collect();
+    rest.push(format!(" {many} times {}", kind.trim()));
+    rest.join(between)
+}
+
 impl Cluster {
     fn name(&self, id: u64) -> String {
         let found = self.frameworks.iter().find(|(_, framework)| framework.id == id);
@@ -69,7 +80,7 @@ impl Cluster {
             Out::StatusAcks(acks) => {
                 let acks = acks.acks.iter();
                 let acks = acks.map(|a| format!("{}/{}#{}", self.name(a.framework), a.task, a.sequence));
-                format!("{to} <- acks {}", acks.collect::<Vec<_>>().join(" "))
+                format!("{to} <- acks {}", shorten(acks.collect(), " ", "web"))
             }
             Out::Batch(batch) => self.batch(batch),
             Out::TurnResult(result) => {
@@ -91,18 +102,21 @@ impl Cluster {
     }
 
     fn desired(&self, to: &str, desired: v1::Desired) -> String {
+        let mut changes = Vec::new();
         let mut text = format!("{to} <- desired{}:", if desired.full { " (full)" } else { "" });
         for task in &desired.tasks {
             let launch = task.launch.clone().unwrap_or_default();
             assert!(decode_spec(&task.spec).is_ok(), "a desired task has a spec that can be read");
-            text += &format!(" +{}/{}", self.name(task.framework), launch.task);
-            if let Some(grace) = task.kill_grace_ms {
-                text += &format!("(kill {grace}ms)");
-            }
+            let kill = task.kill_grace_ms.map(|grace| format!("(kill {grace}ms)"));
+            let kill = kill.unwrap_or_default();
+            changes.push(format!(" +{}/{}{kill}", self.name(task.framework), launch.task));
         }
         for task in &desired.removed {
-            text += &format!(" -{}/{}", self.name(task.framework), task.task);
+            changes.push(format!(" -{}/{}", self.name(task.framework), task.task));
         }
+        let (added, removed): (Vec<_>, Vec<_>) = changes.into_iter().partition(|c| c.starts_with(" +"));
+        text += &shorten(added, "", " +");
+        text += &shorten(removed, "", " -");
         let schedulers = desired.instances.iter();
         let schedulers = schedulers.map(|i| format!("{}@e{}", self.name(i.framework), i.epoch));
         text + &format!(" schedulers=[{}]", schedulers.collect::<Vec<_>>().join(" "))
@@ -130,7 +144,7 @@ impl Cluster {
             framework.time_ms = batch.time_ms;
             framework.consumed = consumed;
         }
-        format!("{name} <- batch {}: {}", batch.number, shown.join(", "))
+        format!("{name} <- batch {}: {}", batch.number, shorten(shown, ", ", "update "))
     }
 
     fn event(&mut self, event: Event) -> String {

@@ -8,6 +8,17 @@ use tessera_types::{
 use tessera_wire::encode_spec;
 use tessera_wire::v1::{self, agent_message::Message as In};
 
+/// `t1..3=small` is `t1=small`, `t2=small`, `t3=small`; any other word is itself.
+pub(super) fn expand(word: &str) -> Vec<String> {
+    let Some((before, rest)) = word.split_once("..") else { return vec![word.to_owned()] };
+    let digits = before.len() - before.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+    let (stem, first) = before.split_at(before.len() - digits);
+    let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    let (last, rest) = rest.split_at(end);
+    let range = first.parse::<u64>().expect("a number")..=last.parse().expect("a number");
+    range.map(|n| format!("{stem}{n}{rest}")).collect()
+}
+
 impl Cluster {
     pub(super) fn spec(&mut self, words: &Words<'_>) {
         let body = match words.named.get("wasm") {
@@ -76,7 +87,8 @@ impl Cluster {
             "accept" => {
                 let offers = self.offer_ids(words.plain(0));
                 let launches = rest.split_whitespace().skip(1).filter(|w| !w.starts_with("refuse="));
-                let launches = launches.map(|word| self.launch(turn, word)).collect();
+                let words: Vec<String> = launches.flat_map(expand).collect();
+                let launches = words.iter().map(|word| self.launch(turn, word)).collect();
                 Operation::Accept { offers, launches, filters }
             }
             "decline" => Operation::Decline { offers: self.offer_ids(words.plain(0)), filters },

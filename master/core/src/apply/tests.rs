@@ -1,0 +1,211 @@
+//! Tests of applying: golden bytes, hostile commands, and random ones against the self-check.
+
+use super::*;
+use crate::testing::MemRows;
+use tessera_wire::v1::command::Command as C;
+
+fn batch(commands: Vec<C>) -> Vec<u8> {
+    let commands = commands.into_iter().enumerate().map(|(n, command)| v1::Command {
+        ticket: n as u64 + 1,
+        origin: Some(v1::Origin { principal: "admin".into(), role: String::new() }),
+        command: Some(command),
+    });
+    v1::CommandBatch { version: 1, time_ms: 5, commands: commands.collect() }.encode_to_vec()
+}
+
+fn results(applied: &Applied) -> Vec<CommandResult> {
+    let done = applied.effects.iter().filter_map(|effect| match effect {
+        Effect::Done { result, .. } => Some(result.clone()),
+        _ => None,
+    });
+    done.collect()
+}
+
+/// Empty commands, one of each kind: what a hostile or broken leader could send.
+fn one_of_each() -> Vec<C> {
+    vec![
+        C::InitCluster(v1::InitCluster::default()),
+        C::RegisterAgent(v1::RegisterAgent::default()),
+        C::MarkUnreachable(v1::MarkUnreachable::default()),
+        C::ReconcileAgent(v1::ReconcileAgent::default()),
+        C::UpdateStatuses(v1::UpdateStatuses::default()),
+        C::AddComponent(v1::AddComponent::default()),
+        C::CreateFramework(v1::CreateFramework::default()),
+        C::RemoveFramework(v1::RemoveFramework::default()),
+        C::PlaceScheduler(v1::PlaceScheduler::default()),
+        C::CommitTurn(v1::CommitTurn::default()),
+        C::KillTask(v1::KillTask::default()),
+        C::RecordFailure(v1::RecordFailure::default()),
+    ]
+}
+
+#[test]
+fn an_entry_has_these_bytes() {
+    let place = v1::PlaceScheduler { framework: 1, agent: 2, epoch: 3 };
+    let bytes: String =
+        batch(vec![C::PlaceScheduler(place)]).iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(bytes, "080110051a13080112070a0561646d696e5a06080110021803");
+}
+
+#[test]
+fn empty_commands_are_refused_and_change_only_time_and_index() {
+    let mut state = State::default();
+    let rows = MemRows::default();
+    let applied = apply(&mut state, 9, 1, &batch(one_of_each()), &rows).unwrap();
+    assert_eq!(results(&applied).len(), one_of_each().len());
+    for (command, result) in one_of_each().iter().zip(results(&applied)) {
+        let refused = matches!(
+            result,
+            CommandResult::Refused(_)
+                | CommandResult::Turn(tessera_types::TurnOutcome::Refused(_))
+        );
+        assert!(refused, "{command:?}: {result:?}");
+    }
+    let meta = crate::state::Meta { time_ms: 5, index: 9, ..crate::state::Meta::default() };
+    assert_eq!(state, State { meta, ..State::default() });
+    assert_eq!(applied.rows.len(), 1, "only the row of counters");
+}
+
+#[test]
+fn entries_that_are_no_batches_or_newer_stop_the_replica() {
+    let rows = MemRows::default();
+    let mut state = State::default();
+    let error = apply(&mut state, 1, 1, &[0xff; 9], &rows).unwrap_err();
+    assert!(matches!(error, ApplyError::Malformed { index: 1, .. }), "{error}");
+    let newer = v1::CommandBatch { version: 2, ..v1::CommandBatch::default() }.encode_to_vec();
+    let error = apply(&mut state, 2, 1, &newer, &rows).unwrap_err();
+    assert_eq!(error, ApplyError::NewerVersion { index: 2, found: 2 });
+    assert_eq!(state, State::default());
+}
+
+#[test]
+fn time_never_goes_back() {
+    let mut state = State::default();
+    state.meta.time_ms = 100;
+    let rows = MemRows::default();
+    let init = C::InitCluster(v1::InitCluster { cluster: "c".into() });
+    apply(&mut state, 1, 1, &batch(vec![init]), &rows).unwrap();
+    assert_eq!(state.meta.time_ms, 100);
+}
+
+/// Any mixture of half-right commands leaves a state that passes the check and loads again.
+#[test]
+fn mutated_commands_never_break_the_state() {
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move |below: u64| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed % below
+    };
+    let mut rows = MemRows::default();
+    let mut core = crate::Core::load(&rows, crate::Config::default()).unwrap();
+    for index in 1..2_000_u64 {
+        let commands = (0..=random(3)).map(|_| random_command(&mut random)).collect();
+        let applied = core.apply(index, 1, &batch(commands), &rows).unwrap();
+        rows.write(applied.rows);
+        if index % 50 == 0 {
+            let again = crate::Core::load(&rows, crate::Config::default()).unwrap();
+            assert_eq!(core.diff(&again), None, "entry {index}");
+        }
+        assert_eq!(core.check(), Ok(()), "entry {index}");
+    }
+    assert!(core.counts().tasks_live > 0 && core.counts().frameworks > 0, "it was no idle run");
+}
+
+fn random_command(random: &mut impl FnMut(u64) -> u64) -> C {
+    use tessera_wire::v1::planned_operation::Operation as Planned;
+    let quantities = |n: i64| Some(v1::Quantities { cpus_milli: n, mem_mib: n, disk_mib: 0 });
+    let framework = 1 + random(3);
+    let agent = 1 + random(3);
+    let task = format!("t{}", random(12));
+    let spec = v1::TaskSpec {
+        body: Some(v1::task_spec::Body::Shell("true".into())),
+        resources: quantities(400),
+        ..v1::TaskSpec::default()
+    }
+    .encode_to_vec();
+    let digest = Digest::of(&spec).0.to_vec();
+    match random(14) {
+        0 => C::RegisterAgent(v1::RegisterAgent {
+            agent: 0,
+            agent_key: format!("k{agent}"),
+            boot: "b".into(),
+            description: Some(v1::AgentDescription {
+                hostname: "h".into(),
+                total: quantities(1_000 + i64::try_from(random(1_000)).unwrap()),
+                ..v1::AgentDescription::default()
+            }),
+        }),
+        1 if random(4) == 0 => C::MarkUnreachable(v1::MarkUnreachable { agent }),
+        1 => C::AddComponent(v1::AddComponent {
+            digest: vec![1; 32],
+            size_bytes: 1,
+            world: v1::World::Scheduler.into(),
+        }),
+        2 if random(4) == 0 => C::RemoveFramework(v1::RemoveFramework { framework }),
+        2 => C::CreateFramework(v1::CreateFramework {
+            name: format!("n{}", random(3)),
+            role: "r".into(),
+            component: vec![1; 32],
+            config: vec![],
+        }),
+        3 => C::PlaceScheduler(v1::PlaceScheduler { framework, agent, epoch: random(2) }),
+        4 => C::KillTask(v1::KillTask { framework, task, grace_ms: None }),
+        5 => C::ReconcileAgent(v1::ReconcileAgent {
+            agent,
+            tasks: vec![v1::ReconciledTask {
+                framework,
+                task,
+                state: i32::try_from(random(15)).unwrap(),
+                attempt: 1,
+            }],
+        }),
+        6..=8 => C::UpdateStatuses(v1::UpdateStatuses {
+            agent,
+            statuses: vec![v1::AgentStatus {
+                framework,
+                sequence: random(6),
+                status: Some(v1::TaskStatus {
+                    task,
+                    state: 1 + i32::try_from(random(14)).unwrap(),
+                    attempt: 1,
+                    ..v1::TaskStatus::default()
+                }),
+            }],
+        }),
+        _ => C::CommitTurn(v1::CommitTurn {
+            framework,
+            epoch: random(3),
+            number: random(60),
+            turn_hash: vec![0; 32],
+            consumed: vec![v1::Consumed {
+                consumed: Some(v1::consumed::Consumed::Update(v1::ConsumedUpdate {
+                    task: task.clone(),
+                    sequence: random(5),
+                })),
+            }],
+            operations: vec![
+                v1::PlannedOperation {
+                    operation: Some(Planned::Launch(v1::PlannedLaunch {
+                        launch: Some(v1::Launch {
+                            task: format!("t{}", random(400)),
+                            spec: digest.clone(),
+                            ..v1::Launch::default()
+                        }),
+                        agent,
+                        ..v1::PlannedLaunch::default()
+                    })),
+                },
+                v1::PlannedOperation {
+                    operation: Some(Planned::SetTimer(v1::TimerEvent {
+                        id: task,
+                        due_ms: random(50),
+                    })),
+                },
+            ],
+            writes: vec![v1::KeyWrite { key: "k".into(), value: Some(vec![0; 3]) }],
+            specs: vec![v1::SpecBytes { digest, encoded: spec }],
+        }),
+    }
+}
