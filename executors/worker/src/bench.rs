@@ -15,7 +15,8 @@ use tessera_types::{
 };
 use tessera_wire::v1;
 use tessera_wit_host::{
-    Limits, Scheduler, SchedulerHost, SchedulerImage, Start, State, Ticker, new_engine,
+    Limits, Scheduler, SchedulerHost, SchedulerImage, Start, State, THREAD_STACK_BYTES,
+    Ticker, new_engine,
 };
 use wasmtime::component::Component;
 
@@ -141,14 +142,7 @@ pub fn run(component: &Path, plan: Plan) -> Result<Report, String> {
         scheduler.take_logged();
     }
     let linear_memory_kib = scheduler.memory_bytes() >> 10;
-    let before = private_kib();
-    let mut idle = Vec::with_capacity(plan.idle);
-    for _ in 0..plan.idle {
-        let mut instance = build(&image)?;
-        turn(&mut instance, batch(1, 1, 1))?;
-        idle.push(instance);
-    }
-    let grown = private_kib().saturating_sub(before);
+    let idle_private_kib_each = idle_memory(&image, plan.idle)?;
     times.sort_by(f64::total_cmp);
     let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
     Ok(Report {
@@ -159,10 +153,38 @@ pub fn run(component: &Path, plan: Plan) -> Result<Report, String> {
         mean_us: times.iter().sum::<f64>() / times.len() as f64,
         operations_per_turn: operations / times.len(),
         build_us,
-        idle_instances: idle.len(),
-        idle_private_kib_each: grown as f64 / idle.len().max(1) as f64,
+        idle_instances: plan.idle,
+        idle_private_kib_each,
         linear_memory_kib,
     })
+}
+
+/// Private KiB of an instance that has had a turn and waits, its thread included.
+fn idle_memory(image: &SchedulerImage, instances: usize) -> Result<f64, String> {
+    let before = private_kib();
+    let (said, built) = std::sync::mpsc::sync_channel(instances);
+    let mut threads = Vec::with_capacity(instances);
+    for _ in 0..instances {
+        let (image, said) = (image.clone(), said.clone());
+        let (go, wait) = std::sync::mpsc::sync_channel::<()>(1);
+        let thread = std::thread::Builder::new().stack_size(THREAD_STACK_BYTES);
+        let thread = thread.spawn(move || {
+            let instance = build(&image).and_then(|mut instance| {
+                turn(&mut instance, batch(1, 1, 1)).map(|_| instance)
+            });
+            let _ = said.send(instance.as_ref().map(|_| ()).map_err(Clone::clone));
+            // Ends when the other side is dropped.
+            let _ = wait.recv();
+        });
+        threads.push((go, thread.map_err(|error| error.to_string())?));
+        built.recv().map_err(|error| error.to_string())??;
+    }
+    let grown = private_kib().saturating_sub(before);
+    for (go, thread) in threads {
+        drop(go);
+        let _ = thread.join();
+    }
+    Ok(grown as f64 / instances.max(1) as f64)
 }
 
 fn micros(since: Instant) -> f64 {

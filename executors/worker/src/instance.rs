@@ -101,25 +101,37 @@ impl InstanceHandle {
         Ok(Self { inbox, shared })
     }
 
-    /// Pass a message on. State waits for its turn, everything else is not heard when the instance
-    /// has not taken what was sent before: a peer that follows the protocol never sends as much.
-    pub fn send(&self, message: ToInstance) {
-        match message {
-            state @ ToInstance::State(_) => {
-                let _ = self.inbox.send(state);
-            }
-            other => {
-                if let Err(TrySendError::Full(_)) = self.inbox.try_send(other) {
-                    tracing::warn!("a message for an instance whose inbox is full is dropped");
-                }
-            }
-        }
+    /// Where it takes messages.
+    #[must_use]
+    pub fn inbox(&self) -> Inbox {
+        Inbox(self.inbox.clone())
     }
 
     /// What a new link has to know.
     #[must_use]
     pub fn status(&self) -> Status {
         self.shared.status().clone()
+    }
+}
+
+/// Takes messages for an instance.
+pub struct Inbox(SyncSender<ToInstance>);
+
+impl Inbox {
+    /// Pass a message on. State waits until there is room; everything else is not heard when the
+    /// instance has not taken what was sent before: a peer that follows the protocol never sends as
+    /// much.
+    pub fn send(&self, message: ToInstance) {
+        match message {
+            state @ ToInstance::State(_) => {
+                let _ = self.0.send(state);
+            }
+            other => {
+                if let Err(TrySendError::Full(_)) = self.0.try_send(other) {
+                    tracing::warn!("a message for an instance whose inbox is full is dropped");
+                }
+            }
+        }
     }
 }
 

@@ -183,8 +183,10 @@ impl Worker {
 
     fn tell(&self, key: Option<v1::InstanceKey>, message: ToInstance) {
         let Some(key) = key else { return };
-        match self.instances().get(&(key.framework, key.epoch)) {
-            Some(instance) => instance.send(message),
+        // Out of the lock: a message may wait until the instance has room for it.
+        let inbox = self.instances().get(&(key.framework, key.epoch)).map(InstanceHandle::inbox);
+        match inbox {
+            Some(inbox) => inbox.send(message),
             None => tracing::warn!(framework = key.framework, "a message for no instance"),
         }
     }
@@ -192,28 +194,33 @@ impl Worker {
     fn start_instance(&self, start: v1::StartInstance) {
         let Some(desired) = start.instance else { return };
         let key = (desired.framework, desired.epoch);
+        // Nothing is sent under the lock: greetings take it while they hold the outbox.
+        if let Err(message) = self.try_start(key, desired, PathBuf::from(start.image)) {
+            self.hosts.outbox.send(from_worker::Message::InstanceFailed(v1::InstanceFailed {
+                key: Some(v1::InstanceKey { framework: key.0, epoch: key.1 }),
+                reason: "WORKER_LOST".into(),
+                message,
+                will_retry: false,
+            }));
+        }
+    }
+
+    fn try_start(
+        &self,
+        key: Key,
+        desired: v1::DesiredInstance,
+        image: PathBuf,
+    ) -> Result<(), String> {
         let mut instances = self.instances();
         if instances.contains_key(&key) {
-            return;
+            return Ok(());
         }
-        let started = if instances.len() >= INSTANCES_MAX {
-            Err(format!("limit worker-instances: at most {INSTANCES_MAX}"))
-        } else {
-            InstanceHandle::start(self.hosts.clone(), desired, PathBuf::from(start.image))
-                .map_err(|error| error.to_string())
-        };
-        match started {
-            Ok(instance) => {
-                instances.insert(key, instance);
-            }
-            Err(message) => {
-                self.hosts.outbox.send(from_worker::Message::InstanceFailed(v1::InstanceFailed {
-                    key: Some(v1::InstanceKey { framework: key.0, epoch: key.1 }),
-                    reason: "WORKER_LOST".into(),
-                    message,
-                    will_retry: false,
-                }));
-            }
+        if instances.len() >= INSTANCES_MAX {
+            return Err(format!("limit worker-instances: at most {INSTANCES_MAX}"));
         }
+        let instance = InstanceHandle::start(self.hosts.clone(), desired, image)
+            .map_err(|error| error.to_string())?;
+        instances.insert(key, instance);
+        Ok(())
     }
 }

@@ -84,21 +84,9 @@ impl Tasks {
     pub fn start(self: &Arc<Self>, hosts: &Arc<Hosts>, start: v1::StartWasmTask) {
         let key: Key = (start.framework, start.task.clone(), start.attempt);
         let kill = Kill::default();
-        {
-            let mut tasks = self.tasks();
-            if let Some(known) = tasks.get(&key) {
-                hosts.outbox.send(Message::TaskState(known.state.clone()));
-                return;
-            }
-            if tasks.len() >= TASKS_MAX {
-                let text = format!("limit worker-tasks: at most {TASKS_MAX}");
-                let refused = state(&key, TaskState::TaskFailed, Reason::LaunchFailed, &text);
-                hosts.outbox.send(Message::TaskState(refused));
-                return;
-            }
-            let starting = state(&key, TaskState::TaskStarting, Reason::None, "");
-            let task = Task { kill: kill.clone(), state: starting, running: true };
-            tasks.insert(key.clone(), task);
+        if let Some(answer) = self.enter(&key, &kill) {
+            hosts.outbox.send(Message::TaskState(answer));
+            return;
         }
         let (on_thread, thread_hosts, thread_key) = (self.clone(), hosts.clone(), key.clone());
         let name = format!("task-{}", start.task.chars().take(10).collect::<String>());
@@ -115,6 +103,23 @@ impl Tasks {
             let text = format!("no thread: {error}");
             self.end(hosts, &key, state(&key, TaskState::TaskFailed, Reason::LaunchFailed, &text));
         }
+    }
+
+    /// Note a task that is to start; or say why it is not. Nothing is sent under the lock: greetings
+    /// take it while they hold the outbox.
+    fn enter(&self, key: &Key, kill: &Kill) -> Option<WasmTaskState> {
+        let mut tasks = self.tasks();
+        if let Some(known) = tasks.get(key) {
+            return Some(known.state.clone());
+        }
+        if tasks.len() >= TASKS_MAX {
+            let text = format!("limit worker-tasks: at most {TASKS_MAX}");
+            return Some(state(key, TaskState::TaskFailed, Reason::LaunchFailed, &text));
+        }
+        let starting = state(key, TaskState::TaskStarting, Reason::None, "");
+        let task = Task { kill: kill.clone(), state: starting, running: true };
+        tasks.insert(key.clone(), task);
+        None
     }
 
     fn run(
