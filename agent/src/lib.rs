@@ -2,6 +2,9 @@
 
 mod checkpoint;
 mod components;
+mod file_lane;
 mod images;
+mod sandbox;
+mod scheduler_log;
 mod session;
 mod worker_link;

@@ -1,0 +1,225 @@
+//! What Wasm needs before it can run: components on disk, images, workers.
+//!
+//! Invariants: each thing is asked for once until an answer comes; a failure that may pass is tried
+//! again after a growing pause; what nothing needs is dropped. This file must never know tasks or
+//! instances.
+
+use crate::action::{Action, Now, SupplyFailure, WorkerKey};
+use std::collections::BTreeMap;
+use tessera_types::Digest;
+
+/// First pause after a failure.
+const RETRY_MIN_MS: u64 = 100;
+/// Longest pause after repeated failures.
+const RETRY_MAX_MS: u64 = 30_000;
+/// Things that are remembered as present; the disk knows all of them, so that forgetting costs a look.
+const PRESENT_MAX: usize = 1_024;
+/// How long a worker is kept without anything to run: starting one costs some milliseconds.
+const WORKER_IDLE_MS: u64 = 60_000;
+
+#[derive(Clone, Debug, PartialEq)]
+enum Supply {
+    Asked,
+    Present,
+    Retry { at_ms: u64, pause_ms: u64 },
+    /// Asked for again; remembers the pause in case that it fails again.
+    AskedAgain { pause_ms: u64 },
+    Unusable(String),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Worker {
+    supply: Supply,
+    /// The process and its engine, while it is up.
+    pub up: Option<(String, String)>,
+    idle_since_ms: Option<u64>,
+    stopping: bool,
+}
+
+/// Whether something can run.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Readiness {
+    /// Yes, with an image for this engine, in this process.
+    Ready { engine: String, process: String },
+    /// What was missing is on its way.
+    NotYet,
+    /// Never.
+    Unusable(String),
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Supplies {
+    components: BTreeMap<Digest, Supply>,
+    images: BTreeMap<(Digest, String), Supply>,
+    pub workers: BTreeMap<WorkerKey, Worker>,
+}
+
+impl Supply {
+    /// Ask if it has to be asked for; whether it is to be asked for now.
+    fn want(&mut self, now: Now) -> bool {
+        match self {
+            Self::Retry { at_ms, pause_ms } if *at_ms <= now.mono_ms => {
+                *self = Self::AskedAgain { pause_ms: *pause_ms };
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn answer(&mut self, result: Result<(), SupplyFailure>, now: Now) {
+        let pause_ms = match self {
+            Self::AskedAgain { pause_ms } | Self::Retry { pause_ms, .. } => (*pause_ms * 2).min(RETRY_MAX_MS),
+            Self::Asked | Self::Present | Self::Unusable(_) => RETRY_MIN_MS,
+        };
+        *self = match result {
+            Ok(()) => Self::Present,
+            Err(SupplyFailure::Retry(_)) => Self::Retry { at_ms: now.mono_ms + pause_ms, pause_ms },
+            Err(SupplyFailure::Unusable(message)) => Self::Unusable(message),
+        };
+    }
+}
+
+/// Ask for an entry of a table; whether the question is to be put now.
+fn want<K: Ord>(table: &mut BTreeMap<K, Supply>, key: K, now: Now) -> (bool, Supply) {
+    let mut new = false;
+    let supply = table.entry(key).or_insert_with(|| {
+        new = true;
+        Supply::Asked
+    });
+    let ask = new || supply.want(now);
+    (ask, supply.clone())
+}
+
+fn bound<K: Ord + Clone>(table: &mut BTreeMap<K, Supply>) {
+    while table.len() > PRESENT_MAX {
+        let settled = |(key, supply): (&K, &Supply)| matches!(supply, Supply::Present | Supply::Unusable(_)).then(|| key.clone());
+        let Some(key) = table.iter().find_map(settled) else { return };
+        table.remove(&key);
+    }
+}
+
+impl Supplies {
+    /// Whether a component can run in a worker; asks for what is missing.
+    pub(crate) fn ready(
+        &mut self,
+        worker: &WorkerKey,
+        digest: Digest,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) -> Readiness {
+        let engine = self.want_worker(worker, now, actions);
+        let (ask, component) = want(&mut self.components, digest, now);
+        if ask {
+            bound(&mut self.components);
+            actions.push(Action::EnsureComponent { digest });
+        }
+        let (process, engine) = match (component, engine) {
+            (Supply::Unusable(message), _) => return Readiness::Unusable(message),
+            (Supply::Present, Some(up)) => up,
+            _ => return Readiness::NotYet,
+        };
+        let (ask, image) = want(&mut self.images, (digest, engine.clone()), now);
+        if ask {
+            bound(&mut self.images);
+            actions.push(Action::EnsureImage { digest, engine: engine.clone() });
+        }
+        match image {
+            Supply::Present => Readiness::Ready { engine, process },
+            Supply::Unusable(message) => Readiness::Unusable(message),
+            Supply::Asked | Supply::AskedAgain { .. } | Supply::Retry { .. } => Readiness::NotYet,
+        }
+    }
+
+    pub(crate) fn want_worker(
+        &mut self,
+        key: &WorkerKey,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) -> Option<(String, String)> {
+        let mut new = false;
+        let worker = self.workers.entry(key.clone()).or_insert_with(|| {
+            new = true;
+            Worker { supply: Supply::Asked, up: None, idle_since_ms: None, stopping: false }
+        });
+        worker.idle_since_ms = None;
+        if new || worker.supply.want(now) {
+            actions.push(Action::EnsureWorker { worker: key.clone() });
+        }
+        worker.up.clone().filter(|_| !worker.stopping)
+    }
+
+    pub(crate) fn on_component(&mut self, digest: Digest, result: Result<(), SupplyFailure>, now: Now) {
+        if let Some(supply) = self.components.get_mut(&digest) {
+            supply.answer(result, now);
+        }
+    }
+
+    pub(crate) fn on_image(
+        &mut self,
+        digest: Digest,
+        engine: String,
+        result: Result<(), SupplyFailure>,
+        now: Now,
+    ) {
+        if let Some(supply) = self.images.get_mut(&(digest, engine)) {
+            supply.answer(result, now);
+        }
+    }
+
+    pub(crate) fn on_worker_up(&mut self, key: &WorkerKey, process: &str, engine: &str) {
+        let up = Some((process.to_owned(), engine.to_owned()));
+        let worker = Worker { supply: Supply::Present, up, idle_since_ms: None, stopping: false };
+        self.workers.insert(key.clone(), worker);
+    }
+
+    /// A worker is gone, or could not be had.
+    pub(crate) fn on_worker_down(&mut self, key: &WorkerKey, now: Now) {
+        if let Some(worker) = self.workers.get_mut(key) {
+            if worker.stopping {
+                self.workers.remove(key);
+                return;
+            }
+            worker.up = None;
+            worker.supply.answer(Err(SupplyFailure::Retry(String::new())), now);
+        }
+    }
+
+    pub(crate) fn process_of(&self, key: &WorkerKey) -> Option<&str> {
+        self.workers.get(key)?.up.as_ref().map(|(process, _)| process.as_str())
+    }
+
+    /// End workers that nothing has needed for a while.
+    pub(crate) fn end_idle(
+        &mut self,
+        needed: impl Fn(&WorkerKey) -> bool,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) {
+        self.workers.retain(|key, worker| worker.up.is_some() || needed(key));
+        for (key, worker) in &mut self.workers {
+            if needed(key) {
+                worker.idle_since_ms = None;
+                continue;
+            }
+            let since = *worker.idle_since_ms.get_or_insert(now.mono_ms);
+            if now.mono_ms >= since + WORKER_IDLE_MS && !worker.stopping {
+                worker.stopping = true;
+                actions.push(Action::StopWorker { worker: key.clone() });
+            }
+        }
+    }
+
+    /// When something may be tried again or ended next.
+    pub(crate) fn wake_ms(&self) -> Option<u64> {
+        let retry = |supply: &Supply| match supply {
+            Supply::Retry { at_ms, .. } => Some(*at_ms),
+            Supply::Asked | Supply::Present | Supply::AskedAgain { .. } | Supply::Unusable(_) => None,
+        };
+        let workers = self.workers.values().flat_map(|worker| {
+            let idle = worker.idle_since_ms.filter(|_| !worker.stopping).map(|since| since + WORKER_IDLE_MS);
+            [retry(&worker.supply), idle]
+        });
+        let others = self.components.values().chain(self.images.values()).map(retry);
+        workers.chain(others).flatten().min()
+    }
+}

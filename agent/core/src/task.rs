@@ -1,0 +1,202 @@
+//! One task: its phase, and the statuses that phases lead to.
+//!
+//! Invariants: exactly one attempt is current; a task that has ended never changes again. This file must
+//! never emit an action.
+
+use crate::action::{NativeExit, Now};
+use crate::outbox::Outbox;
+use crate::records::Kept;
+use std::sync::Arc;
+use tessera_types::{
+    AgentId, Digest, Launch, Quantities, Reason, RoleName, TaskBody, TaskId, TaskSpec, TaskState,
+    TaskStatus, limits,
+};
+
+/// Pause before the first restart; doubled for each further one.
+const RESTART_MIN_MS: u64 = 100;
+/// Longest pause before a restart: a task that fails at once must not be a busy loop.
+const RESTART_MAX_MS: u64 = 30_000;
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Phase {
+    /// A restarted agent has asked what there is of it.
+    Recovering,
+    /// It is started when the pause is over.
+    Waiting { until_ms: u64 },
+    /// A Wasm task whose worker or image is not there yet.
+    Preparing,
+    /// Its start is under way.
+    Starting,
+    /// Its cancellation is under way.
+    Cancelling,
+    /// It runs.
+    Running,
+    /// Over.
+    Ended(Box<TaskStatus>),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Killing {
+    pub grace_ms: u64,
+    /// When to end it without asking; set when it was asked.
+    pub force_at_ms: Option<u64>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Task {
+    pub role: RoleName,
+    pub launch: Launch,
+    pub spec: Arc<TaskSpec>,
+    pub attempt: u32,
+    pub phase: Phase,
+    pub wasm_sent: Option<(u32, String)>,
+    pub killing: Option<Killing>,
+    pub abandoned: bool,
+    pub acked: bool,
+    /// The newest non-terminal state.
+    pub state: TaskState,
+    pub outbox: Outbox,
+}
+
+/// How an attempt ended, before restarts are considered.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Ending {
+    pub state: TaskState,
+    pub reason: Reason,
+    pub message: String,
+    pub exit_code: Option<i32>,
+    pub signal: Option<i32>,
+    pub data: Vec<u8>,
+    pub at_ms: u64,
+}
+
+impl Ending {
+    pub(crate) fn new(state: TaskState, reason: Reason, message: impl Into<String>, at_ms: u64) -> Self {
+        Self { state, reason, message: message.into(), exit_code: None, signal: None, data: vec![], at_ms }
+    }
+
+    /// What an exit means when nobody asked for it.
+    pub(crate) fn of_exit(exit: NativeExit) -> Self {
+        let (state, reason, message) = if let Some(failure) = exit.failure {
+            (TaskState::Failed, Reason::LaunchFailed, failure)
+        } else if exit.code == Some(0) {
+            (TaskState::Finished, Reason::None, exit.data_problem.unwrap_or_default())
+        } else if exit.oom {
+            (TaskState::Failed, Reason::MemoryLimit, "the kernel ended it at its memory limit".into())
+        } else if let Some(code) = exit.code {
+            (TaskState::Failed, Reason::CommandExited, format!("exited with code {code}"))
+        } else {
+            let signal = exit.signal.unwrap_or_default();
+            (TaskState::Failed, Reason::CommandSignalled, format!("ended by signal {signal}"))
+        };
+        Self {
+            state,
+            reason,
+            message,
+            exit_code: exit.code,
+            signal: exit.signal,
+            data: exit.data,
+            at_ms: exit.ended_ms,
+        }
+    }
+
+    /// The status that is reported for it.
+    pub(crate) fn status(mut self, task: TaskId, agent: AgentId, attempt: u32) -> TaskStatus {
+        self.data.truncate(limits::RESULT_BYTES_MAX);
+        let mut status = TaskStatus::new(task, agent, self.state, self.at_ms).because(self.reason, &self.message);
+        status.exit_code = self.exit_code;
+        status.signal = self.signal;
+        status.data = self.data;
+        status.attempt = attempt;
+        status
+    }
+}
+
+impl Task {
+    /// A task that has just been accepted.
+    pub(crate) fn new(role: RoleName, launch: Launch, spec: Arc<TaskSpec>) -> Self {
+        Self {
+            role,
+            launch,
+            spec,
+            attempt: 1,
+            phase: Phase::Waiting { until_ms: 0 },
+            wasm_sent: None,
+            killing: None,
+            abandoned: false,
+            acked: false,
+            state: TaskState::Staging,
+            outbox: Outbox::default(),
+        }
+    }
+
+    /// A task as a checkpoint left it.
+    pub(crate) fn of_kept(kept: Kept, now: Now) -> Self {
+        let mut task = Self::new(kept.role, kept.launch, kept.spec);
+        task.attempt = kept.attempt;
+        task.wasm_sent = kept.wasm_sent;
+        task.killing = kept.kill_grace_ms.map(|grace_ms| Killing { grace_ms, force_at_ms: None });
+        task.abandoned = kept.abandoned;
+        task.acked = kept.acked;
+        task.phase = Phase::Recovering;
+        if let Some(status) = kept.ended {
+            if !kept.acked {
+                task.outbox.put(status.clone(), now);
+            }
+            task.phase = Phase::Ended(Box::new(status));
+        }
+        task
+    }
+
+    pub(crate) fn kept(&self) -> Kept {
+        Kept {
+            role: self.role.clone(),
+            launch: self.launch.clone(),
+            spec: Arc::clone(&self.spec),
+            attempt: self.attempt,
+            wasm_sent: self.wasm_sent.clone(),
+            kill_grace_ms: self.killing.as_ref().map(|killing| killing.grace_ms),
+            abandoned: self.abandoned,
+            ended: self.ended().cloned(),
+            acked: self.acked,
+        }
+    }
+
+    pub(crate) const fn ended(&self) -> Option<&TaskStatus> {
+        match &self.phase {
+            Phase::Ended(status) => Some(status),
+            _ => None,
+        }
+    }
+
+    /// The newest state that the agent knows.
+    pub(crate) fn newest_state(&self) -> TaskState {
+        self.ended().map_or(self.state, |status| status.state)
+    }
+
+    /// The component, when it is a Wasm task.
+    pub(crate) fn component(&self) -> Option<Digest> {
+        match &self.spec.body {
+            TaskBody::Wasm { component, .. } => Some(*component),
+            TaskBody::Native(_) => None,
+        }
+    }
+
+    /// What it takes from the agent.
+    pub(crate) fn charge(&self) -> Quantities {
+        if self.ended().is_some() { Quantities::ZERO } else { self.spec.resources }
+    }
+
+    /// Whether an attempt that ended so is followed by another.
+    pub(crate) fn restarts_after(&self, ending: &Ending) -> bool {
+        ending.state == TaskState::Failed
+            && self.killing.is_none()
+            && u64::from(self.attempt) <= u64::from(self.spec.restarts)
+    }
+
+    /// The pause before the current attempt.
+    pub(crate) fn restart_pause_ms(&self) -> u64 {
+        let doublings = self.attempt.saturating_sub(2).min(16);
+        (RESTART_MIN_MS << doublings).min(RESTART_MAX_MS)
+    }
+}

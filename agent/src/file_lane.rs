@@ -1,0 +1,88 @@
+//! The agent's end of the bulk lane for files: answers the master's questions for ranges.
+//!
+//! Invariants: only sandboxes of tasks and logs of schedulers can be read, whatever a question says;
+//! a question that cannot be answered is answered by why.
+
+use crate::sandbox::{Range, Sandboxes, read_range};
+use crate::scheduler_log::SchedulerLogs;
+use crate::session::Client;
+use std::io;
+use std::sync::Arc;
+use tessera_agent_core::TaskKey;
+use tessera_types::FrameworkId;
+use tessera_wire::v1;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+/// Answers waiting to be sent; each is at most [`RANGE_BYTES_MAX`].
+const ANSWERS_AHEAD: usize = 4;
+
+/// Most bytes of one answer.
+const RANGE_BYTES_MAX: u32 = 64 << 10;
+
+/// Where files are.
+#[derive(Clone)]
+pub struct Files {
+    /// Of tasks.
+    pub sandboxes: Sandboxes,
+    /// Of schedulers.
+    pub logs: Arc<SchedulerLogs>,
+}
+
+impl Files {
+    fn read(&self, request: &v1::FileRequest) -> io::Result<Range> {
+        let framework = FrameworkId(request.framework);
+        let length = request.length.min(RANGE_BYTES_MAX);
+        if request.task.is_empty() {
+            return read_range(&self.logs.dir(framework), &request.path, request.offset, length);
+        }
+        let invalid = |error: tessera_types::NameError| io::Error::new(io::ErrorKind::InvalidInput, error);
+        let key = TaskKey { framework, task: request.task.parse().map_err(invalid)? };
+        let sandbox = self.sandboxes.newest(&key).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::NotFound, "the task has no sandbox here (any more)")
+        })?;
+        read_range(&sandbox, &request.path, request.offset, length)
+    }
+
+    /// Answer one question.
+    #[must_use]
+    pub fn answer(&self, request: &v1::FileRequest) -> v1::FileChunk {
+        let mut chunk = v1::FileChunk { request: request.request, ..Default::default() };
+        match self.read(request) {
+            Ok(range) => {
+                chunk.data = range.data;
+                chunk.size = range.size;
+            }
+            Err(error) => chunk.error = format!("{}: {error}", request.path),
+        }
+        chunk
+    }
+}
+
+/// Keep the lane open for as long as the session stands.
+///
+/// # Errors
+/// When the master ends it.
+pub async fn serve_files(
+    mut client: Client,
+    agent: u64,
+    session: u64,
+    files: Files,
+) -> Result<(), Status> {
+    let (sender, answers) = mpsc::channel(ANSWERS_AHEAD);
+    let hello = v1::FileChunk { agent, session, ..Default::default() };
+    if sender.send(hello).await.is_err() {
+        return Ok(());
+    }
+    let mut requests = client.files(ReceiverStream::new(answers)).await?.into_inner();
+    while let Some(request) = requests.message().await? {
+        let files = files.clone();
+        let read = tokio::task::spawn_blocking(move || files.answer(&request)).await;
+        let Ok(chunk) = read else { continue };
+        if sender.send(chunk).await.is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
