@@ -22,6 +22,8 @@ const REBUILD_MAX_MS: u64 = 30_000;
 #[derive(Clone, Debug, PartialEq)]
 enum Phase {
     Waiting { at_ms: u64 },
+    /// Its worker or image is on its way.
+    Preparing,
     Building,
     Ready { next_turn: u64 },
     Failed,
@@ -46,6 +48,8 @@ pub(crate) struct Instances {
     wanted: BTreeMap<FrameworkId, Instance>,
     /// Instances of workers from before this agent started, until the masters say what is desired.
     found: BTreeMap<(u64, u64), (WorkerKey, v1::HelloInstance)>,
+    /// Whether the masters have said so.
+    known: bool,
 }
 
 impl Instance {
@@ -97,6 +101,7 @@ impl Core {
 
     /// The complete list of instances.
     pub(crate) fn desire_instances(&mut self, desired: Vec<v1::DesiredInstance>, now: Now) {
+        self.instances.known = true;
         let mut old = std::mem::take(&mut self.instances.wanted);
         for wanted in desired {
             let framework = FrameworkId(wanted.framework);
@@ -192,12 +197,13 @@ impl Core {
             return;
         }
         for instance in self.instances.wanted.values_mut() {
-            let Phase::Waiting { at_ms } = instance.phase else { continue };
-            if at_ms > now.mono_ms {
-                continue;
+            match instance.phase {
+                Phase::Waiting { at_ms } if at_ms <= now.mono_ms => {}
+                Phase::Preparing => {}
+                Phase::Waiting { .. } | Phase::Building | Phase::Ready { .. } | Phase::Failed => continue,
             }
             match self.supplies.ready(&instance.worker, instance.component, now, &mut self.actions) {
-                Readiness::NotYet => {}
+                Readiness::NotYet => instance.phase = Phase::Preparing,
                 Readiness::Ready { engine, .. } => {
                     instance.phase = Phase::Building;
                     self.actions.push(Action::StartInstance {
@@ -324,7 +330,7 @@ impl Core {
             }
             self.instances.wanted.insert(framework, instance);
         }
-        if self.session {
+        if self.instances.known {
             let strangers: Vec<_> = has.into_keys().collect();
             for (framework, epoch) in strangers {
                 self.stop_instance(worker.clone(), v1::InstanceKey { framework, epoch });

@@ -62,10 +62,8 @@ impl Outbox {
             backoff_ms: RESEND_MIN_MS,
         };
         if terminal {
-            // RUNNING still goes, if it never went; STARTING has nothing to say any more.
-            if self.live.as_ref().is_some_and(|live| live.status.state == TaskState::Starting) {
-                self.live = None;
-            }
+            // RUNNING still goes, if it never went; STARTING and KILLING have nothing to say any more.
+            self.live.take_if(|live| live.status.state != TaskState::Running);
             self.terminal = Some(update);
         } else {
             self.live = Some(update);

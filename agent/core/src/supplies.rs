@@ -195,7 +195,11 @@ impl Supplies {
         now: Now,
         actions: &mut Vec<Action>,
     ) {
-        self.workers.retain(|key, worker| worker.up.is_some() || needed(key));
+        // What could be tried again by now and was not, nothing wants.
+        let stale = |supply: &Supply| matches!(supply, Supply::Retry { at_ms, .. } if *at_ms <= now.mono_ms);
+        self.components.retain(|_, supply| !stale(supply));
+        self.images.retain(|_, supply| !stale(supply));
+        self.workers.retain(|key, worker| !stale(&worker.supply) && (worker.up.is_some() || needed(key)));
         for (key, worker) in &mut self.workers {
             if needed(key) {
                 worker.idle_since_ms = None;
