@@ -1,1 +1,43 @@
-//! Placeholder while the crate is being laid out.
+//! A whole cluster in one thread on virtual time: one master, several agents, their workers, shims and
+//! schedulers, a network that loses connections, and faults drawn from a seed.
+//!
+//! The master's node and both cores are the real ones; everything around them is simulated here.
+//! Invariants: a run is a function of its seed and its planted bug; after each step the oracle checks
+//! what must always hold, and after the last fault everything must agree again in bounded time. Must
+//! never use real time, threads, files or sockets.
+
+mod agent;
+mod disk;
+mod faults;
+mod journal;
+mod master;
+mod model;
+mod mutation;
+mod network;
+mod oracle;
+mod queue;
+mod rng;
+mod shims;
+mod user;
+mod worker;
+mod world;
+
+pub use mutation::Mutation;
+pub use world::{Options, Outcome, run};
+
+/// What a person needs to look into a failed run.
+#[must_use]
+pub fn report(options: &Options, outcome: &Outcome) -> String {
+    let mutation = options.mutation.map(|m| format!(" --mutation {m}")).unwrap_or_default();
+    let violation = outcome.violation.as_deref().unwrap_or("nothing was violated");
+    format!(
+        "seed {}{}: {violation}\n  at {} ms, master's life {}, {} turns committed; the last lines:\n{}\n  replay: cargo run -p tessera-sim --bin sim -- --seed {}{mutation} -v",
+        options.seed,
+        options.mutation.map(|m| format!(" with {m}")).unwrap_or_default(),
+        outcome.ended_ms,
+        outcome.master_lives,
+        outcome.commits,
+        outcome.tail.join("\n"),
+        options.seed,
+    )
+}

@@ -56,6 +56,7 @@ pub const ALLOWED_EDGES: &[(&str, &[&str])] = &[
             "tessera-master-core",
             "tessera-replica",
             "tessera-agent-core",
+            "tessera-master",
         ],
     ),
     ("tessera-cluster", &["tessera-types", "tessera-wire"]),

@@ -1,0 +1,59 @@
+//! Replays seeds of the simulation: `sim --seed N [--count N] [--mutation NAME] [-v]`.
+//!
+//! Invariant: prints what the tests see, and exits with 1 if anything was violated.
+
+use std::process::ExitCode;
+use tessera_sim::{Mutation, Options, report, run};
+
+const USAGE: &str = "usage: sim --seed N [--count N] [--mutation NAME] [-v]";
+
+struct Arguments {
+    first: u64,
+    count: u64,
+    mutation: Option<Mutation>,
+    print: bool,
+}
+
+fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
+    let mut arguments = Arguments { first: 1, count: 1, mutation: None, print: false };
+    while let Some(word) = words.next() {
+        let mut value = || words.next().ok_or_else(|| format!("{word} needs a value; {USAGE}"));
+        let number = |text: String| text.parse().map_err(|_| format!("{text} is no number"));
+        match word.as_str() {
+            "--seed" => arguments.first = number(value()?)?,
+            "--count" => arguments.count = number(value()?)?,
+            "--mutation" => arguments.mutation = Some(value()?.parse()?),
+            "-v" => arguments.print = true,
+            _ => return Err(USAGE.to_owned()),
+        }
+    }
+    Ok(arguments)
+}
+
+fn main() -> ExitCode {
+    let arguments = match parse(std::env::args().skip(1)) {
+        Ok(arguments) => arguments,
+        Err(message) => {
+            eprintln!("{message}");
+            return ExitCode::from(2);
+        }
+    };
+    let mut failed = 0;
+    for seed in arguments.first..arguments.first.saturating_add(arguments.count) {
+        let options = Options { seed, mutation: arguments.mutation, print: arguments.print };
+        let outcome = run(options);
+        if outcome.violation.is_some() {
+            failed += 1;
+            println!("{}", report(&options, &outcome));
+        } else if arguments.count == 1 {
+            println!(
+                "seed {seed}: nothing violated in {} ms, {} turns, {} lines, fingerprint {:016x}",
+                outcome.ended_ms, outcome.commits, outcome.lines, outcome.fingerprint
+            );
+        }
+    }
+    if arguments.count > 1 {
+        println!("{failed} of {} seeds failed", arguments.count);
+    }
+    if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}

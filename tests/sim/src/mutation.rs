@@ -1,0 +1,68 @@
+//! Bugs that can be planted, to prove that the seeds would find them.
+//!
+//! Invariant: none is active unless asked for by name. Must never be known outside this crate.
+
+use std::fmt;
+use std::str::FromStr;
+
+macro_rules! mutations {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)+) => {
+        /// A bug in the surroundings of the cores, of a kind that real shells have had.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Mutation {
+            $($(#[$doc])* $name,)+
+        }
+
+        impl Mutation {
+            /// Every one.
+            pub const ALL: &'static [Self] = &[$(Self::$name),+];
+
+            /// Its name on a command line.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)+
+                }
+            }
+        }
+    };
+}
+
+mutations! {
+    /// The master's disk says that a batch is on stable storage while it is not.
+    SyncedBatchLost = "synced-batch-lost",
+    /// The rows of one batch do not reach the disk.
+    RowsDropped = "rows-dropped",
+    /// An agent is told that its statuses are committed when they have only arrived.
+    StatusesAcknowledgedEarly = "statuses-acknowledged-early",
+    /// A scheduler is told that its turn committed when it has only arrived.
+    TurnAnsweredEarly = "turn-answered-early",
+    /// The turn of a fenced instance is passed on under the epoch in force.
+    StaleEpochRelabelled = "stale-epoch-relabelled",
+    /// An agent starts tasks before its record of them is on stable storage.
+    ActsBeforeCheckpoint = "acts-before-checkpoint",
+    /// An agent begins with an empty checkpoint after a restart.
+    CheckpointForgotten = "checkpoint-forgotten",
+    /// An agent runs every task of a message, whether it has it already or not.
+    DesiredRunAgain = "desired-run-again",
+    /// A worker forgets the turn that it waits for when a session ends, and keeps its memory.
+    OutstandingTurnForgotten = "outstanding-turn-forgotten",
+}
+
+impl fmt::Display for Mutation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Mutation {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.iter().copied().find(|mutation| mutation.name() == text);
+        found.ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.iter().map(|mutation| mutation.name()).collect();
+            format!("there is no mutation {text}; there are {}", names.join(", "))
+        })
+    }
+}

@@ -1,0 +1,176 @@
+//! Connections between agents and the master.
+//!
+//! Invariants, which are those of a gRPC stream: within one connection and direction messages arrive in
+//! order and none is missing, until the connection breaks; then what is under way is lost, and the two
+//! ends learn of it at different times, or not at all before their own time-outs. Between connections
+//! nothing is ordered. Must never look into a message.
+
+use crate::queue::{Down, Event, Queue, Up};
+use crate::rng::Rng;
+use std::collections::BTreeMap;
+
+/// Names a connection for good.
+pub(crate) type ConnId = u64;
+
+/// Time after which an end that hears nothing gives a connection up, in us.
+pub(crate) const SILENCE_US: u64 = 2_500_000;
+
+/// One connection.
+#[derive(Debug)]
+pub(crate) struct Conn {
+    pub(crate) agent: usize,
+    pub(crate) agent_life: u64,
+    pub(crate) master_life: u64,
+    /// Number of the session at the master.
+    pub(crate) session: Option<u64>,
+    /// Nothing that arrives later does.
+    cut_up_us: Option<u64>,
+    cut_down_us: Option<u64>,
+    last_up_us: u64,
+    last_down_us: u64,
+    pub(crate) master_open: bool,
+    pub(crate) agent_open: bool,
+    pub(crate) heard_us: u64,
+}
+
+/// All connections, and how bad the weather is.
+#[derive(Debug)]
+pub(crate) struct Network {
+    pub(crate) conns: BTreeMap<ConnId, Conn>,
+    next: ConnId,
+    rng: Rng,
+    /// Largest ordinary delay of a message, in us.
+    pub(crate) delay_us: u64,
+    /// Agents that cannot reach the master until then.
+    pub(crate) partitioned_until_us: BTreeMap<usize, u64>,
+}
+
+impl Network {
+    pub(crate) const fn new(rng: Rng, delay_us: u64) -> Self {
+        Self {
+            conns: BTreeMap::new(),
+            next: 0,
+            rng,
+            delay_us,
+            partitioned_until_us: BTreeMap::new(),
+        }
+    }
+
+    /// A new connection.
+    pub(crate) fn connect(&mut self, now_us: u64, agent: usize, lives: (u64, u64)) -> ConnId {
+        self.next += 1;
+        let conn = Conn {
+            agent,
+            agent_life: lives.0,
+            master_life: lives.1,
+            session: None,
+            cut_up_us: None,
+            cut_down_us: None,
+            last_up_us: now_us,
+            last_down_us: now_us,
+            master_open: true,
+            agent_open: true,
+            heard_us: now_us,
+        };
+        self.conns.insert(self.next, conn);
+        self.next
+    }
+
+    /// Whether an agent can reach the master.
+    pub(crate) fn reachable(&self, now_us: u64, agent: usize) -> bool {
+        self.partitioned_until_us.get(&agent).is_none_or(|until| *until <= now_us)
+    }
+
+    fn delay(&mut self) -> u64 {
+        // Now and then a message takes far longer than others.
+        let most = if self.rng.chance(3) { self.delay_us * 20 } else { self.delay_us };
+        self.rng.range(50, most.max(51))
+    }
+
+    /// Send towards the master. Beats have a lane of their own and keep no order with the rest.
+    pub(crate) fn up(&mut self, queue: &mut Queue, now_us: u64, id: ConnId, message: Up) {
+        let delay_us = self.delay();
+        let Some(conn) = self.conns.get_mut(&id).filter(|conn| conn.agent_open) else { return };
+        let mut at_us = now_us + delay_us;
+        if !matches!(message, Up::Beat) {
+            at_us = at_us.max(conn.last_up_us + 1);
+            conn.last_up_us = at_us;
+        }
+        if conn.cut_up_us.is_none_or(|cut| at_us < cut) {
+            queue.at(at_us, Event::ToMaster { conn: id, message });
+        }
+    }
+
+    /// Send towards the agent.
+    pub(crate) fn down(&mut self, queue: &mut Queue, now_us: u64, id: ConnId, message: Down) {
+        let delay_us = self.delay();
+        let Some(conn) = self.conns.get_mut(&id).filter(|conn| conn.master_open) else { return };
+        let mut at_us = now_us + delay_us;
+        if !matches!(message, Down::Beat) {
+            at_us = at_us.max(conn.last_down_us + 1);
+            conn.last_down_us = at_us;
+        }
+        if conn.cut_down_us.is_none_or(|cut| at_us < cut) {
+            queue.at(at_us, Event::ToAgent { conn: id, message });
+        }
+    }
+
+    /// Whether something that arrives now still arrives.
+    pub(crate) fn arrives_up(&self, now_us: u64, id: ConnId) -> bool {
+        let open = |conn: &Conn| conn.master_open && conn.cut_up_us.is_none_or(|cut| now_us < cut);
+        self.conns.get(&id).is_some_and(open)
+    }
+
+    /// The same for the agent's end.
+    pub(crate) fn arrives_down(&self, now_us: u64, id: ConnId) -> bool {
+        let open = |conn: &Conn| conn.agent_open && conn.cut_down_us.is_none_or(|cut| now_us < cut);
+        self.conns.get(&id).is_some_and(open)
+    }
+
+    /// Break a connection. With `silent` neither end is told.
+    pub(crate) fn cut(&mut self, queue: &mut Queue, now_us: u64, id: ConnId, silent: bool) {
+        let (up, down) = (self.rng.range(0, 40_000), self.rng.range(0, 40_000));
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let up_us = *conn.cut_up_us.get_or_insert(now_us + up);
+        let down_us = *conn.cut_down_us.get_or_insert(now_us + down);
+        if !silent {
+            queue.at(up_us + 1, Event::MasterSideGone { conn: id });
+            queue.at(down_us + 1, Event::AgentSideGone { conn: id });
+        }
+    }
+
+    /// The master's end is closed on purpose, after everything sent before.
+    pub(crate) fn close_by_master(&mut self, queue: &mut Queue, now_us: u64, id: ConnId) {
+        let delay_us = self.delay();
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.master_open = false;
+        let at_us = (now_us + delay_us).max(conn.last_down_us + 1);
+        if conn.cut_down_us.is_none_or(|cut| at_us < cut) {
+            queue.at(at_us, Event::AgentSideGone { conn: id });
+        }
+    }
+
+    /// The agent's end is closed: what it sent before still arrives, unless the line is cut.
+    pub(crate) fn close_by_agent(&mut self, queue: &mut Queue, now_us: u64, id: ConnId) {
+        let delay_us = self.delay();
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.agent_open = false;
+        let at_us = (now_us + delay_us).max(conn.last_up_us + 1);
+        if conn.cut_up_us.is_none_or(|cut| at_us < cut) {
+            queue.at(at_us, Event::MasterSideGone { conn: id });
+        }
+    }
+
+    /// Connections that are open at both ends and not cut.
+    pub(crate) fn alive(&self) -> Vec<ConnId> {
+        let alive = self.conns.iter().filter(|(_, conn)| {
+            conn.master_open && conn.agent_open && conn.cut_up_us.is_none() && conn.cut_down_us.is_none()
+        });
+        alive.map(|(id, _)| *id).collect()
+    }
+
+    /// Drop what nobody refers to any more.
+    pub(crate) fn sweep(&mut self) {
+        self.conns.retain(|_, conn| conn.master_open || conn.agent_open);
+    }
+}

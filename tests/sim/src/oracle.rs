@@ -1,0 +1,491 @@
+//! What must always hold, checked after each step against a view of its own.
+//!
+//! Owns: the shadow of everything that was acknowledged. Invariants: it learns from what goes over the
+//! borders of the cores only, and shares no code with what it checks; the first violation is kept.
+//! Must never change the run.
+
+use crate::disk::FaultyDisk;
+use crate::model;
+use std::collections::{BTreeMap, BTreeSet};
+use tessera_master::node::{Node, Settled};
+use tessera_master_core::{Core, EventId, FrameworkView, TaskFilter};
+use tessera_types::{
+    AgentId, Consumed, FrameworkId, Reason, TaskState, TaskStatus, Turn, check_transition,
+};
+use tessera_wire::v1;
+
+/// Steps that changed something between two comparisons of memory with rows: each reads all rows.
+const STEPS_PER_COMPARISON: u64 = 20;
+/// Events read at a time.
+const EVENTS_PAGE: usize = 500;
+
+/// Names a task over all agents.
+pub(crate) type TaskName = (u64, String);
+
+/// A turn that some instance made.
+#[derive(Clone, Debug)]
+struct Made {
+    epoch: u64,
+    turn: Turn,
+    /// What the batch said of each update.
+    statuses: BTreeMap<(String, u64), TaskStatus>,
+}
+
+/// A framework as far as it is committed.
+#[derive(Debug, Default)]
+struct Shadow {
+    epoch: u64,
+    last_turn: u64,
+    state: BTreeMap<String, Vec<u8>>,
+    /// Last consumed sequence and state of each task.
+    consumed: BTreeMap<String, (u64, TaskState)>,
+    ended: BTreeMap<String, (TaskState, Reason)>,
+    /// Committed turns, by number.
+    turns: BTreeMap<u64, Turn>,
+}
+
+/// How the processes of a task ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) signal: Option<i32>,
+}
+
+/// The shadow of the cluster.
+#[derive(Debug, Default)]
+pub(crate) struct Oracle {
+    violation: Option<String>,
+    made: BTreeMap<(u64, u64), Vec<Made>>,
+    frameworks: BTreeMap<u64, Shadow>,
+    tasks: BTreeMap<TaskName, TaskState>,
+    starts: BTreeMap<(u64, String, u32), u64>,
+    alive: BTreeMap<TaskName, u64>,
+    ends: BTreeMap<TaskName, Ended>,
+    /// Where tasks were launched.
+    placed: BTreeMap<TaskName, AgentId>,
+    /// Tasks of which a worker died on their agent.
+    orphans: BTreeSet<TaskName>,
+    generations: BTreeMap<usize, u64>,
+    settled_in_life: bool,
+    last_index: u64,
+    last_applied: u64,
+    events_last: EventId,
+    steps: u64,
+    commits: u64,
+}
+
+impl Oracle {
+    pub(crate) fn violate(&mut self, what: String) {
+        self.violation.get_or_insert(what);
+    }
+
+    pub(crate) fn violation(&self) -> Option<&String> {
+        self.violation.as_ref()
+    }
+
+    fn ensure(&mut self, holds: bool, sentence: impl FnOnce() -> String) {
+        if !holds {
+            self.violate(sentence());
+        }
+    }
+
+    /// Turns that committed so far.
+    pub(crate) const fn commits(&self) -> u64 {
+        self.commits
+    }
+
+    /// An instance made a turn out of a batch.
+    pub(crate) fn on_turn_made(&mut self, epoch: u64, turn: &Turn, batch: &v1::Batch) {
+        let mut statuses = BTreeMap::new();
+        let mut last: BTreeMap<String, u64> = BTreeMap::new();
+        for event in &batch.events {
+            let Some(v1::event::Event::Update(update)) = &event.event else { continue };
+            let Some(status) = update.status.clone().and_then(|s| TaskStatus::try_from(s).ok()) else {
+                self.violate("a batch has an update without a status".to_owned());
+                continue;
+            };
+            if update.sequence == 0 {
+                continue;
+            }
+            let task = status.task.to_string();
+            let before = last.insert(task.clone(), update.sequence).unwrap_or(0);
+            self.ensure(update.sequence > before, || {
+                format!("statuses of {task} are out of order within a batch")
+            });
+            statuses.insert((task, update.sequence), status);
+        }
+        let key = (turn.header.framework.0, turn.header.number.0);
+        let made = Made { epoch, turn: turn.clone(), statuses };
+        let known = self.made.entry(key).or_default();
+        if !known.iter().any(|other| other.turn == made.turn && other.epoch == epoch) {
+            known.push(made);
+        }
+    }
+
+    /// A worker was told that a turn is committed.
+    pub(crate) fn on_turn_acknowledged(&mut self, turn: &Turn, next: u64) {
+        let header = turn.header;
+        if next == header.number.0 {
+            self.ensure(!turn.changes_state(), || {
+                format!("turn {} of {} changes state but took no number", header.number, header.framework)
+            });
+            return;
+        }
+        let shadow = self.frameworks.get(&header.framework.0);
+        let committed = shadow.and_then(|shadow| shadow.turns.get(&header.number.0));
+        let same = committed == Some(turn);
+        self.ensure(same, || {
+            format!(
+                "an acknowledged turn is lost: {} {} of {} is not what is committed",
+                header.number, header.framework, header.epoch
+            )
+        });
+    }
+
+    /// An agent was told that its status is committed.
+    pub(crate) fn on_status_acknowledged(&mut self, framework: u64, status: &TaskStatus) {
+        let task = status.task.to_string();
+        let known = self.tasks.get(&(framework, task.clone())).copied();
+        let safe = !status.state.is_terminal() || known.is_none_or(TaskState::is_terminal);
+        self.ensure(safe, || {
+            format!("an acknowledged status is lost: {task} is {known:?}, not {}", status.state)
+        });
+    }
+
+    /// A task's processes begin on some agent.
+    pub(crate) fn on_start(&mut self, agent: usize, name: &TaskName, attempt: u32, process: u64) {
+        let starts = self.starts.entry((name.0, name.1.clone(), attempt)).or_default();
+        *starts += 1;
+        let starts = *starts;
+        self.ensure(starts == 1, || {
+            format!("f{}/{} attempt {attempt} was started {starts} times (on #{agent})", name.0, name.1)
+        });
+        let alive = self.alive.insert(name.clone(), process);
+        self.ensure(alive.is_none(), || format!("f{}/{} runs twice at once", name.0, name.1));
+        let launched = self.tasks.contains_key(name);
+        self.ensure(launched, || format!("f{}/{} runs but was never launched", name.0, name.1));
+    }
+
+    /// They ended.
+    pub(crate) fn on_end(&mut self, name: &TaskName, process: u64, ended: Ended) {
+        if self.alive.get(name) == Some(&process) {
+            self.alive.remove(name);
+        }
+        self.ends.insert(name.clone(), ended);
+    }
+
+    /// A worker of these frameworks' tasks died on an agent.
+    pub(crate) fn on_worker_death(&mut self, agent: AgentId, frameworks: &BTreeSet<u64>) {
+        let lost = self.tasks.iter().filter(|(name, state)| {
+            !state.is_terminal()
+                && frameworks.contains(&name.0)
+                && self.placed.get(*name) == Some(&agent)
+        });
+        let lost: Vec<TaskName> = lost.map(|(name, _)| name.clone()).collect();
+        self.orphans.extend(lost);
+    }
+
+    pub(crate) fn on_desired_sent(&mut self, agent: usize, generation: u64) {
+        let before = self.generations.insert(agent, generation).unwrap_or(0);
+        self.ensure(generation > before, || {
+            format!("generations fall: {generation} after {before} for agent #{agent}")
+        });
+    }
+
+    pub(crate) fn on_master_open(&mut self, node: Option<&Node<FaultyDisk>>) {
+        self.settled_in_life = false;
+        let Some(node) = node else { return };
+        let status = node.status();
+        let (last, before) = (status.last_index, self.last_index);
+        self.ensure(last >= before, || {
+            format!("the log is shorter after a crash: {last} entries, {before} were durable")
+        });
+        let core = node.core().check();
+        if let Err(what) = core {
+            self.violate(format!("after a crash: {what}"));
+        }
+    }
+
+    /// A step of the master is done. Returns lines for the journal.
+    pub(crate) fn on_settled(
+        &mut self,
+        _now_us: u64,
+        node: Option<&Node<FaultyDisk>>,
+        settled: &Settled,
+    ) -> Vec<String> {
+        let Some(node) = node else { return Vec::new() };
+        let core = node.core();
+        if let Err(what) = core.check() {
+            self.violate(what);
+        }
+        let status = node.status();
+        let index = status.applied.index;
+        if index == self.last_applied && self.settled_in_life {
+            return Vec::new();
+        }
+        self.settled_in_life = true;
+        let (before, last) = (self.last_applied, self.last_index);
+        self.ensure(index >= before, || format!("the applied index falls from {before} to {index}"));
+        self.ensure(status.last_index >= last, || "the log's last index falls".to_owned());
+        self.last_applied = index;
+        self.last_index = status.last_index;
+        let mut lines = Vec::new();
+        self.check_events(node, settled, &mut lines);
+        self.check_tasks(core, &mut lines);
+        for framework in core.frameworks() {
+            self.check_framework(node, &framework, &mut lines);
+        }
+        self.steps += 1;
+        if self.steps.is_multiple_of(STEPS_PER_COMPARISON) {
+            self.compare(node);
+        }
+        lines
+    }
+
+    /// Memory is exactly what the rows make.
+    pub(crate) fn compare(&mut self, node: &Node<FaultyDisk>) {
+        match Core::load(&node.rows(), tessera_master_core::Config::default()) {
+            Ok(loaded) => {
+                if let Some(difference) = node.core().diff(&loaded) {
+                    self.violate(format!("memory and rows differ: {difference}"));
+                }
+            }
+            Err(error) => self.violate(format!("the rows make no state: {error}")),
+        }
+    }
+
+    fn check_events(&mut self, node: &Node<FaultyDisk>, settled: &Settled, lines: &mut Vec<String>) {
+        let after = self.events_last;
+        loop {
+            let rows = node.rows();
+            let page = match node.core().events(Some(self.events_last), EVENTS_PAGE, &rows) {
+                Ok(page) => page,
+                Err(error) => return self.violate(format!("events cannot be read: {error}")),
+            };
+            self.ensure(!page.gap, || "events are missing for a watcher that was not behind".to_owned());
+            self.ensure(page.last >= after, || "the newest event's id falls".to_owned());
+            if page.events.is_empty() {
+                break;
+            }
+            for event in page.events {
+                let before = self.events_last;
+                self.ensure(event.id > before, || "event ids do not rise".to_owned());
+                self.events_last = event.id;
+                let task = event.task.map(|task| task.to_string()).unwrap_or_default();
+                let framework = event.framework.map(|id| id.to_string()).unwrap_or_default();
+                lines.push(format!("event: {} {framework} {task} {}", event.kind, event.text));
+                let duplicate = event.kind == "launch.refused";
+                self.ensure(!duplicate, || format!("a launch of {task} was refused: {}", event.text));
+            }
+        }
+        if let Some(last) = settled.events {
+            self.ensure(last >= after, || "watchers are woken for an old event".to_owned());
+        }
+    }
+
+    fn check_tasks(&mut self, core: &Core, lines: &mut Vec<String>) {
+        let filter = TaskFilter { limit: 1_000, ..TaskFilter::default() };
+        let mut seen = BTreeSet::new();
+        for view in core.tasks(&filter) {
+            let name = (view.framework.0, view.launch.task.to_string());
+            seen.insert(name.clone());
+            self.placed.insert(name.clone(), view.agent);
+            let before = self.tasks.insert(name.clone(), view.state);
+            if before == Some(view.state) {
+                continue;
+            }
+            lines.push(format!("master: f{}/{} is {}", name.0, name.1, view.state));
+            if let Some(before) = before {
+                self.ensure(!before.is_terminal(), || {
+                    format!("f{}/{} left {before} for {}", name.0, name.1, view.state)
+                });
+            }
+            if view.state.is_terminal() {
+                self.check_end(&name, &view.status);
+            }
+        }
+        let unseen: Vec<TaskName> = self
+            .tasks
+            .iter()
+            .filter(|(name, _)| !seen.contains(*name))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in unseen {
+            let ended = self.frameworks.get(&name.0).is_some_and(|f| f.ended.contains_key(&name.1));
+            let about_to = self.about_to_end(core, &name);
+            self.ensure(ended || about_to, || {
+                format!("f{}/{} vanished before its end was consumed", name.0, name.1)
+            });
+        }
+    }
+
+    /// Whether the turn that consumes a task's end was committed in this very step.
+    fn about_to_end(&self, core: &Core, name: &TaskName) -> bool {
+        let Some(view) = core.framework(FrameworkId(name.0)) else { return false };
+        let Some(made) = self.made.get(&(name.0, view.last_turn.0)) else { return false };
+        made.iter().any(|made| {
+            made.turn.consumed.iter().any(|consumed| match consumed {
+                Consumed::Update { task, .. } => task.as_str() == name.1,
+                Consumed::Timer { .. } => false,
+            })
+        })
+    }
+
+    /// An end must be what really happened.
+    fn check_end(&mut self, name: &TaskName, status: &TaskStatus) {
+        let ended = self.ends.get(name).copied();
+        let orphan = self.orphans.contains(name);
+        let alive = self.alive.contains_key(name);
+        let agrees = match (status.state, status.reason) {
+            (_, Reason::WorkerLost) => orphan,
+            (TaskState::Lost, _) => false,
+            (TaskState::Finished, _) => ended.is_some_and(|ended| ended.code == Some(0)),
+            (TaskState::Failed, Reason::CommandExited) => {
+                ended.is_some_and(|ended| ended.code.is_some() && ended.code == status.exit_code)
+            }
+            (TaskState::Dropped, _) => ended.is_none() && !alive,
+            (TaskState::Killed, _) => !alive,
+            _ => false,
+        };
+        self.ensure(agrees && !alive, || {
+            format!(
+                "f{}/{} is said to be {} ({}: {}), but it ended as {ended:?}{}",
+                name.0,
+                name.1,
+                status.state,
+                status.reason.code(),
+                status.message,
+                if alive { " and runs" } else { "" }
+            )
+        });
+    }
+
+    fn check_framework(
+        &mut self,
+        node: &Node<FaultyDisk>,
+        view: &FrameworkView,
+        lines: &mut Vec<String>,
+    ) {
+        let id = view.id.0;
+        let shadow = self.frameworks.entry(id).or_default();
+        let (epoch, last) = (shadow.epoch, shadow.last_turn);
+        shadow.epoch = view.epoch.0;
+        if view.epoch.0 < epoch {
+            return self.violate(format!("the epoch of f{id} falls from {epoch} to {}", view.epoch));
+        }
+        if view.last_turn.0 == last {
+            return;
+        }
+        if view.last_turn.0 != last + 1 {
+            let now = view.last_turn;
+            return self.violate(format!("f{id} jumps from turn {last} to {now} in one step"));
+        }
+        let state = match read_state(node, view.id) {
+            Ok(state) => state,
+            Err(error) => return self.violate(error),
+        };
+        let Some(made) = self.committed(id, view.last_turn.0, &state) else {
+            let number = view.last_turn;
+            return self.violate(format!(
+                "the state of f{id} after turn {number} is that of no turn that was made"
+            ));
+        };
+        lines.push(format!("master: {} of f{id} (epoch {}) is committed", view.last_turn, made.epoch));
+        self.commits += 1;
+        if made.epoch < epoch {
+            let was = made.epoch;
+            self.violate(format!("a turn of epoch {was} of f{id} committed under epoch {epoch}"));
+        }
+        let count = state.get(model::COUNT_KEY).cloned().unwrap_or_default();
+        let expected = view.last_turn.0.to_string();
+        self.ensure(count == expected.as_bytes(), || {
+            format!("f{id} counts {count:?} turns of {expected}: one is lost or doubled")
+        });
+        self.consume(id, &made);
+        if let Some(shadow) = self.frameworks.get_mut(&id) {
+            shadow.last_turn = view.last_turn.0;
+            shadow.state = state;
+            shadow.turns.insert(view.last_turn.0, made.turn);
+        }
+    }
+
+    /// The turn under this number that leads from the last state to this one.
+    fn committed(&self, id: u64, number: u64, state: &BTreeMap<String, Vec<u8>>) -> Option<Made> {
+        let shadow = self.frameworks.get(&id)?;
+        let leads_here = |made: &&Made| {
+            let mut after = shadow.state.clone();
+            for write in &made.turn.writes {
+                match &write.value {
+                    Some(value) => after.insert(write.key.clone(), value.clone()),
+                    None => after.remove(&write.key),
+                };
+            }
+            after == *state
+        };
+        // A relabelled turn is found under its own number.
+        let under = self.made.get(&(id, number)).into_iter().flatten().rev().find(leads_here);
+        let any = || self.made.range((id, 0)..=(id, u64::MAX)).flat_map(|(_, made)| made);
+        under.or_else(|| any().find(leads_here)).cloned()
+    }
+
+    fn consume(&mut self, id: u64, made: &Made) {
+        for consumed in &made.turn.consumed {
+            let Consumed::Update { task, sequence } = consumed else { continue };
+            let task = task.to_string();
+            let Some(status) = made.statuses.get(&(task.clone(), *sequence)) else {
+                self.violate(format!("f{id} consumed an update of {task} that it never got"));
+                continue;
+            };
+            let Some(shadow) = self.frameworks.get_mut(&id) else { continue };
+            let before = shadow.consumed.insert(task.clone(), (*sequence, status.state));
+            let mut again = false;
+            if status.state.is_terminal() {
+                let end = (status.state, status.reason);
+                again = shadow.ended.insert(task.clone(), end).is_some();
+            }
+            self.ensure(!again, || format!("the end of f{id}/{task} was consumed twice"));
+            let Some((last, state)) = before else { continue };
+            self.ensure(*sequence > last, || {
+                format!("f{id} consumed status {sequence} of {task} after {last}")
+            });
+            // Non-terminal ones in between may be left out, but never turned round.
+            let legal = check_transition(state, status.state).is_ok();
+            self.ensure(legal, || format!("f{id} heard that {task} went from {state} to {}", status.state));
+        }
+    }
+
+    /// After the last fault: everything that was launched ended once, and everybody knows.
+    pub(crate) fn unfinished(&self, tasks: u64) -> Option<String> {
+        for (id, shadow) in &self.frameworks {
+            if !model::is_done(tasks, &shadow.state) {
+                return Some(format!("f{id} has not got all its tasks done"));
+            }
+        }
+        for (name, state) in &self.tasks {
+            let consumed = self.frameworks.get(&name.0).and_then(|f| f.ended.get(&name.1));
+            if consumed.is_none() {
+                return Some(format!("the end of f{}/{} ({state}) is not consumed", name.0, name.1));
+            }
+        }
+        self.alive.keys().next().map(|name| format!("f{}/{} still runs", name.0, name.1))
+    }
+}
+
+fn read_state(
+    node: &Node<FaultyDisk>,
+    framework: FrameworkId,
+) -> Result<BTreeMap<String, Vec<u8>>, String> {
+    let rows = node.rows();
+    let mut state = BTreeMap::new();
+    loop {
+        let after = state.last_key_value().map(|(key, _): (&String, &Vec<u8>)| key.clone());
+        let page = node
+            .core()
+            .state_page(framework, after.as_deref(), 500, &rows)
+            .map_err(|error| format!("the state cannot be read: {error}"))?;
+        if page.is_empty() {
+            return Ok(state);
+        }
+        state.extend(page.into_iter().filter_map(|write| Some((write.key, write.value?))));
+    }
+}

@@ -1,0 +1,115 @@
+//! Virtual time: what happens next.
+//!
+//! Owns every kind of thing that can happen at a moment. Invariants: time never goes back; things of
+//! the same moment happen in the order in which they were scheduled. Must never decide anything.
+
+use crate::network::ConnId;
+use std::collections::BTreeMap;
+use tessera_agent_core::WorkerKey;
+use tessera_types::Digest;
+use tessera_wire::v1;
+
+/// Something that happens at its time. Numbers named `life` say of which life of a process it is: in
+/// another one it is nothing.
+#[derive(Clone, Debug)]
+pub(crate) enum Event {
+    /// The master's process begins.
+    MasterStart,
+    /// It takes what waits for it.
+    MasterTake { life: u64 },
+    /// It persists, applies and performs.
+    MasterSettle { life: u64 },
+    /// Its tick.
+    MasterTick { life: u64 },
+    /// An agent's process begins.
+    AgentStart { agent: usize },
+    /// An agent's tick.
+    AgentTick { agent: usize, life: u64 },
+    /// A write to an agent's checkpoint reached stable storage.
+    AgentSynced { agent: usize, life: u64, write: u64 },
+    /// An agent tries to reach the master.
+    Connect { agent: usize, life: u64 },
+    /// A message to the master arrives.
+    ToMaster { conn: ConnId, message: Up },
+    /// A message to an agent arrives.
+    ToAgent { conn: ConnId, message: Down },
+    /// The master's end of a connection finds that it is gone.
+    MasterSideGone { conn: ConnId },
+    /// The agent's end finds it.
+    AgentSideGone { conn: ConnId },
+    /// A scheduler's instance has been built.
+    Built { agent: usize, framework: u64, serial: u64 },
+    /// A scheduler's instance has handled its batch.
+    Handled { agent: usize, framework: u64, serial: u64 },
+    /// A task ends by itself, or after a signal.
+    TaskEnds { agent: usize, process: u64, code: Option<i32>, signal: Option<i32> },
+    /// What an agent asked of its surroundings is done.
+    AgentLater { agent: usize, life: u64, what: Later },
+    /// The user's part.
+    User,
+    /// Something breaks.
+    Fault,
+    /// From now on nothing breaks any more.
+    Heal,
+}
+
+/// From agents to the master.
+#[derive(Clone, Debug)]
+pub(crate) enum Up {
+    /// The first message of a session.
+    Register(v1::Register),
+    /// Control lane.
+    Control(v1::AgentMessage),
+    /// Liveness lane.
+    Beat,
+    /// Bulk lane: the state of a framework is wanted, from this key on.
+    Fetch { framework: u64, epoch: u64, serial: u64, after: Option<String>, next_turn: Option<u64> },
+}
+
+/// From the master to agents.
+#[derive(Clone, Debug)]
+pub(crate) enum Down {
+    /// Control lane.
+    Control(v1::MasterMessage),
+    /// Liveness lane.
+    Beat,
+    /// Bulk lane: a part of a framework's state; the last one has the number of the next turn.
+    State { serial: u64, chunk: Option<v1::StateChunk>, asked: Option<u64> },
+}
+
+/// Delayed results of an agent's own doings.
+#[derive(Clone, Debug)]
+pub(crate) enum Later {
+    /// Ask for the state of an instance.
+    Fetch(u64),
+    /// A native process starts.
+    Spawn(u64),
+    /// A component's bytes have come, or not.
+    Component(Digest),
+    /// A component is compiled.
+    Image(Digest, String),
+    /// A worker is there.
+    Worker(WorkerKey),
+    /// A worker ends.
+    StopWorker(WorkerKey),
+}
+
+/// The queue.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    events: BTreeMap<(u64, u64), Event>,
+    next: u64,
+}
+
+impl Queue {
+    /// Schedule something.
+    pub(crate) fn at(&mut self, at_us: u64, event: Event) {
+        self.next += 1;
+        self.events.insert((at_us, self.next), event);
+    }
+
+    /// The next thing and its time.
+    pub(crate) fn pop(&mut self) -> Option<(u64, Event)> {
+        self.events.pop_first().map(|((at_us, _), event)| (at_us, event))
+    }
+}

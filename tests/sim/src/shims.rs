@@ -1,0 +1,430 @@
+//! What lives beside an agent's process and survives it: shims with native tasks, and workers.
+//!
+//! Invariants: a shim starts its task once, and keeps how it ended until somebody asks; a task that was
+//! cancelled is never started. Must never tell an agent that is not there.
+
+use crate::mutation::Mutation;
+use crate::oracle::{Ended, TaskName};
+use crate::queue::{Event, Later};
+use crate::worker::{Wish, Worker};
+use crate::world::World;
+use std::collections::{BTreeMap, BTreeSet};
+use tessera_agent_core::{
+    Action, NativeExit, NativeObservation, SupplyFailure, TaskKey, WorkerHello, WorkerKey, WorkerKind,
+};
+use tessera_types::{Digest, FrameworkId, Launch, NativeCommand, TaskBody, TaskSpec};
+use tessera_wire::v1::{self, from_worker::Message as FromWorker, to_worker::Message as ToWorker};
+
+/// SIGTERM.
+const TERM: i32 = 15;
+/// SIGKILL.
+const KILL: i32 = 9;
+
+/// One attempt of a native task, as its shim's records say.
+#[derive(Clone, Debug)]
+enum Native {
+    Cancelled,
+    Running { process: u64 },
+    Exited(NativeExit),
+}
+
+/// All of an agent's machine.
+#[derive(Debug, Default)]
+pub(crate) struct Natives {
+    tasks: BTreeMap<(TaskKey, u32), Native>,
+    /// Starts under way.
+    spawning: BTreeMap<u64, (TaskKey, u32, u64, i32)>,
+}
+
+/// A running process of a task.
+#[derive(Debug)]
+pub(crate) struct Process {
+    name: TaskName,
+    attempt: u32,
+    worker: Option<WorkerKey>,
+    /// It takes no notice of SIGTERM.
+    stubborn: bool,
+}
+
+fn name_of(key: &TaskKey) -> TaskName {
+    (key.framework.0, key.task.to_string())
+}
+
+fn key_of(name: &TaskName) -> Option<TaskKey> {
+    Some(TaskKey { framework: FrameworkId(name.0), task: name.1.parse().ok()? })
+}
+
+fn run_of(spec: &TaskSpec, launch: &Launch) -> (u64, i32) {
+    let mut words = match &spec.body {
+        TaskBody::Native(NativeCommand::Argv(words)) => words.clone(),
+        TaskBody::Native(NativeCommand::Shell(_)) => Vec::new(),
+        TaskBody::Wasm { args, .. } => args.clone(),
+    };
+    words.extend(launch.args.iter().cloned());
+    crate::model::run_of(&words)
+}
+
+impl World {
+    /// Perform an action that reaches beyond the agent's process.
+    pub(crate) fn agent_acts(&mut self, index: usize, action: Action) {
+        match action {
+            Action::StartNative { key, attempt, spec, launch } => {
+                self.start_native(index, key, attempt, run_of(&spec, &launch));
+            }
+            Action::InspectNative { key, attempt, .. } => self.observe(index, &key, attempt),
+            Action::CancelNative { key, attempt, .. } => {
+                if let Some(agent) = self.agents.get_mut(index) {
+                    let tasks = &mut agent.natives.tasks;
+                    tasks.entry((key.clone(), attempt)).or_insert(Native::Cancelled);
+                }
+                self.observe(index, &key, attempt);
+            }
+            Action::SignalNative { key, attempt, force } => {
+                self.signal(index, &key, attempt, if force { KILL } else { TERM });
+            }
+            Action::StartWasm { worker, key, attempt, spec, launch, .. } => {
+                let (run_ms, code) = run_of(&spec, &launch);
+                let start = v1::StartWasmTask {
+                    framework: key.framework.0,
+                    task: key.task.to_string(),
+                    attempt,
+                    args: vec![run_ms.to_string(), code.to_string()],
+                    ..v1::StartWasmTask::default()
+                };
+                self.tell_worker(index, &worker, ToWorker::StartTask(start));
+            }
+            Action::Forgotten { .. } => {}
+            Action::EnsureComponent { digest } => self.later(index, 30_000, Later::Component(digest)),
+            Action::EnsureImage { digest, engine } => {
+                self.later(index, 200_000, Later::Image(digest, engine));
+            }
+            Action::EnsureWorker { worker } => self.later(index, 60_000, Later::Worker(worker)),
+            Action::StopWorker { worker } => self.later(index, 10_000, Later::StopWorker(worker)),
+            Action::StartInstance { worker, instance, .. } => {
+                let key = (instance.framework, instance.epoch);
+                let start = v1::StartInstance { instance: Some(instance), image: String::new() };
+                self.tell_worker(index, &worker, ToWorker::StartInstance(start));
+                self.fetch_state(index, worker, key);
+            }
+            Action::ToWorker { worker, message } => self.tell_worker(index, &worker, message),
+            Action::Warn(text) => {
+                self.journal.line(self.now_us, &format!("agent #{index}: warns {text}"));
+            }
+            Action::Checkpoint { .. } | Action::Send(_) => {}
+        }
+    }
+
+    fn later(&mut self, index: usize, most_us: u64, what: Later) {
+        let Some(agent) = self.agents.get_mut(index) else { return };
+        let at_us = self.now_us + agent.rng.range(300, most_us);
+        self.queue.at(at_us, Event::AgentLater { agent: index, life: agent.life, what });
+    }
+
+    pub(crate) fn agent_later(&mut self, index: usize, life: u64, what: Later) {
+        let there = |agent: &&crate::agent::Agent| agent.life == life && agent.core.is_some();
+        if self.agents.get(index).filter(there).is_none() {
+            return;
+        }
+        match what {
+            Later::Fetch(serial) => self.ask_state(index, serial),
+            Later::Spawn(process) => self.spawn_native(index, process),
+            Later::Component(digest) => {
+                let result = self.component(index, digest);
+                self.agent_input(index, |core, now| core.on_component(digest, result, now));
+            }
+            Later::Image(digest, engine) => {
+                if let Some(agent) = self.agents.get_mut(index) {
+                    agent.images.insert(digest);
+                }
+                self.agent_input(index, |core, now| core.on_image(digest, engine, Ok(()), now));
+            }
+            Later::Worker(worker) => self.link_worker(index, &worker),
+            Later::StopWorker(worker) => {
+                self.end_worker(index, &worker);
+            }
+        }
+    }
+
+    fn component(&mut self, index: usize, digest: Digest) -> Result<(), SupplyFailure> {
+        let Some(agent) = self.agents.get_mut(index) else { return Ok(()) };
+        if agent.components.contains(&digest) {
+            return Ok(());
+        }
+        let number = agent.number();
+        let allowed = self.master.node.as_ref().zip(number).is_some_and(|(node, number)| {
+            agent.registered && node.core().may_fetch_component(number, &digest)
+        });
+        if !allowed {
+            return Err(SupplyFailure::Retry("the master does not give it".to_owned()));
+        }
+        agent.components.insert(digest);
+        Ok(())
+    }
+
+    // Native tasks.
+
+    fn start_native(&mut self, index: usize, key: TaskKey, attempt: u32, run: (u64, i32)) {
+        let process = self.fresh();
+        let Some(agent) = self.agents.get_mut(index) else { return };
+        if agent.natives.tasks.contains_key(&(key.clone(), attempt)) {
+            return self.observe(index, &key, attempt);
+        }
+        agent.natives.spawning.insert(process, (key, attempt, run.0, run.1));
+        self.later(index, 12_000, Later::Spawn(process));
+    }
+
+    fn spawn_native(&mut self, index: usize, process: u64) {
+        let Some(agent) = self.agents.get_mut(index) else { return };
+        let Some((key, attempt, run_ms, code)) = agent.natives.spawning.remove(&process) else { return };
+        let tasks = &mut agent.natives.tasks;
+        if !tasks.contains_key(&(key.clone(), attempt)) {
+            tasks.insert((key.clone(), attempt), Native::Running { process });
+            self.run(index, process, name_of(&key), attempt, (run_ms, code), None);
+        }
+        self.observe(index, &key, attempt);
+    }
+
+    /// Mutation: everything in a message is started, as if it were new.
+    pub(crate) fn run_again(&mut self, index: usize, desired: v1::Desired) {
+        for task in desired.tasks {
+            let Some(launch) = task.launch.and_then(|launch| Launch::try_from(launch).ok()) else { continue };
+            let Ok(spec) = tessera_wire::decode_spec(&task.spec) else { continue };
+            let name = (task.framework, launch.task.to_string());
+            let running = self.processes.values().any(|process| process.name == name);
+            if self.mutation == Some(Mutation::DesiredRunAgain) && running {
+                let process = self.fresh();
+                self.run(index, process, name, 1, run_of(&spec, &launch), None);
+            }
+        }
+    }
+
+    fn run(
+        &mut self,
+        agent: usize,
+        process: u64,
+        name: TaskName,
+        attempt: u32,
+        (run_ms, code): (u64, i32),
+        worker: Option<WorkerKey>,
+    ) {
+        let line = format!("agent #{agent}: f{}/{} attempt {attempt} runs as {process}", name.0, name.1);
+        self.journal.line(self.now_us, &line);
+        self.oracle.on_start(agent, &name, attempt, process);
+        let stubborn = self.rng.chance(25);
+        self.processes.insert(process, Process { name, attempt, worker, stubborn });
+        let ends = Event::TaskEnds { agent, process, code: Some(code), signal: None };
+        self.queue.at(self.now_us + run_ms * 1_000, ends);
+    }
+
+    fn signal(&mut self, index: usize, key: &TaskKey, attempt: u32, signal: i32) {
+        let Some(agent) = self.agents.get(index) else { return };
+        let native = agent.natives.tasks.get(&(key.clone(), attempt));
+        let Some(Native::Running { process }) = native.cloned() else {
+            return self.observe(index, key, attempt);
+        };
+        let stubborn = self.processes.get(&process).is_some_and(|process| process.stubborn);
+        if stubborn && signal == TERM {
+            return;
+        }
+        let at_us = self.now_us + self.rng.range(500, 30_000);
+        self.queue.at(at_us, Event::TaskEnds { agent: index, process, code: None, signal: Some(signal) });
+    }
+
+    fn observe(&mut self, index: usize, key: &TaskKey, attempt: u32) {
+        let Some(agent) = self.agents.get(index) else { return };
+        let seen = match agent.natives.tasks.get(&(key.clone(), attempt)) {
+            None => NativeObservation::NotStarted,
+            Some(Native::Cancelled) => NativeObservation::Cancelled,
+            Some(Native::Running { .. }) => NativeObservation::Running,
+            Some(Native::Exited(exit)) => NativeObservation::Exited(exit.clone()),
+        };
+        self.agent_input(index, |core, now| core.on_native(key, attempt, seen, now));
+    }
+
+    pub(crate) fn task_ends(
+        &mut self,
+        index: usize,
+        process: u64,
+        code: Option<i32>,
+        signal: Option<i32>,
+    ) {
+        let Some(ended) = self.processes.remove(&process) else { return };
+        let line = format!("agent #{index}: process {process} ends, code {code:?}, signal {signal:?}");
+        self.journal.line(self.now_us, &line);
+        self.oracle.on_end(&ended.name, process, Ended { code, signal });
+        if let Some(worker) = ended.worker {
+            let wishes = self
+                .agents
+                .get_mut(index)
+                .and_then(|agent| agent.workers.get_mut(&worker))
+                .map(|worker| worker.on_task_ended(process, code));
+            self.grant(index, &worker, wishes.unwrap_or_default());
+            return;
+        }
+        let Some(key) = key_of(&ended.name) else { return };
+        let Some(agent) = self.agents.get_mut(index) else { return };
+        let ended_ms = agent.now(self.now_us).wall_ms;
+        let exit = NativeExit { code, signal, ended_ms, ..NativeExit::default() };
+        agent.natives.tasks.insert((key.clone(), ended.attempt), Native::Exited(exit));
+        self.observe(index, &key, ended.attempt);
+    }
+
+    // Workers.
+
+    fn link_worker(&mut self, index: usize, key: &WorkerKey) {
+        let process = self.fresh();
+        let forgets = self.mutation == Some(Mutation::OutstandingTurnForgotten);
+        let now_us = self.now_us;
+        let Some(agent) = self.agents.get_mut(index) else { return };
+        if !agent.workers.contains_key(key) {
+            let mut worker = Worker::new(process, index, agent.rng.fork(process), forgets);
+            worker.slow = agent.slow_until_us > now_us;
+            agent.workers.insert(key.clone(), worker);
+        }
+        agent.linked.insert(key.clone());
+        let Some(worker) = agent.workers.get_mut(key) else { return };
+        let process = worker.process.to_string();
+        let (hello, wishes) = worker.hello();
+        let ended: Vec<v1::WasmTaskState> = hello
+            .tasks
+            .iter()
+            .filter(|task| task.state() != v1::TaskState::TaskRunning)
+            .cloned()
+            .collect();
+        let hello = WorkerHello {
+            process,
+            engine: hello.engine,
+            instances: hello.instances,
+            tasks: hello.tasks,
+        };
+        self.agent_input(index, |core, now| core.on_worker_up(key, hello, now));
+        for state in ended {
+            self.agent_input(index, |core, now| core.on_wasm(key, state, Ok(Vec::new()), now));
+        }
+        self.grant(index, key, wishes);
+    }
+
+    /// Pass a message to a worker, if the agent is connected to it.
+    pub(crate) fn tell_worker(&mut self, index: usize, key: &WorkerKey, message: ToWorker) {
+        let now_us = self.now_us;
+        let Some(agent) = self.agents.get_mut(index) else { return };
+        if !agent.linked.contains(key) {
+            return;
+        }
+        let Some(worker) = agent.workers.get_mut(key) else { return };
+        let wishes = worker.on_message(now_us, message);
+        self.grant(index, key, wishes);
+    }
+
+    /// Do what a worker wants.
+    fn grant(&mut self, index: usize, key: &WorkerKey, wishes: Vec<Wish>) {
+        for wish in wishes {
+            match wish {
+                Wish::Say(message) => self.worker_says(index, key, message),
+                Wish::At(at_us, event) => self.queue.at(at_us, event),
+                Wish::Run { process, name, attempt, run_ms, code } => {
+                    self.run(index, process, name, attempt, (run_ms, code), Some(key.clone()));
+                }
+                Wish::Kill { process } => {
+                    let at_us = self.now_us + self.rng.range(100, 5_000);
+                    let ends = Event::TaskEnds { agent: index, process, code: None, signal: Some(KILL) };
+                    self.queue.at(at_us, ends);
+                }
+                Wish::Made { epoch, turn, batch } => self.oracle.on_turn_made(epoch, &turn, &batch),
+                Wish::Acknowledged { turn, next } => self.oracle.on_turn_acknowledged(&turn, next),
+                Wish::Violation(text) => self.oracle.violate(text),
+            }
+        }
+    }
+
+    fn worker_says(&mut self, index: usize, key: &WorkerKey, message: FromWorker) {
+        if !self.agents.get(index).is_some_and(|agent| agent.linked.contains(key)) {
+            return;
+        }
+        match message {
+            FromWorker::InstanceReady(ready) => {
+                self.agent_input(index, |core, now| core.on_instance_ready(ready, now));
+            }
+            FromWorker::InstanceFailed(failed) => {
+                self.agent_input(index, |core, now| core.on_instance_failed(failed, now));
+            }
+            FromWorker::Turn(turn) => self.agent_input(index, |core, now| core.on_turn(turn, now)),
+            FromWorker::TaskState(state) => {
+                self.agent_input(index, |core, now| core.on_wasm(key, state, Ok(Vec::new()), now));
+            }
+            FromWorker::Hello(_) | FromWorker::Log(_) => {}
+        }
+    }
+
+    fn worker_with(&mut self, index: usize, framework: u64) -> Option<(WorkerKey, &mut Worker)> {
+        let agent = self.agents.get_mut(index)?;
+        agent
+            .workers
+            .iter_mut()
+            .find(|(key, worker)| key.kind == WorkerKind::Schedulers && worker.hosts(framework))
+            .map(|(key, worker)| (key.clone(), worker))
+    }
+
+    pub(crate) fn worker_built(&mut self, index: usize, framework: u64, serial: u64) {
+        let Some((key, worker)) = self.worker_with(index, framework) else { return };
+        let wishes = worker.on_built(framework, serial);
+        self.grant(index, &key, wishes);
+    }
+
+    pub(crate) fn worker_handled(&mut self, index: usize, framework: u64, serial: u64) {
+        let now_us = self.now_us;
+        let Some((key, worker)) = self.worker_with(index, framework) else { return };
+        let wishes = worker.on_handled(now_us, framework, serial);
+        self.grant(index, &key, wishes);
+    }
+
+    pub(crate) fn worker_crash(&mut self, index: usize) {
+        let Some(agent) = self.agents.get(index) else { return };
+        let keys: Vec<WorkerKey> = agent.workers.keys().cloned().collect();
+        if keys.is_empty() {
+            return;
+        }
+        let key = keys[self.rng.index(keys.len())].clone();
+        let line = format!("fault: worker {} {} of agent #{index} crashes", key.tenant, key.kind.name());
+        self.journal.line(self.now_us, &line);
+        if let (WorkerKind::Tasks, Some(number)) = (key.kind, self.agent_number(index)) {
+            let frameworks = self.frameworks_of(&key.tenant);
+            self.oracle.on_worker_death(number, &frameworks);
+        }
+        self.end_worker(index, &key);
+    }
+
+    fn frameworks_of(&self, tenant: &str) -> BTreeSet<u64> {
+        let node = self.master.node.as_ref();
+        let known = node.map(|node| node.core().frameworks()).unwrap_or_default();
+        let here: BTreeSet<u64> =
+            known.iter().filter(|f| f.role.tenant() == tenant).map(|f| f.id.0).collect();
+        // While the master is away, any framework may be meant.
+        if node.is_some() { here } else { (0..=self.plan.frameworks).collect() }
+    }
+
+    fn end_worker(&mut self, index: usize, key: &WorkerKey) {
+        let Some(agent) = self.agents.get_mut(index) else { return };
+        let Some(worker) = agent.workers.remove(key) else { return };
+        let linked = agent.linked.remove(key);
+        for process in worker.processes() {
+            if let Some(ended) = self.processes.remove(&process) {
+                let how = Ended { code: None, signal: Some(KILL) };
+                self.oracle.on_end(&ended.name, process, how);
+            }
+        }
+        if linked {
+            self.agent_input(index, |core, now| core.on_worker_down(key, now));
+        }
+    }
+
+    pub(crate) fn worker_trap(&mut self, index: usize) {
+        let Some(agent) = self.agents.get_mut(index) else { return };
+        let worker = agent.workers.iter_mut().find(|(key, _)| key.kind == WorkerKind::Schedulers);
+        if let Some((key, worker)) = worker {
+            worker.trap_next = true;
+            let line = format!("fault: a scheduler of {} on agent #{index} will trap", key.tenant);
+            self.journal.line(self.now_us, &line);
+        }
+    }
+}

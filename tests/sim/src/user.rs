@@ -1,0 +1,102 @@
+//! The user: uploads components, creates frameworks, talks to them.
+//!
+//! Invariants: whatever was refused for the moment is asked again; a name that is taken was created by
+//! an earlier request whose reply was lost. Must never look into the cluster.
+
+use crate::master::Inbound;
+use crate::queue::Event;
+use crate::world::World;
+use tessera_master_core::{Reply, Request, RequestError, World as ComponentWorld};
+use tessera_types::{Digest, FrameworkId, HttpRequest};
+
+/// Time after which a request without a reply is made again, in us.
+const REPEAT_US: u64 = 1_500_000;
+
+/// What is still to be done.
+#[derive(Debug)]
+pub(crate) struct User {
+    steps: Vec<Request>,
+    /// The step at hand was asked for at that time.
+    asked_us: Option<u64>,
+    /// Frameworks that exist.
+    pub(crate) frameworks: u64,
+    wanted: u64,
+}
+
+/// Digest of the scheduler's component.
+pub(crate) fn scheduler_component() -> Digest {
+    Digest::of(b"scheduler")
+}
+
+/// Digest of the component of Wasm tasks.
+pub(crate) fn command_component() -> Digest {
+    Digest::of(b"command")
+}
+
+impl User {
+    pub(crate) fn new(frameworks: u64, tasks: u64) -> Self {
+        let config =
+            vec![("command".to_owned(), command_component().to_string()), ("tasks".to_owned(), tasks.to_string())];
+        let mut steps: Vec<Request> = (0..frameworks)
+            .filter_map(|n| {
+                Some(Request::CreateFramework {
+                    name: format!("work{n}").try_into().ok()?,
+                    role: format!("tenant{n}").try_into().ok()?,
+                    component: scheduler_component(),
+                    config: config.clone(),
+                })
+            })
+            .collect();
+        let upload = |digest, world| Request::AddComponent { digest, size_bytes: 100, world };
+        steps.push(upload(command_component(), ComponentWorld::Command));
+        steps.push(upload(scheduler_component(), ComponentWorld::Scheduler));
+        Self { steps, asked_us: None, frameworks: 0, wanted: frameworks }
+    }
+
+    /// Whether everything that it wants exists.
+    pub(crate) const fn is_done(&self) -> bool {
+        self.frameworks >= self.wanted
+    }
+
+    pub(crate) const fn on_master_crash(&mut self) {
+        self.asked_us = None;
+    }
+
+    pub(crate) fn on_reply(&mut self, request: &Request, result: &Result<Reply, RequestError>) {
+        if self.steps.last() != Some(request) {
+            return;
+        }
+        self.asked_us = None;
+        let done = match result {
+            Ok(_) | Err(RequestError::Conflict { .. }) => true,
+            Err(_) => false,
+        };
+        if done {
+            self.steps.pop();
+            self.frameworks += u64::from(matches!(request, Request::CreateFramework { .. }));
+        }
+    }
+}
+
+impl World {
+    pub(crate) fn user_acts(&mut self) {
+        let now_us = self.now_us;
+        self.queue.at(now_us + self.rng.range(100_000, 500_000), Event::User);
+        let due = self.user.asked_us.is_none_or(|asked| now_us >= asked + REPEAT_US);
+        if let Some(request) = self.user.steps.last().filter(|_| due).cloned() {
+            if self.master.node.is_some() {
+                self.user.asked_us = Some(now_us);
+                self.master_inbound(Inbound::Request { request });
+            }
+        } else if self.user.is_done() && self.faults_on {
+            let framework = FrameworkId(1 + self.rng.below(self.user.frameworks));
+            let request = HttpRequest {
+                method: "GET".to_owned(),
+                path: "/count".to_owned(),
+                idempotency_key: None,
+                ..HttpRequest::default()
+            };
+            self.master_inbound(Inbound::Http { framework, request });
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! A whole cluster in one thread on virtual time.
+//!
+//! Owns: the master, the agents with their workers and processes, the network, the user and the order
+//! of everything. Invariants: a run is a function of its options alone; the first violation ends it.
+//! Must never use real time, threads, files or sockets.
+
+use crate::agent::Agent;
+use crate::journal::Journal;
+use crate::master::{Inbound, Master};
+use crate::mutation::Mutation;
+use crate::network::Network;
+use crate::oracle::Oracle;
+use crate::queue::{Event, Queue, Up};
+use crate::rng::Rng;
+use crate::shims::Process;
+use crate::user::User;
+use std::collections::BTreeMap;
+
+/// One run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Everything follows from it.
+    pub seed: u64,
+    /// A planted bug.
+    pub mutation: Option<Mutation>,
+    /// Print the whole log.
+    pub print: bool,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// What did not hold.
+    pub violation: Option<String>,
+    /// Fingerprint of the whole log.
+    pub fingerprint: u64,
+    /// Lines of the log.
+    pub lines: u64,
+    /// The last of them.
+    pub tail: Vec<String>,
+    /// Turns that committed.
+    pub commits: u64,
+    /// Lives of the master.
+    pub master_lives: u64,
+    /// Virtual time at the end, in ms.
+    pub ended_ms: u64,
+}
+
+/// What a seed chooses once.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) frameworks: u64,
+    pub(crate) tasks: u64,
+    /// Longest time between two faults, in us.
+    pub(crate) fault_us: u64,
+    /// When everything must be done.
+    deadline_us: u64,
+}
+
+/// Everything.
+pub(crate) struct World {
+    pub(crate) now_us: u64,
+    pub(crate) queue: Queue,
+    pub(crate) journal: Journal,
+    pub(crate) rng: Rng,
+    pub(crate) net: Network,
+    pub(crate) master: Master,
+    pub(crate) agents: Vec<Agent>,
+    pub(crate) oracle: Oracle,
+    pub(crate) user: User,
+    pub(crate) plan: Plan,
+    pub(crate) mutation: Option<Mutation>,
+    pub(crate) faults_on: bool,
+    /// So many turns are submitted twice.
+    pub(crate) turns_twice: u32,
+    pub(crate) processes: BTreeMap<u64, Process>,
+    numbers: u64,
+}
+
+/// Time for everything to agree again after the last fault, in us: the longest time-out that may have
+/// begun, twice, and the work that is left.
+const CONVERGENCE_US: u64 = 60_000_000;
+
+/// Run one seed to its end.
+#[must_use]
+pub fn run(options: Options) -> Outcome {
+    match World::new(options) {
+        Ok(mut world) => world.play(),
+        Err(violation) => Outcome {
+            violation: Some(violation),
+            fingerprint: 0,
+            lines: 0,
+            tail: Vec::new(),
+            commits: 0,
+            master_lives: 0,
+            ended_ms: 0,
+        },
+    }
+}
+
+impl World {
+    fn new(options: Options) -> Result<Self, String> {
+        let mut rng = Rng::new(options.seed);
+        let heal_us = rng.range(15_000_000, 30_000_000);
+        let plan = Plan {
+            frameworks: rng.range(1, 3),
+            tasks: rng.range(6, 14),
+            fault_us: rng.range(400_000, 4_000_000),
+            deadline_us: heal_us + CONVERGENCE_US,
+        };
+        let delay_us = rng.range(200, 8_000);
+        let net = Network::new(rng.fork(1), delay_us);
+        let master = Master::new(rng.fork(2), options.mutation)?;
+        let count = rng.range(2, 4);
+        let agents = (0..count).map(|n| Agent::new(n, rng.fork(100 + n))).collect();
+        let user = User::new(plan.frameworks, plan.tasks);
+        let mut world = Self {
+            now_us: 0,
+            queue: Queue::default(),
+            journal: Journal::new(options.print),
+            rng,
+            net,
+            master,
+            agents,
+            oracle: Oracle::default(),
+            user,
+            plan,
+            mutation: options.mutation,
+            faults_on: true,
+            turns_twice: 0,
+            processes: BTreeMap::new(),
+            numbers: 0,
+        };
+        world.queue.at(0, Event::MasterStart);
+        world.queue.at(50_000, Event::User);
+        world.queue.at(3_000_000, Event::Fault);
+        world.queue.at(heal_us, Event::Heal);
+        for agent in 0..world.agents.len() {
+            let at_us = world.rng.range(0, 1_500_000);
+            world.queue.at(at_us, Event::AgentStart { agent });
+        }
+        Ok(world)
+    }
+
+    /// A number for a process.
+    pub(crate) const fn fresh(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
+    }
+
+    fn play(&mut self) -> Outcome {
+        while let Some((at_us, event)) = self.queue.pop() {
+            self.now_us = at_us;
+            self.step(event);
+            if self.oracle.violation().is_some() {
+                break;
+            }
+            if !self.faults_on && self.is_converged() {
+                self.journal.line(at_us, "everything agrees");
+                break;
+            }
+            if at_us > self.plan.deadline_us {
+                let why = self.why_not_converged();
+                self.oracle.violate(format!("nothing breaks any more, and yet {why}"));
+                break;
+            }
+        }
+        self.finish()
+    }
+
+    fn finish(&mut self) -> Outcome {
+        if self.oracle.violation().is_none()
+            && let Some(node) = &self.master.node
+        {
+            self.oracle.compare(node);
+        }
+        Outcome {
+            violation: self.oracle.violation().cloned(),
+            fingerprint: self.journal.fingerprint(),
+            lines: self.journal.count(),
+            tail: self.journal.tail(),
+            commits: self.oracle.commits(),
+            master_lives: self.master.life,
+            ended_ms: self.now_us / 1_000,
+        }
+    }
+
+    fn step(&mut self, event: Event) {
+        match event {
+            Event::MasterStart => self.master_start(),
+            Event::MasterTake { life } => self.master_take(life),
+            Event::MasterSettle { life } => self.master_settle(life),
+            Event::MasterTick { life } => self.master_tick(life),
+            Event::AgentStart { agent } => self.agent_start(agent),
+            Event::AgentTick { agent, life } => self.agent_tick(agent, life),
+            Event::AgentSynced { agent, life, write } => self.agent_synced(agent, life, write),
+            Event::Connect { agent, life } => self.agent_connect(agent, life),
+            Event::ToMaster { conn, message } => self.arrive_at_master(conn, message),
+            Event::ToAgent { conn, message } => {
+                if self.net.arrives_down(self.now_us, conn) {
+                    self.agent_hears(conn, message);
+                }
+            }
+            Event::MasterSideGone { conn } => self.master_inbound(Inbound::Gone { conn }),
+            Event::AgentSideGone { conn } => self.agent_side_gone(conn),
+            Event::Built { agent, framework, serial } => self.worker_built(agent, framework, serial),
+            Event::Handled { agent, framework, serial } => {
+                self.worker_handled(agent, framework, serial);
+            }
+            Event::TaskEnds { agent, process, code, signal } => {
+                self.task_ends(agent, process, code, signal);
+            }
+            Event::AgentLater { agent, life, what } => self.agent_later(agent, life, what),
+            Event::User => self.user_acts(),
+            Event::Fault => self.fault_strikes(),
+            Event::Heal => self.heal(),
+        }
+    }
+
+    fn arrive_at_master(&mut self, conn: u64, message: Up) {
+        let lives = self.net.conns.get(&conn).map(|conn| conn.master_life);
+        if lives == Some(self.master.life) && self.net.arrives_up(self.now_us, conn) {
+            self.master_inbound(Inbound::Up { conn, message });
+        }
+    }
+
+    fn is_converged(&self) -> bool {
+        self.user.is_done()
+            && self.master.node.is_some()
+            && self.oracle.unfinished(self.plan.tasks).is_none()
+            && self.disagreement().is_none()
+    }
+
+    /// What master and agents do not agree on.
+    fn disagreement(&self) -> Option<String> {
+        let node = self.master.node.as_ref()?;
+        let core = node.core();
+        let counts = core.counts();
+        if counts.frameworks as u64 != self.plan.frameworks {
+            return Some(format!("there are {} frameworks", counts.frameworks));
+        }
+        if counts.agents_connected != self.agents.len() {
+            return Some(format!("only {} agents are connected", counts.agents_connected));
+        }
+        if counts.tasks_live != 0 || !counts.used.is_empty() {
+            return Some(format!("{} tasks live, {} used", counts.tasks_live, counts.used));
+        }
+        if self.master.waiting_https() != 0 {
+            return Some(format!("{} requests are not answered", self.master.waiting_https()));
+        }
+        if core.frameworks().iter().any(|framework| !framework.ready) {
+            return Some("a scheduler is not ready".to_owned());
+        }
+        (0..self.agents.len()).find_map(|agent| self.agent_disagrees(agent))
+    }
+
+    fn why_not_converged(&mut self) -> String {
+        if !self.user.is_done() {
+            return "the user's requests are not all done".to_owned();
+        }
+        let why = self.oracle.unfinished(self.plan.tasks).or_else(|| self.disagreement());
+        let mut why = why.unwrap_or_else(|| "the master is away".to_owned());
+        if let Some(node) = &mut self.master.node {
+            node.input(|core| {
+                for framework in core.frameworks() {
+                    for waiting in core.explain(framework.id) {
+                        why.push_str(&format!("; {} waits with {}: {}", framework.id, waiting.what, waiting.why));
+                    }
+                }
+                Vec::new()
+            });
+        }
+        why
+    }
+}
