@@ -47,6 +47,14 @@ pub const FAILURE_RECORD_MS: u64 = 1_000;
 pub const AGENT_KEY_BYTES_MAX: usize = 128;
 /// Status updates in one message of an agent: one command carries them all.
 pub const STATUSES_MAX: usize = 10_000;
+/// Messages of statuses of one session that wait for their commit; more are passed over, and the agent
+/// repeats them.
+pub const STATUSES_IN_FLIGHT_MAX: usize = 64;
+/// Tasks in one agent's set: live ones, and ended ones that it still keeps.
+pub const TASK_SET_MAX: usize = 1_000_000;
+/// Launches and other operations of one turn together: an accept may launch several tasks, and is one
+/// operation of the scheduler.
+pub const TURN_STEPS_MAX: usize = 10_000;
 /// Bytes of an idempotency key.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 /// Bytes of a request's method, path and query together.

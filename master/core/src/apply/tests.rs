@@ -114,18 +114,10 @@ fn mutated_commands_never_break_the_state() {
 }
 
 fn random_command(random: &mut impl FnMut(u64) -> u64) -> C {
-    use tessera_wire::v1::planned_operation::Operation as Planned;
     let quantities = |n: i64| Some(v1::Quantities { cpus_milli: n, mem_mib: n, disk_mib: 0 });
     let framework = 1 + random(3);
     let agent = 1 + random(3);
     let task = format!("t{}", random(12));
-    let spec = v1::TaskSpec {
-        body: Some(v1::task_spec::Body::Shell("true".into())),
-        resources: quantities(400),
-        ..v1::TaskSpec::default()
-    }
-    .encode_to_vec();
-    let digest = Digest::of(&spec).0.to_vec();
     match random(14) {
         0 => C::RegisterAgent(v1::RegisterAgent {
             agent: 0,
@@ -174,38 +166,55 @@ fn random_command(random: &mut impl FnMut(u64) -> u64) -> C {
                 }),
             }],
         }),
-        _ => C::CommitTurn(v1::CommitTurn {
-            framework,
-            epoch: random(3),
-            number: random(60),
-            turn_hash: vec![0; 32],
-            consumed: vec![v1::Consumed {
-                consumed: Some(v1::consumed::Consumed::Update(v1::ConsumedUpdate {
-                    task: task.clone(),
-                    sequence: random(5),
-                })),
-            }],
-            operations: vec![
-                v1::PlannedOperation {
-                    operation: Some(Planned::Launch(v1::PlannedLaunch {
-                        launch: Some(v1::Launch {
-                            task: format!("t{}", random(400)),
-                            spec: digest.clone(),
-                            ..v1::Launch::default()
-                        }),
-                        agent,
-                        ..v1::PlannedLaunch::default()
-                    })),
-                },
-                v1::PlannedOperation {
-                    operation: Some(Planned::SetTimer(v1::TimerEvent {
-                        id: task,
-                        due_ms: random(50),
-                    })),
-                },
-            ],
-            writes: vec![v1::KeyWrite { key: "k".into(), value: Some(vec![0; 3]) }],
-            specs: vec![v1::SpecBytes { digest, encoded: spec }],
-        }),
+        _ => random_turn(random, framework, agent, task),
     }
+}
+
+fn random_turn(
+    random: &mut impl FnMut(u64) -> u64,
+    framework: u64,
+    agent: u64,
+    task: String,
+) -> C {
+    use tessera_wire::v1::planned_operation::Operation as Planned;
+    let spec = v1::TaskSpec {
+        body: Some(v1::task_spec::Body::Shell("true".into())),
+        resources: Some(v1::Quantities { cpus_milli: 400, mem_mib: 400, disk_mib: 0 }),
+        ..v1::TaskSpec::default()
+    }
+    .encode_to_vec();
+    let digest = Digest::of(&spec).0.to_vec();
+    C::CommitTurn(v1::CommitTurn {
+        framework,
+        epoch: random(3),
+        number: random(60),
+        turn_hash: vec![0; 32],
+        consumed: vec![v1::Consumed {
+            consumed: Some(v1::consumed::Consumed::Update(v1::ConsumedUpdate {
+                task: task.clone(),
+                sequence: random(5),
+            })),
+        }],
+        operations: vec![
+            v1::PlannedOperation {
+                operation: Some(Planned::Launch(v1::PlannedLaunch {
+                    launch: Some(v1::Launch {
+                        task: format!("t{}", random(400)),
+                        spec: digest.clone(),
+                        ..v1::Launch::default()
+                    }),
+                    agent,
+                    ..v1::PlannedLaunch::default()
+                })),
+            },
+            v1::PlannedOperation {
+                operation: Some(Planned::SetTimer(v1::TimerEvent {
+                    id: task,
+                    due_ms: random(50),
+                })),
+            },
+        ],
+        writes: vec![v1::KeyWrite { key: "k".into(), value: Some(vec![0; 3]) }],
+        specs: vec![v1::SpecBytes { digest, encoded: spec }],
+    })
 }

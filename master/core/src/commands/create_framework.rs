@@ -67,12 +67,28 @@ pub(super) fn run(
     let id = FrameworkId(apply.state.meta.next_framework);
     let text = format!("{name} as {role}");
     let framework = Framework {
-        name,
-        role,
-        component,
         config,
         principal: apply.principal.clone(),
         created_ms: apply.time_ms,
+        ..new(name, role, component)
+    };
+    apply.state.frameworks.insert(id, framework);
+    apply.state.names.insert(key, id);
+    apply.mark(Dirty::Framework(id));
+    apply.effect(Effect::Framework(id));
+    apply.event("framework.created", Some(id), None, None, &text);
+    Ok(CommandResult::Framework(id))
+}
+
+/// A framework that has not run yet.
+fn new(name: FrameworkName, role: RoleName, component: Digest) -> Framework {
+    Framework {
+        name,
+        role,
+        component,
+        config: Vec::new(),
+        principal: String::new(),
+        created_ms: 0,
         epoch: Epoch(0),
         agent: None,
         placed_ms: 0,
@@ -94,11 +110,5 @@ pub(super) fn run(
         updates: BTreeMap::new(),
         charged: Quantities::ZERO,
         live: 0,
-    };
-    apply.state.frameworks.insert(id, framework);
-    apply.state.names.insert(key, id);
-    apply.mark(Dirty::Framework(id));
-    apply.effect(Effect::Framework(id));
-    apply.event("framework.created", Some(id), None, None, &text);
-    Ok(CommandResult::Framework(id))
+    }
 }

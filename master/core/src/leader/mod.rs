@@ -127,10 +127,21 @@ impl Desk<'_> {
         command: v1::command::Command,
         pending: Pending,
     ) -> u64 {
+        self.propose_as(principal, "", command, pending)
+    }
+
+    /// The same for somebody who acts in a role.
+    fn propose_as(
+        &mut self,
+        principal: &str,
+        role: &str,
+        command: v1::command::Command,
+        pending: Pending,
+    ) -> u64 {
         let ticket = self.leader.fresh();
         self.leader.pending.insert(ticket, pending);
         let origin = (!principal.is_empty())
-            .then(|| v1::Origin { principal: principal.to_owned(), role: String::new() });
+            .then(|| v1::Origin { principal: principal.to_owned(), role: role.to_owned() });
         self.leader.out.push(Output::Propose(v1::Command { ticket, origin, command: Some(command) }));
         ticket
     }

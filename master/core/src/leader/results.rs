@@ -64,7 +64,8 @@ impl Desk<'_> {
             Pending::Register { session } => self.register_done(session, result),
             Pending::Reconcile { session } => self.compared(session),
             Pending::Statuses { session, acks } => {
-                if self.leader.sessions.contains_key(&session) {
+                if let Some(record) = self.leader.sessions.get_mut(&session) {
+                    record.statuses_in_flight = record.statuses_in_flight.saturating_sub(1);
                     self.send(session, Out::StatusAcks(v1::StatusAcks { acks }));
                 }
             }

@@ -18,6 +18,8 @@ pub(crate) struct Session {
     /// Set once the agent is registered.
     pub(crate) agent: Option<AgentId>,
     pub(crate) last_beat_ms: u64,
+    /// Messages of statuses that wait for their commit.
+    pub(crate) statuses_in_flight: usize,
 }
 
 /// What the leader knows of an agent, with or without a session.
@@ -87,6 +89,7 @@ impl Desk<'_> {
             register: register.clone(),
             agent: None,
             last_beat_ms: self.now.mono_ms,
+            statuses_in_flight: 0,
         };
         self.leader.sessions.insert(session, record);
         if let Some((agent, _)) = unchanged {

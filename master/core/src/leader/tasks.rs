@@ -5,10 +5,9 @@
 
 use super::{Desk, Pending};
 use crate::commands::reconcile_agent::verdict;
-use crate::limits::STATUSES_MAX;
+use crate::limits::{STATUSES_IN_FLIGHT_MAX, STATUSES_MAX, TASK_SET_MAX};
 use crate::state::Task;
 use std::collections::BTreeMap;
-use tessera_types::limits::TASKS_LIVE_MAX;
 use tessera_types::{AgentId, Digest, FrameworkId, TaskId, TaskState, TaskStatus};
 use tessera_wire::v1::{self, master_message::Message as Out};
 use tessera_wire::WireError;
@@ -24,8 +23,8 @@ impl Desk<'_> {
         if !self.leader.links.get(&agent).is_some_and(|link| link.comparing) {
             return Err(WireError::new("task_set", "was not asked for"));
         }
-        if set.tasks.len() > TASKS_LIVE_MAX * 10 {
-            return Err(WireError::new("task_set.tasks", format!("at most {}", TASKS_LIVE_MAX * 10)));
+        if set.tasks.len() > TASK_SET_MAX {
+            return Err(WireError::new("task_set.tasks", format!("at most {TASK_SET_MAX}")));
         }
         let mut theirs = BTreeMap::new();
         for entry in set.tasks {
@@ -116,7 +115,9 @@ impl Desk<'_> {
         if !stale.is_empty() {
             self.send(session, Out::StatusAcks(v1::StatusAcks { acks: stale }));
         }
-        if !known.is_empty() {
+        let Some(record) = self.leader.sessions.get_mut(&session) else { return Ok(()) };
+        if !known.is_empty() && record.statuses_in_flight < STATUSES_IN_FLIGHT_MAX {
+            record.statuses_in_flight += 1;
             let command = v1::UpdateStatuses { agent: agent.0, statuses: known };
             let command = v1::command::Command::UpdateStatuses(command);
             self.propose("", command, Pending::Statuses { session, acks });

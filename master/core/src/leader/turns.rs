@@ -61,13 +61,7 @@ impl Desk<'_> {
         let header = turn.header();
         let (id, epoch, number) = (header.framework, header.epoch, header.number);
         let hash = Digest::of(&turn.encode_to_vec()).0.to_vec();
-        let result = |outcome: TurnOutcome| {
-            Out::TurnResult(v1::TurnResult {
-                key: Some(v1::InstanceKey { framework: id.0, epoch: epoch.0 }),
-                number: number.0,
-                outcome: Some((&outcome).into()),
-            })
-        };
+        let result = |outcome: TurnOutcome| turn_result(id, epoch, number, &outcome);
         let Some(framework) = self.state.frameworks.get(&id).filter(|f| !f.removing) else {
             self.send(session, result(TurnOutcome::Refused(TurnRefusal::NoFramework)));
             return Ok(());
@@ -104,8 +98,7 @@ impl Desk<'_> {
             self.refuse_turn(id, session, result(TurnOutcome::Refused(refusal)), &[]);
             return Ok(());
         }
-        let sent = instance.outstanding.take();
-        let http = match sent {
+        let http = match instance.outstanding.take() {
             Some(sent) if sent.time_ms == header.time_ms => sent.http,
             // A repeated turn: the worker passes over the batch that was sent meanwhile.
             Some(sent) => {
@@ -114,17 +107,15 @@ impl Desk<'_> {
             }
             None => Vec::new(),
         };
-        match Turn::try_from(turn) {
-            Ok(turn) => {
-                if let Err(refusal) = self.submit(turn, hash, http.clone()) {
-                    let outcome = TurnOutcome::Refused(refusal);
-                    self.refuse_turn(id, session, result(outcome), &http);
-                }
-            }
-            Err(error) => {
-                let refusal = TurnRefusal::Limit { name: error.field.into(), text: error.rule };
-                self.refuse_turn(id, session, result(TurnOutcome::Refused(refusal)), &http);
-            }
+        let malformed = |error: WireError| TurnRefusal::Limit {
+            name: error.field.into(),
+            text: error.rule,
+        };
+        let submitted = Turn::try_from(turn)
+            .map_err(malformed)
+            .and_then(|turn| self.submit(turn, hash, http.clone()));
+        if let Err(refusal) = submitted {
+            self.refuse_turn(id, session, result(TurnOutcome::Refused(refusal)), &http);
         }
         Ok(())
     }
@@ -170,7 +161,10 @@ impl Desk<'_> {
         if turn.changes_state() {
             let command = v1::command::Command::CommitTurn(command);
             let principal = format!("framework/{id}");
-            let ticket = self.propose(&principal, command, Pending::Turn(Box::new(pending)));
+            let role = self.state.frameworks.get(&id).map(|framework| framework.role.to_string());
+            let role = role.unwrap_or_default();
+            let pending = Pending::Turn(Box::new(pending));
+            let ticket = self.propose_as(&principal, &role, command, pending);
             if !plan.accepted.is_empty() {
                 self.leader.offers.accepting.insert(ticket, plan.accepted);
             }
@@ -459,15 +453,8 @@ impl Desk<'_> {
         let framework = self.state.frameworks.get(&pending.framework);
         let agent = framework.filter(|f| f.epoch == pending.epoch).and_then(|f| f.agent);
         let Some(session) = agent.and_then(|agent| self.session_of(agent)) else { return };
-        let key = v1::InstanceKey { framework: pending.framework.0, epoch: pending.epoch.0 };
-        self.send(
-            session,
-            Out::TurnResult(v1::TurnResult {
-                key: Some(key),
-                number: pending.number.0,
-                outcome: Some(outcome.into()),
-            }),
-        );
+        let result = turn_result(pending.framework, pending.epoch, pending.number, outcome);
+        self.send(session, result);
     }
 
     /// A turn's command was not taken: the worker has to submit it again, in a new session.
@@ -480,6 +467,14 @@ impl Desk<'_> {
             self.close(session, "a turn could not be proposed; it is to be submitted again");
         }
     }
+}
+
+fn turn_result(id: FrameworkId, epoch: Epoch, number: TurnNumber, outcome: &TurnOutcome) -> Out {
+    Out::TurnResult(v1::TurnResult {
+        key: Some(v1::InstanceKey { framework: id.0, epoch: epoch.0 }),
+        number: number.0,
+        outcome: Some(outcome.into()),
+    })
 }
 
 impl Plan {

@@ -238,6 +238,6 @@ impl Cluster {
             }
             other => panic!("nothing to show: {other}"),
         };
-        self.say(&text);
+        self.say(if text.is_empty() { "nothing" } else { &text });
     }
 }
