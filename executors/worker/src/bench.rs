@@ -15,8 +15,8 @@ use tessera_types::{
 };
 use tessera_wire::v1;
 use tessera_wit_host::{
-    Limits, Scheduler, SchedulerHost, SchedulerImage, Start, State, THREAD_STACK_BYTES,
-    Ticker, new_engine,
+    Limits, Scheduler, SchedulerHost, SchedulerImage, Start, State, THREAD_STACK_BYTES, Ticker,
+    new_engine,
 };
 use wasmtime::component::Component;
 
@@ -67,11 +67,18 @@ fn batch(number: u64, offers: usize, first_offer: u64) -> v1::Batch {
     let offer = |n: u64| Offer {
         id: OfferId(first_offer + n),
         agent: AgentId(n),
-        available: Quantities { cpus_milli: 4_000, mem_mib: 8_192, disk_mib: 100_000 },
+        available: Quantities {
+            cpus_milli: 4_000,
+            mem_mib: 8_192,
+            disk_mib: 100_000,
+        },
     };
     events.push(Event::Offers((0..offers as u64).map(offer).collect()));
     v1::Batch {
-        key: Some(v1::InstanceKey { framework: 1, epoch: 1 }),
+        key: Some(v1::InstanceKey {
+            framework: 1,
+            epoch: 1,
+        }),
         number,
         time_ms: 1_700_000_000_000 + number,
         events: events.iter().map(Into::into).collect(),
@@ -91,7 +98,9 @@ fn turn(scheduler: &mut Scheduler, batch: v1::Batch) -> Result<(usize, usize), S
         .map(TryInto::try_into)
         .collect::<Result<_, _>>()
         .map_err(|error: tessera_wire::WireError| error.to_string())?;
-    let turn = scheduler.turn(header, events).map_err(|failure| failure.to_string())?;
+    let turn = scheduler
+        .turn(header, events)
+        .map_err(|failure| failure.to_string())?;
     let bytes = v1::Turn::from(&turn).encode_to_vec();
     Ok((turn.operations.len(), bytes.len()))
 }
@@ -117,8 +126,13 @@ fn load(component: &Path) -> Result<SchedulerImage, String> {
 }
 
 fn build(image: &SchedulerImage) -> Result<Scheduler, String> {
-    let start = Start { seed: 1, config: Vec::new() };
-    image.build(&start, State::default()).map_err(|failed| failed.0.to_string())
+    let start = Start {
+        seed: 1,
+        config: Vec::new(),
+    };
+    image
+        .build(&start, State::default())
+        .map_err(|failed| failed.0.to_string())
 }
 
 /// Measure a component.
@@ -169,9 +183,8 @@ fn idle_memory(image: &SchedulerImage, instances: usize) -> Result<f64, String> 
         let (go, wait) = std::sync::mpsc::sync_channel::<()>(1);
         let thread = std::thread::Builder::new().stack_size(THREAD_STACK_BYTES);
         let thread = thread.spawn(move || {
-            let instance = build(&image).and_then(|mut instance| {
-                turn(&mut instance, batch(1, 1, 1)).map(|_| instance)
-            });
+            let instance = build(&image)
+                .and_then(|mut instance| turn(&mut instance, batch(1, 1, 1)).map(|_| instance));
             let _ = said.send(instance.as_ref().map(|_| ()).map_err(Clone::clone));
             // Ends when the other side is dropped.
             let _ = wait.recv();

@@ -47,7 +47,13 @@ impl Hosts {
         let schedulers = SchedulerHost::new(&engine, ticker.clone(), thread::CONTROL, limits)?;
         let tasks = TaskHost::new(&engine, ticker, limits)?;
         let outbox = Arc::new(Outbox::default());
-        Ok(Self { engine, schedulers, tasks, outbox, images: Mutex::default() })
+        Ok(Self {
+            engine,
+            schedulers,
+            tasks,
+            outbox,
+            images: Mutex::default(),
+        })
     }
 
     /// The component of an image, and the digest of what it was compiled from.
@@ -65,7 +71,9 @@ impl Hosts {
         drop(images);
         let (component, source) = image::load(&self.engine, path)?;
         let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
-        images.loaded.insert(path.to_owned(), (component.clone(), source, now));
+        images
+            .loaded
+            .insert(path.to_owned(), (component.clone(), source, now));
         if images.loaded.len() > IMAGES_MAX {
             let oldest = images.loaded.iter().min_by_key(|(_, (_, _, used))| *used);
             if let Some(path) = oldest.map(|(path, _)| path.clone()) {

@@ -54,7 +54,9 @@ pub fn write(
     source: Digest,
     path: &Path,
 ) -> Result<(), io::Error> {
-    let code = component.serialize().map_err(|error| io::Error::other(format!("{error:#}")))?;
+    let code = component
+        .serialize()
+        .map_err(|error| io::Error::other(format!("{error:#}")))?;
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}.tmp", std::process::id()));
     let temporary = Path::new(&name);
@@ -74,7 +76,12 @@ fn write_file(engine: &Engine, code: &[u8], source: Digest, path: &Path) -> io::
     let key = engine_key(engine);
     let key_length = u8::try_from(key.len()).map_err(io::Error::other)?;
     // Readable for the user that a worker runs as, writable for nobody but its writer.
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(path)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o644)
+        .open(path)?;
     file.write_all(MAGIC)?;
     file.write_all(&[key_length])?;
     file.write_all(key.as_bytes())?;
@@ -89,15 +96,19 @@ fn write_file(engine: &Engine, code: &[u8], source: Digest, path: &Path) -> io::
 /// # Errors
 /// When it is not one that this host's compiler wrote for this engine.
 pub fn load(engine: &Engine, path: &Path) -> Result<(Component, Digest), LoadError> {
-    let file =
-        OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)?;
     let metadata = file.metadata()?;
     let user = nix::unistd::geteuid().as_raw();
     if !metadata.is_file() || (metadata.uid() != user && metadata.uid() != 0) {
         return Err(LoadError::Untrusted("is owned by another user"));
     }
     if metadata.mode() & 0o022 != 0 {
-        return Err(LoadError::Untrusted("is writable for others than its owner"));
+        return Err(LoadError::Untrusted(
+            "is writable for others than its owner",
+        ));
     }
     if metadata.len() > IMAGE_BYTES_MAX {
         return Err(LoadError::Untrusted("is larger than any image"));
@@ -107,7 +118,10 @@ pub fn load(engine: &Engine, path: &Path) -> Result<(Component, Digest), LoadErr
     let (key, source, code) = parse(&bytes)?;
     let ours = engine_key(engine);
     if key != ours {
-        return Err(LoadError::OtherEngine { given: key.to_owned(), ours });
+        return Err(LoadError::OtherEngine {
+            given: key.to_owned(),
+            ours,
+        });
     }
     let component = deserialize(engine, code)?;
     Ok((component, source))
@@ -115,9 +129,13 @@ pub fn load(engine: &Engine, path: &Path) -> Result<(Component, Digest), LoadErr
 
 fn parse(bytes: &[u8]) -> Result<(&str, Digest, &[u8]), LoadError> {
     let cut = || LoadError::Damaged("it is cut");
-    let rest = bytes.strip_prefix(MAGIC).ok_or(LoadError::Damaged("it does not begin as one"))?;
+    let rest = bytes
+        .strip_prefix(MAGIC)
+        .ok_or(LoadError::Damaged("it does not begin as one"))?;
     let (length, rest) = rest.split_first().ok_or_else(cut)?;
-    let (key, rest) = rest.split_at_checked(usize::from(*length)).ok_or_else(cut)?;
+    let (key, rest) = rest
+        .split_at_checked(usize::from(*length))
+        .ok_or_else(cut)?;
     let key = std::str::from_utf8(key).map_err(|_| LoadError::Damaged("its key is no text"))?;
     let (source, rest) = rest.split_at_checked(32).ok_or_else(cut)?;
     let (sum, code) = rest.split_at_checked(32).ok_or_else(cut)?;

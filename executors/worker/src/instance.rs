@@ -15,9 +15,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tessera_types::limits::{BATCH_EVENTS_MAX, STATE_BYTES_MAX};
-use tessera_types::{Digest, Event, KeyWrite, TurnOutcome, TurnRefusal, TurnHeader, Epoch, FrameworkId, TurnNumber};
-use tessera_wire::{WireError, v1};
+use tessera_types::{
+    Digest, Epoch, Event, FrameworkId, KeyWrite, TurnHeader, TurnNumber, TurnOutcome, TurnRefusal,
+};
 use tessera_wire::v1::from_worker::Message;
+use tessera_wire::{WireError, v1};
 use tessera_wit_host::{
     Failure, Logged, Scheduler, SchedulerImage, Start, State, THREAD_STACK_BYTES, rebuild_backoff,
 };
@@ -75,8 +77,14 @@ impl InstanceHandle {
         image: PathBuf,
     ) -> std::io::Result<Self> {
         let (inbox, messages) = sync_channel(INBOX_MAX);
-        let shared = Arc::new(Shared { stopped: AtomicBool::new(false), status: Mutex::default() });
-        let key = v1::InstanceKey { framework: desired.framework, epoch: desired.epoch };
+        let shared = Arc::new(Shared {
+            stopped: AtomicBool::new(false),
+            status: Mutex::default(),
+        });
+        let key = v1::InstanceKey {
+            framework: desired.framework,
+            epoch: desired.epoch,
+        };
         let name = format!("f{}-e{}", key.framework, key.epoch);
         let logs = LogGate::new(key.framework);
         let mut life = Life {
@@ -92,12 +100,15 @@ impl InstanceHandle {
             failures: 0,
             waiting: None,
         };
-        std::thread::Builder::new().name(name).stack_size(THREAD_STACK_BYTES).spawn(move || {
-            if catch_unwind(AssertUnwindSafe(|| life.run())).is_err() {
-                life.shared.status().ready = false;
-                life.say_failed("WORKER_LOST", "the host of the instance failed", false);
-            }
-        })?;
+        std::thread::Builder::new()
+            .name(name)
+            .stack_size(THREAD_STACK_BYTES)
+            .spawn(move || {
+                if catch_unwind(AssertUnwindSafe(|| life.run())).is_err() {
+                    life.shared.status().ready = false;
+                    life.say_failed("WORKER_LOST", "the host of the instance failed", false);
+                }
+            })?;
         Ok(Self { inbox, shared })
     }
 
@@ -169,7 +180,9 @@ struct Life {
 impl Life {
     fn run(&mut self) {
         // An end without a word: the instance was stopped.
-        let Ok(mut state) = self.receive_state() else { return };
+        let Ok(mut state) = self.receive_state() else {
+            return;
+        };
         while let Ok(left) = self.live(state) {
             match left {
                 Some(left) => state = left,
@@ -180,7 +193,11 @@ impl Life {
 
     fn receive(&self) -> Result<ToInstance, Stopped> {
         let message = self.messages.recv().map_err(|_| Stopped)?;
-        if self.is_stopped() { Err(Stopped) } else { Ok(message) }
+        if self.is_stopped() {
+            Err(Stopped)
+        } else {
+            Ok(message)
+        }
     }
 
     fn is_stopped(&self) -> bool {
@@ -194,7 +211,12 @@ impl Life {
     }
 
     fn say_failed(&self, reason: &str, message: &str, will_retry: bool) {
-        tracing::warn!(framework = self.key.framework, reason, message, "the instance failed");
+        tracing::warn!(
+            framework = self.key.framework,
+            reason,
+            message,
+            "the instance failed"
+        );
         self.say(Message::InstanceFailed(v1::InstanceFailed {
             key: Some(self.key),
             reason: reason.to_owned(),
@@ -207,7 +229,9 @@ impl Life {
         let mut state = State::default();
         let mut bytes = 0_u64;
         loop {
-            let ToInstance::State(chunk) = self.receive()? else { continue };
+            let ToInstance::State(chunk) = self.receive()? else {
+                continue;
+            };
             let mut entries = Vec::with_capacity(chunk.entries.len());
             for entry in chunk.entries {
                 bytes += (entry.key.len() + entry.value.as_ref().map_or(0, Vec::len)) as u64;
@@ -236,7 +260,12 @@ impl Life {
     fn live(&mut self, state: State) -> Result<Option<State>, Stopped> {
         let start = Start {
             seed: self.desired.seed,
-            config: self.desired.config.iter().map(|p| (p.key.clone(), p.value.clone())).collect(),
+            config: self
+                .desired
+                .config
+                .iter()
+                .map(|p| (p.key.clone(), p.value.clone()))
+                .collect(),
         };
         let image = match self.link() {
             Ok(image) => image,
@@ -282,10 +311,18 @@ impl Life {
         self.was_ready = true;
         {
             let mut status = self.shared.status();
-            *status = Status { ready: true, next_turn: self.next_turn, outstanding: None };
+            *status = Status {
+                ready: true,
+                next_turn: self.next_turn,
+                outstanding: None,
+            };
         }
         let (key, next_turn) = (Some(self.key), self.next_turn);
-        self.say(Message::InstanceReady(v1::InstanceReady { key, rebuilt, next_turn }));
+        self.say(Message::InstanceReady(v1::InstanceReady {
+            key,
+            rebuilt,
+            next_turn,
+        }));
     }
 
     fn say_log(&mut self, mut logged: Logged) {
@@ -344,7 +381,9 @@ impl Life {
 
     fn handle(&self, scheduler: &mut Scheduler, batch: v1::Batch) -> Result<v1::Turn, Failure> {
         if batch.events.len() > BATCH_EVENTS_MAX {
-            return Err(Failure::Unusable(format!("batch.events: at most {BATCH_EVENTS_MAX}")));
+            return Err(Failure::Unusable(format!(
+                "batch.events: at most {BATCH_EVENTS_MAX}"
+            )));
         }
         let header = TurnHeader {
             framework: FrameworkId(self.key.framework),
@@ -358,7 +397,9 @@ impl Life {
             .map(Event::try_from)
             .collect::<Result<Vec<_>, WireError>>()
             .map_err(|error| Failure::Unusable(format!("batch.{error}")))?;
-        scheduler.turn(header, events).map(|turn| v1::Turn::from(&turn))
+        scheduler
+            .turn(header, events)
+            .map(|turn| v1::Turn::from(&turn))
     }
 
     /// Wait for what became of a turn. A batch that comes before is kept: it may be the next one.
@@ -381,7 +422,11 @@ impl Life {
     fn after_loss(&mut self, lost: Lost, state: State) -> Result<Option<State>, Stopped> {
         {
             let mut status = self.shared.status();
-            *status = Status { ready: false, next_turn: self.next_turn, outstanding: None };
+            *status = Status {
+                ready: false,
+                next_turn: self.next_turn,
+                outstanding: None,
+            };
         }
         self.waiting = None;
         self.failures = self.failures.saturating_add(1);
@@ -421,6 +466,8 @@ impl Life {
 }
 
 fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -49,9 +49,24 @@ fn harden() -> Result<(), JailError> {
 /// When the kernel refuses.
 pub fn enter_compile() -> Result<(), JailError> {
     harden()?;
-    limit(Resource::RLIMIT_AS, COMPILE_BYTES, RUN_BYTES, "address space")?;
-    limit(Resource::RLIMIT_CPU, COMPILE_CPU_S, COMPILE_CPU_S + 5, "CPU time")?;
-    limit(Resource::RLIMIT_FSIZE, COMPILE_FILE_BYTES, COMPILE_FILE_BYTES, "file size")?;
+    limit(
+        Resource::RLIMIT_AS,
+        COMPILE_BYTES,
+        RUN_BYTES,
+        "address space",
+    )?;
+    limit(
+        Resource::RLIMIT_CPU,
+        COMPILE_CPU_S,
+        COMPILE_CPU_S + 5,
+        "CPU time",
+    )?;
+    limit(
+        Resource::RLIMIT_FSIZE,
+        COMPILE_FILE_BYTES,
+        COMPILE_FILE_BYTES,
+        "file size",
+    )?;
     limit(Resource::RLIMIT_NOFILE, 64, 64, "open files")
 }
 
@@ -72,7 +87,12 @@ pub fn enter_worker() -> Result<(), JailError> {
     // Threads that stood behind others may come forward again, down to the usual priority. Only root
     // can allow that; without it they stay behind.
     let _ = setrlimit(Resource::RLIMIT_NICE, NICE_USUAL, NICE_USUAL);
-    limit(Resource::RLIMIT_NOFILE, WORKER_FILES, WORKER_FILES, "open files")
+    limit(
+        Resource::RLIMIT_NOFILE,
+        WORKER_FILES,
+        WORKER_FILES,
+        "open files",
+    )
 }
 
 /// Become this user and group for good.

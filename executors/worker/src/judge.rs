@@ -74,18 +74,27 @@ impl Judge {
     fn new() -> Result<Self, JudgeError> {
         let fault = |error: wasmtime::Error| JudgeError::Engine(format!("{error:#}"));
         let engine = new_engine().map_err(fault)?;
-        let ticker = Ticker::start(&engine).map_err(|error| JudgeError::Engine(error.to_string()))?;
+        let ticker =
+            Ticker::start(&engine).map_err(|error| JudgeError::Engine(error.to_string()))?;
         let (ticker, limits) = (Arc::new(ticker), Limits::default());
         let schedulers = SchedulerHost::new(&engine, ticker.clone(), thread::CONTROL, limits);
         let tasks = TaskHost::new(&engine, ticker, limits).map_err(fault)?;
-        Ok(Self { schedulers: schedulers.map_err(fault)?, tasks, engine })
+        Ok(Self {
+            schedulers: schedulers.map_err(fault)?,
+            tasks,
+            engine,
+        })
     }
 
     fn inspect(&self, bytes: &[u8]) -> Result<(Inspection, Option<Component>), JudgeError> {
         let (engine, schedulers, tasks) = (&self.engine, &self.schedulers, &self.tasks);
         let mut widened = Ok(());
-        let found = Inspector { engine, schedulers, tasks }
-            .inspect(bytes, || widened = jail::widen_for_run());
+        let found = Inspector {
+            engine,
+            schedulers,
+            tasks,
+        }
+        .inspect(bytes, || widened = jail::widen_for_run());
         widened?;
         Ok(found)
     }
@@ -96,7 +105,9 @@ fn read(path: &Path) -> Result<Vec<u8>, JudgeError> {
     let mut bytes = Vec::new();
     // One byte more than allowed tells a larger file from one that just fits.
     let file = File::open(path).map_err(fault)?;
-    file.take(COMPONENT_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(fault)?;
+    file.take(COMPONENT_BYTES_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(fault)?;
     Ok(bytes)
 }
 

@@ -27,7 +27,12 @@ impl LogGate {
     /// A gate that is fully open.
     #[must_use]
     pub const fn new(framework: u64) -> Self {
-        Self { framework, allowance: BURST_BYTES, refilled: None, dropped: 0 }
+        Self {
+            framework,
+            allowance: BURST_BYTES,
+            refilled: None,
+            dropped: 0,
+        }
     }
 
     /// What may be sent of this; none when there is nothing to say.
@@ -41,7 +46,11 @@ impl LogGate {
         self.refilled = Some(now);
         let mut lines = Vec::with_capacity(logged.lines.len());
         for line in &logged.lines {
-            let fields: usize = line.fields.iter().map(|(key, value)| key.len() + value.len()).sum();
+            let fields: usize = line
+                .fields
+                .iter()
+                .map(|(key, value)| key.len() + value.len())
+                .sum();
             let size = (line.text.len() + line.target.len() + fields) as u64 + LINE_BYTES;
             if size > self.allowance {
                 self.dropped += 1;
@@ -54,7 +63,11 @@ impl LogGate {
             return None;
         }
         let dropped = std::mem::take(&mut self.dropped);
-        Some(v1::GuestLog { framework: self.framework, lines, dropped })
+        Some(v1::GuestLog {
+            framework: self.framework,
+            lines,
+            dropped,
+        })
     }
 
     /// Lines that were passed on in vain.
@@ -78,7 +91,10 @@ mod tests {
             text: "x".repeat(8_000),
             fields: vec![],
         };
-        Logged { lines: vec![line; lines], dropped: 0 }
+        Logged {
+            lines: vec![line; lines],
+            dropped: 0,
+        }
     }
 
     #[test]
@@ -86,11 +102,21 @@ mod tests {
         let mut gate = LogGate::new(1);
         let start = Instant::now();
         let first = gate.pass(logged(1_000), start).unwrap();
-        assert!((200..300).contains(&first.lines.len()), "{}", first.lines.len());
+        assert!(
+            (200..300).contains(&first.lines.len()),
+            "{}",
+            first.lines.len()
+        );
         assert_eq!(first.dropped, 1_000 - first.lines.len() as u64);
         assert_eq!(gate.pass(logged(10), start), None);
-        let later = gate.pass(logged(100), start + Duration::from_secs(1)).unwrap();
-        assert!((30..35).contains(&later.lines.len()), "{}", later.lines.len());
+        let later = gate
+            .pass(logged(100), start + Duration::from_secs(1))
+            .unwrap();
+        assert!(
+            (30..35).contains(&later.lines.len()),
+            "{}",
+            later.lines.len()
+        );
         assert_eq!(later.dropped, 10 + 100 - later.lines.len() as u64);
     }
 }

@@ -7,14 +7,18 @@ use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use tessera_worker::{Hosts, bench, jail, judge, serve};
 use tessera_wit_host::{Limits, engine_key, new_engine};
+use tessera_worker::{Hosts, bench, jail, judge, serve};
 
 /// The component cannot be used; why is on stdout.
 const EXIT_UNUSABLE: u8 = 2;
 
 #[derive(Parser)]
-#[command(name = "tessera-worker", version, about = "Runs WebAssembly components for an agent")]
+#[command(
+    name = "tessera-worker",
+    version,
+    about = "Runs WebAssembly components for an agent"
+)]
 struct Arguments {
     #[command(subcommand)]
     mode: Mode,
@@ -106,12 +110,22 @@ fn print(answer: &impl serde::Serialize) -> Result<(), String> {
 fn report(verdict: Result<judge::Verdict, judge::JudgeError>) -> Result<ExitCode, String> {
     let verdict = verdict.map_err(|error| error.to_string())?;
     print(&verdict)?;
-    Ok(if verdict.ok { ExitCode::SUCCESS } else { ExitCode::from(EXIT_UNUSABLE) })
+    Ok(if verdict.ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(EXIT_UNUSABLE)
+    })
 }
 
 fn run(mode: Mode) -> Result<ExitCode, String> {
     match mode {
-        Mode::Serve { socket, tenant, kind, uid, gid } => {
+        Mode::Serve {
+            socket,
+            tenant,
+            kind,
+            uid,
+            gid,
+        } => {
             let listener = serve::bind(&socket)
                 .map_err(|error| format!("cannot listen on {}: {error}", socket.display()))?;
             jail::enter_worker().map_err(|error| error.to_string())?;
@@ -131,8 +145,17 @@ fn run(mode: Mode) -> Result<ExitCode, String> {
             println!("{}", engine_key(&engine));
             Ok(ExitCode::SUCCESS)
         }
-        Mode::BenchTurn { component, offers, turns, idle } => {
-            let plan = bench::Plan { offers, turns, idle };
+        Mode::BenchTurn {
+            component,
+            offers,
+            turns,
+            idle,
+        } => {
+            let plan = bench::Plan {
+                offers,
+                turns,
+                idle,
+            };
             print(&bench::run(&component, plan)?)?;
             Ok(ExitCode::SUCCESS)
         }

@@ -60,8 +60,13 @@ impl Outbox {
         }
         queue.links += 1;
         let number = queue.links;
-        let mut link =
-            Link { number, stream: reading, frames: VecDeque::new(), bytes: 0, closed: false };
+        let mut link = Link {
+            number,
+            stream: reading,
+            frames: VecDeque::new(),
+            bytes: 0,
+            closed: false,
+        };
         for frame in first() {
             push(&mut link, frame);
         }
@@ -78,7 +83,10 @@ impl Outbox {
     /// Whether this is still the link that counts.
     #[must_use]
     pub fn is_current(&self, number: u64) -> bool {
-        self.queue().link.as_ref().is_some_and(|link| link.number == number)
+        self.queue()
+            .link
+            .as_ref()
+            .is_some_and(|link| link.number == number)
     }
 
     /// Whether an agent is connected.
@@ -90,7 +98,11 @@ impl Outbox {
     /// The reader of this link has come to its end.
     pub fn disconnect(&self, number: u64) {
         let mut queue = self.queue();
-        if queue.link.as_ref().is_some_and(|link| link.number == number) {
+        if queue
+            .link
+            .as_ref()
+            .is_some_and(|link| link.number == number)
+        {
             queue.link = None;
         }
         drop(queue);
@@ -110,7 +122,9 @@ impl Outbox {
 
     fn queue_frame(&self, bytes: Vec<u8>, is_log: bool) -> bool {
         let mut queue = self.queue();
-        let Some(link) = queue.link.as_mut() else { return false };
+        let Some(link) = queue.link.as_mut() else {
+            return false;
+        };
         if is_log && link.bytes + bytes.len() > LOG_QUEUE_BYTES_MAX {
             return false;
         }
@@ -139,7 +153,10 @@ impl Outbox {
                     link.bytes -= bytes.len();
                     break bytes;
                 }
-                queue = self.more.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue = self
+                    .more
+                    .wait(queue)
+                    .unwrap_or_else(PoisonError::into_inner);
             };
             drop(queue);
             if stream.write_all(&bytes).is_err() {
@@ -160,7 +177,12 @@ fn push(link: &mut Link, bytes: Vec<u8>) {
 #[must_use]
 pub fn encode(message: Message) -> Vec<u8> {
     let mut bytes = Vec::new();
-    frame::encode(&FromWorker { message: Some(message) }, &mut bytes);
+    frame::encode(
+        &FromWorker {
+            message: Some(message),
+        },
+        &mut bytes,
+    );
     bytes
 }
 
@@ -170,13 +192,26 @@ mod tests {
     use tessera_wire::v1;
 
     fn log(bytes: usize) -> Message {
-        let line = v1::LogLine { text: "x".repeat(bytes), ..v1::LogLine::default() };
-        Message::Log(v1::GuestLog { framework: 1, lines: vec![line], dropped: 0 })
+        let line = v1::LogLine {
+            text: "x".repeat(bytes),
+            ..v1::LogLine::default()
+        };
+        Message::Log(v1::GuestLog {
+            framework: 1,
+            lines: vec![line],
+            dropped: 0,
+        })
     }
 
     fn turn(bytes: usize) -> Message {
-        let write = v1::KeyWrite { key: "k".into(), value: Some(vec![0; bytes]) };
-        Message::Turn(v1::Turn { writes: vec![write], ..v1::Turn::default() })
+        let write = v1::KeyWrite {
+            key: "k".into(),
+            value: Some(vec![0; bytes]),
+        };
+        Message::Turn(v1::Turn {
+            writes: vec![write],
+            ..v1::Turn::default()
+        })
     }
 
     #[test]
@@ -194,7 +229,11 @@ mod tests {
         let (ours, mut newer) = UnixStream::pair().unwrap();
         let second = outbox.connect(&ours, hello).unwrap();
         assert!(!outbox.is_current(first) && outbox.is_current(second));
-        assert_eq!(frame::read::<FromWorker>(&mut theirs).unwrap(), None, "the old one is closed");
+        assert_eq!(
+            frame::read::<FromWorker>(&mut theirs).unwrap(),
+            None,
+            "the old one is closed"
+        );
         assert!(frame::read::<FromWorker>(&mut newer).unwrap().is_some());
     }
 

@@ -64,11 +64,17 @@ impl Worker {
     /// A worker without guests.
     #[must_use]
     pub fn new(hosts: Arc<Hosts>) -> Arc<Self> {
-        Arc::new(Self { hosts, tasks: Arc::default(), instances: Mutex::default() })
+        Arc::new(Self {
+            hosts,
+            tasks: Arc::default(),
+            instances: Mutex::default(),
+        })
     }
 
     fn instances(&self) -> MutexGuard<'_, BTreeMap<Key, InstanceHandle>> {
-        self.instances.lock().unwrap_or_else(PoisonError::into_inner)
+        self.instances
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Serve until there is nobody left to serve.
@@ -107,13 +113,15 @@ impl Worker {
             Err(error) => return tracing::warn!(%error, "an agent could not be greeted"),
         };
         let worker = self.clone();
-        let spawned = std::thread::Builder::new().name("link-in".into()).spawn(move || {
-            if let Ended::Shutdown = worker.read(link, reading) {
-                tracing::info!("the agent ends this worker");
-                std::process::exit(0);
-            }
-            worker.hosts.outbox.disconnect(link);
-        });
+        let spawned = std::thread::Builder::new()
+            .name("link-in".into())
+            .spawn(move || {
+                if let Ended::Shutdown = worker.read(link, reading) {
+                    tracing::info!("the agent ends this worker");
+                    std::process::exit(0);
+                }
+                worker.hosts.outbox.disconnect(link);
+            });
         if let Err(error) = spawned {
             tracing::warn!(%error, "an agent could not be heard");
             self.hosts.outbox.disconnect(link);
@@ -123,10 +131,16 @@ impl Worker {
     fn greeting(&self) -> Vec<Vec<u8>> {
         let statuses: Vec<(Key, Status)> = {
             let instances = self.instances();
-            instances.iter().map(|(key, instance)| (*key, instance.status())).collect()
+            instances
+                .iter()
+                .map(|(key, instance)| (*key, instance.status()))
+                .collect()
         };
         let instances = statuses.iter().map(|(key, status)| v1::HelloInstance {
-            key: Some(v1::InstanceKey { framework: key.0, epoch: key.1 }),
+            key: Some(v1::InstanceKey {
+                framework: key.0,
+                epoch: key.1,
+            }),
             ready: status.ready,
             next_turn: status.next_turn,
         });
@@ -137,7 +151,11 @@ impl Worker {
             tasks: self.tasks.states(),
         };
         let mut frames = vec![encode(from_worker::Message::Hello(hello))];
-        frames.extend(statuses.into_iter().filter_map(|(_, status)| status.outstanding));
+        frames.extend(
+            statuses
+                .into_iter()
+                .filter_map(|(_, status)| status.outstanding),
+        );
         frames
     }
 
@@ -146,8 +164,12 @@ impl Worker {
         loop {
             match frame::read::<ToWorker>(&mut reader) {
                 Ok(Some(_)) if !self.hosts.outbox.is_current(link) => return Ended::Link,
-                Ok(Some(ToWorker { message: Some(Message::Shutdown(_)) })) => return Ended::Shutdown,
-                Ok(Some(ToWorker { message: Some(message) })) => self.hear(message),
+                Ok(Some(ToWorker {
+                    message: Some(Message::Shutdown(_)),
+                })) => return Ended::Shutdown,
+                Ok(Some(ToWorker {
+                    message: Some(message),
+                })) => self.hear(message),
                 Ok(Some(ToWorker { message: None })) => {
                     tracing::warn!("the agent sent a message of an unknown kind");
                 }
@@ -184,7 +206,10 @@ impl Worker {
     fn tell(&self, key: Option<v1::InstanceKey>, message: ToInstance) {
         let Some(key) = key else { return };
         // Out of the lock: a message may wait until the instance has room for it.
-        let inbox = self.instances().get(&(key.framework, key.epoch)).map(InstanceHandle::inbox);
+        let inbox = self
+            .instances()
+            .get(&(key.framework, key.epoch))
+            .map(InstanceHandle::inbox);
         match inbox {
             Some(inbox) => inbox.send(message),
             None => tracing::warn!(framework = key.framework, "a message for no instance"),
@@ -192,16 +217,23 @@ impl Worker {
     }
 
     fn start_instance(&self, start: v1::StartInstance) {
-        let Some(desired) = start.instance else { return };
+        let Some(desired) = start.instance else {
+            return;
+        };
         let key = (desired.framework, desired.epoch);
         // Nothing is sent under the lock: greetings take it while they hold the outbox.
         if let Err(message) = self.try_start(key, desired, PathBuf::from(start.image)) {
-            self.hosts.outbox.send(from_worker::Message::InstanceFailed(v1::InstanceFailed {
-                key: Some(v1::InstanceKey { framework: key.0, epoch: key.1 }),
-                reason: "WORKER_LOST".into(),
-                message,
-                will_retry: false,
-            }));
+            self.hosts
+                .outbox
+                .send(from_worker::Message::InstanceFailed(v1::InstanceFailed {
+                    key: Some(v1::InstanceKey {
+                        framework: key.0,
+                        epoch: key.1,
+                    }),
+                    reason: "WORKER_LOST".into(),
+                    message,
+                    will_retry: false,
+                }));
         }
     }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tessera_types::{Reason, limits::MESSAGE_BYTES_MAX};
 use tessera_wire::v1::{self, TaskState, WasmTaskState, from_worker::Message};
-use tessera_wit_host::{Kill, TaskEnd, TaskImage, TaskStart, THREAD_STACK_BYTES, is_memory_limit};
+use tessera_wit_host::{Kill, THREAD_STACK_BYTES, TaskEnd, TaskImage, TaskStart, is_memory_limit};
 
 /// Tasks that a worker runs or remembers: each running one has a thread, and all of them have to fit
 /// into one greeting.
@@ -90,9 +90,12 @@ impl Tasks {
         }
         let (on_thread, thread_hosts, thread_key) = (self.clone(), hosts.clone(), key.clone());
         let name = format!("task-{}", start.task.chars().take(10).collect::<String>());
-        let spawned =
-            std::thread::Builder::new().name(name).stack_size(THREAD_STACK_BYTES).spawn(move || {
-                let run = AssertUnwindSafe(|| on_thread.run(&thread_hosts, &thread_key, start, &kill));
+        let spawned = std::thread::Builder::new()
+            .name(name)
+            .stack_size(THREAD_STACK_BYTES)
+            .spawn(move || {
+                let run =
+                    AssertUnwindSafe(|| on_thread.run(&thread_hosts, &thread_key, start, &kill));
                 let end = catch_unwind(run).unwrap_or_else(|_| {
                     let text = "the host of the task failed";
                     state(&thread_key, TaskState::TaskFailed, Reason::WorkerLost, text)
@@ -101,7 +104,11 @@ impl Tasks {
             });
         if let Err(error) = spawned {
             let text = format!("no thread: {error}");
-            self.end(hosts, &key, state(&key, TaskState::TaskFailed, Reason::LaunchFailed, &text));
+            self.end(
+                hosts,
+                &key,
+                state(&key, TaskState::TaskFailed, Reason::LaunchFailed, &text),
+            );
         }
     }
 
@@ -114,10 +121,19 @@ impl Tasks {
         }
         if tasks.len() >= TASKS_MAX {
             let text = format!("limit worker-tasks: at most {TASKS_MAX}");
-            return Some(state(key, TaskState::TaskFailed, Reason::LaunchFailed, &text));
+            return Some(state(
+                key,
+                TaskState::TaskFailed,
+                Reason::LaunchFailed,
+                &text,
+            ));
         }
         let starting = state(key, TaskState::TaskStarting, Reason::None, "");
-        let task = Task { kill: kill.clone(), state: starting, running: true };
+        let task = Task {
+            kill: kill.clone(),
+            state: starting,
+            running: true,
+        };
         tasks.insert(key.clone(), task);
         None
     }
@@ -137,7 +153,11 @@ impl Tasks {
         let start = TaskStart {
             name: start.name,
             args: start.args,
-            env: start.env.into_iter().map(|pair| (pair.key, pair.value)).collect(),
+            env: start
+                .env
+                .into_iter()
+                .map(|pair| (pair.key, pair.value))
+                .collect(),
             sandbox: PathBuf::from(start.sandbox),
             memory_bytes: start.mem_bytes,
         };
@@ -176,7 +196,10 @@ impl Tasks {
     /// All tasks, for a greeting.
     #[must_use]
     pub fn states(&self) -> Vec<WasmTaskState> {
-        self.tasks().values().map(|task| task.state.clone()).collect()
+        self.tasks()
+            .values()
+            .map(|task| task.state.clone())
+            .collect()
     }
 
     /// Whether a task runs.
@@ -188,5 +211,8 @@ impl Tasks {
 
 fn link(hosts: &Hosts, image: &Path) -> Result<TaskImage, String> {
     let (component, _) = hosts.image(image).map_err(|error| error.to_string())?;
-    hosts.tasks.link(&component).map_err(|failure| failure.to_string())
+    hosts
+        .tasks
+        .link(&component)
+        .map_err(|failure| failure.to_string())
 }

@@ -58,7 +58,9 @@ impl Clock {
         if when_ns <= times.monotonic_ns {
             return true;
         }
-        let next = times.next_timer_ns.map_or(when_ns, |next| next.min(when_ns));
+        let next = times
+            .next_timer_ns
+            .map_or(when_ns, |next| next.min(when_ns));
         times.next_timer_ns = Some(next);
         false
     }
@@ -71,7 +73,9 @@ impl Clock {
     /// Move to the earliest timer that was asked about; false when there was none.
     pub(crate) fn advance_to_timer(&self) -> bool {
         let mut times = self.times();
-        let Some(when) = times.next_timer_ns.take() else { return false };
+        let Some(when) = times.next_timer_ns.take() else {
+            return false;
+        };
         let by = when.saturating_sub(times.monotonic_ns);
         times.advance(by);
         true

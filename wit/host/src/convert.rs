@@ -140,7 +140,11 @@ fn http_request(request: HttpRequest) -> ev::HttpRequest {
 }
 
 pub(crate) fn http_answer(answer: http::HttpAnswer) -> HttpAnswer {
-    HttpAnswer { status: answer.status, headers: answer.headers, body: answer.body }
+    HttpAnswer {
+        status: answer.status,
+        headers: answer.headers,
+        body: answer.body,
+    }
 }
 
 pub(crate) const fn log_level(level: wit::Level) -> LogLevel {
@@ -198,16 +202,21 @@ fn task_body(body: wit::TaskBody) -> Result<TaskBody, Refused> {
 
 fn file(file: wit::File) -> Result<FileSpec, Refused> {
     match file.content {
-        wit::FileContent::Inline(content) => {
-            Ok(FileSpec { path: file.path, mode: file.mode, content })
-        }
+        wit::FileContent::Inline(content) => Ok(FileSpec {
+            path: file.path,
+            mode: file.mode,
+            content,
+        }),
         wit::FileContent::Digest(_) => unsupported("files.content.digest: an uploaded file"),
     }
 }
 
 pub(crate) fn task_spec(spec: wit::TaskSpec) -> Result<TaskSpec, Refused> {
     if let Some(item) = spec.items.first() {
-        return unsupported(&format!("items: resource {:?} beside cpus, mem and disk", item.name));
+        return unsupported(&format!(
+            "items: resource {:?} beside cpus, mem and disk",
+            item.name
+        ));
     }
     if spec.health.is_some() {
         return unsupported("health: a health check");
@@ -215,8 +224,10 @@ pub(crate) fn task_spec(spec: wit::TaskSpec) -> Result<TaskSpec, Refused> {
     if let Some(ext) = spec.ext.first() {
         return unsupported(&format!("ext: {:?}", ext.key));
     }
-    let cpus_limit_milli =
-        spec.cpus_limit_milli.map(|milli| amount("cpus-limit", milli)).transpose()?;
+    let cpus_limit_milli = spec
+        .cpus_limit_milli
+        .map(|milli| amount("cpus-limit", milli))
+        .transpose()?;
     Ok(TaskSpec {
         name: spec.name,
         body: task_body(spec.body)?,

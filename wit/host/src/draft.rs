@@ -8,8 +8,8 @@
 use crate::limits::{LimitPassed, Limits};
 use std::collections::{BTreeMap, BTreeSet};
 use tessera_types::{
-    Digest, Filters, HttpAnswer, InvalidSpec, Launch, OfferId, Operation, ResourcesError, TaskId, TaskSpec,
-    TimeMs, limits, validate_launch, validate_spec,
+    Digest, Filters, HttpAnswer, InvalidSpec, Launch, OfferId, Operation, ResourcesError, TaskId,
+    TaskSpec, TimeMs, limits, validate_launch, validate_spec,
 };
 
 /// Why a call was not taken.
@@ -200,7 +200,10 @@ impl Draft {
         let mut tasks = BTreeSet::new();
         for launch in &launches {
             let Some(defined) = self.book.specs.get(&launch.spec) else {
-                let text = format!("launch.spec: {} is not defined by this instance", launch.spec);
+                let text = format!(
+                    "launch.spec: {} is not defined by this instance",
+                    launch.spec
+                );
                 return Err(Refused::NotFound(text));
             };
             validate_launch(launch, &defined.spec)?;
@@ -217,13 +220,21 @@ impl Draft {
         if named_bytes > limits::TURN_SPEC_BYTES_MAX {
             return limit("turn-spec-bytes", limits::TURN_SPEC_BYTES_MAX);
         }
-        self.push(Operation::Accept { offers, launches, filters })?;
+        self.push(Operation::Accept {
+            offers,
+            launches,
+            filters,
+        })?;
         self.named.append(&mut named);
         self.named_bytes = named_bytes;
         Ok(())
     }
 
-    pub(crate) fn decline(&mut self, offers: Vec<OfferId>, filters: Filters) -> Result<(), Refused> {
+    pub(crate) fn decline(
+        &mut self,
+        offers: Vec<OfferId>,
+        filters: Filters,
+    ) -> Result<(), Refused> {
         check_offers(&offers)?;
         check_filters(filters)?;
         self.push(Operation::Decline { offers, filters })
@@ -246,7 +257,10 @@ impl Draft {
     }
 
     pub(crate) fn reconcile(&mut self, tasks: &[String]) -> Result<(), Refused> {
-        let tasks = tasks.iter().map(|task| task_id("tasks", task)).collect::<Result<_, _>>()?;
+        let tasks = tasks
+            .iter()
+            .map(|task| task_id("tasks", task))
+            .collect::<Result<_, _>>()?;
         self.push(Operation::Reconcile { tasks })
     }
 
@@ -265,7 +279,10 @@ impl Draft {
             let (min, max) = (limits::TIMER_MIN_MS, limits::DURATION_MAX_MS);
             return invalid("after-ms", &format!("{min} to {max}"));
         }
-        self.push(Operation::SetTimer { id, due_ms: self.time_ms.saturating_add(after_ms) })
+        self.push(Operation::SetTimer {
+            id,
+            due_ms: self.time_ms.saturating_add(after_ms),
+        })
     }
 
     pub(crate) fn cancel_timer(&mut self, id: String) -> Result<(), Refused> {
@@ -288,10 +305,15 @@ impl Draft {
 /// What an operation costs in a message, roughly.
 fn size(operation: &Operation) -> usize {
     let pairs = |pairs: &[(String, String)]| -> usize {
-        pairs.iter().map(|(key, value)| key.len() + value.len() + 8).sum()
+        pairs
+            .iter()
+            .map(|(key, value)| key.len() + value.len() + 8)
+            .sum()
     };
     16 + match operation {
-        Operation::Accept { offers, launches, .. } => {
+        Operation::Accept {
+            offers, launches, ..
+        } => {
             let words = |args: &[String]| args.iter().map(|arg| arg.len() + 4).sum::<usize>();
             let one = |launch: &Launch| {
                 launch.task.as_str().len() + words(&launch.args) + pairs(&launch.env) + 48
@@ -308,7 +330,8 @@ fn size(operation: &Operation) -> usize {
 }
 
 pub(crate) fn task_id(field: &str, text: &str) -> Result<TaskId, Refused> {
-    text.parse().map_err(|error| Refused::Invalid(format!("{field}: {error}")))
+    text.parse()
+        .map_err(|error| Refused::Invalid(format!("{field}: {error}")))
 }
 
 fn check_offers(offers: &[OfferId]) -> Result<(), Refused> {
@@ -324,7 +347,10 @@ fn check_offers(offers: &[OfferId]) -> Result<(), Refused> {
 
 fn check_filters(filters: Filters) -> Result<(), Refused> {
     if filters.refuse_ms > limits::DURATION_MAX_MS {
-        return invalid("filters.refuse-ms", &format!("at most {}", limits::DURATION_MAX_MS));
+        return invalid(
+            "filters.refuse-ms",
+            &format!("at most {}", limits::DURATION_MAX_MS),
+        );
     }
     Ok(())
 }
@@ -354,7 +380,10 @@ fn check_answer(answer: &HttpAnswer) -> Result<(), Refused> {
         if name.is_empty() || !name.bytes().all(token) {
             return invalid("answer.headers", "names are tokens of RFC 9110");
         }
-        if value.bytes().any(|byte| byte < 0x20 && byte != b'\t' || byte == 0x7f) {
+        if value
+            .bytes()
+            .any(|byte| byte < 0x20 && byte != b'\t' || byte == 0x7f)
+        {
             return invalid("answer.headers", "values have no control characters");
         }
     }
@@ -370,7 +399,11 @@ mod tests {
         TaskSpec {
             name: "t".into(),
             body: TaskBody::Native(NativeCommand::Shell(command.into())),
-            resources: Quantities { cpus_milli: 100, mem_mib: 32, disk_mib: 0 },
+            resources: Quantities {
+                cpus_milli: 100,
+                mem_mib: 32,
+                disk_mib: 0,
+            },
             cpus_limit_milli: None,
             pids_limit: None,
             user: None,
@@ -384,7 +417,12 @@ mod tests {
     }
 
     fn launch(task: &str, spec: Digest) -> Launch {
-        Launch { task: task.parse().unwrap(), spec, args: vec![], env: vec![] }
+        Launch {
+            task: task.parse().unwrap(),
+            spec,
+            args: vec![],
+            env: vec![],
+        }
     }
 
     fn draft() -> Draft {
@@ -403,14 +441,25 @@ mod tests {
     #[test]
     fn launches_carry_their_specs_once() {
         let mut draft = draft();
-        let (a, b) = (draft.define(spec("a")).unwrap(), draft.define(spec("b")).unwrap());
+        let (a, b) = (
+            draft.define(spec("a")).unwrap(),
+            draft.define(spec("b")).unwrap(),
+        );
         let launches = vec![launch("1", a), launch("2", a)];
-        draft.accept(vec![OFFER], launches, Filters::default()).unwrap();
+        draft
+            .accept(vec![OFFER], launches, Filters::default())
+            .unwrap();
         let (operations, specs) = draft.finish();
         assert_eq!(operations.len(), 1);
         assert_eq!(specs, vec![(a, tessera_wire::encode_spec(&spec("a")))]);
-        draft.accept(vec![OFFER], vec![launch("3", b)], Filters::default()).unwrap();
-        assert_eq!(draft.finish().1.len(), 1, "specs of earlier turns stay defined");
+        draft
+            .accept(vec![OFFER], vec![launch("3", b)], Filters::default())
+            .unwrap();
+        assert_eq!(
+            draft.finish().1.len(),
+            1,
+            "specs of earlier turns stay defined"
+        );
     }
 
     #[test]
@@ -418,21 +467,38 @@ mod tests {
         let mut draft = draft();
         let known = draft.define(spec("a")).unwrap();
         let unknown = Digest::of(b"other");
-        let far = Filters { refuse_ms: limits::DURATION_MAX_MS + 1 };
-        let with_args = Launch { args: vec!["x".into()], ..launch("t", known) };
+        let far = Filters {
+            refuse_ms: limits::DURATION_MAX_MS + 1,
+        };
+        let with_args = Launch {
+            args: vec!["x".into()],
+            ..launch("t", known)
+        };
         let none = Filters::default();
         for (offers, launches, filters, field) in [
             (vec![], vec![], none, "offers"),
             (vec![OFFER, OFFER], vec![], none, "offers"),
             (vec![OFFER], vec![launch("t", unknown)], none, "launch.spec"),
-            (vec![OFFER], vec![launch("t", known), launch("t", known)], none, "launch.task"),
+            (
+                vec![OFFER],
+                vec![launch("t", known), launch("t", known)],
+                none,
+                "launch.task",
+            ),
             (vec![OFFER], vec![with_args], none, "launch.args"),
             (vec![OFFER], vec![], far, "filters.refuse-ms"),
         ] {
-            let error = draft.accept(offers, launches, filters).unwrap_err().to_string();
+            let error = draft
+                .accept(offers, launches, filters)
+                .unwrap_err()
+                .to_string();
             assert!(error.starts_with(field), "{field}: {error}");
         }
-        assert_eq!(draft.finish(), (vec![], vec![]), "what is refused enqueues nothing");
+        assert_eq!(
+            draft.finish(),
+            (vec![], vec![]),
+            "what is refused enqueues nothing"
+        );
     }
 
     #[test]
@@ -443,7 +509,11 @@ mod tests {
         }
         assert_eq!(limit_name(draft.suppress()), "turn-operations");
         assert_eq!(draft.finish().0.len(), limits::TURN_OPERATIONS_MAX);
-        let answer = HttpAnswer { status: 200, body: vec![0; 64 << 10], ..HttpAnswer::default() };
+        let answer = HttpAnswer {
+            status: 200,
+            body: vec![0; 64 << 10],
+            ..HttpAnswer::default()
+        };
         let refused = (0..100).find_map(|id| {
             draft.open_request(id);
             draft.respond(id, answer.clone()).err()
@@ -457,7 +527,10 @@ mod tests {
         for n in 0..limits::TURN_SPECS_MAX {
             draft.define(spec(&n.to_string())).unwrap();
         }
-        assert_eq!(limit_name(draft.define(spec("more")).map(|_| ())), "turn-specs");
+        assert_eq!(
+            limit_name(draft.define(spec("more")).map(|_| ())),
+            "turn-specs"
+        );
         assert!(draft.define(spec("0")).is_ok(), "what is known is free");
         draft.finish();
         assert!(draft.define(spec("more")).is_ok());
@@ -469,10 +542,14 @@ mod tests {
         draft.set_timer("a".into(), 50).unwrap();
         draft.begin(1_000);
         draft.set_timer("b".into(), 60).unwrap();
-        let due = draft.finish().0.into_iter().map(|operation| match operation {
-            Operation::SetTimer { due_ms, .. } => due_ms,
-            other => panic!("{other:?}"),
-        });
+        let due = draft
+            .finish()
+            .0
+            .into_iter()
+            .map(|operation| match operation {
+                Operation::SetTimer { due_ms, .. } => due_ms,
+                other => panic!("{other:?}"),
+            });
         assert_eq!(due.collect::<Vec<_>>(), [1_050, 1_060]);
         assert!(draft.set_timer("a".into(), 9).is_err());
         assert!(draft.set_timer(String::new(), 90).is_err());
@@ -481,14 +558,29 @@ mod tests {
     #[test]
     fn a_request_is_answered_once() {
         let mut draft = draft();
-        let answer = HttpAnswer { status: 200, ..HttpAnswer::default() };
-        assert!(matches!(draft.respond(1, answer.clone()), Err(Refused::NotFound(_))));
+        let answer = HttpAnswer {
+            status: 200,
+            ..HttpAnswer::default()
+        };
+        assert!(matches!(
+            draft.respond(1, answer.clone()),
+            Err(Refused::NotFound(_))
+        ));
         draft.open_request(1);
-        let bad = HttpAnswer { headers: vec![("a b".into(), String::new())], ..answer.clone() };
+        let bad = HttpAnswer {
+            headers: vec![("a b".into(), String::new())],
+            ..answer.clone()
+        };
         assert!(matches!(draft.respond(1, bad), Err(Refused::Invalid(_))));
-        let bad = HttpAnswer { headers: vec![("a".into(), "b\r\nc".into())], ..answer.clone() };
+        let bad = HttpAnswer {
+            headers: vec![("a".into(), "b\r\nc".into())],
+            ..answer.clone()
+        };
         assert!(matches!(draft.respond(1, bad), Err(Refused::Invalid(_))));
         assert_eq!(draft.respond(1, answer.clone()), Ok(()));
-        assert!(matches!(draft.respond(1, answer), Err(Refused::NotFound(_))));
+        assert!(matches!(
+            draft.respond(1, answer),
+            Err(Refused::NotFound(_))
+        ));
     }
 }

@@ -37,7 +37,9 @@ pub fn new_engine() -> wasmtime::Result<Engine> {
         .cranelift_opt_level(OptLevel::Speed)
         // Guests are replayed: the same inputs have to give the same bits.
         .cranelift_nan_canonicalization(true)
-        .module_version(ModuleVersionStrategy::Custom(format!("{RUNTIME_VERSION}+{POLICY}")))?
+        .module_version(ModuleVersionStrategy::Custom(format!(
+            "{RUNTIME_VERSION}+{POLICY}"
+        )))?
         .epoch_interruption(true)
         .max_wasm_stack(WASM_STACK_BYTES)
         .async_stack_size(THREAD_STACK_BYTES)
@@ -66,7 +68,10 @@ pub fn engine_key(engine: &Engine) -> String {
     #[allow(deprecated)]
     let mut hasher = std::hash::SipHasher::new();
     engine.precompile_compatibility_hash().hash(&mut hasher);
-    format!("wasmtime-{RUNTIME_VERSION}-{POLICY}-{:016x}", hasher.finish())
+    format!(
+        "wasmtime-{RUNTIME_VERSION}-{POLICY}-{:016x}",
+        hasher.finish()
+    )
 }
 
 #[derive(Debug, Default)]
@@ -96,31 +101,37 @@ impl Ticker {
     pub fn start(engine: &Engine) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let (weak, on_thread) = (engine.weak(), Arc::clone(&shared));
-        std::thread::Builder::new().name("epochs".into()).spawn(move || {
-            let mut idle = 0;
-            while !on_thread.stop.load(Ordering::Relaxed) {
-                std::thread::sleep(EPOCH);
-                let Some(engine) = weak.upgrade() else { return };
-                engine.increment_epoch();
-                drop(engine);
-                if on_thread.running.load(Ordering::SeqCst) > 0 {
-                    idle = 0;
-                    continue;
+        std::thread::Builder::new()
+            .name("epochs".into())
+            .spawn(move || {
+                let mut idle = 0;
+                while !on_thread.stop.load(Ordering::Relaxed) {
+                    std::thread::sleep(EPOCH);
+                    let Some(engine) = weak.upgrade() else { return };
+                    engine.increment_epoch();
+                    drop(engine);
+                    if on_thread.running.load(Ordering::SeqCst) > 0 {
+                        idle = 0;
+                        continue;
+                    }
+                    idle += 1;
+                    if idle > TICKS_BEFORE_SLEEP {
+                        on_thread.sleep();
+                        idle = 0;
+                    }
                 }
-                idle += 1;
-                if idle > TICKS_BEFORE_SLEEP {
-                    on_thread.sleep();
-                    idle = 0;
-                }
-            }
-        })?;
+            })?;
         Ok(Self { shared })
     }
 
     pub(crate) fn run(&self) -> Running<'_> {
         self.shared.running.fetch_add(1, Ordering::SeqCst);
         if self.shared.asleep.load(Ordering::SeqCst) {
-            let _guard = self.shared.lock.lock().unwrap_or_else(PoisonError::into_inner);
+            let _guard = self
+                .shared
+                .lock
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             self.shared.wake.notify_one();
         }
         Running(&self.shared)
@@ -133,7 +144,10 @@ impl Shared {
         // Announced before the last look: one of the two sides sees the other.
         self.asleep.store(true, Ordering::SeqCst);
         while self.running.load(Ordering::SeqCst) == 0 && !self.stop.load(Ordering::SeqCst) {
-            guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
+            guard = self
+                .wake
+                .wait(guard)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         self.asleep.store(false, Ordering::SeqCst);
     }
@@ -148,7 +162,11 @@ impl Drop for Running<'_> {
 impl Drop for Ticker {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        let _guard = self.shared.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = self
+            .shared
+            .lock
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         self.shared.wake.notify_one();
     }
 }
@@ -170,7 +188,10 @@ mod tests {
         assert_eq!(key(new_engine()), key(new_engine()));
         let key = key(new_engine());
         assert!(key.len() <= 60, "{key}");
-        assert!(key.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || ".-".contains(c)));
+        assert!(
+            key.chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || ".-".contains(c))
+        );
     }
 
     #[test]
@@ -179,12 +200,18 @@ mod tests {
         let ticker = Ticker::start(&engine).unwrap();
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
         while !ticker.shared.asleep.load(Ordering::SeqCst) {
-            assert!(std::time::Instant::now() < deadline, "the ticker never slept");
+            assert!(
+                std::time::Instant::now() < deadline,
+                "the ticker never slept"
+            );
             std::thread::yield_now();
         }
         let _running = ticker.run();
         while ticker.shared.asleep.load(Ordering::SeqCst) {
-            assert!(std::time::Instant::now() < deadline, "the ticker never woke");
+            assert!(
+                std::time::Instant::now() < deadline,
+                "the ticker never woke"
+            );
             std::thread::yield_now();
         }
     }

@@ -42,7 +42,9 @@ fn offer_ids(ids: Vec<u64>) -> Vec<OfferId> {
 }
 
 const fn filters(filters: driver::Filters) -> Filters {
-    Filters { refuse_ms: filters.refuse_ms }
+    Filters {
+        refuse_ms: filters.refuse_ms,
+    }
 }
 
 impl types::Host for Guest {}
@@ -56,7 +58,8 @@ impl log::Host for Guest {
         text: String,
         fields: Vec<(String, String)>,
     ) {
-        self.log.write(convert::log_level(level), &target, &text, &fields);
+        self.log
+            .write(convert::log_level(level), &target, &text, &fields);
     }
 
     fn enabled(&mut self, _level: types::Level) -> bool {
@@ -96,7 +99,9 @@ impl driver::Host for Guest {
                 O::Other(ext) => return refuse(&format!("operations.other: {:?}", ext.key)),
             }
         }
-        Ok(self.draft.accept(offer_ids(offers), launches, filters(decline))?)
+        Ok(self
+            .draft
+            .accept(offer_ids(offers), launches, filters(decline))?)
     }
 
     fn decline(&mut self, offers: Vec<u64>, decline: driver::Filters) -> Result<(), Error> {

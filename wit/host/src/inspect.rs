@@ -171,12 +171,20 @@ impl Inspector<'_> {
         };
         let names = component.component_type();
         let mut found = Inspection::refused(Unusable::NoWorld);
-        found.imports = names.imports(self.engine).map(|(name, _)| name.to_owned()).collect();
-        found.exports = names.exports(self.engine).map(|(name, _)| name.to_owned()).collect();
+        found.imports = names
+            .imports(self.engine)
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        found.exports = names
+            .exports(self.engine)
+            .map(|(name, _)| name.to_owned())
+            .collect();
         if let Some(required) = component.resources_required() {
             found.memories = required.num_memories;
-            found.initial_memory_bytes =
-                required.max_initial_memory_size.unwrap_or(0).saturating_mul(PAGE_BYTES);
+            found.initial_memory_bytes = required
+                .max_initial_memory_size
+                .unwrap_or(0)
+                .saturating_mul(PAGE_BYTES);
         }
         found.world = world(&found.exports);
         before_run();
@@ -225,13 +233,19 @@ fn world(exports: &[String]) -> World {
 }
 
 fn check_version(name: &str) -> Result<(), Unusable> {
-    let Some(rest) = name.strip_prefix(PACKAGE) else { return Ok(()) };
+    let Some(rest) = name.strip_prefix(PACKAGE) else {
+        return Ok(());
+    };
     match rest.split_once('@') {
         Some((_, CONTRACT_VERSION)) => Ok(()),
-        Some((_, given)) => {
-            Err(Unusable::WrongVersion { name: name.to_owned(), given: given.to_owned() })
-        }
-        None => Err(Unusable::WrongVersion { name: name.to_owned(), given: "none".to_owned() }),
+        Some((_, given)) => Err(Unusable::WrongVersion {
+            name: name.to_owned(),
+            given: given.to_owned(),
+        }),
+        None => Err(Unusable::WrongVersion {
+            name: name.to_owned(),
+            given: "none".to_owned(),
+        }),
     }
 }
 
@@ -269,7 +283,9 @@ mod tests {
     fn another_version_is_refused_with_both_named() {
         assert_eq!(check_version("tessera:framework/log@0.1.0"), Ok(()));
         assert_eq!(check_version("wasi:io/poll@0.2.3"), Ok(()));
-        let text = check_version("tessera:framework/log@0.2.0").unwrap_err().to_string();
+        let text = check_version("tessera:framework/log@0.2.0")
+            .unwrap_err()
+            .to_string();
         assert!(text.contains("0.2.0") && text.contains("0.1.0"), "{text}");
     }
 }

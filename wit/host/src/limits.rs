@@ -83,7 +83,10 @@ pub struct LimitPassed {
 
 impl LimitPassed {
     pub(crate) fn new(name: &'static str, text: impl Into<String>) -> Self {
-        Self { name, text: text.into() }
+        Self {
+            name,
+            text: text.into(),
+        }
     }
 }
 
@@ -99,7 +102,13 @@ pub(crate) struct Account {
 
 impl Account {
     pub(crate) fn new(memory_bytes_max: u64, limits: Limits) -> Self {
-        Self { memory_bytes: 0, memory_bytes_max, table_elements: 0, limits, refused: None }
+        Self {
+            memory_bytes: 0,
+            memory_bytes_max,
+            table_elements: 0,
+            limits,
+            refused: None,
+        }
     }
 
     /// Take the note of a refused growth: a guest that traps after one has most likely run out of it.
@@ -137,7 +146,9 @@ impl ResourceLimiter for Account {
         desired: usize,
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        let total = self.table_elements.saturating_add(desired.saturating_sub(current));
+        let total = self
+            .table_elements
+            .saturating_add(desired.saturating_sub(current));
         if total > self.limits.table_elements {
             let text = format!("{total} elements, {} allowed", self.limits.table_elements);
             self.refused = Some(LimitPassed::new("table-elements", text));
@@ -188,7 +199,14 @@ pub(crate) struct Budget {
 impl Budget {
     pub(crate) fn start(thread: ThreadControl, cpu_max: Duration, wall_max: Duration) -> Self {
         let (cpu_start, wall_start) = ((thread.cpu_time)(), Instant::now());
-        Self { thread, is_behind: false, cpu_start, cpu_max, wall_start, wall_max }
+        Self {
+            thread,
+            is_behind: false,
+            cpu_start,
+            cpu_max,
+            wall_start,
+            wall_max,
+        }
     }
 
     pub(crate) fn check(&mut self) -> Result<(), LimitPassed> {
@@ -233,21 +251,36 @@ mod tests {
 
     #[test]
     fn table_elements_are_summed() {
-        let limits = Limits { table_elements: 10, ..Limits::default() };
+        let limits = Limits {
+            table_elements: 10,
+            ..Limits::default()
+        };
         let mut account = Account::new(100, limits);
         assert!(account.table_growing(0, 10, None).is_ok_and(|ok| ok));
         assert!(account.table_growing(0, 1, None).is_ok_and(|ok| !ok));
-        assert_eq!(account.take_refused().map(|l| l.name), Some("table-elements"));
+        assert_eq!(
+            account.take_refused().map(|l| l.name),
+            Some("table-elements")
+        );
     }
 
     #[test]
     fn a_budget_ends_by_cpu_or_by_wall_time() {
-        let thread = ThreadControl { cpu_time: || Duration::ZERO, set_behind: |_| () };
+        let thread = ThreadControl {
+            cpu_time: || Duration::ZERO,
+            set_behind: |_| (),
+        };
         let hour = Duration::from_secs(3600);
         assert_eq!(Budget::start(thread, hour, hour).check(), Ok(()));
         let name = |mut budget: Budget| budget.check().map_err(|limit| limit.name);
-        assert_eq!(name(Budget::start(thread, Duration::ZERO, hour)), Err("cpu"));
-        assert_eq!(name(Budget::start(thread, hour, Duration::ZERO)), Err("wall"));
+        assert_eq!(
+            name(Budget::start(thread, Duration::ZERO, hour)),
+            Err("cpu")
+        );
+        assert_eq!(
+            name(Budget::start(thread, hour, Duration::ZERO)),
+            Err("wall")
+        );
     }
 
     #[test]
@@ -256,8 +289,10 @@ mod tests {
             static CPU: Cell<Duration> = const { Cell::new(Duration::ZERO) };
             static BEHIND: Cell<bool> = const { Cell::new(false) };
         }
-        let thread =
-            ThreadControl { cpu_time: || CPU.get(), set_behind: |behind| BEHIND.set(behind) };
+        let thread = ThreadControl {
+            cpu_time: || CPU.get(),
+            set_behind: |behind| BEHIND.set(behind),
+        };
         let hour = Duration::from_secs(3600);
         let mut budget = Budget::start(thread, hour, hour);
         assert_eq!((budget.check(), BEHIND.get()), (Ok(()), false));

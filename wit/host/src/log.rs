@@ -46,7 +46,10 @@ fn clean(text: &str, max: usize) -> String {
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    text[..end].chars().map(|c| if c.is_control() && c != '\t' { ' ' } else { c }).collect()
+    text[..end]
+        .chars()
+        .map(|c| if c.is_control() && c != '\t' { ' ' } else { c })
+        .collect()
 }
 
 impl Log {
@@ -74,7 +77,11 @@ impl Log {
             part
         };
         let (target, text) = (take(target), take(text));
-        let fields = fields.iter().take(FIELDS_MAX).map(|(k, v)| (take(k), take(v))).collect();
+        let fields = fields
+            .iter()
+            .take(FIELDS_MAX)
+            .map(|(k, v)| (take(k), take(v)))
+            .collect();
         let size = limits::LOG_LINE_BYTES_MAX - rest;
         let mut buffer = self.buffer();
         if buffer.logged.lines.len() >= limits::TURN_LOG_LINES_MAX
@@ -85,7 +92,14 @@ impl Log {
         }
         buffer.bytes += size;
         let (at_ms, turn) = (buffer.at_ms, buffer.turn);
-        buffer.logged.lines.push(LogLine { at_ms, turn, level, target, text, fields });
+        buffer.logged.lines.push(LogLine {
+            at_ms,
+            turn,
+            level,
+            target,
+            text,
+            fields,
+        });
     }
 
     /// Whether another line would be kept. Who asks and hears no does not write: that line counts as
@@ -158,7 +172,12 @@ mod tests {
     fn lines_are_cut_and_cleaned() {
         let log = Log::default();
         log.write(LogLevel::Info, "t", "\u{1b}[31mred\u{7}", &[]);
-        log.write(LogLevel::Info, "t", &"ä".repeat(9_000), &[("k".into(), "v".repeat(9_000))]);
+        log.write(
+            LogLevel::Info,
+            "t",
+            &"ä".repeat(9_000),
+            &[("k".into(), "v".repeat(9_000))],
+        );
         log.print(Stream::Stdout, &vec![b'x'; 1 << 20]);
         let lines = log.take().lines;
         assert_eq!(lines[0].text, " [31mred ");
@@ -166,7 +185,11 @@ mod tests {
             let fields: usize = line.fields.iter().map(|(k, v)| k.len() + v.len()).sum();
             line.target.len() + line.text.len() + fields
         };
-        assert!(lines.iter().all(|line| size(line) <= limits::LOG_LINE_BYTES_MAX));
+        assert!(
+            lines
+                .iter()
+                .all(|line| size(line) <= limits::LOG_LINE_BYTES_MAX)
+        );
         assert_eq!(lines.len(), 3);
     }
 
@@ -178,7 +201,10 @@ mod tests {
         }
         assert!(!log.has_room());
         let logged = log.take();
-        assert_eq!((logged.lines.len(), logged.dropped), (limits::TURN_LOG_LINES_MAX, 8));
+        assert_eq!(
+            (logged.lines.len(), logged.dropped),
+            (limits::TURN_LOG_LINES_MAX, 8)
+        );
         for _ in 0..1_000 {
             log.write(LogLevel::Info, "", &"x".repeat(8 << 10), &[]);
         }

@@ -18,7 +18,13 @@ pub(crate) struct Random {
 impl Random {
     /// Streams of one seed are independent of each other.
     pub(crate) const fn new(seed: u64, stream: u8) -> Self {
-        Self { seed, stream, counter: 0, block: [0; 32], used: 32 }
+        Self {
+            seed,
+            stream,
+            counter: 0,
+            block: [0; 32],
+            used: 32,
+        }
     }
 
     fn byte(&mut self) -> u8 {

@@ -109,7 +109,13 @@ impl SchedulerHost {
         let mut linker = Linker::new(engine);
         wasi::link(&mut linker)?;
         SchedulerFramework::add_to_linker::<_, HasSelf<Guest>>(&mut linker, |guest| guest)?;
-        Ok(Self { engine: engine.clone(), linker, limits, thread, ticker })
+        Ok(Self {
+            engine: engine.clone(),
+            linker,
+            limits,
+            thread,
+            ticker,
+        })
     }
 
     /// The engine that components have to be compiled with.
@@ -129,7 +135,12 @@ impl SchedulerHost {
             .and_then(SchedulerFrameworkPre::new)
             .map_err(|error| Failure::Unusable(format!("{error:#}")))?;
         let (limits, thread) = (self.limits, self.thread);
-        Ok(SchedulerImage { pre, limits, thread, ticker: self.ticker.clone() })
+        Ok(SchedulerImage {
+            pre,
+            limits,
+            thread,
+            ticker: self.ticker.clone(),
+        })
     }
 }
 
@@ -177,11 +188,16 @@ impl SchedulerImage {
         let _running = self.ticker.run();
         store.set_epoch_deadline(1);
         let described = self.pre.instantiate(&mut store).and_then(|bindings| {
-            bindings.tessera_framework_scheduler().call_describe(&mut store)
+            bindings
+                .tessera_framework_scheduler()
+                .call_describe(&mut store)
         });
         store.data_mut().budget.end();
         let said = described.map_err(|error| failure(&mut store, &error))?;
-        Ok(Description { writes_state: said.writes_state, reads_state: said.reads_state })
+        Ok(Description {
+            writes_state: said.writes_state,
+            reads_state: said.reads_state,
+        })
     }
 
     /// Build an instance on this state and call its `init`. What it enqueues commits with its first
@@ -204,7 +220,12 @@ impl SchedulerImage {
         let failure = match built {
             Ok((bindings, Ok(()))) => {
                 let (ticker, thread) = (self.ticker.clone(), self.thread);
-                return Ok(Scheduler { store, bindings, ticker, thread });
+                return Ok(Scheduler {
+                    store,
+                    bindings,
+                    ticker,
+                    thread,
+                });
             }
             Ok((_, Err(text))) => Failure::Guest(cut(text, self.limits.error_bytes)),
             Err(error) => failure(&mut store, &error),
@@ -249,7 +270,13 @@ impl Scheduler {
         }
         let guest = self.store.data_mut();
         let (operations, specs) = guest.draft.finish();
-        Ok(Turn { header, consumed, operations, writes: guest.state.writes(), specs })
+        Ok(Turn {
+            header,
+            consumed,
+            operations,
+            writes: guest.state.writes(),
+            specs,
+        })
     }
 
     /// The last turn was committed: what it wrote is state now.
@@ -307,9 +334,14 @@ fn consumed(events: &[Event]) -> Vec<Consumed> {
     }
     let updates = updates
         .into_iter()
-        .map(|(task, sequence)| Consumed::Update { task: task.clone(), sequence });
-    let timers =
-        timers.into_iter().map(|(id, due_ms)| Consumed::Timer { id: id.clone(), due_ms });
+        .map(|(task, sequence)| Consumed::Update {
+            task: task.clone(),
+            sequence,
+        });
+    let timers = timers.into_iter().map(|(id, due_ms)| Consumed::Timer {
+        id: id.clone(),
+        due_ms,
+    });
     updates.chain(timers).collect()
 }
 
@@ -347,7 +379,11 @@ pub(crate) fn explain(
     // What happened first, where it happened after: texts are cut at their end.
     let cause = error.root_cause().to_string();
     let context = error.to_string();
-    let text = if context == cause { cause } else { format!("{cause}; {context}") };
+    let text = if context == cause {
+        cause
+    } else {
+        format!("{cause}; {context}")
+    };
     Failure::Trapped(cut(text, error_bytes))
 }
 
@@ -371,14 +407,33 @@ mod tests {
             sequence,
             status: TaskStatus::new(task.parse().unwrap(), AgentId(1), TaskState::Running, 0),
         };
-        let timer = Event::Timer { id: "t".into(), due_ms: 9 };
-        let events = [update("b", 3), update("a", 1), update("b", 2), update("c", 0), timer, Event::Again];
+        let timer = Event::Timer {
+            id: "t".into(),
+            due_ms: 9,
+        };
+        let events = [
+            update("b", 3),
+            update("a", 1),
+            update("b", 2),
+            update("c", 0),
+            timer,
+            Event::Again,
+        ];
         assert_eq!(
             consumed(&events),
             vec![
-                Consumed::Update { task: "a".parse().unwrap(), sequence: 1 },
-                Consumed::Update { task: "b".parse().unwrap(), sequence: 3 },
-                Consumed::Timer { id: "t".into(), due_ms: 9 },
+                Consumed::Update {
+                    task: "a".parse().unwrap(),
+                    sequence: 1
+                },
+                Consumed::Update {
+                    task: "b".parse().unwrap(),
+                    sequence: 3
+                },
+                Consumed::Timer {
+                    id: "t".into(),
+                    due_ms: 9
+                },
             ]
         );
     }
@@ -386,6 +441,9 @@ mod tests {
     #[test]
     fn rebuilding_backs_off() {
         let ms = |failures| rebuild_backoff(failures).as_millis();
-        assert_eq!([ms(0), ms(1), ms(2), ms(9), ms(u32::MAX)], [100, 100, 200, 25_600, 30_000]);
+        assert_eq!(
+            [ms(0), ms(1), ms(2), ms(9), ms(u32::MAX)],
+            [100, 100, 200, 25_600, 30_000]
+        );
     }
 }

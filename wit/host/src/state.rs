@@ -57,7 +57,10 @@ impl State {
     /// Bytes of committed keys and values.
     #[must_use]
     pub fn committed_bytes(&self) -> u64 {
-        self.committed.iter().map(|(key, value)| size(key, Some(value)) as u64).sum()
+        self.committed
+            .iter()
+            .map(|(key, value)| size(key, Some(value)) as u64)
+            .sum()
     }
 
     /// The value that the turn sees.
@@ -81,7 +84,10 @@ impl State {
             return Err(WriteRefused::Key("a key has at most 255 bytes"));
         }
         let new_size = size(key, value.as_deref());
-        if value.as_ref().is_some_and(|value| value.len() > limits::VALUE_BYTES_MAX) {
+        if value
+            .as_ref()
+            .is_some_and(|value| value.len() > limits::VALUE_BYTES_MAX)
+        {
             return limit("state-value-bytes", limits::VALUE_BYTES_MAX);
         }
         let replaced = self.overlay.get(key);
@@ -130,11 +136,15 @@ impl State {
                 (Some((a, _)), Some((b, _))) => a >= b,
             };
             let (key, value) = if from_overlay {
-                let Some((key, value)) = new.next() else { break };
+                let Some((key, value)) = new.next() else {
+                    break;
+                };
                 let _ = old.next_if(|(covered, _)| *covered == key);
                 (key, value.as_ref())
             } else {
-                let Some((key, value)) = old.next() else { break };
+                let Some((key, value)) = old.next() else {
+                    break;
+                };
                 (key, Some(value))
             };
             if !key.starts_with(prefix) {
@@ -156,7 +166,10 @@ impl State {
         self.overlay
             .iter()
             .filter(|(key, value)| self.committed.get(*key) != value.as_ref())
-            .map(|(key, value)| KeyWrite { key: key.clone(), value: value.clone() })
+            .map(|(key, value)| KeyWrite {
+                key: key.clone(),
+                value: value.clone(),
+            })
             .collect()
     }
 
@@ -226,7 +239,14 @@ mod tests {
         assert_eq!(first.write("b", None), Ok(()));
         assert_eq!(first.write("nothing", None), Ok(()));
         let writes = first.writes();
-        assert_eq!(writes, vec![KeyWrite { key: "b".into(), value: None }], "no change is no write");
+        assert_eq!(
+            writes,
+            vec![KeyWrite {
+                key: "b".into(),
+                value: None
+            }],
+            "no change is no write"
+        );
         let mut second = state(&[("a", "1"), ("b", "2"), ("c", "3")]);
         second.load(writes);
         first.commit();
@@ -254,17 +274,30 @@ mod tests {
         assert_eq!(name(state.write("", None)), "key");
         assert_eq!(name(state.write(&"k".repeat(256), None)), "key");
         let big = vec![0; limits::VALUE_BYTES_MAX];
-        assert_eq!(name(state.write("k", Some([&big[..], b"x"].concat()))), "state-value-bytes");
+        assert_eq!(
+            name(state.write("k", Some([&big[..], b"x"].concat()))),
+            "state-value-bytes"
+        );
         for n in 0..3 {
             assert_eq!(name(state.write(&format!("k{n}"), Some(big.clone()))), "ok");
         }
-        assert_eq!(name(state.write("k3", Some(big.clone()))), "turn-state-bytes");
-        assert_eq!(name(state.write("k2", Some(big))), "ok", "writing again replaces");
+        assert_eq!(
+            name(state.write("k3", Some(big.clone()))),
+            "turn-state-bytes"
+        );
+        assert_eq!(
+            name(state.write("k2", Some(big))),
+            "ok",
+            "writing again replaces"
+        );
         state.discard();
         for n in 0..limits::TURN_KEYS_MAX {
             assert_eq!(name(state.write(&n.to_string(), Some(Vec::new()))), "ok");
         }
-        assert_eq!(name(state.write("one more", Some(Vec::new()))), "turn-state-keys");
+        assert_eq!(
+            name(state.write("one more", Some(Vec::new()))),
+            "turn-state-keys"
+        );
         assert_eq!(name(state.write("0", Some(vec![1]))), "ok");
     }
 
@@ -283,6 +316,10 @@ mod tests {
         assert_eq!(refused, "state-bytes");
         assert!(state.committed_bytes() <= limits::STATE_BYTES_MAX);
         state.commit();
-        assert_eq!(name(state.write("00000", Some(vec![1]))), "ok", "less is allowed");
+        assert_eq!(
+            name(state.write("00000", Some(vec![1]))),
+            "ok",
+            "less is allowed"
+        );
     }
 }

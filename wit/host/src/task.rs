@@ -84,7 +84,10 @@ struct TaskGuest {
 
 impl WasiView for TaskGuest {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+        WasiCtxView {
+            ctx: &mut self.wasi,
+            table: &mut self.table,
+        }
     }
 }
 
@@ -111,7 +114,11 @@ impl TaskHost {
     pub fn new(engine: &Engine, ticker: Arc<Ticker>, limits: Limits) -> wasmtime::Result<Self> {
         let mut linker = Linker::new(engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-        Ok(Self { linker, limits, ticker })
+        Ok(Self {
+            linker,
+            limits,
+            ticker,
+        })
     }
 
     /// Link a component.
@@ -124,7 +131,11 @@ impl TaskHost {
             .instantiate_pre(component)
             .and_then(CommandPre::new)
             .map_err(|error| Failure::Unusable(format!("{error:#}")))?;
-        Ok(TaskImage { pre, limits: self.limits, ticker: self.ticker.clone() })
+        Ok(TaskImage {
+            pre,
+            limits: self.limits,
+            ticker: self.ticker.clone(),
+        })
     }
 }
 
@@ -137,7 +148,10 @@ impl TaskImage {
             Err(error) => return TaskEnd::Failed(Failure::Unusable(format!("{error:#}"))),
         };
         // Only time: files are read and written on this thread, and there is no network.
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_time().build() {
+        let runtime = match tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+        {
             Ok(runtime) => runtime,
             Err(error) => return TaskEnd::Failed(Failure::Unusable(error.to_string())),
         };
@@ -168,8 +182,14 @@ impl TaskImage {
         let mut table = ResourceTable::new();
         table.set_max_capacity(self.limits.handles);
         let account = Account::new(start.memory_bytes, self.limits);
-        let mut store =
-            Store::new(self.pre.engine(), TaskGuest { wasi: builder.build(), table, account });
+        let mut store = Store::new(
+            self.pre.engine(),
+            TaskGuest {
+                wasi: builder.build(),
+                table,
+                account,
+            },
+        );
         store.limiter(|guest| &mut guest.account);
         store.set_hostcall_fuel(self.limits.hostcall_bytes);
         store.set_max_component_handles(self.limits.handles);
@@ -230,7 +250,11 @@ impl Output {
             .custom_flags(O_NOFOLLOW)
             .open(path)?;
         let written = file.metadata()?.len();
-        Ok(Self(Arc::new(Mutex::new(OutputFile { file, written, cut: false }))))
+        Ok(Self(Arc::new(Mutex::new(OutputFile {
+            file,
+            written,
+            cut: false,
+        }))))
     }
 
     fn file(&self) -> MutexGuard<'_, OutputFile> {
@@ -246,7 +270,8 @@ impl OutputFile {
         self.written += kept.len() as u64;
         if kept.len() < bytes.len() && !self.cut {
             self.cut = true;
-            self.file.write_all(b"\n[output over the limit is dropped]\n")?;
+            self.file
+                .write_all(b"\n[output over the limit is dropped]\n")?;
         }
         Ok(())
     }

@@ -27,7 +27,10 @@ use wasmtime_wasi_io::bindings::wasi::io::{poll as io_poll, streams as io_stream
 
 impl WasiView for Guest {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+        WasiCtxView {
+            ctx: &mut self.wasi,
+            table: &mut self.table,
+        }
     }
 }
 
@@ -35,8 +38,14 @@ impl WasiView for Guest {
 pub(crate) fn context(log: &Log) -> WasiCtx {
     let mut builder = WasiCtxBuilder::new();
     builder
-        .stdout(Printer { log: log.clone(), stream: Stream::Stdout })
-        .stderr(Printer { log: log.clone(), stream: Stream::Stderr })
+        .stdout(Printer {
+            log: log.clone(),
+            stream: Stream::Stdout,
+        })
+        .stderr(Printer {
+            log: log.clone(),
+            stream: Stream::Stderr,
+        })
         .allow_tcp(false)
         .allow_udp(false)
         .allow_ip_name_lookup(false);
@@ -75,18 +84,27 @@ struct Io<'a> {
 }
 
 fn io(guest: &mut Guest) -> Io<'_> {
-    Io { table: &mut guest.table, clock: &guest.clock }
+    Io {
+        table: &mut guest.table,
+        clock: &guest.clock,
+    }
 }
 
 impl wall_clock::Host for &mut Guest {
     fn now(&mut self) -> Result<wall_clock::Datetime> {
         let ns = self.clock.wall_ns();
         let nanoseconds = u32::try_from(ns % 1_000_000_000).unwrap_or(0);
-        Ok(wall_clock::Datetime { seconds: ns / 1_000_000_000, nanoseconds })
+        Ok(wall_clock::Datetime {
+            seconds: ns / 1_000_000_000,
+            nanoseconds,
+        })
     }
 
     fn resolution(&mut self) -> Result<wall_clock::Datetime> {
-        Ok(wall_clock::Datetime { seconds: 0, nanoseconds: 1_000 })
+        Ok(wall_clock::Datetime {
+            seconds: 0,
+            nanoseconds: 1_000,
+        })
     }
 }
 
@@ -100,14 +118,21 @@ struct Timer {
 impl Pollable for Timer {
     async fn ready(&mut self) {
         std::future::poll_fn(|_| {
-            if self.clock.is_due(self.when_ns) { Poll::Ready(()) } else { Poll::Pending }
+            if self.clock.is_due(self.when_ns) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
         })
         .await;
     }
 }
 
 fn timer(guest: &mut Guest, when_ns: u64) -> Result<Resource<DynPollable>> {
-    let timer = guest.table.push(Timer { clock: guest.clock.clone(), when_ns })?;
+    let timer = guest.table.push(Timer {
+        clock: guest.clock.clone(),
+        when_ns,
+    })?;
     wasmtime_wasi::p2::subscribe(&mut guest.table, timer)
 }
 
@@ -179,7 +204,10 @@ fn stream_at_once<T>(future: impl Future<Output = StreamResult<T>>) -> StreamRes
 
 impl Io<'_> {
     /// Wait by moving the clock to the earliest timer, for as long as that helps.
-    fn wait<T>(&mut self, mut attempt: impl FnMut(&mut ResourceTable) -> Option<Result<T>>) -> Result<T> {
+    fn wait<T>(
+        &mut self,
+        mut attempt: impl FnMut(&mut ResourceTable) -> Option<Result<T>>,
+    ) -> Result<T> {
         self.clock.forget_timers();
         if let Some(done) = attempt(self.table) {
             return done;
@@ -214,7 +242,10 @@ impl poll::HostPollable for Io<'_> {
     fn block(&mut self, pollable: Resource<DynPollable>) -> Result<()> {
         let rep = pollable.rep();
         self.wait(|table| {
-            at_once(io_poll::HostPollable::block(table, Resource::new_borrow(rep)))
+            at_once(io_poll::HostPollable::block(
+                table,
+                Resource::new_borrow(rep),
+            ))
         })
     }
 
@@ -244,7 +275,9 @@ impl streams::HostOutputStream for Io<'_> {
         bytes: Vec<u8>,
     ) -> StreamResult<()> {
         let table = &mut *self.table;
-        stream_at_once(io_streams::HostOutputStream::blocking_write_and_flush(table, stream, bytes))
+        stream_at_once(io_streams::HostOutputStream::blocking_write_and_flush(
+            table, stream, bytes,
+        ))
     }
 
     fn flush(&mut self, stream: Resource<DynOutputStream>) -> StreamResult<()> {
@@ -252,7 +285,9 @@ impl streams::HostOutputStream for Io<'_> {
     }
 
     fn blocking_flush(&mut self, stream: Resource<DynOutputStream>) -> StreamResult<()> {
-        stream_at_once(io_streams::HostOutputStream::blocking_flush(self.table, stream))
+        stream_at_once(io_streams::HostOutputStream::blocking_flush(
+            self.table, stream,
+        ))
     }
 
     fn subscribe(&mut self, stream: Resource<DynOutputStream>) -> Result<Resource<DynPollable>> {
@@ -269,7 +304,8 @@ impl streams::HostOutputStream for Io<'_> {
         len: u64,
     ) -> StreamResult<()> {
         let table = &mut *self.table;
-        let zeroes = io_streams::HostOutputStream::blocking_write_zeroes_and_flush(table, stream, len);
+        let zeroes =
+            io_streams::HostOutputStream::blocking_write_zeroes_and_flush(table, stream, len);
         stream_at_once(zeroes)
     }
 
@@ -288,7 +324,9 @@ impl streams::HostOutputStream for Io<'_> {
         from: Resource<DynInputStream>,
         len: u64,
     ) -> StreamResult<u64> {
-        stream_at_once(io_streams::HostOutputStream::blocking_splice(self.table, to, from, len))
+        stream_at_once(io_streams::HostOutputStream::blocking_splice(
+            self.table, to, from, len,
+        ))
     }
 
     fn drop(&mut self, stream: Resource<DynOutputStream>) -> Result<()> {
@@ -301,8 +339,14 @@ impl streams::HostInputStream for Io<'_> {
         io_streams::HostInputStream::read(self.table, stream, len)
     }
 
-    fn blocking_read(&mut self, stream: Resource<DynInputStream>, len: u64) -> StreamResult<Vec<u8>> {
-        stream_at_once(io_streams::HostInputStream::blocking_read(self.table, stream, len))
+    fn blocking_read(
+        &mut self,
+        stream: Resource<DynInputStream>,
+        len: u64,
+    ) -> StreamResult<Vec<u8>> {
+        stream_at_once(io_streams::HostInputStream::blocking_read(
+            self.table, stream, len,
+        ))
     }
 
     fn skip(&mut self, stream: Resource<DynInputStream>, len: u64) -> StreamResult<u64> {
@@ -310,7 +354,9 @@ impl streams::HostInputStream for Io<'_> {
     }
 
     fn blocking_skip(&mut self, stream: Resource<DynInputStream>, len: u64) -> StreamResult<u64> {
-        stream_at_once(io_streams::HostInputStream::blocking_skip(self.table, stream, len))
+        stream_at_once(io_streams::HostInputStream::blocking_skip(
+            self.table, stream, len,
+        ))
     }
 
     fn subscribe(&mut self, stream: Resource<DynInputStream>) -> Result<Resource<DynPollable>> {

@@ -3,13 +3,13 @@
 //! Invariants: everything waits on a condition with a deadline; a worker never outlives its test. This
 //! file must never assert what a test is about.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use tessera_types::{Digest, Epoch, Event, FrameworkId, HttpRequest, Subscription, TimeMs};
-use tessera_wire::v1::{self, FromWorker, ToWorker, from_worker, to_worker};
 use tessera_wire::frame;
+use tessera_wire::v1::{self, FromWorker, ToWorker, from_worker, to_worker};
 
 /// Longest wait for anything.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -18,20 +18,30 @@ const WORKER: &str = env!("CARGO_BIN_EXE_tessera-worker");
 
 /// The bytes of a guest of tests/guests.
 pub fn guest(name: &str) -> PathBuf {
-    let folder = std::env::var_os("TESSERA_GUESTS").map(PathBuf::from).unwrap_or_else(|| {
-        let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from).unwrap_or_else(|| {
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target")
+    let folder = std::env::var_os("TESSERA_GUESTS")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| {
+            let target = std::env::var_os("CARGO_TARGET_DIR")
+                .map(PathBuf::from)
+                .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"));
+            target.join("guests/wasm32-wasip2/release")
         });
-        target.join("guests/wasm32-wasip2/release")
-    });
     let path = folder.join(format!("{name}.wasm"));
-    assert!(path.is_file(), "{} is missing: run scripts/build-guests first", path.display());
+    assert!(
+        path.is_file(),
+        "{} is missing: run scripts/build-guests first",
+        path.display()
+    );
     path
 }
 
 /// Run a mode of the binary to its end.
 pub fn run(arguments: &[&str]) -> Output {
-    Command::new(WORKER).args(arguments).stderr(Stdio::inherit()).output().unwrap()
+    Command::new(WORKER)
+        .args(arguments)
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap()
 }
 
 /// A compiled guest.
@@ -58,7 +68,14 @@ impl Worker {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("socket");
         let child = Command::new(WORKER)
-            .args(["serve", "--tenant", "test", "--kind", "schedulers", "--socket"])
+            .args([
+                "serve",
+                "--tenant",
+                "test",
+                "--kind",
+                "schedulers",
+                "--socket",
+            ])
             .arg(&socket)
             .spawn()
             .unwrap();
@@ -71,9 +88,22 @@ impl Worker {
 
     pub fn compile(&self, name: &str) -> Image {
         let (input, path) = (guest(name), self.dir.path().join(format!("{name}.image")));
-        let output = run(&["compile", "--in", input.to_str().unwrap(), "--out", path.to_str().unwrap()]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-        Image { digest: Digest::of(&std::fs::read(input).unwrap()), path }
+        let output = run(&[
+            "compile",
+            "--in",
+            input.to_str().unwrap(),
+            "--out",
+            path.to_str().unwrap(),
+        ]);
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stdout)
+        );
+        Image {
+            digest: Digest::of(&std::fs::read(input).unwrap()),
+            path,
+        }
     }
 
     pub fn sandbox(&self, name: &str) -> PathBuf {
@@ -89,12 +119,19 @@ impl Worker {
         let stream = loop {
             match UnixStream::connect(&socket) {
                 Ok(stream) => break stream,
-                Err(error) => assert!(Instant::now() < until, "the worker does not listen: {error}"),
+                Err(error) => assert!(
+                    Instant::now() < until,
+                    "the worker does not listen: {error}"
+                ),
             }
             std::thread::yield_now();
         };
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        let mut agent = Agent { stream, logs: Vec::new(), skipped: Vec::new() };
+        let mut agent = Agent {
+            stream,
+            logs: Vec::new(),
+            skipped: Vec::new(),
+        };
         match agent.next() {
             from_worker::Message::Hello(hello) => (agent, hello),
             other => panic!("not a greeting: {other:?}"),
@@ -124,7 +161,10 @@ pub struct Instance {
 
 impl Instance {
     pub fn key(&self) -> Option<v1::InstanceKey> {
-        Some(v1::InstanceKey { framework: self.framework, epoch: self.epoch })
+        Some(v1::InstanceKey {
+            framework: self.framework,
+            epoch: self.epoch,
+        })
     }
 
     pub fn subscription(&self) -> Subscription {
@@ -139,22 +179,36 @@ impl Instance {
 
 pub fn get(id: u64, path: &str) -> Event {
     let (method, path) = ("GET".into(), path.into());
-    Event::Http(HttpRequest { id, method, path, principal: "test".into(), ..HttpRequest::default() })
+    Event::Http(HttpRequest {
+        id,
+        method,
+        path,
+        principal: "test".into(),
+        ..HttpRequest::default()
+    })
 }
 
 /// The body of the answer to a request in a turn.
 pub fn answer(turn: &v1::Turn, request: u64) -> Option<String> {
-    turn.operations.iter().find_map(|operation| match operation.operation.as_ref()? {
-        v1::operation::Operation::Respond(respond) if respond.request == request => {
-            Some(String::from_utf8_lossy(&respond.answer.as_ref()?.body).into_owned())
-        }
-        _ => None,
-    })
+    turn.operations
+        .iter()
+        .find_map(|operation| match operation.operation.as_ref()? {
+            v1::operation::Operation::Respond(respond) if respond.request == request => {
+                Some(String::from_utf8_lossy(&respond.answer.as_ref()?.body).into_owned())
+            }
+            _ => None,
+        })
 }
 
 impl Agent {
     pub fn send(&mut self, message: to_worker::Message) {
-        frame::write(&mut self.stream, &ToWorker { message: Some(message) }).unwrap();
+        frame::write(
+            &mut self.stream,
+            &ToWorker {
+                message: Some(message),
+            },
+        )
+        .unwrap();
     }
 
     /// The next message, logs apart.
@@ -171,17 +225,22 @@ impl Agent {
     }
 
     /// The first message that `pick` takes; others are kept for later calls.
-    pub fn wait<T>(
-        &mut self,
-        mut pick: impl FnMut(&from_worker::Message) -> Option<T>,
-    ) -> T {
-        if let Some(at) = self.skipped.iter().position(|message| pick(message).is_some()) {
+    pub fn wait<T>(&mut self, mut pick: impl FnMut(&from_worker::Message) -> Option<T>) -> T {
+        if let Some(at) = self
+            .skipped
+            .iter()
+            .position(|message| pick(message).is_some())
+        {
             let message = self.skipped.remove(at);
             return pick(&message).unwrap();
         }
         let until = Instant::now() + DEADLINE;
         loop {
-            assert!(Instant::now() < until, "not what was waited for: {:?}", self.skipped);
+            assert!(
+                Instant::now() < until,
+                "not what was waited for: {:?}",
+                self.skipped
+            );
             let message = self.next();
             if let Some(found) = pick(&message) {
                 return found;
@@ -197,10 +256,18 @@ impl Agent {
         config: &[(&str, &str)],
         state: Vec<v1::KeyWrite>,
     ) -> Instance {
-        let instance = Instance { framework, epoch: 1, next_turn: 1, time_ms: 1_700_000_000_000 };
+        let instance = Instance {
+            framework,
+            epoch: 1,
+            next_turn: 1,
+            time_ms: 1_700_000_000_000,
+        };
         let config = config
             .iter()
-            .map(|(key, value)| v1::Pair { key: (*key).into(), value: (*value).into() })
+            .map(|(key, value)| v1::Pair {
+                key: (*key).into(),
+                value: (*value).into(),
+            })
             .collect();
         self.send(to_worker::Message::StartInstance(v1::StartInstance {
             instance: Some(v1::DesiredInstance {
@@ -216,7 +283,10 @@ impl Agent {
         }));
         self.send(to_worker::Message::InstanceState(v1::InstanceState {
             key: instance.key(),
-            chunk: Some(v1::StateChunk { entries: state, next_turn: Some(1) }),
+            chunk: Some(v1::StateChunk {
+                entries: state,
+                next_turn: Some(1),
+            }),
         }));
         instance
     }
@@ -226,7 +296,10 @@ impl Agent {
         let key = instance.key();
         self.send(to_worker::Message::StopInstance(v1::StopInstance { key }));
         let task = format!("after-{}", instance.framework);
-        let start = v1::StartWasmTask { task: task.clone(), ..v1::StartWasmTask::default() };
+        let start = v1::StartWasmTask {
+            task: task.clone(),
+            ..v1::StartWasmTask::default()
+        };
         self.send(to_worker::Message::StartTask(start));
         self.task_state(&task, v1::TaskState::TaskFailed);
     }
@@ -287,7 +360,14 @@ impl Agent {
         turn
     }
 
-    pub fn start_task(&mut self, task: &str, image: &Image, sandbox: &Path, args: &[&str], mem_mib: u64) {
+    pub fn start_task(
+        &mut self,
+        task: &str,
+        image: &Image,
+        sandbox: &Path,
+        args: &[&str],
+        mem_mib: u64,
+    ) {
         self.send(to_worker::Message::StartTask(v1::StartWasmTask {
             framework: 1,
             task: task.into(),
@@ -295,7 +375,10 @@ impl Agent {
             image: image.path.to_str().unwrap().into(),
             sandbox: sandbox.to_str().unwrap().into(),
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
-            env: vec![v1::Pair { key: "COLOUR".into(), value: "blue".into() }],
+            env: vec![v1::Pair {
+                key: "COLOUR".into(),
+                value: "blue".into(),
+            }],
             mem_bytes: mem_mib << 20,
             name: "program".into(),
         }));
@@ -304,9 +387,7 @@ impl Agent {
     /// Wait until a task is in this state.
     pub fn task_state(&mut self, task: &str, state: v1::TaskState) -> v1::WasmTaskState {
         self.wait(|message| match message {
-            from_worker::Message::TaskState(said)
-                if said.task == task && said.state() == state =>
-            {
+            from_worker::Message::TaskState(said) if said.task == task && said.state() == state => {
                 Some(said.clone())
             }
             _ => None,

@@ -16,7 +16,10 @@ fn subscribed(instance: &Instance) -> Event {
 fn ask(agent: &mut Agent, instance: &mut Instance, path: &str) -> (String, v1::Turn) {
     let id = instance.next_turn + 1_000;
     let turn = agent.committed_turn(instance, &[get(id, path)]);
-    (answer(&turn, id).unwrap_or_else(|| panic!("no answer to {path}")), turn)
+    (
+        answer(&turn, id).unwrap_or_else(|| panic!("no answer to {path}")),
+        turn,
+    )
 }
 
 #[test]
@@ -29,14 +32,25 @@ fn a_trap_loses_the_turn_and_nothing_else() {
     assert!(!ready.rebuilt && ready.next_turn == 1);
     let first = subscribed(&instance);
     agent.committed_turn(&mut instance, &[first]);
-    assert!(ask(&mut agent, &mut instance, "/").0.contains("\"turns\":1,"));
+    assert!(
+        ask(&mut agent, &mut instance, "/")
+            .0
+            .contains("\"turns\":1,")
+    );
 
-    for (path, reason) in [("/trap", "TRAPPED"), ("/error", "GUEST_ERROR"), ("/abort", "TRAPPED")] {
+    for (path, reason) in [
+        ("/trap", "TRAPPED"),
+        ("/error", "GUEST_ERROR"),
+        ("/abort", "TRAPPED"),
+    ] {
         agent.send_batch(&mut instance, &[get(1, path)]);
         let failed = agent.failed(&instance);
         assert_eq!((failed.reason.as_str(), failed.will_retry), (reason, true));
         let ready = agent.ready(&instance);
-        assert!(ready.rebuilt && ready.next_turn == instance.next_turn, "{ready:?}");
+        assert!(
+            ready.rebuilt && ready.next_turn == instance.next_turn,
+            "{ready:?}"
+        );
         let resumed = Event::Resumed(instance.subscription());
         agent.committed_turn(&mut instance, &[resumed]);
         let turns = instance.next_turn - 1;
@@ -58,22 +72,42 @@ fn a_refused_turn_is_forgotten_and_a_fenced_instance_gives_up() {
         agent.send(to_worker::Message::TurnResult(v1::TurnResult {
             key: instance.key(),
             number: instance.next_turn,
-            outcome: Some(v1::TurnOutcome { outcome: Some(outcome) }),
+            outcome: Some(v1::TurnOutcome {
+                outcome: Some(outcome),
+            }),
         }));
     };
     agent.send_batch(&mut instance, &[Event::Again]);
     agent.turn(&instance);
-    let limit = v1::LimitPassed { name: "timers".into(), text: "at most 1000".into() };
-    refuse(&mut agent, &instance, v1::turn_outcome::Outcome::Limit(limit));
+    let limit = v1::LimitPassed {
+        name: "timers".into(),
+        text: "at most 1000".into(),
+    };
+    refuse(
+        &mut agent,
+        &instance,
+        v1::turn_outcome::Outcome::Limit(limit),
+    );
     let failed = agent.failed(&instance);
     assert!(failed.reason == "REFUSED" && failed.will_retry && failed.message.contains("timers"));
     assert!(agent.ready(&instance).rebuilt);
-    assert!(ask(&mut agent, &mut instance, "/").0.contains("\"turns\":1,\"instance\":0"));
+    assert!(
+        ask(&mut agent, &mut instance, "/")
+            .0
+            .contains("\"turns\":1,\"instance\":0")
+    );
 
     agent.send_batch(&mut instance, &[Event::Again]);
     agent.turn(&instance);
-    let fenced = v1::WrongEpoch { given: 1, current: 2 };
-    refuse(&mut agent, &instance, v1::turn_outcome::Outcome::WrongEpoch(fenced));
+    let fenced = v1::WrongEpoch {
+        given: 1,
+        current: 2,
+    };
+    refuse(
+        &mut agent,
+        &instance,
+        v1::turn_outcome::Outcome::WrongEpoch(fenced),
+    );
     let failed = agent.failed(&instance);
     assert!(failed.reason == "REFUSED" && !failed.will_retry);
 }
@@ -126,7 +160,10 @@ fn limits_are_enforced_and_named() {
     ] {
         let (text, turn) = ask(&mut agent, &mut instance, path);
         assert!(text.contains(&format!("limit {name}")), "{path}: {text}");
-        assert!(turn.operations.len() <= limits::TURN_OPERATIONS_MAX, "{path}");
+        assert!(
+            turn.operations.len() <= limits::TURN_OPERATIONS_MAX,
+            "{path}"
+        );
         assert!(turn.writes.len() <= limits::TURN_KEYS_MAX, "{path}");
         assert!(turn.encoded_len() < 4 << 20, "{path}");
     }
@@ -140,11 +177,18 @@ fn limits_are_enforced_and_named() {
     let failed = agent.failed(&instance);
     // A guest whose frames live in linear memory runs out of that part of its stack first.
     let ends = ["limit stack", "out of bounds memory access", "memory fault"];
-    assert!(ends.iter().any(|end| failed.message.contains(end)), "{}", failed.message);
+    assert!(
+        ends.iter().any(|end| failed.message.contains(end)),
+        "{}",
+        failed.message
+    );
     assert!(agent.ready(&instance).rebuilt);
     let lines: usize = agent.logs.iter().map(|log| log.lines.len()).sum();
     let dropped: u64 = agent.logs.iter().map(|log| log.dropped).sum();
-    assert!((900..=limits::TURN_LOG_LINES_MAX).contains(&lines), "{lines}");
+    assert!(
+        (900..=limits::TURN_LOG_LINES_MAX).contains(&lines),
+        "{lines}"
+    );
     assert!(lines as u64 + dropped >= 100_000, "{lines} {dropped}");
 }
 
@@ -174,16 +218,25 @@ fn a_spinning_guest_is_stopped_and_its_neighbour_keeps_half_of_its_turns() {
     let (mut quiet, mut disturbed) = (0, 0);
     for _ in 0..3 {
         quiet += turns_within(&mut agent, &mut good, WINDOW);
-        let timer = Event::Timer { id: "spin".into(), due_ms: 1 };
+        let timer = Event::Timer {
+            id: "spin".into(),
+            due_ms: 1,
+        };
         agent.send_batch(&mut bad, &[timer]);
         disturbed += turns_within(&mut agent, &mut good, WINDOW);
         let failed = agent.failed(&bad);
-        assert_eq!((failed.reason.as_str(), failed.will_retry), ("GUEST_LIMIT", true));
+        assert_eq!(
+            (failed.reason.as_str(), failed.will_retry),
+            ("GUEST_LIMIT", true)
+        );
         assert!(failed.message.contains("limit cpu"), "{}", failed.message);
         assert!(agent.ready(&bad).rebuilt);
     }
     println!("turns of the neighbour: quiet {quiet}, disturbed {disturbed}");
-    assert!(disturbed * 2 >= quiet, "quiet {quiet}, disturbed {disturbed}");
+    assert!(
+        disturbed * 2 >= quiet,
+        "quiet {quiet}, disturbed {disturbed}"
+    );
 }
 
 #[test]
@@ -194,7 +247,11 @@ fn spinning_in_init_backs_off_and_spares_the_worker() {
     let instance = agent.start_instance(1, &image, &[("spin-on", "init")], vec![]);
     for _ in 0..2 {
         let failed = agent.failed(&instance);
-        assert!(failed.will_retry && failed.message.contains("limit cpu"), "{}", failed.message);
+        assert!(
+            failed.will_retry && failed.message.contains("limit cpu"),
+            "{}",
+            failed.message
+        );
     }
     agent.stop(&instance);
     let (_, hello) = worker.connect();
@@ -209,7 +266,10 @@ fn an_image_of_another_component_is_not_run() {
     let (mut agent, _) = worker.connect();
     let instance = agent.start_instance(1, &image, &[], vec![]);
     let failed = agent.failed(&instance);
-    assert_eq!((failed.reason.as_str(), failed.will_retry), ("COMPONENT_UNUSABLE", false));
+    assert_eq!(
+        (failed.reason.as_str(), failed.will_retry),
+        ("COMPONENT_UNUSABLE", false)
+    );
     assert!(worker.pid() > 0);
 }
 
@@ -219,11 +279,20 @@ fn life(seed: u64) -> Vec<Vec<u8>> {
     let bytes = std::fs::read(crate::harness::guest("nondet")).unwrap();
     let component = wasmtime::component::Component::from_binary(&engine, &bytes).unwrap();
     let ticker = Arc::new(Ticker::start(&engine).unwrap());
-    let thread = ThreadControl { cpu_time: || Duration::ZERO, set_behind: |_| () };
+    let thread = ThreadControl {
+        cpu_time: || Duration::ZERO,
+        set_behind: |_| (),
+    };
     let host = SchedulerHost::new(&engine, ticker, thread, Limits::default()).unwrap();
     let image = host.link(&component).unwrap();
-    let start = Start { seed, config: vec![("a".into(), "b".into())] };
-    let mut scheduler = image.build(&start, State::default()).map_err(|f| f.0).unwrap();
+    let start = Start {
+        seed,
+        config: vec![("a".into(), "b".into())],
+    };
+    let mut scheduler = image
+        .build(&start, State::default())
+        .map_err(|f| f.0)
+        .unwrap();
     (1..=5)
         .map(|number| {
             let header = TurnHeader {
@@ -248,5 +317,8 @@ fn equal_inputs_give_equal_turns() {
     assert!(text.contains("\"environment\":[]"), "{text}");
     // The turn's time, and what its own looking and sleeping have added.
     assert!(text.contains("\"system_ns\":\"1700000000010"), "{text}");
-    assert!(text.contains("\"system_ns_after_sleep\":\"1700000000030"), "{text}");
+    assert!(
+        text.contains("\"system_ns_after_sleep\":\"1700000000030"),
+        "{text}"
+    );
 }

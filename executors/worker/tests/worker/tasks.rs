@@ -1,4 +1,4 @@
-//! Wasm tasks in a worker.
+//! Wasm tasks in a worker: how they end, how they are killed, and until when their end is told.
 
 use crate::harness::{Worker, run};
 use std::io::Write as _;
@@ -15,12 +15,21 @@ fn tasks_end_with_their_exit_code_and_leave_their_output() {
     agent.task_state("good", TaskState::TaskRunning);
     let end = agent.task_state("good", TaskState::TaskFinished);
     assert_eq!(end.exit_code, Some(0));
-    assert_eq!(std::fs::read_to_string(sandbox.join("stdout")).unwrap(), "args: 0 x\n");
-    assert_eq!(std::fs::read_to_string(sandbox.join("stderr")).unwrap(), "COLOUR=blue\n");
+    assert_eq!(
+        std::fs::read_to_string(sandbox.join("stdout")).unwrap(),
+        "args: 0 x\n"
+    );
+    assert_eq!(
+        std::fs::read_to_string(sandbox.join("stderr")).unwrap(),
+        "COLOUR=blue\n"
+    );
 
     agent.start_task("bad", &image, &worker.sandbox("bad"), &["3"], 64);
     let end = agent.task_state("bad", TaskState::TaskFailed);
-    assert_eq!((end.exit_code, end.reason.as_str()), (Some(1), "COMMAND_EXITED"));
+    assert_eq!(
+        (end.exit_code, end.reason.as_str()),
+        (Some(1), "COMMAND_EXITED")
+    );
 
     agent.start_task("trap", &image, &worker.sandbox("trap"), &["trap"], 64);
     let end = agent.task_state("trap", TaskState::TaskFailed);
@@ -53,7 +62,11 @@ fn a_kill_ends_spinning_and_sleeping_tasks_at_once() {
     }
     for task in ["spin", "sleep"] {
         let start = Instant::now();
-        let key = v1::KillWasmTask { framework: 1, task: task.into(), attempt: 1 };
+        let key = v1::KillWasmTask {
+            framework: 1,
+            task: task.into(),
+            attempt: 1,
+        };
         agent.send(Message::KillTask(key));
         agent.task_state(task, TaskState::TaskKilled);
         let took = start.elapsed();
@@ -74,7 +87,11 @@ fn ends_are_told_until_they_are_acknowledged() {
     // Starting it again tells what became of it and runs nothing.
     newer.start_task("t", &image, std::path::Path::new("/nowhere"), &["3"], 64);
     assert_eq!(newer.task_state("t", TaskState::TaskFinished), end);
-    newer.send(Message::TaskAck(v1::WasmTaskAck { framework: 1, task: "t".into(), attempt: 1 }));
+    newer.send(Message::TaskAck(v1::WasmTaskAck {
+        framework: 1,
+        task: "t".into(),
+        attempt: 1,
+    }));
     newer.start_task("after", &image, &worker.sandbox("after"), &["0"], 64);
     newer.task_state("after", TaskState::TaskFinished);
     let (_, hello) = worker.connect();
@@ -85,7 +102,11 @@ fn ends_are_told_until_they_are_acknowledged() {
 #[test]
 fn a_peer_that_talks_nonsense_loses_its_link_only() {
     let mut worker = Worker::start();
-    for nonsense in [&[0xff_u8; 64][..], b"\x05\0\0\0\xff\xff\xff\xff\xff", b"\x01"] {
+    for nonsense in [
+        &[0xff_u8; 64][..],
+        b"\x05\0\0\0\xff\xff\xff\xff\xff",
+        b"\x01",
+    ] {
         let (mut agent, _) = worker.connect();
         agent.stream.write_all(nonsense).unwrap();
     }
@@ -108,8 +129,19 @@ fn the_socket_is_for_its_owner_only() {
     let socket = dir.path().join("socket");
     std::fs::write(&socket, b"left behind").unwrap();
     let listener = tessera_worker::serve::bind(&socket).unwrap();
-    assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(
+        std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
     drop(listener);
-    let nowhere = run(&["serve", "--tenant", "t", "--kind", "tasks", "--socket", "/nowhere/s"]);
+    let nowhere = run(&[
+        "serve",
+        "--tenant",
+        "t",
+        "--kind",
+        "tasks",
+        "--socket",
+        "/nowhere/s",
+    ]);
     assert_eq!(nowhere.status.code(), Some(1));
 }
