@@ -55,6 +55,8 @@ pub const TASK_SET_MAX: usize = 1_000_000;
 /// Launches and other operations of one turn together: an accept may launch several tasks, and is one
 /// operation of the scheduler.
 pub const TURN_STEPS_MAX: usize = 10_000;
+/// Bytes of one command: it has to fit into a log entry with room to spare.
+pub const COMMAND_BYTES_MAX: usize = 4 << 20;
 /// Bytes of an idempotency key.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 /// Bytes of a request's method, path and query together.

@@ -5,8 +5,9 @@
 
 use super::{Desk, Pending};
 use crate::commands::reconcile_agent::verdict;
-use crate::limits::{STATUSES_IN_FLIGHT_MAX, STATUSES_MAX, TASK_SET_MAX};
+use crate::limits::{COMMAND_BYTES_MAX, STATUSES_IN_FLIGHT_MAX, STATUSES_MAX, TASK_SET_MAX};
 use crate::state::Task;
+use prost::Message;
 use std::collections::BTreeMap;
 use tessera_types::{AgentId, Digest, FrameworkId, TaskId, TaskState, TaskStatus};
 use tessera_wire::v1::{self, master_message::Message as Out};
@@ -115,10 +116,18 @@ impl Desk<'_> {
         if !stale.is_empty() {
             self.send(session, Out::StatusAcks(v1::StatusAcks { acks: stale }));
         }
-        let Some(record) = self.leader.sessions.get_mut(&session) else { return Ok(()) };
-        if !known.is_empty() && record.statuses_in_flight < STATUSES_IN_FLIGHT_MAX {
+        let Some(record) = self.leader.sessions.get(&session) else { return Ok(()) };
+        let admitted = record.statuses_in_flight < STATUSES_IN_FLIGHT_MAX;
+        while admitted && !known.is_empty() {
+            let Some(record) = self.leader.sessions.get_mut(&session) else { return Ok(()) };
             record.statuses_in_flight += 1;
-            let command = v1::UpdateStatuses { agent: agent.0, statuses: known };
+            let rest = known.split_off(first_bytes(&known));
+            let acks_rest = acks.split_off(known.len());
+            let (statuses, acks) = (
+                std::mem::replace(&mut known, rest),
+                std::mem::replace(&mut acks, acks_rest),
+            );
+            let command = v1::UpdateStatuses { agent: agent.0, statuses };
             let command = v1::command::Command::UpdateStatuses(command);
             self.propose("", command, Pending::Statuses { session, acks });
         }
@@ -202,6 +211,16 @@ impl Desk<'_> {
             })
             .collect()
     }
+}
+
+/// How many statuses fit into one command; at least one, which always does.
+fn first_bytes(statuses: &[v1::AgentStatus]) -> usize {
+    let mut bytes = 0;
+    let fits = statuses.iter().take_while(|status| {
+        bytes += status.encoded_len();
+        bytes <= COMMAND_BYTES_MAX / 2
+    });
+    fits.count().max(1)
 }
 
 /// The seed of an instance: the same for every master that asks.

@@ -9,6 +9,7 @@ use super::{Desk, Pending};
 use crate::api::Output;
 use crate::commands::validate_turn;
 use crate::effect::CommandResult;
+use crate::limits::COMMAND_BYTES_MAX;
 use prost::Message;
 use std::collections::BTreeSet;
 use tessera_types::limits::TIMER_MIN_MS;
@@ -150,6 +151,10 @@ impl Desk<'_> {
         validate_turn(&command)?;
         let plan = self.plan(&turn);
         command.operations = plan.operations;
+        if command.encoded_len() > COMMAND_BYTES_MAX {
+            let text = format!("a turn takes at most {COMMAND_BYTES_MAX} bytes of the log");
+            return Err(TurnRefusal::Limit { name: "COMMAND_BYTES_MAX".into(), text });
+        }
         let mut pending = PendingTurn {
             framework: id,
             epoch: turn.header.epoch,
