@@ -41,6 +41,8 @@ pub enum ToInstance {
 /// What the greeting of a new link says of an instance.
 #[derive(Clone, Debug, Default)]
 pub struct Status {
+    /// Its state has arrived whole.
+    pub loaded: bool,
     /// Built, and waiting for a batch or for the result of a turn.
     pub ready: bool,
     /// Number of the next turn.
@@ -250,6 +252,7 @@ impl Life {
             state.load(entries);
             if let Some(next_turn) = chunk.next_turn {
                 self.next_turn = next_turn;
+                self.shared.status().loaded = true;
                 return Ok(state);
             }
         }
@@ -312,6 +315,7 @@ impl Life {
         {
             let mut status = self.shared.status();
             *status = Status {
+                loaded: true,
                 ready: true,
                 next_turn: self.next_turn,
                 outstanding: None,
@@ -423,6 +427,7 @@ impl Life {
         {
             let mut status = self.shared.status();
             *status = Status {
+                loaded: true,
                 ready: false,
                 next_turn: self.next_turn,
                 outstanding: None,

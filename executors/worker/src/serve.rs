@@ -244,7 +244,12 @@ impl Worker {
         image: PathBuf,
     ) -> Result<(), String> {
         let mut instances = self.instances();
-        if instances.contains_key(&key) {
+        // One that waits for the rest of its state was left by an agent that is no more: the state is
+        // sent again from its beginning.
+        if instances
+            .get(&key)
+            .is_some_and(|known| known.status().loaded)
+        {
             return Ok(());
         }
         if instances.len() >= INSTANCES_MAX {

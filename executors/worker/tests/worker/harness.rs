@@ -6,6 +6,7 @@
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 use tessera_types::{Digest, Epoch, Event, FrameworkId, HttpRequest, Subscription, TimeMs};
 use tessera_wire::frame;
@@ -50,8 +51,19 @@ pub struct Image {
     pub digest: Digest,
 }
 
+/// Held for reading by every worker, and for writing by one whose test measures time.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+/// A share in the machine, held for as long as a worker lives.
+#[allow(dead_code, reason = "held, not read")]
+enum Share {
+    WithOthers(RwLockReadGuard<'static, ()>),
+    Alone(RwLockWriteGuard<'static, ()>),
+}
+
 /// A worker with a directory of its own.
 pub struct Worker {
+    _share: Share,
     dir: tempfile::TempDir,
     child: Child,
 }
@@ -64,7 +76,19 @@ impl Drop for Worker {
 }
 
 impl Worker {
+    /// Start a worker beside those of other tests.
     pub fn start() -> Self {
+        let share = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
+        Self::start_with(Share::WithOthers(share))
+    }
+
+    /// Start a worker while no other test of this binary has one.
+    pub fn start_alone() -> Self {
+        let share = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
+        Self::start_with(Share::Alone(share))
+    }
+
+    fn start_with(share: Share) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("socket");
         let child = Command::new(WORKER)
@@ -79,7 +103,11 @@ impl Worker {
             .arg(&socket)
             .spawn()
             .unwrap();
-        Self { dir, child }
+        Self {
+            _share: share,
+            dir,
+            child,
+        }
     }
 
     pub fn pid(&self) -> u32 {
@@ -256,6 +284,18 @@ impl Agent {
         config: &[(&str, &str)],
         state: Vec<v1::KeyWrite>,
     ) -> Instance {
+        self.start_instance_with(framework, image, config, state, Some(1))
+    }
+
+    /// Start an instance and send one chunk of its state, the last one if it has a next turn.
+    pub fn start_instance_with(
+        &mut self,
+        framework: u64,
+        image: &Image,
+        config: &[(&str, &str)],
+        state: Vec<v1::KeyWrite>,
+        next_turn: Option<u64>,
+    ) -> Instance {
         let instance = Instance {
             framework,
             epoch: 1,
@@ -285,7 +325,7 @@ impl Agent {
             key: instance.key(),
             chunk: Some(v1::StateChunk {
                 entries: state,
-                next_turn: Some(1),
+                next_turn,
             }),
         }));
         instance
@@ -295,6 +335,11 @@ impl Agent {
     pub fn stop(&mut self, instance: &Instance) {
         let key = instance.key();
         self.send(to_worker::Message::StopInstance(v1::StopInstance { key }));
+        self.sync(instance);
+    }
+
+    /// Wait until everything that was sent before is heard.
+    pub fn sync(&mut self, instance: &Instance) {
         let task = format!("after-{}", instance.framework);
         let start = v1::StartWasmTask {
             task: task.clone(),

@@ -207,7 +207,7 @@ fn turns_within(agent: &mut Agent, instance: &mut Instance, time: Duration) -> u
 fn a_spinning_guest_is_stopped_and_its_neighbour_keeps_half_of_its_turns() {
     /// Shorter than the CPU budget of a turn: the spinning guest spins all the time.
     const WINDOW: Duration = Duration::from_millis(800);
-    let worker = Worker::start();
+    let worker = Worker::start_alone();
     let (echo, spin) = (worker.compile("echo"), worker.compile("spin"));
     let (mut agent, _) = worker.connect();
     let mut good = agent.start_instance(1, &echo, &[], vec![]);
@@ -321,4 +321,32 @@ fn equal_inputs_give_equal_turns() {
         text.contains("\"system_ns_after_sleep\":\"1700000000030"),
         "{text}"
     );
+}
+
+#[test]
+fn a_state_that_was_sent_by_half_is_sent_again_from_its_beginning() {
+    let worker = Worker::start();
+    let image = worker.compile("echo");
+    let (mut agent, _) = worker.connect();
+    let instance = agent.start_instance_with(1, &image, &[], vec![entry("gone", "1")], None);
+    agent.sync(&instance);
+    let (mut agent, hello) = worker.connect();
+    assert!(!hello.instances[0].ready);
+    let mut instance = agent.start_instance(1, &image, &[], vec![entry("turns", "41")]);
+    agent.ready(&instance);
+    let first = subscribed(&instance);
+    let turn = agent.committed_turn(&mut instance, &[first]);
+    let written: Vec<_> = turn
+        .writes
+        .iter()
+        .filter_map(|write| write.value.clone())
+        .collect();
+    assert_eq!(written, [b"42"]);
+}
+
+fn entry(key: &str, value: &str) -> v1::KeyWrite {
+    v1::KeyWrite {
+        key: key.into(),
+        value: Some(value.as_bytes().to_vec()),
+    }
 }
