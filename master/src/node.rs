@@ -104,6 +104,7 @@ pub struct Node<D: Disk> {
     tickets: BTreeMap<EntryId, Vec<u64>>,
     pending: Vec<Output>,
     cluster: String,
+    led_term: Option<u64>,
 }
 
 /// What came of settling.
@@ -115,6 +116,8 @@ pub struct Settled {
     pub events: Option<core::EventId>,
     /// Messages to other masters.
     pub messages: Vec<(u64, Vec<u8>)>,
+    /// Leadership was lost: sessions and callers that the core forgot are to be let go.
+    pub stepped_down: bool,
     /// More is ready: settle again after looking at the inputs.
     pub more: bool,
 }
@@ -138,6 +141,7 @@ impl<D: Disk> Node<D> {
             tickets: BTreeMap::new(),
             pending: Vec::new(),
             cluster,
+            led_term: None,
         })
     }
 
@@ -220,6 +224,7 @@ impl<D: Disk> Node<D> {
                 return Ok(settled);
             }
             for change in progress.role_changes {
+                settled.stepped_down |= matches!(change, RoleChange::SteppedDown { .. });
                 self.on_role_change(change, now);
             }
             for (id, effects) in progress.applied {
@@ -229,8 +234,11 @@ impl<D: Disk> Node<D> {
                         settled.events = Some(*last);
                     }
                 }
-                let outputs = self.machine.core.perform(effects, now);
-                self.pending.extend(outputs);
+                // A new leader has walked the state, which holds what entries of older terms did.
+                if self.led_term == Some(id.term) {
+                    let outputs = self.machine.core.perform(effects, now);
+                    self.pending.extend(outputs);
+                }
             }
             for id in progress.lost.into_iter().chain(progress.unknown) {
                 if let Some(tickets) = self.tickets.remove(&id) {
@@ -251,10 +259,16 @@ impl<D: Disk> Node<D> {
     fn on_role_change(&mut self, change: RoleChange, now: Now) {
         match change {
             RoleChange::BecameLeader { term } => {
+                self.led_term = Some(term);
                 let cluster = self.cluster.clone();
                 self.input(|core| core.lead(term, &cluster, now));
             }
-            RoleChange::SteppedDown { .. } => self.machine.core.follow(),
+            RoleChange::SteppedDown { .. } => {
+                self.led_term = None;
+                self.pending.clear();
+                self.tickets.clear();
+                self.machine.core.follow();
+            }
         }
     }
 

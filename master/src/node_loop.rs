@@ -353,6 +353,12 @@ impl<D: Disk> NodeLoop<D> {
         if let Some(last) = settled.events {
             self.events.send_replace(last);
         }
+        if settled.stepped_down {
+            // Dropping them tells agents to look for the leader, and callers that there is none here.
+            self.sessions.clear();
+            self.replies.clear();
+            self.answers.clear();
+        }
         for output in settled.outputs {
             match output {
                 Output::SendAgent { session, message } => self.send_agent(session, message),
