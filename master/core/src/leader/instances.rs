@@ -54,6 +54,11 @@ pub(crate) struct Instance {
     pub(super) outstanding: Option<Outstanding>,
     /// The turn that is about to commit.
     pub(super) in_flight: Option<(TurnNumber, Vec<u8>)>,
+    /// The number that its worker was told to go on with, in this session.
+    pub(super) told: Option<(u64, TurnNumber)>,
+    /// Time of the last turn that changed nothing and was taken in this session: its number comes
+    /// again, so that only the time tells a copy of it from the next turn.
+    pub(super) taken: Option<(u64, u64)>,
     /// Until when it may repeat a turn that is committed already.
     pub(super) repeat_by_ms: Option<u64>,
     /// It does not continue where the state is; it has to be placed anew.
@@ -159,6 +164,7 @@ impl Desk<'_> {
         let next = framework.next_turn().0;
         let began = framework.last_turn_epoch == framework.epoch;
         let now_ms = self.now.mono_ms;
+        let session = self.session_of(agent);
         let Some(instance) = self.leader.instances.get_mut(&id) else { return Ok(()) };
         let anew = ready.rebuilt || (instance.introduced && instance.fetched);
         let lost = instance.outstanding.take();
@@ -167,11 +173,16 @@ impl Desk<'_> {
         instance.repeat_by_ms = None;
         instance.out_of_step = false;
         if anew {
-            instance.first = Some(First::Resumed);
+            // Until a turn of the epoch has committed, nobody has handled its beginning.
+            instance.first = Some(if began { First::Resumed } else { First::Subscribed });
             instance.out_of_step = ready.next_turn != next;
         } else {
-            // Not processed, as far as is known: if it was, the worker repeats the turn first.
-            if ready.next_turn + 1 == next {
+            // Not processed, as far as is known: if it was, the worker repeats the turn, before or
+            // after this.
+            let told = session.is_some_and(|it| instance.told == Some((it, TurnNumber(next))));
+            if ready.next_turn + 1 == next && told {
+                instance.repeat_by_ms = None;
+            } else if ready.next_turn + 1 == next {
                 instance.repeat_by_ms = Some(now_ms + REPEAT_WAIT_MS);
             } else if ready.next_turn != next {
                 instance.out_of_step = true;

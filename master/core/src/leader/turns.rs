@@ -84,6 +84,7 @@ impl Desk<'_> {
             && framework.last_turn == number
             && framework.last_turn_hash == hash
         {
+            instance.told = Some((session, expected));
             self.leader.dirty_frameworks.insert(id);
             self.send(session, result(TurnOutcome::Committed { next: expected }));
             return Ok(());
@@ -92,6 +93,18 @@ impl Desk<'_> {
             && *flying == number
             && *flying_hash == hash
         {
+            return Ok(());
+        }
+        let overtaken = instance.in_flight.is_some()
+            || instance.outstanding.as_ref().is_some_and(|sent| sent.time_ms != header.time_ms);
+        if overtaken && instance.taken == Some((session, header.time_ms)) {
+            return Ok(());
+        }
+        if number < expected {
+            // A copy of an older turn. Whoever still waits for its fate builds the instance anew and
+            // says so; an instance that has gone on passes over this.
+            let refusal = TurnRefusal::WrongNumber { given: number, expected };
+            self.send(session, result(TurnOutcome::Refused(refusal)));
             return Ok(());
         }
         if number != expected || instance.in_flight.is_some() {
@@ -174,6 +187,7 @@ impl Desk<'_> {
                 self.leader.offers.accepting.insert(ticket, plan.accepted);
             }
         } else if plan.answers.is_empty() {
+            self.note_taken(id, &turn);
             self.turn_stands(&pending, pending.number);
             return Ok(());
         } else {
@@ -181,11 +195,20 @@ impl Desk<'_> {
             let ticket = self.leader.fresh();
             self.leader.pending.insert(ticket, Pending::Turn(Box::new(pending)));
             self.leader.out.push(Output::ReadIndex { ticket });
+            self.note_taken(id, &turn);
         }
         if let Some(instance) = self.leader.instances.get_mut(&id) {
             instance.in_flight = Some((turn.header.number, hash));
         }
         Ok(())
+    }
+
+    fn note_taken(&mut self, id: FrameworkId, turn: &Turn) {
+        let agent = self.leader.instances.get(&id).and_then(|instance| instance.agent);
+        let session = agent.and_then(|agent| self.session_of(agent));
+        if let Some(instance) = self.leader.instances.get_mut(&id) {
+            instance.taken = session.map(|session| (session, turn.header.time_ms));
+        }
     }
 
     /// Specs that the state does not hold yet. Those that break a rule are left out; their launches are
@@ -458,6 +481,11 @@ impl Desk<'_> {
         let framework = self.state.frameworks.get(&pending.framework);
         let agent = framework.filter(|f| f.epoch == pending.epoch).and_then(|f| f.agent);
         let Some(session) = agent.and_then(|agent| self.session_of(agent)) else { return };
+        if let (TurnOutcome::Committed { next }, Some(instance)) =
+            (outcome, self.leader.instances.get_mut(&pending.framework))
+        {
+            instance.told = Some((session, *next));
+        }
         let result = turn_result(pending.framework, pending.epoch, pending.number, outcome);
         self.send(session, result);
     }
