@@ -39,6 +39,8 @@ pub(crate) struct Checkpoint {
 #[derive(Clone, Debug)]
 pub(crate) struct Fetch {
     pub(crate) worker: WorkerKey,
+    /// The worker's process: another one gets nothing of it.
+    process: Option<u64>,
     pub(crate) framework: u64,
     pub(crate) epoch: u64,
     last_key: Option<String>,
@@ -447,7 +449,16 @@ impl World {
                 self.check_acks(index, &acks);
                 self.agent_input(index, |core, now| core.on_status_acks(acks.acks, now));
             }
-            MasterSays::Batch(batch) => self.agent_input(index, |core, now| core.on_batch(batch, now)),
+            MasterSays::Batch(batch) => {
+                let framework = batch.key.unwrap_or_default().framework;
+                let line = format!(
+                    "agent #{index}: batch t{} for f{framework}: {} events",
+                    batch.number,
+                    batch.events.len()
+                );
+                self.journal.line(now_us, &line);
+                self.agent_input(index, |core, now| core.on_batch(batch, now));
+            }
             MasterSays::TurnResult(result) => {
                 self.agent_input(index, |core, now| core.on_turn_result(result, now));
             }
@@ -471,7 +482,8 @@ impl World {
         agent.next_fetch += 1;
         let serial = agent.next_fetch;
         let (framework, epoch) = key;
-        let fetch = Fetch { worker, framework, epoch, last_key: None, asked: None };
+        let process = agent.workers.get(&worker).map(|worker| worker.process);
+        let fetch = Fetch { worker, process, framework, epoch, last_key: None, asked: None };
         agent.fetches.insert(serial, fetch);
         let life = agent.life;
         let at_us = now_us + agent.rng.range(100, 5_000);
@@ -506,8 +518,13 @@ impl World {
     ) {
         let Some(agent) = self.agents.get_mut(index) else { return };
         let Some(fetch) = agent.fetches.get_mut(&serial) else { return };
+        if agent.workers.get(&fetch.worker).map(|worker| worker.process) != fetch.process {
+            agent.fetches.remove(&serial);
+            return;
+        }
         let Some(chunk) = chunk else {
             let fetch = fetch.clone();
+            self.journal.line(self.now_us, &format!("agent #{index}: no state of f{}", fetch.framework));
             agent.fetches.remove(&serial);
             return self.fetch_failed(index, &fetch);
         };

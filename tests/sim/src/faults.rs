@@ -7,6 +7,11 @@ use crate::master::CrashPoint;
 use crate::queue::Event;
 use crate::world::World;
 
+/// How far the master's clock may be behind: timers wait for as long as it takes to catch up.
+const CLOCK_BEHIND_MAX_MS: i64 = 5_000;
+/// How far it may be ahead.
+const CLOCK_AHEAD_MAX_MS: i64 = 15_000;
+
 impl World {
     pub(crate) fn fault_strikes(&mut self) {
         if !self.faults_on {
@@ -52,7 +57,8 @@ impl World {
             }
             11 => {
                 let jump_ms = i64::try_from(self.rng.range(0, 40_000)).unwrap_or(0) - 20_000;
-                self.master.wall_offset_ms += jump_ms;
+                let offset_ms = self.master.wall_offset_ms + jump_ms;
+                self.master.wall_offset_ms = offset_ms.clamp(-CLOCK_BEHIND_MAX_MS, CLOCK_AHEAD_MAX_MS);
                 self.journal.line(now_us, &format!("fault: the master's clock jumps by {jump_ms} ms"));
             }
             12 => {
@@ -78,6 +84,7 @@ impl World {
         self.journal.line(now_us, "everything heals");
         self.master.paused_until_us = self.master.paused_until_us.min(now_us);
         self.master.crash_at = None;
+        self.master.wall_offset_ms = 0;
         self.net.delay_us = 2_000;
         self.net.partitioned_until_us.clear();
         self.turns_twice = 0;

@@ -19,7 +19,9 @@ pub const EPOCH_KEY: &str = "epoch";
 /// Prefix of the keys of tasks.
 pub const TASK_PREFIX: &str = "task/";
 /// Time between two firings of the model's timer.
-const TIMER_MS: u64 = 900;
+const TIMER_MS: u64 = 700;
+/// Tasks that may be launched at once in the beginning.
+const FIRST_TASKS: u64 = 2;
 /// Launches in one turn: keeps a run from being over before the first fault.
 const LAUNCHES_PER_TURN: usize = 3;
 /// Time for which unused resources are refused.
@@ -230,8 +232,10 @@ impl Model {
 
     fn on_timer(&mut self, draft: &mut Draft) {
         self.wind(draft);
+        let ticks = self.number("ticks") + 1;
+        self.write(draft, "ticks", ticks);
         let mut wanted = false;
-        for number in 0..self.tasks {
+        for number in 0..self.released() {
             let Some((task, record)) = self.newest(number) else {
                 wanted = true;
                 continue;
@@ -252,6 +256,11 @@ impl Model {
         let value = number.to_string().into_bytes();
         self.state.insert(key.to_owned(), value.clone());
         draft.changes.insert(key.to_owned(), value);
+    }
+
+    /// Tasks that may be launched by now: they come one by one, so that faults strike at all stages.
+    fn released(&self) -> u64 {
+        (FIRST_TASKS + self.number("ticks")).min(self.tasks)
     }
 
     /// The newest task of a number, if one was launched.
@@ -281,7 +290,7 @@ impl Model {
 
     fn place(&mut self, draft: &mut Draft, offers: Vec<Offer>) {
         let mut due: Vec<(u64, TaskId)> =
-            (0..self.tasks).filter_map(|number| Some((number, self.due(number)?))).collect();
+            (0..self.released()).filter_map(|number| Some((number, self.due(number)?))).collect();
         due.reverse();
         let waiting = !due.is_empty();
         let mut room = LAUNCHES_PER_TURN;

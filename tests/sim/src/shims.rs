@@ -331,7 +331,15 @@ impl World {
                     self.queue.at(at_us, ends);
                 }
                 Wish::Made { epoch, turn, batch } => self.oracle.on_turn_made(epoch, &turn, &batch),
-                Wish::Acknowledged { turn, next } => self.oracle.on_turn_acknowledged(&turn, next),
+                Wish::Acknowledged { turn, next } => {
+                    let header = turn.header;
+                    let line = format!("agent #{index}: {} of {} was taken", header.number, header.framework);
+                    self.journal.line(self.now_us, &line);
+                    self.oracle.on_turn_acknowledged(&turn, next);
+                }
+                Wish::Note(text) => {
+                    self.journal.line(self.now_us, &format!("agent #{index}: a worker {text}"));
+                }
                 Wish::Violation(text) => self.oracle.violate(text),
             }
         }
@@ -343,6 +351,12 @@ impl World {
         }
         match message {
             FromWorker::InstanceReady(ready) => {
+                let key = ready.key.unwrap_or_default();
+                let line = format!(
+                    "agent #{index}: f{} epoch {} is ready for t{}, rebuilt {}",
+                    key.framework, key.epoch, ready.next_turn, ready.rebuilt
+                );
+                self.journal.line(self.now_us, &line);
                 self.agent_input(index, |core, now| core.on_instance_ready(ready, now));
             }
             FromWorker::InstanceFailed(failed) => {

@@ -67,6 +67,8 @@ pub(crate) enum Wish {
     Made { epoch: u64, turn: Turn, batch: v1::Batch },
     /// A turn was acknowledged.
     Acknowledged { turn: Turn, next: u64 },
+    /// For the log.
+    Note(String),
     /// Something that must never happen.
     Violation(String),
 }
@@ -254,7 +256,8 @@ impl Worker {
         };
         // A batch that crosses a turn still under way is answered by that turn.
         if !matches!(slot.phase, Phase::Idle) || batch.number != slot.next_turn {
-            return Vec::new();
+            let (number, next) = (batch.number, slot.next_turn);
+            return vec![Wish::Note(format!("passes over batch t{number}, is at t{next}"))];
         }
         slot.phase = Phase::Handling(batch);
         slot.serial = serial;

@@ -104,7 +104,7 @@ impl World {
         let heal_us = rng.range(15_000_000, 30_000_000);
         let plan = Plan {
             frameworks: rng.range(1, 3),
-            tasks: rng.range(6, 14),
+            tasks: rng.range(12, 36),
             fault_us: rng.range(400_000, 4_000_000),
             deadline_us: heal_us + CONVERGENCE_US,
         };
@@ -133,7 +133,7 @@ impl World {
         };
         world.queue.at(0, Event::MasterStart);
         world.queue.at(50_000, Event::User);
-        world.queue.at(3_000_000, Event::Fault);
+        world.queue.at(1_000_000, Event::Fault);
         world.queue.at(heal_us, Event::Heal);
         for agent in 0..world.agents.len() {
             let at_us = world.rng.range(0, 1_500_000);
