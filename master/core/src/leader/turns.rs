@@ -23,6 +23,8 @@ use tessera_wire::{WireError, decode_spec};
 /// A turn that waits for its commit, or for a read.
 #[derive(Debug)]
 pub(crate) struct PendingTurn {
+    /// The session in which it came.
+    session: u64,
     framework: FrameworkId,
     epoch: Epoch,
     number: TurnNumber,
@@ -127,7 +129,7 @@ impl Desk<'_> {
         };
         let submitted = Turn::try_from(turn)
             .map_err(malformed)
-            .and_then(|turn| self.submit(turn, hash, http.clone()));
+            .and_then(|turn| self.submit(session, turn, hash, http.clone()));
         if let Err(refusal) = submitted {
             self.refuse_turn(id, session, result(TurnOutcome::Refused(refusal)), &http);
         }
@@ -146,6 +148,7 @@ impl Desk<'_> {
 
     fn submit(
         &mut self,
+        session: u64,
         turn: Turn,
         hash: Vec<u8>,
         http: Vec<u64>,
@@ -169,6 +172,7 @@ impl Desk<'_> {
             return Err(TurnRefusal::Limit { name: "COMMAND_BYTES_MAX".into(), text });
         }
         let mut pending = PendingTurn {
+            session,
             framework: id,
             epoch: turn.header.epoch,
             number: turn.header.number,
@@ -187,7 +191,7 @@ impl Desk<'_> {
                 self.leader.offers.accepting.insert(ticket, plan.accepted);
             }
         } else if plan.answers.is_empty() {
-            self.note_taken(id, &turn);
+            self.note_taken(session, &turn);
             self.turn_stands(&pending, pending.number);
             return Ok(());
         } else {
@@ -195,7 +199,7 @@ impl Desk<'_> {
             let ticket = self.leader.fresh();
             self.leader.pending.insert(ticket, Pending::Turn(Box::new(pending)));
             self.leader.out.push(Output::ReadIndex { ticket });
-            self.note_taken(id, &turn);
+            self.note_taken(session, &turn);
         }
         if let Some(instance) = self.leader.instances.get_mut(&id) {
             instance.in_flight = Some((turn.header.number, hash));
@@ -203,11 +207,9 @@ impl Desk<'_> {
         Ok(())
     }
 
-    fn note_taken(&mut self, id: FrameworkId, turn: &Turn) {
-        let agent = self.leader.instances.get(&id).and_then(|instance| instance.agent);
-        let session = agent.and_then(|agent| self.session_of(agent));
-        if let Some(instance) = self.leader.instances.get_mut(&id) {
-            instance.taken = session.map(|session| (session, turn.header.time_ms));
+    fn note_taken(&mut self, session: u64, turn: &Turn) {
+        if let Some(instance) = self.leader.instances.get_mut(&turn.header.framework) {
+            instance.taken = Some((session, turn.header.time_ms));
         }
     }
 
@@ -481,8 +483,11 @@ impl Desk<'_> {
         let framework = self.state.frameworks.get(&pending.framework);
         let agent = framework.filter(|f| f.epoch == pending.epoch).and_then(|f| f.agent);
         let Some(session) = agent.and_then(|agent| self.session_of(agent)) else { return };
+        // An agent that did not send the turn in this session may not know the instance yet, and then
+        // passes over its result.
         if let (TurnOutcome::Committed { next }, Some(instance)) =
             (outcome, self.leader.instances.get_mut(&pending.framework))
+            && pending.session == session
         {
             instance.told = Some((session, *next));
         }
