@@ -198,7 +198,7 @@ async fn list(
     let header = [
         "FRAMEWORK",
         "TASK",
-        "KIND",
+        "NAME",
         "STATE",
         "AGENT",
         "RESOURCES",

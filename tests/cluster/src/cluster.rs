@@ -9,6 +9,8 @@ use crate::wait::until;
 use crate::{Outcome, failure, procfs};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -41,6 +43,8 @@ impl Scene {
             .prefix(&format!("tsr-{name}-"))
             .tempdir()?
             .keep();
+        // Tasks run as a user of their own and must be able to pass through.
+        std::fs::set_permissions(&dir, Permissions::from_mode(0o755))?;
         Ok(Self {
             dir,
             keep: true,
@@ -52,6 +56,17 @@ impl Scene {
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// An empty file that tasks, whoever they run as, can write to.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn open_file(&self, name: &str) -> Outcome<PathBuf> {
+        let path = self.dir.join(name);
+        std::fs::write(&path, "")?;
+        std::fs::set_permissions(&path, Permissions::from_mode(0o666))?;
+        Ok(path)
     }
 
     /// All went well: the directory is removed.
@@ -193,7 +208,8 @@ pub struct Cluster {
     /// To speak to its master.
     pub rest: Rest,
     address: String,
-    scene: Scene,
+    /// Its directory.
+    pub scene: Scene,
 }
 
 impl Cluster {
@@ -472,7 +488,8 @@ pub struct Parts {
     port: u16,
     agent_port: u16,
     // Dropped last: the processes end before their directory goes.
-    scene: Scene,
+    /// Its directory.
+    pub scene: Scene,
 }
 
 impl Parts {

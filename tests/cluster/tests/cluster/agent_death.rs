@@ -11,7 +11,7 @@ async fn an_exit_code_outlives_the_agent() -> Outcome {
     let rest = parts.start_master("m").await?;
     parts.start_agent(&rest, "a", "m").await?;
     framework(&rest, "run", "run", &[]).await?;
-    let (go, done) = (parts.dir().join("go"), parts.dir().join("done"));
+    let (go, done) = (parts.dir().join("go"), parts.scene.open_file("done")?);
     // It ends while no agent is there, with a code that nobody else uses.
     let shell = format!(
         "while [ ! -e {} ]; do sleep 0.02; done; echo x >> {}; exit 42",
@@ -48,7 +48,7 @@ async fn an_exit_code_outlives_the_agent() -> Outcome {
     }
     std::fs::write(&go, "")?;
     until("the task ends without an agent", PATIENCE, async || {
-        if done.exists() {
+        if std::fs::read_to_string(&done).is_ok_and(|text| !text.is_empty()) {
             Ok(())
         } else {
             Err("it still waits".to_owned())

@@ -42,7 +42,7 @@ async fn no_task_is_lost_or_doubled_when_processes_are_killed() -> Outcome {
     eprintln!("seed {seed}");
     let mut random = Random::new(seed);
     let cluster = Cluster::start("chaos", &["--cpus-milli", "4000", "--mem-mib", "4096"]).await?;
-    let ran = cluster.dir().join("ran");
+    let ran = cluster.scene.open_file("ran")?;
     let count = TASKS.to_string();
     let command = format!("echo $SPAWN_TASK >> {}; sleep 0.8", ran.display());
     let task = cluster.push("task-exit").await?;
