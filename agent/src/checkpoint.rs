@@ -1,6 +1,6 @@
 //! The checkpoint: a log of records, each with a checksum, in one file.
 //!
-//! Invariants: what [`Checkpoint::append`] returned for is on the disk; a record that a crash tore is
+//! Invariants: what [`Checkpoint::append`] returned for with `sync` is on the disk; a record that a crash tore is
 //! the last one and is cut off, anything else that is damaged is an error; rewriting replaces the file
 //! at once or not at all. What records mean is not known here.
 
@@ -97,18 +97,20 @@ impl Checkpoint {
         self.bytes
     }
 
-    /// Append records with one sync for all.
+    /// Append records, with one sync for all if something relies on them.
     ///
     /// # Errors
     /// When the disk refuses; what the file holds is then unknown, and the agent must end.
-    pub fn append(&mut self, records: &[Vec<u8>]) -> Result<(), CheckpointError> {
+    pub fn append(&mut self, records: &[Vec<u8>], sync: bool) -> Result<(), CheckpointError> {
         let mut buffer = Vec::new();
         for record in records {
             frame(record, &mut buffer);
         }
         let io = |source| CheckpointError::Io { path: self.path.clone(), source };
         self.file.write_all(&buffer).map_err(io)?;
-        self.file.sync_data().map_err(io)?;
+        if sync {
+            self.file.sync_data().map_err(io)?;
+        }
         self.bytes += buffer.len() as u64;
         Ok(())
     }
@@ -187,12 +189,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut checkpoint, read) = Checkpoint::open(dir.path()).unwrap();
         assert!(read.is_empty());
-        checkpoint.append(&records()[..2]).unwrap();
-        checkpoint.append(&records()[2..]).unwrap();
+        checkpoint.append(&records()[..2], true).unwrap();
+        checkpoint.append(&records()[2..], true).unwrap();
         let (mut checkpoint, read) = Checkpoint::open(dir.path()).unwrap();
         assert_eq!(read, records());
         checkpoint.rewrite(&records()[..1]).unwrap();
-        checkpoint.append(&records()[1..]).unwrap();
+        checkpoint.append(&records()[1..], true).unwrap();
         assert_eq!(Checkpoint::open(dir.path()).unwrap().1, records());
     }
 
@@ -200,7 +202,7 @@ mod tests {
     fn a_tail_torn_at_any_byte_is_cut_off() {
         let dir = tempfile::tempdir().unwrap();
         let (mut checkpoint, _) = Checkpoint::open(dir.path()).unwrap();
-        checkpoint.append(&[b"first".to_vec(), b"second".to_vec()]).unwrap();
+        checkpoint.append(&[b"first".to_vec(), b"second".to_vec()], true).unwrap();
         let path = dir.path().join("tasks.log");
         let whole = std::fs::read(&path).unwrap();
         let second = MAGIC.len() + 8 + 5;
@@ -208,7 +210,7 @@ mod tests {
             std::fs::write(&path, &whole[..cut]).unwrap();
             let (mut checkpoint, read) = Checkpoint::open(dir.path()).unwrap();
             assert_eq!(read, [b"first".to_vec()], "cut at {cut}");
-            checkpoint.append(&[b"third".to_vec()]).unwrap();
+            checkpoint.append(&[b"third".to_vec()], true).unwrap();
             let read = Checkpoint::open(dir.path()).unwrap().1;
             assert_eq!(read, [b"first".to_vec(), b"third".to_vec()]);
         }
@@ -218,7 +220,7 @@ mod tests {
     fn damage_in_the_middle_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let (mut checkpoint, _) = Checkpoint::open(dir.path()).unwrap();
-        checkpoint.append(&records()).unwrap();
+        checkpoint.append(&records(), true).unwrap();
         let path = dir.path().join("tasks.log");
         let mut content = std::fs::read(&path).unwrap();
         content[MAGIC.len() + 9] ^= 1;

@@ -64,6 +64,12 @@ impl Sandboxes {
         Ok(Self { tasks })
     }
 
+    /// The folder of all tasks.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.tasks
+    }
+
     /// The folder of a task, with one folder per attempt in it.
     #[must_use]
     pub fn task(&self, key: &TaskKey) -> PathBuf {

@@ -9,6 +9,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
+use tessera_agent_core::WorkerKey;
+use tessera_oci::Identity;
 use tessera_wire::{frame, v1};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -26,38 +28,11 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a new worker's socket is tried.
 const CONNECT_EVERY: Duration = Duration::from_millis(5);
 
-/// Which of a tenant's two workers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum WorkerKind {
-    /// Hosts schedulers.
-    Schedulers,
-    /// Runs Wasm tasks.
-    Tasks,
-}
-
-impl WorkerKind {
-    /// As the worker's flag has it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Schedulers => "schedulers",
-            Self::Tasks => "tasks",
-        }
-    }
-}
-
-/// Names a worker of this agent.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct WorkerKey {
-    /// The tenant.
-    pub tenant: String,
-    /// Which of its two.
-    pub kind: WorkerKind,
-}
-
 /// What a link tells its owner.
 #[derive(Debug)]
 pub enum LinkEvent {
+    /// It stands. Comes first.
+    Connected(Link),
     /// The worker said something.
     Message(Box<v1::FromWorker>),
     /// The link broke. Nothing comes after it.
@@ -117,8 +92,8 @@ impl WorkerPaths {
 #[derive(Debug)]
 pub struct Link {
     sender: mpsc::Sender<v1::ToWorker>,
-    /// Process id of the worker.
-    pub pid: u32,
+    /// The worker.
+    pub process: Identity,
     /// Whether the worker was there before.
     pub adopted: bool,
 }
@@ -129,16 +104,31 @@ impl Link {
     pub fn send(&self, message: v1::to_worker::Message) -> bool {
         self.sender.try_send(v1::ToWorker { message: Some(message) }).is_ok()
     }
+
+    /// For senders that wait until there is room.
+    #[must_use]
+    pub fn sender(&self) -> mpsc::Sender<v1::ToWorker> {
+        self.sender.clone()
+    }
+
+    /// Names the process in records: another worker never has the same.
+    #[must_use]
+    pub fn process_name(&self) -> String {
+        format!("{}:{}:{}", self.process.boot, self.process.pid, self.process.start_ticks)
+    }
 }
 
-/// Connect to a worker that is there; none if there is none. `events` gets what it says.
+/// Connect to a worker that is there; false if there is none. `events` gets the link and what the
+/// worker says.
 pub async fn adopt(
     key: &WorkerKey,
     paths: &WorkerPaths,
     events: &mpsc::Sender<(WorkerKey, LinkEvent)>,
-) -> Option<Link> {
-    let stream = UnixStream::connect(&paths.socket).await.ok()?;
-    link(key, stream, events, true)
+) -> bool {
+    match UnixStream::connect(&paths.socket).await {
+        Ok(stream) => link(key, stream, events, true).await,
+        Err(_) => false,
+    }
 }
 
 /// Start a worker and connect to it. It belongs to no process group or session of the agent.
@@ -149,7 +139,7 @@ pub async fn start(
     key: &WorkerKey,
     paths: &WorkerPaths,
     events: &mpsc::Sender<(WorkerKey, LinkEvent)>,
-) -> Result<Link, LinkError> {
+) -> Result<(), LinkError> {
     let start = |source| LinkError::Start { program: paths.program.clone(), source };
     // The socket of a worker that died: nobody answers on it.
     let _ = std::fs::remove_file(&paths.socket);
@@ -169,11 +159,11 @@ pub async fn start(
     let deadline = tokio::time::Instant::now() + START_TIMEOUT;
     loop {
         if let Ok(stream) = UnixStream::connect(&paths.socket).await
-            && let Some(link) = link(key, stream, events, false)
+            && link(key, stream, events, false).await
         {
             // Reaps the worker whenever it ends; the link's own end is what the owner acts on.
             tokio::spawn(async move { child.wait().await });
-            return Ok(link);
+            return Ok(());
         }
         if let Ok(Some(status)) = child.try_wait() {
             return Err(LinkError::Ended(status, paths.log.clone()));
@@ -187,18 +177,25 @@ pub async fn start(
     }
 }
 
-fn link(
+/// Hand a link to its owner and carry its messages; false when the worker or the owner is gone.
+async fn link(
     key: &WorkerKey,
     stream: UnixStream,
     events: &mpsc::Sender<(WorkerKey, LinkEvent)>,
     adopted: bool,
-) -> Option<Link> {
-    let pid = u32::try_from(stream.peer_cred().ok()?.pid()?).ok()?;
+) -> bool {
+    // A worker that ended meanwhile has no identity any more.
+    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+    let Some(process) = pid.and_then(|pid| Identity::of(pid).ok()) else { return false };
     let (reader, writer) = stream.into_split();
     let (sender, queue) = mpsc::channel(QUEUE_MAX);
+    let connected = LinkEvent::Connected(Link { sender, process, adopted });
+    if events.send((key.clone(), connected)).await.is_err() {
+        return false;
+    }
     tokio::spawn(write_frames(writer, queue));
     tokio::spawn(read_frames(key.clone(), reader, events.clone()));
-    Some(Link { sender, pid, adopted })
+    true
 }
 
 async fn write_frames(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<v1::ToWorker>) {

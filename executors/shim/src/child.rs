@@ -1,7 +1,7 @@
 //! From fork to exec: everything that happens in the task's own process before its program.
 //!
 //! Invariants: all that can be prepared is prepared before the fork; the process is in the task's group
-//! before anything of the task's is touched; privileges are dropped before the sandbox is entered; every
+//! before anything of the task's is touched; privileges are dropped before anything of it runs; every
 //! failure is told to the shim through a pipe that a successful exec closes. This file must never run
 //! code of the shim in the child beyond these steps.
 
@@ -110,11 +110,12 @@ fn become_program(
         .map_err(|e| format!("connecting the output: {e}"))?;
     reset_signals().map_err(|e| format!("resetting signals: {e}"))?;
     close_on_exec();
+    // Before the user changes: the directories above the sandbox need not be open to it.
+    unistd::chdir(&program.sandbox).map_err(|e| format!("entering the sandbox: {e}"))?;
     if let Some(user) = &program.user {
         drop_to(user).map_err(|e| format!("changing to user {}: {e}", user.name))?;
     }
     nix::sys::prctl::set_no_new_privs().map_err(|e| format!("setting no_new_privs: {e}"))?;
-    unistd::chdir(&program.sandbox).map_err(|e| format!("entering the sandbox: {e}"))?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     exec(program)
 }

@@ -1,0 +1,253 @@
+//! Configuration: what an operator may say, its rules, and what is found out where nothing was said.
+//!
+//! Invariants: a refused setting is named with its rule; what is offered never includes the slice that is
+//! kept for schedulers. This file must never keep anything open.
+
+use crate::session::WithToken;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use tessera_types::Quantities;
+use tessera_wire::v1;
+
+/// Share of memory that is kept for schedulers, in percent.
+const RESERVED_PERCENT: i64 = 5;
+/// Least memory that is kept for schedulers.
+const RESERVED_MEM_MIN_MIB: i64 = 256;
+/// Memory that is left to the system when the size is found out: kernel, agent and shims live in it.
+const SYSTEM_MEM_MIB: i64 = 512;
+/// Disk that is left to the system when the size is found out.
+const SYSTEM_DISK_MIB: i64 = 2_048;
+/// Where the kernel keeps the machine's name.
+const HOSTNAME_FILE: &str = "/proc/sys/kernel/hostname";
+/// Longest token; what masters make is far shorter.
+const TOKEN_BYTES_MAX: usize = 4_096;
+/// Bytes of a socket's path, as the kernel has it, less the names below the work directory.
+const WORK_DIR_BYTES_MAX: usize = 107 - "/run/0123456789abcdef-schedulers.sock".len();
+
+/// What an operator says. Absent values are found out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AgentConfig {
+    /// Directory of checkpoints, sandboxes and components; made if it is not there.
+    pub work_dir: PathBuf,
+    /// Where masters listen for agents: `host:port`, several separated by commas.
+    pub master: String,
+    /// File with the cluster's token.
+    pub token_file: PathBuf,
+    /// Directory of `tessera-shim` and `tessera-worker`.
+    pub bin_dir: PathBuf,
+    /// What it calls itself; the machine's name when absent.
+    pub hostname: Option<String>,
+    /// Thousandths of a core.
+    pub cpus_milli: Option<i64>,
+    /// MiB of memory, the slice for schedulers included.
+    pub mem_mib: Option<i64>,
+    /// MiB of disk.
+    pub disk_mib: Option<i64>,
+    /// Named values that schedulers see.
+    pub attributes: BTreeMap<String, String>,
+}
+
+/// A setting that was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A field breaks a rule.
+    #[error("{field}: {rule}")]
+    Field {
+        /// The setting.
+        field: &'static str,
+        /// The rule.
+        rule: String,
+    },
+    /// A file or directory cannot be used.
+    #[error("{field}: {path}", path = path.display())]
+    Path {
+        /// The setting.
+        field: &'static str,
+        /// What it names.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// Settings that keep the rules.
+#[derive(Clone)]
+pub(crate) struct Settings {
+    pub work_dir: PathBuf,
+    pub bin_dir: PathBuf,
+    pub masters: Vec<String>,
+    pub token: WithToken,
+    pub description: v1::AgentDescription,
+    pub total: Quantities,
+}
+
+fn refuse<T>(field: &'static str, rule: impl Into<String>) -> Result<T, ConfigError> {
+    Err(ConfigError::Field { field, rule: rule.into() })
+}
+
+impl AgentConfig {
+    /// Check everything and fill in what was not said.
+    pub(crate) fn settle(self) -> Result<Settings, ConfigError> {
+        let masters = masters(&self.master)?;
+        let work_dir = made(&self.work_dir)?;
+        if work_dir.as_os_str().len() > WORK_DIR_BYTES_MAX {
+            return refuse("work_dir", format!("at most {WORK_DIR_BYTES_MAX} bytes, as sockets are made in it"));
+        }
+        let token = token(&self.token_file)?;
+        for name in ["tessera-shim", "tessera-worker"] {
+            let path = self.bin_dir.join(name);
+            if !path.is_file() {
+                let source = std::io::ErrorKind::NotFound.into();
+                return Err(ConfigError::Path { field: "bin_dir", path, source });
+            }
+        }
+        let hostname = match self.hostname {
+            Some(name) => name,
+            None => std::fs::read_to_string(HOSTNAME_FILE)
+                .map_err(|source| ConfigError::Path { field: "hostname", path: HOSTNAME_FILE.into(), source })?
+                .trim()
+                .to_owned(),
+        };
+        let found = found(&work_dir)?;
+        let all = Quantities {
+            cpus_milli: self.cpus_milli.unwrap_or(found.cpus_milli),
+            mem_mib: self.mem_mib.unwrap_or(found.mem_mib),
+            disk_mib: self.disk_mib.unwrap_or(found.disk_mib),
+        };
+        all.validate().map_err(|error| ConfigError::Field { field: "resources", rule: error.to_string() })?;
+        let (total, reserved) = split(all)?;
+        let pair = |(key, value): (String, String)| v1::Pair { key, value };
+        let description = v1::AgentDescription {
+            hostname,
+            attributes: self.attributes.into_iter().map(pair).collect(),
+            total: Some((&total).into()),
+            reserved: Some((&reserved).into()),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        description
+            .resources()
+            .map_err(|error| ConfigError::Field { field: error.field, rule: error.rule })?;
+        Ok(Settings { work_dir, bin_dir: self.bin_dir, masters, token, description, total })
+    }
+}
+
+fn masters(text: &str) -> Result<Vec<String>, ConfigError> {
+    let masters: Vec<String> = text.split(',').map(|part| part.trim().to_owned()).collect();
+    for master in &masters {
+        let port = master.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
+        if !port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0)) {
+            return refuse("master", format!("`host:port`, several separated by commas; not {master:?}"));
+        }
+    }
+    Ok(masters)
+}
+
+fn made(work_dir: &Path) -> Result<PathBuf, ConfigError> {
+    let fail = |source| ConfigError::Path { field: "work_dir", path: work_dir.to_owned(), source };
+    std::fs::create_dir_all(work_dir).map_err(fail)?;
+    std::fs::canonicalize(work_dir).map_err(fail)
+}
+
+fn token(path: &Path) -> Result<WithToken, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Path {
+        field: "token_file",
+        path: path.to_owned(),
+        source,
+    })?;
+    let text = text.trim();
+    if text.is_empty() || text.len() > TOKEN_BYTES_MAX {
+        return refuse("token_file", format!("holds 1 to {TOKEN_BYTES_MAX} bytes"));
+    }
+    WithToken::new(text).map_err(|error| ConfigError::Field { field: "token_file", rule: error.to_string() })
+}
+
+/// What this machine has, less what the system needs.
+fn found(work_dir: &Path) -> Result<Quantities, ConfigError> {
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let meminfo = std::fs::read_to_string("/proc/meminfo").map_err(|source| ConfigError::Path {
+        field: "mem_mib",
+        path: "/proc/meminfo".into(),
+        source,
+    })?;
+    let mem_kib = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.split_ascii_whitespace().next()?.parse::<i64>().ok())
+        .unwrap_or(0);
+    let disk = nix::sys::statvfs::statvfs(work_dir)
+        .map_err(|error| ConfigError::Field { field: "disk_mib", rule: error.to_string() })?;
+    let disk_mib = (disk.blocks_available() as i64).saturating_mul(disk.fragment_size() as i64 >> 10) >> 10;
+    Ok(Quantities {
+        cpus_milli: i64::try_from(cpus).unwrap_or(1).saturating_mul(1000),
+        mem_mib: (mem_kib / 1024 - SYSTEM_MEM_MIB).max(0),
+        disk_mib: (disk_mib - SYSTEM_DISK_MIB).max(0),
+    })
+}
+
+/// What is offered, and the slice that never is.
+fn split(all: Quantities) -> Result<(Quantities, Quantities), ConfigError> {
+    let reserved = Quantities {
+        cpus_milli: all.cpus_milli * RESERVED_PERCENT / 100,
+        mem_mib: (all.mem_mib * RESERVED_PERCENT / 100).max(RESERVED_MEM_MIN_MIB),
+        disk_mib: 0,
+    };
+    if reserved.mem_mib >= all.mem_mib {
+        let rule = format!("more than {RESERVED_MEM_MIN_MIB}, which are kept for schedulers");
+        return refuse("mem_mib", rule);
+    }
+    // Schedulers take CPU when they have turns to run; whole cores stay whole for tasks.
+    let total = Quantities { cpus_milli: all.cpus_milli, ..all.minus(reserved) };
+    Ok((total, reserved))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(dir: &Path) -> AgentConfig {
+        for name in ["tessera-shim", "tessera-worker", "token"] {
+            std::fs::write(dir.join(name), "secret\n").unwrap();
+        }
+        AgentConfig {
+            work_dir: dir.join("work"),
+            master: "127.0.0.1:5051".into(),
+            token_file: dir.join("token"),
+            bin_dir: dir.to_owned(),
+            mem_mib: Some(1_000),
+            cpus_milli: Some(2_000),
+            ..AgentConfig::default()
+        }
+    }
+
+    #[test]
+    fn the_slice_for_schedulers_is_never_offered() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = config(dir.path()).settle().unwrap();
+        assert_eq!((settings.total.mem_mib, settings.total.cpus_milli), (744, 2_000));
+        assert_eq!(settings.description.reserved.unwrap().mem_mib, 256);
+        assert!(settings.total.disk_mib >= 0 && !settings.description.hostname.is_empty());
+        let found = AgentConfig { mem_mib: None, ..config(dir.path()) }.settle().unwrap();
+        assert!(found.total.mem_mib > 0);
+    }
+
+    #[test]
+    fn a_refusal_names_field_and_rule() {
+        let dir = tempfile::tempdir().unwrap();
+        type Edit = fn(&mut AgentConfig);
+        let cases: [(&str, Edit); 8] = [
+            ("master", |c| c.master = "nowhere".into()),
+            ("master", |c| c.master = "a:1,:2".into()),
+            ("mem_mib", |c| c.mem_mib = Some(256)),
+            ("resources", |c| c.cpus_milli = Some(-1)),
+            ("bin_dir", |c| c.bin_dir = "/nonexistent".into()),
+            ("token_file", |c| c.token_file = "/nonexistent".into()),
+            ("description.attributes", |c| c.attributes = [(String::new(), String::new())].into()),
+            ("work_dir", |c| c.work_dir = c.work_dir.join("x".repeat(100))),
+        ];
+        for (field, edit) in cases {
+            let mut config = config(dir.path());
+            edit(&mut config);
+            let error = config.settle().err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(error.starts_with(field), "{field}: {error}");
+        }
+    }
+}

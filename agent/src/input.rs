@@ -1,0 +1,46 @@
+//! The closed set of what the agent's loop hears, apart from the session and the links.
+//!
+//! This file must never hold behaviour.
+
+use tessera_agent_core::{NativeObservation, SupplyFailure, TaskKey, WorkerKey};
+use tessera_types::Digest;
+use tessera_wire::v1;
+
+/// Inputs that wait for the loop. Each comes from a step that the loop itself began, and a sender waits
+/// when it is full.
+pub const INPUTS_MAX: usize = 1_024;
+
+/// One thing that happened.
+#[derive(Debug)]
+pub enum Input {
+    /// A native task was seen.
+    Native {
+        /// Which.
+        key: TaskKey,
+        /// Which attempt.
+        attempt: u32,
+        /// How it is.
+        seen: NativeObservation,
+    },
+    /// A component is here, or is not.
+    Component(Digest, Result<(), SupplyFailure>),
+    /// An image is here, or is not.
+    Image(Digest, String, Result<(), SupplyFailure>),
+    /// A worker could not be had.
+    NoWorker(WorkerKey),
+    /// The state of an instance did not come.
+    StateFailed(v1::InstanceKey),
+    /// A Wasm task can go to its worker.
+    WasmPrepared(WorkerKey, Box<v1::StartWasmTask>),
+    /// A Wasm task cannot be prepared.
+    WasmRefused {
+        /// Which.
+        key: TaskKey,
+        /// Which attempt.
+        attempt: u32,
+        /// Why.
+        message: String,
+    },
+    /// A Wasm task ended, and its result file was read.
+    WasmEnded(WorkerKey, Box<v1::WasmTaskState>, Result<Vec<u8>, String>),
+}

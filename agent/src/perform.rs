@@ -1,0 +1,222 @@
+//! Performing the core's actions. A checkpoint has been written before anything here is called.
+//!
+//! Invariants: nothing here blocks the loop; what takes time runs in a task of its own, which ends with
+//! one input. This file must never decide whether an action is right.
+
+use crate::components::Components;
+use crate::images::{CompileError, Images};
+use crate::input::Input;
+use crate::native::task_variables;
+use crate::sandbox::{Sandboxes, read_result};
+use crate::session::Client;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tessera_agent_core::{SupplyFailure, TaskKey, WorkerKey};
+use tessera_types::{Digest, Launch, TaskBody, TaskSpec};
+use tessera_wire::v1;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// What background steps need.
+#[derive(Clone)]
+pub struct Supply {
+    /// Bytes of components.
+    pub components: Arc<Components>,
+    /// Compiled ones.
+    pub images: Arc<Images>,
+    /// Directories of tasks.
+    pub sandboxes: Sandboxes,
+    /// Where answers go.
+    pub inputs: mpsc::Sender<Input>,
+}
+
+/// The session as background steps see it.
+#[derive(Clone)]
+pub struct Session {
+    /// Of the bulk lane.
+    pub client: Client,
+    /// The agent's number.
+    pub agent: u64,
+    /// The session's number.
+    pub session: u64,
+}
+
+/// A Wasm task to prepare.
+pub struct WasmStart {
+    /// Which worker.
+    pub worker: WorkerKey,
+    /// Which task.
+    pub key: TaskKey,
+    /// Which attempt.
+    pub attempt: u32,
+    /// What to run.
+    pub spec: Arc<TaskSpec>,
+    /// With what.
+    pub launch: Launch,
+    /// The component.
+    pub component: Digest,
+}
+
+impl Supply {
+    /// Send an answer; the loop is gone only when the agent ends.
+    fn answer(&self, input: Input) -> impl Future<Output = ()> + use<> {
+        let inputs = self.inputs.clone();
+        async move {
+            let _ = inputs.send(input).await;
+        }
+    }
+
+    /// Have a component on disk.
+    pub fn ensure_component(&self, digest: Digest, session: Option<Session>) {
+        let supply = self.clone();
+        tokio::spawn(async move {
+            let result = supply.fetch(digest, session).await;
+            if let Err(SupplyFailure::Retry(error)) = &result {
+                tracing::warn!(%digest, error, "a component did not come; it is tried again");
+            }
+            supply.answer(Input::Component(digest, result)).await;
+        });
+    }
+
+    async fn fetch(&self, digest: Digest, session: Option<Session>) -> Result<(), SupplyFailure> {
+        if self.components.get(&digest).is_some() {
+            return Ok(());
+        }
+        let Some(mut session) = session else {
+            return Err(SupplyFailure::Retry("there is no session with a master".into()));
+        };
+        let request = v1::FetchComponentRequest { digest: digest.0.to_vec() };
+        let retry = |error: String| SupplyFailure::Retry(error);
+        let chunks = session.client.fetch_component(request).await.map_err(|s| retry(s.to_string()))?;
+        let kept = self.components.keep(digest, chunks.into_inner()).await;
+        kept.map(drop).map_err(|error| retry(error.to_string()))
+    }
+
+    /// Have a component compiled.
+    pub fn ensure_image(&self, digest: Digest, engine: String) {
+        let supply = self.clone();
+        tokio::spawn(async move {
+            let result = match supply.components.get(&digest) {
+                None => Err(SupplyFailure::Retry("the component is gone".into())),
+                Some(component) => match supply.images.ensure(digest, &component).await {
+                    Ok(_) => Ok(()),
+                    Err(error @ CompileError::Unusable { .. }) => {
+                        Err(SupplyFailure::Unusable(error.to_string()))
+                    }
+                    Err(error) => {
+                        tracing::warn!(%digest, %error, "a component was not compiled; it is tried again");
+                        Err(SupplyFailure::Retry(error.to_string()))
+                    }
+                },
+            };
+            supply.answer(Input::Image(digest, engine, result)).await;
+        });
+    }
+
+    async fn image(&self, digest: Digest) -> Result<String, String> {
+        let component = self.components.get(&digest).ok_or("the component is gone")?;
+        let image = self.images.ensure(digest, &component).await.map_err(|error| error.to_string())?;
+        Ok(image.to_string_lossy().into_owned())
+    }
+
+    /// Make a Wasm task's sandbox and its order to the worker.
+    pub fn prepare_wasm(&self, start: WasmStart) {
+        let supply = self.clone();
+        tokio::spawn(async move {
+            let (key, attempt, worker) = (start.key.clone(), start.attempt, start.worker.clone());
+            let input = match supply.wasm_order(start).await {
+                Ok(order) => Input::WasmPrepared(worker, Box::new(order)),
+                Err(message) => Input::WasmRefused { key, attempt, message },
+            };
+            supply.answer(input).await;
+        });
+    }
+
+    async fn wasm_order(&self, start: WasmStart) -> Result<v1::StartWasmTask, String> {
+        let WasmStart { key, attempt, spec, launch, component, .. } = start;
+        let image = self.image(component).await?;
+        let TaskBody::Wasm { args, .. } = &spec.body else {
+            return Err("a native task has no component".into());
+        };
+        let args = args.iter().chain(&launch.args).cloned().collect();
+        let mut env: BTreeMap<String, String> = task_variables(&key, attempt).into();
+        env.extend(spec.env.iter().chain(&launch.env).cloned());
+        let mem_bytes = u64::try_from(spec.resources.mem_mib).unwrap_or(0) << 20;
+        let name = if spec.name.is_empty() { key.task.to_string() } else { spec.name.clone() };
+        let (sandboxes, of) = (self.sandboxes.clone(), key.clone());
+        let prepared =
+            tokio::task::spawn_blocking(move || sandboxes.prepare(&of, attempt, &spec, None)).await;
+        let dirs = prepared.map_err(|e| e.to_string())?.map_err(|error| error.to_string())?;
+        Ok(v1::StartWasmTask {
+            framework: key.framework.0,
+            task: key.task.to_string(),
+            attempt,
+            image,
+            sandbox: dirs.sandbox.to_string_lossy().into_owned(),
+            args,
+            env: env.into_iter().map(|(key, value)| v1::Pair { key, value }).collect(),
+            mem_bytes,
+            name,
+        })
+    }
+
+    /// Read the result file of a Wasm task that ended.
+    pub fn read_wasm_result(&self, worker: WorkerKey, state: v1::WasmTaskState, key: &TaskKey, path: String) {
+        let supply = self.clone();
+        let sandbox = self.sandboxes.attempt(key, state.attempt).sandbox;
+        tokio::spawn(async move {
+            let read = tokio::task::spawn_blocking(move || read_result(&sandbox, &path)).await;
+            let data = read.unwrap_or_else(|error| Err(error.to_string()));
+            supply.answer(Input::WasmEnded(worker, Box::new(state), data)).await;
+        });
+    }
+
+    /// Announce an instance to its worker and pass its state on.
+    pub fn start_instance(
+        &self,
+        instance: v1::DesiredInstance,
+        session: Option<Session>,
+        link: mpsc::Sender<v1::ToWorker>,
+    ) -> JoinHandle<()> {
+        let supply = self.clone();
+        let key = v1::InstanceKey { framework: instance.framework, epoch: instance.epoch };
+        tokio::spawn(async move {
+            if let Err(error) = supply.pass_state(key, instance, session, link).await {
+                tracing::warn!(framework = key.framework, epoch = key.epoch, error, "an instance got no state");
+                supply.answer(Input::StateFailed(key)).await;
+            }
+        })
+    }
+
+    async fn pass_state(
+        &self,
+        key: v1::InstanceKey,
+        instance: v1::DesiredInstance,
+        session: Option<Session>,
+        link: mpsc::Sender<v1::ToWorker>,
+    ) -> Result<(), String> {
+        let Session { mut client, agent, session } = session.ok_or("there is no session with a master")?;
+        let digest = Digest::from_slice(&instance.component).map_err(|error| error.to_string())?;
+        let image = self.image(digest).await?;
+        let send = async |message| {
+            let message = v1::ToWorker { message: Some(message) };
+            link.send(message).await.map_err(|_| "the worker is gone".to_owned())
+        };
+        let start = v1::StartInstance { instance: Some(instance), image };
+        send(v1::to_worker::Message::StartInstance(start)).await?;
+        let request =
+            v1::FetchStateRequest { agent, session, framework: key.framework, epoch: key.epoch };
+        let mut chunks =
+            client.fetch_state(request).await.map_err(|status| status.to_string())?.into_inner();
+        loop {
+            let chunk = chunks.message().await.map_err(|status| status.to_string())?;
+            let chunk = chunk.ok_or("the state ended before its last part")?;
+            let last = chunk.next_turn.is_some();
+            let state = v1::InstanceState { key: Some(key), chunk: Some(chunk) };
+            send(v1::to_worker::Message::InstanceState(state)).await?;
+            if last {
+                return Ok(());
+            }
+        }
+    }
+}

@@ -1,0 +1,433 @@
+//! The agent's one loop: hears the session, workers and steps that it began; asks the core; writes the
+//! checkpoint; performs.
+//!
+//! Invariants: what waits together is decided together and written with one sync; nothing is performed
+//! before the records of its round are on disk; a checkpoint that cannot be written ends the agent, and
+//! every task goes on. This file must never decide anything about a task or an instance.
+
+use crate::RunError;
+use crate::checkpoint::{Checkpoint, REWRITE_BYTES};
+use crate::collector::{self, Collector};
+use crate::file_lane::{Files, serve_files};
+use crate::identity::WorkDir;
+use crate::input::Input;
+use crate::native::{Attempt, Native};
+use crate::perform::{Session, Supply, WasmStart};
+use crate::session::SessionEvent;
+use crate::worker_link::LinkEvent;
+use crate::workers::Workers;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tessera_agent_core::{Action, Core, Now, TaskKey, WorkerHello, WorkerKey};
+use tessera_types::{AgentId, FrameworkId, TaskState};
+use tessera_wire::v1;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use v1::from_worker::Message as FromWorker;
+use v1::master_message::Message as FromMaster;
+
+/// Things that one round decides together: more would make the first wait for too long.
+const ROUND_MAX: usize = 256;
+
+/// Where the loop hears from.
+pub struct Ears {
+    /// The session.
+    pub session: mpsc::Receiver<SessionEvent>,
+    /// Links of workers.
+    pub links: mpsc::Receiver<(WorkerKey, LinkEvent)>,
+    /// Steps that the loop began.
+    pub inputs: mpsc::Receiver<Input>,
+}
+
+/// One thing that was heard.
+enum Heard {
+    Session(SessionEvent),
+    Link(WorkerKey, LinkEvent),
+    Input(Input),
+    Tick,
+}
+
+/// The loop's state.
+pub struct Supervisor {
+    pub(crate) core: Core,
+    pub(crate) work_dir: WorkDir,
+    pub(crate) description: v1::AgentDescription,
+    pub(crate) boot: String,
+    pub(crate) checkpoint: Option<Checkpoint>,
+    pub(crate) rewrite_at: u64,
+    pub(crate) native: Native,
+    pub(crate) workers: Workers,
+    pub(crate) supply: Supply,
+    pub(crate) collector: Collector,
+    pub(crate) files: Files,
+    pub(crate) began: Instant,
+    pub(crate) sender: Option<mpsc::Sender<v1::AgentMessage>>,
+    pub(crate) session: Option<Session>,
+    pub(crate) client: Option<crate::session::Client>,
+    pub(crate) file_lane: Option<JoinHandle<()>>,
+    pub(crate) fetches: BTreeMap<u64, JoinHandle<()>>,
+    pub(crate) last_reason: String,
+}
+
+impl Supervisor {
+    fn now(&self) -> Now {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis());
+        Now {
+            mono_ms: self.began.elapsed().as_millis() as u64,
+            wall_ms: u64::try_from(wall).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Run until something that cannot be mended happens. Dropping the future ends the loop; tasks go on.
+    pub async fn run(mut self, mut ears: Ears, first: Vec<Action>) -> Result<(), RunError> {
+        self.round(first).await?;
+        loop {
+            let Some(heard) = self.hear(&mut ears).await else { return Ok(()) };
+            let mut actions = self.on_heard(heard)?;
+            for _ in 1..ROUND_MAX {
+                let Some(more) = more(&mut ears) else { break };
+                actions.extend(self.on_heard(more)?);
+            }
+            self.round(actions).await?;
+        }
+    }
+
+    async fn hear(&self, ears: &mut Ears) -> Option<Heard> {
+        let wake = self.core.wake_ms().map(|at| self.began + Duration::from_millis(at));
+        let tick = async {
+            match wake {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            event = ears.session.recv() => event.map(Heard::Session),
+            event = ears.links.recv() => event.map(|(key, event)| Heard::Link(key, event)),
+            input = ears.inputs.recv() => input.map(Heard::Input),
+            () = tick => Some(Heard::Tick),
+        }
+    }
+
+    /// Write the records of a round with one sync, then perform the rest in order.
+    async fn round(&mut self, actions: Vec<Action>) -> Result<(), RunError> {
+        let (mut records, mut rest, mut sync) = (Vec::new(), Vec::with_capacity(actions.len()), false);
+        for action in actions {
+            match action {
+                Action::Checkpoint { records: some, sync: needed } => {
+                    records.extend(some.iter().map(prost::Message::encode_to_vec));
+                    sync |= needed;
+                }
+                other => rest.push(other),
+            }
+        }
+        if rest.iter().any(|action| matches!(action, Action::StartNative { .. })) {
+            self.native.warm_up();
+        }
+        if !records.is_empty() {
+            self.keep(records, sync).await?;
+        }
+        for action in rest {
+            self.perform(action).await;
+        }
+        let excess = self.collector.excess();
+        if !excess.is_empty() {
+            tokio::task::spawn_blocking(move || collector::remove(excess));
+        }
+        Ok(())
+    }
+
+    async fn keep(&mut self, records: Vec<Vec<u8>>, sync: bool) -> Result<(), RunError> {
+        let mut checkpoint = self.checkpoint.take().ok_or(RunError::CheckpointGone)?;
+        let compacted: Option<Vec<Vec<u8>>> = (checkpoint.bytes() > self.rewrite_at)
+            .then(|| self.core.compacted().iter().map(prost::Message::encode_to_vec).collect());
+        let written = tokio::task::spawn_blocking(move || {
+            // The core is already past these records, so that a rewrite has them in it.
+            match compacted {
+                Some(all) => checkpoint.rewrite(&all),
+                None => checkpoint.append(&records, sync),
+            }
+            .map(|()| checkpoint)
+        });
+        let checkpoint = written.await.map_err(|_| RunError::CheckpointGone)??;
+        // Rewriting pays only when most of the file is dead by then.
+        self.rewrite_at = self.rewrite_at.max(REWRITE_BYTES);
+        if checkpoint.bytes() > self.rewrite_at / 2 {
+            self.rewrite_at = checkpoint.bytes() * 2;
+        }
+        self.checkpoint = Some(checkpoint);
+        Ok(())
+    }
+
+    fn on_heard(&mut self, heard: Heard) -> Result<Vec<Action>, RunError> {
+        let now = self.now();
+        match heard {
+            Heard::Tick => Ok(self.core.on_tick(now)),
+            Heard::Session(event) => self.on_session(event, now),
+            Heard::Link(key, event) => Ok(self.on_link(&key, event, now)),
+            Heard::Input(input) => Ok(self.on_input(input, now)),
+        }
+    }
+
+    // The session.
+
+    fn on_session(&mut self, event: SessionEvent, now: Now) -> Result<Vec<Action>, RunError> {
+        match event {
+            SessionEvent::Connected { sender, client } => {
+                let identity = self.work_dir.identity();
+                let register = v1::Register {
+                    cluster: identity.cluster.clone(),
+                    agent: identity.agent,
+                    agent_key: identity.key.clone(),
+                    boot: self.boot.clone(),
+                    description: Some(self.description.clone()),
+                    tasks_hash: self.core.tasks_hash().to_vec(),
+                    protocol: tessera_wire::SESSION_PROTOCOL,
+                };
+                self.sender = Some(sender);
+                self.client = Some(client);
+                self.say(v1::agent_message::Message::Register(register));
+                Ok(Vec::new())
+            }
+            SessionEvent::Message(message) => self.on_master(*message, now),
+            SessionEvent::Disconnected { reason } => {
+                self.end_session();
+                if self.last_reason != reason {
+                    tracing::warn!(reason, "no session with a master; tasks go on");
+                    self.last_reason = reason;
+                }
+                Ok(self.core.on_session_down(now))
+            }
+        }
+    }
+
+    fn end_session(&mut self) {
+        self.sender = None;
+        self.client = None;
+        self.session = None;
+        if let Some(lane) = self.file_lane.take() {
+            lane.abort();
+        }
+    }
+
+    fn on_master(&mut self, message: v1::MasterMessage, now: Now) -> Result<Vec<Action>, RunError> {
+        let Some(message) = message.message else { return Ok(Vec::new()) };
+        match message {
+            FromMaster::Registered(registered) => self.on_registered(registered, now),
+            FromMaster::Refused(refused) => self.on_refused(&refused).map(|()| Vec::new()),
+            FromMaster::Desired(desired) => Ok(self.core.on_desired(desired, now)),
+            FromMaster::StatusAcks(acks) => Ok(self.core.on_status_acks(acks.acks, now)),
+            FromMaster::Batch(batch) => Ok(self.core.on_batch(batch, now)),
+            FromMaster::TurnResult(result) => Ok(self.core.on_turn_result(result, now)),
+        }
+    }
+
+    fn on_registered(&mut self, registered: v1::Registered, now: Now) -> Result<Vec<Action>, RunError> {
+        let own = self.work_dir.identity();
+        if !own.cluster.is_empty() && own.cluster != registered.cluster {
+            let (own, found) = (own.cluster.clone(), registered.cluster);
+            return Err(RunError::OtherCluster { own, found });
+        }
+        self.work_dir.assign(registered.agent, &registered.cluster)?;
+        tracing::info!(agent = registered.agent, term = registered.term, "registered");
+        self.last_reason.clear();
+        if let Some(client) = self.client.clone() {
+            let (agent, session) = (registered.agent, registered.session);
+            self.session = Some(Session { client: client.clone(), agent, session });
+            let files = self.files.clone();
+            let lane = tokio::spawn(async move {
+                if let Err(status) = serve_files(client, agent, session, files).await {
+                    tracing::debug!(%status, "the lane for files ended");
+                }
+            });
+            if let Some(old) = self.file_lane.replace(lane) {
+                old.abort();
+            }
+        }
+        Ok(self.core.on_registered(AgentId(registered.agent), registered.tasks_equal, now))
+    }
+
+    /// What a restart of the agent or a wait can mend is tried again by the session; the rest ends it.
+    fn on_refused(&self, refused: &v1::Refused) -> Result<(), RunError> {
+        let assigned = !self.work_dir.identity().cluster.is_empty();
+        let lasting = match refused.field.as_str() {
+            "register.cluster" | "register.agent" => assigned,
+            "register.protocol" => true,
+            _ => false,
+        };
+        if lasting {
+            let (field, rule) = (refused.field.clone(), refused.rule.clone());
+            return Err(RunError::Refused { field, rule });
+        }
+        tracing::warn!(field = refused.field, rule = refused.rule, "the master refused");
+        Ok(())
+    }
+
+    fn say(&mut self, message: v1::agent_message::Message) {
+        let Some(sender) = &self.sender else { return };
+        if sender.try_send(v1::AgentMessage { message: Some(message) }).is_err() {
+            // The master does not read. Ending our half ends the session; all is said again in the next.
+            tracing::warn!("the session does not take more messages; a new one is made");
+            self.sender = None;
+        }
+    }
+
+    // Workers.
+
+    fn on_link(&mut self, key: &WorkerKey, event: LinkEvent, now: Now) -> Vec<Action> {
+        match event {
+            LinkEvent::Connected(link) => {
+                self.workers.on_connected(key.clone(), link);
+                Vec::new()
+            }
+            LinkEvent::Message(message) => match message.message {
+                Some(message) => self.on_worker(key, message, now),
+                None => Vec::new(),
+            },
+            LinkEvent::Broken => {
+                self.workers.on_broken(key);
+                self.core.on_worker_down(key, now)
+            }
+        }
+    }
+
+    fn on_worker(&mut self, key: &WorkerKey, message: FromWorker, now: Now) -> Vec<Action> {
+        match message {
+            FromWorker::Hello(hello) => self.on_hello(key, hello, now),
+            FromWorker::InstanceReady(ready) => self.core.on_instance_ready(ready, now),
+            FromWorker::InstanceFailed(failed) => self.core.on_instance_failed(failed, now),
+            FromWorker::Turn(turn) => self.core.on_turn(turn, now),
+            FromWorker::TaskState(state) => self.on_wasm(key, state, now),
+            FromWorker::Log(log) => {
+                self.workers.log(log);
+                Vec::new()
+            }
+        }
+    }
+
+    fn on_hello(&mut self, key: &WorkerKey, hello: v1::Hello, now: Now) -> Vec<Action> {
+        let Some(process) = self.workers.link(key).map(crate::worker_link::Link::process_name) else {
+            return Vec::new();
+        };
+        let ended: Vec<v1::WasmTaskState> = hello
+            .tasks
+            .iter()
+            .filter(|state| TaskState::try_from(state.state()).is_ok_and(TaskState::is_terminal))
+            .cloned()
+            .collect();
+        let hello = WorkerHello {
+            process,
+            engine: hello.engine,
+            instances: hello.instances,
+            tasks: hello.tasks,
+        };
+        let mut actions = self.core.on_worker_up(key, hello, now);
+        for state in ended {
+            actions.extend(self.on_wasm(key, state, now));
+        }
+        actions
+    }
+
+    /// The result file of a task that ended is read before the core hears of the end.
+    fn on_wasm(&mut self, worker: &WorkerKey, state: v1::WasmTaskState, now: Now) -> Vec<Action> {
+        let ended = TaskState::try_from(state.state()).is_ok_and(TaskState::is_terminal);
+        if ended && let Ok(task) = state.task.parse() {
+            let key = TaskKey { framework: FrameworkId(state.framework), task };
+            if let Some(path) = self.core.result_file(&key) {
+                let path = path.to_owned();
+                self.supply.read_wasm_result(worker.clone(), state, &key, path);
+                return Vec::new();
+            }
+        }
+        self.core.on_wasm(worker, state, Ok(Vec::new()), now)
+    }
+
+    // Steps that the loop began.
+
+    fn on_input(&mut self, input: Input, now: Now) -> Vec<Action> {
+        match input {
+            Input::Native { key, attempt, seen } => self.core.on_native(&key, attempt, seen, now),
+            Input::Component(digest, result) => self.core.on_component(digest, result, now),
+            Input::Image(digest, engine, result) => self.core.on_image(digest, engine, result, now),
+            Input::NoWorker(key) => self.core.on_worker_down(&key, now),
+            Input::StateFailed(key) => self.core.on_state_failed(key, now),
+            Input::WasmPrepared(worker, order) => {
+                self.workers.send(&worker, v1::to_worker::Message::StartTask(*order));
+                Vec::new()
+            }
+            Input::WasmRefused { key, attempt, message } => {
+                self.core.on_wasm_refused(&key, attempt, message, now)
+            }
+            Input::WasmEnded(worker, state, data) => self.core.on_wasm(&worker, *state, data, now),
+        }
+    }
+
+    // Actions.
+
+    async fn perform(&mut self, action: Action) {
+        match action {
+            Action::Checkpoint { .. } => {}
+            Action::Send(message) => self.say(message),
+            Action::StartNative { key, attempt, spec, launch } => {
+                self.native.start(Attempt { key, attempt, spec }, launch);
+            }
+            Action::InspectNative { key, attempt, spec } => {
+                self.native.inspect(Attempt { key, attempt, spec });
+            }
+            Action::CancelNative { key, attempt, spec } => {
+                self.native.cancel(Attempt { key, attempt, spec });
+            }
+            Action::SignalNative { key, attempt, force } => self.native.signal(key, attempt, force),
+            Action::StartWasm { worker, key, attempt, spec, launch, component, engine: _ } => {
+                self.supply.prepare_wasm(WasmStart { worker, key, attempt, spec, launch, component });
+            }
+            Action::Forgotten { key } => self.collector.on_forgotten(key),
+            Action::EnsureComponent { digest } => {
+                self.supply.ensure_component(digest, self.session.clone());
+            }
+            Action::EnsureImage { digest, engine } => self.supply.ensure_image(digest, engine),
+            Action::EnsureWorker { worker } => self.workers.ensure(worker),
+            Action::StopWorker { worker } => {
+                self.workers.send(&worker, v1::to_worker::Message::Shutdown(v1::Shutdown {}));
+            }
+            Action::StartInstance { worker, instance, engine: _ } => {
+                self.start_instance(&worker, instance).await;
+            }
+            Action::ToWorker { worker, message } => {
+                if let v1::to_worker::Message::StopInstance(stop) = &message {
+                    self.end_fetch(stop.key.map(|key| key.framework)).await;
+                }
+                self.workers.send(&worker, message);
+            }
+            Action::Warn(text) => tracing::warn!(text, "a message of the master was left out"),
+        }
+    }
+
+    async fn start_instance(&mut self, worker: &WorkerKey, instance: v1::DesiredInstance) {
+        let framework = instance.framework;
+        self.end_fetch(Some(framework)).await;
+        // Without a link the core hears that the worker is gone, and starts the instance again.
+        let Some(link) = self.workers.link(worker).map(crate::worker_link::Link::sender) else { return };
+        self.fetches.retain(|_, fetch| !fetch.is_finished());
+        self.fetches.insert(framework, self.supply.start_instance(instance, self.session.clone(), link));
+    }
+
+    /// End a fetch of state, so that no part of it comes after what is sent next.
+    async fn end_fetch(&mut self, framework: Option<u64>) {
+        if let Some(fetch) = framework.and_then(|framework| self.fetches.remove(&framework)) {
+            fetch.abort();
+            // Cancelled or finished: either way nothing comes any more.
+            let _ = fetch.await;
+        }
+    }
+}
+
+/// What else waits now.
+fn more(ears: &mut Ears) -> Option<Heard> {
+    if let Ok(input) = ears.inputs.try_recv() {
+        return Some(Heard::Input(input));
+    }
+    if let Ok((key, event)) = ears.links.try_recv() {
+        return Some(Heard::Link(key, event));
+    }
+    ears.session.try_recv().ok().map(Heard::Session)
+}

@@ -1,0 +1,249 @@
+//! A master that does what a test tells it: takes one agent, keeps what it says, acknowledges statuses.
+//! It has no rules of a master.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use tessera_wire::v1::{self, agent_session_server as server, agent_message, master_message};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{Request, Response, Status, Streaming};
+
+type Out<T> = ReceiverStream<Result<T, Status>>;
+
+struct State {
+    cluster: String,
+    sessions: AtomicU64,
+    acknowledged: AtomicU64,
+    acknowledge: AtomicBool,
+    requests: AtomicU64,
+    said: Mutex<Said>,
+}
+
+#[derive(Default)]
+struct Said {
+    register: v1::Register,
+    statuses: Vec<v1::TaskStatus>,
+    control: Option<mpsc::Sender<Result<v1::MasterMessage, Status>>>,
+    files: Option<mpsc::Sender<Result<v1::FileRequest, Status>>>,
+    chunks: Vec<v1::FileChunk>,
+}
+
+impl State {
+    fn said(&self) -> MutexGuard<'_, Said> {
+        self.said.lock().unwrap()
+    }
+}
+
+#[derive(Clone)]
+struct Service(Arc<State>);
+
+/// The master of one test.
+pub struct Master {
+    state: Arc<State>,
+    address: SocketAddr,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Master {
+    pub fn start(cluster: &str) -> Self {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        let state = Arc::new(State {
+            cluster: cluster.to_owned(),
+            sessions: AtomicU64::new(0),
+            acknowledged: AtomicU64::new(0),
+            acknowledge: AtomicBool::new(true),
+            requests: AtomicU64::new(0),
+            said: Mutex::default(),
+        });
+        let service = server::AgentSessionServer::new(Service(Arc::clone(&state)));
+        runtime.spawn(
+            tonic::transport::Server::builder()
+                .tcp_nodelay(true)
+                .add_service(service)
+                .serve_with_incoming(TcpListenerStream::new(listener)),
+        );
+        Self { state, address, _runtime: runtime }
+    }
+
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// Sessions so far.
+    pub fn sessions(&self) -> u64 {
+        self.state.sessions.load(Ordering::SeqCst)
+    }
+
+    /// The newest generation that the agent acknowledged.
+    pub fn acknowledged(&self) -> u64 {
+        self.state.acknowledged.load(Ordering::SeqCst)
+    }
+
+    pub fn acknowledge(&self, on: bool) {
+        self.state.acknowledge.store(on, Ordering::SeqCst);
+    }
+
+    pub fn last_register(&self) -> v1::Register {
+        self.state.said().register.clone()
+    }
+
+    pub fn forget_statuses(&self) {
+        self.state.said().statuses.clear();
+    }
+
+    pub fn end_session(&self) {
+        self.state.said().control = None;
+    }
+
+    pub fn send(&self, message: master_message::Message) {
+        let control = self.state.said().control.clone().expect("a session");
+        control.blocking_send(Ok(v1::MasterMessage { message: Some(message) })).unwrap();
+    }
+
+    pub fn status(&self, task: &str, state: v1::TaskState) -> Option<v1::TaskStatus> {
+        self.state.said().statuses.iter().find(|s| s.task == task && s.state() == state).cloned()
+    }
+
+    /// Ask for a range of a file of a task.
+    pub fn file(&self, task: &str, path: &str, offset: u64, length: u32) -> v1::FileChunk {
+        let request = self.state.requests.fetch_add(1, Ordering::SeqCst) + 1;
+        let files = super::wait_for("the lane for files", || self.state.said().files.clone());
+        let asked = v1::FileRequest {
+            request,
+            framework: 1,
+            task: task.into(),
+            path: path.into(),
+            offset,
+            length,
+        };
+        files.blocking_send(Ok(asked)).unwrap();
+        super::wait_for("the file", || {
+            self.state.said().chunks.iter().find(|chunk| chunk.request == request).cloned()
+        })
+    }
+}
+
+fn authorized<T>(request: &Request<T>) -> Result<(), Status> {
+    match request.metadata().get("authorization") {
+        Some(value) if value == "Bearer secret" => Ok(()),
+        _ => Err(Status::unauthenticated("no token")),
+    }
+}
+
+impl Service {
+    async fn on(&self, message: agent_message::Message, out: &mpsc::Sender<Result<v1::MasterMessage, Status>>) {
+        match message {
+            agent_message::Message::Statuses(statuses) => {
+                let mut acks = Vec::new();
+                for update in statuses.updates {
+                    let status = update.status.unwrap();
+                    acks.push(v1::StatusAck {
+                        framework: update.framework,
+                        task: status.task.clone(),
+                        sequence: update.sequence,
+                    });
+                    self.0.said().statuses.push(status);
+                }
+                if self.0.acknowledge.load(Ordering::SeqCst) {
+                    let message = Some(master_message::Message::StatusAcks(v1::StatusAcks { acks }));
+                    let _ = out.send(Ok(v1::MasterMessage { message })).await;
+                }
+            }
+            agent_message::Message::DesiredAck(ack) => {
+                self.0.acknowledged.store(ack.generation, Ordering::SeqCst);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl server::AgentSession for Service {
+    type ControlStream = Out<v1::MasterMessage>;
+    type LivenessStream = Out<v1::Beat>;
+    type FetchComponentStream = Out<v1::Chunk>;
+    type FetchStateStream = Out<v1::StateChunk>;
+    type FilesStream = Out<v1::FileRequest>;
+
+    async fn control(
+        &self,
+        request: Request<Streaming<v1::AgentMessage>>,
+    ) -> Result<Response<Self::ControlStream>, Status> {
+        authorized(&request)?;
+        let (out, answers) = mpsc::channel(64);
+        let mut incoming = request.into_inner();
+        let service = self.clone();
+        tokio::spawn(async move {
+            let weak = out.downgrade();
+            while let Ok(Some(v1::AgentMessage { message: Some(message) })) = incoming.message().await {
+                let Some(out) = weak.upgrade() else { return };
+                if let agent_message::Message::Register(register) = message {
+                    let state = &service.0;
+                    let registered = v1::Registered {
+                        agent: 1,
+                        cluster: state.cluster.clone(),
+                        term: 1,
+                        session: state.sessions.load(Ordering::SeqCst) + 1,
+                        tasks_equal: false,
+                    };
+                    state.said().register = register;
+                    state.said().control = Some(out.clone());
+                    let message = Some(master_message::Message::Registered(registered));
+                    let _ = out.send(Ok(v1::MasterMessage { message })).await;
+                    state.sessions.fetch_add(1, Ordering::SeqCst);
+                } else {
+                    service.on(message, &out).await;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(answers)))
+    }
+
+    async fn liveness(
+        &self,
+        request: Request<Streaming<v1::Beat>>,
+    ) -> Result<Response<Self::LivenessStream>, Status> {
+        let (out, answers) = mpsc::channel(8);
+        let mut incoming = request.into_inner();
+        tokio::spawn(async move {
+            while let Ok(Some(beat)) = incoming.message().await {
+                let _ = out.send(Ok(beat)).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(answers)))
+    }
+
+    async fn fetch_component(
+        &self,
+        _: Request<v1::FetchComponentRequest>,
+    ) -> Result<Response<Self::FetchComponentStream>, Status> {
+        Err(Status::not_found("this master has no components"))
+    }
+
+    async fn fetch_state(
+        &self,
+        _: Request<v1::FetchStateRequest>,
+    ) -> Result<Response<Self::FetchStateStream>, Status> {
+        Err(Status::not_found("this master has no frameworks"))
+    }
+
+    async fn files(
+        &self,
+        request: Request<Streaming<v1::FileChunk>>,
+    ) -> Result<Response<Self::FilesStream>, Status> {
+        authorized(&request)?;
+        let (out, requests) = mpsc::channel(8);
+        self.0.said().files = Some(out);
+        let mut incoming = request.into_inner();
+        let state = Arc::clone(&self.0);
+        tokio::spawn(async move {
+            while let Ok(Some(chunk)) = incoming.message().await {
+                state.said().chunks.push(chunk);
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(requests)))
+    }
+}
