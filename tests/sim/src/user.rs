@@ -1,12 +1,12 @@
 //! The user: uploads components, creates frameworks, talks to them.
 //!
 //! Invariants: whatever was refused for the moment is asked again; a name that is taken was created by
-//! an earlier request whose reply was lost. Must never look into the cluster.
+//! an earlier request whose reply was lost. Must never look into the cluster, but for what it lists.
 
 use crate::master::Inbound;
 use crate::queue::Event;
 use crate::world::World;
-use tessera_master_core::{Reply, Request, RequestError, World as ComponentWorld};
+use tessera_master_core::{Reply, Request, RequestError, TaskFilter, World as ComponentWorld};
 use tessera_types::{Digest, FrameworkId, HttpRequest};
 
 /// Time after which a request without a reply is made again, in us.
@@ -79,6 +79,24 @@ impl User {
 }
 
 impl World {
+    /// The user ends some task of a framework; its scheduler has to see to a replacement.
+    fn user_kills(&mut self, framework: FrameworkId) {
+        let Some(node) = &self.master.node else { return };
+        let filter = TaskFilter {
+            framework: Some(framework),
+            live_only: true,
+            ..TaskFilter::default()
+        };
+        let tasks = node.core().tasks(&filter);
+        if tasks.is_empty() {
+            return;
+        }
+        let task = tasks[self.rng.index(tasks.len())].launch.task.clone();
+        let grace_ms = self.rng.chance(50).then_some(200);
+        let request = Request::KillTask { framework, task, grace_ms };
+        self.master_inbound(Inbound::Request { request });
+    }
+
     pub(crate) fn user_acts(&mut self) {
         let now_us = self.now_us;
         self.queue.at(now_us + self.rng.range(100_000, 500_000), Event::User);
@@ -90,6 +108,9 @@ impl World {
             }
         } else if self.user.is_done() && self.faults_on {
             let framework = FrameworkId(1 + self.rng.below(self.user.frameworks));
+            if self.rng.chance(10) {
+                return self.user_kills(framework);
+            }
             let request = HttpRequest {
                 method: "GET".to_owned(),
                 path: "/count".to_owned(),

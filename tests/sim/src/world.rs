@@ -44,6 +44,8 @@ pub struct Outcome {
     pub master_lives: u64,
     /// Virtual time at the end, in ms.
     pub ended_ms: u64,
+    /// Time from the last fault until everything agreed, in ms.
+    pub converged_ms: u64,
 }
 
 /// What a seed chooses once.
@@ -94,6 +96,7 @@ pub fn run(options: Options) -> Outcome {
             commits: 0,
             master_lives: 0,
             ended_ms: 0,
+            converged_ms: 0,
         },
     }
 }
@@ -182,6 +185,7 @@ impl World {
             commits: self.oracle.commits(),
             master_lives: self.master.life,
             ended_ms: self.now_us / 1_000,
+            converged_ms: (self.now_us + CONVERGENCE_US).saturating_sub(self.plan.deadline_us) / 1_000,
         }
     }
 

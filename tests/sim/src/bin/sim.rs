@@ -39,9 +39,11 @@ fn main() -> ExitCode {
         }
     };
     let mut failed = 0;
+    let mut slowest = (0, 0);
     for seed in arguments.first..arguments.first.saturating_add(arguments.count) {
         let options = Options { seed, mutation: arguments.mutation, print: arguments.print };
         let outcome = run(options);
+        slowest = slowest.max((outcome.converged_ms, seed));
         if outcome.violation.is_some() {
             failed += 1;
             println!("{}", report(&options, &outcome));
@@ -53,7 +55,8 @@ fn main() -> ExitCode {
         }
     }
     if arguments.count > 1 {
-        println!("{failed} of {} seeds failed", arguments.count);
+        let (ms, seed) = slowest;
+        println!("{failed} of {} seeds failed; seed {seed} took longest to agree: {ms} ms", arguments.count);
     }
     if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
