@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tessera_wire::v1::{self, agent_session_server as server, agent_message, master_message};
 use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -61,9 +62,11 @@ impl Master {
         let service = server::AgentSessionServer::new(Service(Arc::clone(&state)));
         runtime.spawn(
             tonic::transport::Server::builder()
-                .tcp_nodelay(true)
                 .add_service(service)
-                .serve_with_incoming(TcpListenerStream::new(listener)),
+                .serve_with_incoming(TcpListenerStream::new(listener).map(|stream| {
+                    // Small messages either way: without this each waits for the other's.
+                    stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream))
+                })),
         );
         Self { state, address, _runtime: runtime }
     }
@@ -177,9 +180,11 @@ impl server::AgentSession for Service {
         let mut incoming = request.into_inner();
         let service = self.clone();
         tokio::spawn(async move {
+            // From registration on only the test's end keeps the session.
             let weak = out.downgrade();
+            let mut first = Some(out);
             while let Ok(Some(v1::AgentMessage { message: Some(message) })) = incoming.message().await {
-                let Some(out) = weak.upgrade() else { return };
+                let Some(out) = first.take().or_else(|| weak.upgrade()) else { return };
                 if let agent_message::Message::Register(register) = message {
                     let state = &service.0;
                     let registered = v1::Registered {
