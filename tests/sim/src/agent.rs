@@ -50,6 +50,8 @@ pub(crate) struct Fetch {
 /// The process, its disk, and what lives beside it.
 pub(crate) struct Agent {
     name: u64,
+    /// Starts of the machine.
+    pub(crate) boot: u64,
     pub(crate) rng: Rng,
     pub(crate) core: Option<Core>,
     pub(crate) life: u64,
@@ -80,6 +82,7 @@ impl Agent {
     pub(crate) fn new(name: u64, rng: Rng) -> Self {
         Self {
             name,
+            boot: 1,
             rng,
             core: None,
             life: 0,
@@ -132,7 +135,7 @@ impl Agent {
             cluster,
             agent: agent.0,
             agent_key: format!("key-{}", self.name),
-            boot: "boot".to_owned(),
+            boot: format!("boot-{}", self.boot),
             description: Some(description),
             tasks_hash: self.core.as_ref().map(|core| core.tasks_hash().to_vec()).unwrap_or_default(),
             protocol: tessera_wire::SESSION_PROTOCOL,

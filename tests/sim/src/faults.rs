@@ -20,7 +20,7 @@ impl World {
         let now_us = self.now_us;
         self.queue.at(now_us + self.rng.range(self.plan.fault_us / 5, self.plan.fault_us), Event::Fault);
         let agent = self.rng.index(self.agents.len());
-        match self.rng.below(16) {
+        match self.rng.below(17) {
             0 | 1 => {
                 let points = [CrashPoint::BeforeSettle, CrashPoint::InSync, CrashPoint::BeforeSend];
                 let point = points[self.rng.index(points.len())];
@@ -71,6 +71,10 @@ impl World {
                 self.agent_slow(agent, until_us);
             }
             14 => self.worker_trap(agent),
+            15 => {
+                self.journal.line(now_us, &format!("fault: the machine of agent #{agent} reboots"));
+                self.machine_reboots(agent);
+            }
             _ => {
                 self.journal.line(now_us, "fault: turns are submitted twice");
                 self.turns_twice = 3;

@@ -115,7 +115,7 @@ impl Record {
 /// Whether a task ended as it was meant to: otherwise it is replaced by one of another id.
 #[must_use]
 pub fn ended_well(number: u64, state: TaskState, reason: Reason) -> bool {
-    let by_itself = !matches!(reason, Reason::WorkerLost | Reason::ShimLost | Reason::LaunchFailed);
+    let by_itself = !matches!(reason, Reason::WorkerLost | Reason::ShimLost | Reason::LaunchFailed | Reason::AgentRebooted);
     state == Kind::of(number).expected() && by_itself
 }
 

@@ -65,6 +65,11 @@ pub(crate) struct Oracle {
     placed: BTreeMap<TaskName, AgentId>,
     /// Tasks of which a worker died on their agent.
     orphans: BTreeSet<TaskName>,
+    /// Tasks of which the machine went down.
+    rebooted: BTreeSet<TaskName>,
+    /// Frameworks that the user wants removed: nobody hears of their turns and tasks any more.
+    leaving: BTreeSet<u64>,
+    removed: BTreeSet<u64>,
     generations: BTreeMap<usize, u64>,
     settled_in_life: bool,
     last_index: u64,
@@ -125,6 +130,9 @@ impl Oracle {
     /// A worker was told that a turn is committed.
     pub(crate) fn on_turn_acknowledged(&mut self, turn: &Turn, next: u64) {
         let header = turn.header;
+        if self.leaving.contains(&header.framework.0) {
+            return;
+        }
         if next == header.number.0 {
             self.ensure(!turn.changes_state(), || {
                 format!("turn {} of {} changes state but took no number", header.number, header.framework)
@@ -144,6 +152,9 @@ impl Oracle {
 
     /// An agent was told that its status is committed.
     pub(crate) fn on_status_acknowledged(&mut self, framework: u64, status: &TaskStatus) {
+        if self.leaving.contains(&framework) {
+            return;
+        }
         let task = status.task.to_string();
         let known = self.tasks.get(&(framework, task.clone())).copied();
         let safe = !status.state.is_terminal() || known.is_none_or(TaskState::is_terminal);
@@ -174,14 +185,25 @@ impl Oracle {
         self.ends.insert(name.clone(), ended);
     }
 
-    /// A worker of these frameworks' tasks died on an agent.
-    pub(crate) fn on_worker_death(&mut self, agent: AgentId, frameworks: &BTreeSet<u64>) {
-        let lost = self.tasks.iter().filter(|(name, state)| {
+    /// The machine of an agent went down.
+    pub(crate) fn on_machine_death(&mut self, agent: AgentId, frameworks: &BTreeSet<u64>) {
+        let lost = self.live_on(agent, frameworks);
+        self.orphans.extend(lost.iter().cloned());
+        self.rebooted.extend(lost);
+    }
+
+    fn live_on(&self, agent: AgentId, frameworks: &BTreeSet<u64>) -> Vec<TaskName> {
+        let live = self.tasks.iter().filter(|(name, state)| {
             !state.is_terminal()
                 && frameworks.contains(&name.0)
                 && self.placed.get(*name) == Some(&agent)
         });
-        let lost: Vec<TaskName> = lost.map(|(name, _)| name.clone()).collect();
+        live.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// A worker of these frameworks' tasks died on an agent.
+    pub(crate) fn on_worker_death(&mut self, agent: AgentId, frameworks: &BTreeSet<u64>) {
+        let lost = self.live_on(agent, frameworks);
         self.orphans.extend(lost);
     }
 
@@ -231,6 +253,7 @@ impl Oracle {
         self.last_index = status.last_index;
         let mut lines = Vec::new();
         self.check_events(node, settled, &mut lines);
+        self.check_removals(core, &mut lines);
         self.check_tasks(core, &mut lines);
         for framework in core.frameworks() {
             self.check_framework(node, &framework, &mut lines);
@@ -283,6 +306,32 @@ impl Oracle {
         }
     }
 
+    /// A framework that is gone takes its records with it, and may only go when nothing of it runs.
+    fn check_removals(&mut self, core: &Core, lines: &mut Vec<String>) {
+        let leaving = core.frameworks().into_iter().filter(|view| view.removing);
+        self.leaving.extend(leaving.map(|view| view.id.0));
+        let gone: Vec<u64> = self
+            .frameworks
+            .keys()
+            .copied()
+            .filter(|id| core.framework(FrameworkId(*id)).is_none())
+            .collect();
+        for id in gone {
+            lines.push(format!("master: f{id} is gone"));
+            self.frameworks.remove(&id);
+            self.removed.insert(id);
+            self.leaving.insert(id);
+            self.tasks.retain(|name, _| name.0 != id);
+            let running = self.alive.keys().find(|name| name.0 == id).cloned();
+            self.ensure(running.is_none(), || format!("f{id} is gone, and {running:?} runs"));
+        }
+    }
+
+    /// Frameworks that the user had removed.
+    pub(crate) fn removed(&self) -> u64 {
+        self.removed.len() as u64
+    }
+
     fn check_tasks(&mut self, core: &Core, lines: &mut Vec<String>) {
         let filter = TaskFilter { limit: 1_000, ..TaskFilter::default() };
         let mut seen = BTreeSet::new();
@@ -307,7 +356,7 @@ impl Oracle {
         let unseen: Vec<TaskName> = self
             .tasks
             .iter()
-            .filter(|(name, _)| !seen.contains(*name))
+            .filter(|(name, _)| !seen.contains(*name) && !self.leaving.contains(&name.0))
             .map(|(name, _)| name.clone())
             .collect();
         for name in unseen {
@@ -338,6 +387,7 @@ impl Oracle {
         let alive = self.alive.contains_key(name);
         let agrees = match (status.state, status.reason) {
             (_, Reason::WorkerLost) => orphan,
+            (TaskState::Failed, Reason::AgentRebooted) => self.rebooted.contains(name),
             (TaskState::Lost, _) => false,
             (TaskState::Finished, _) => ended.is_some_and(|ended| ended.code == Some(0)),
             (TaskState::Failed, Reason::CommandExited) => {
@@ -373,7 +423,8 @@ impl Oracle {
         if view.epoch.0 < epoch {
             return self.violate(format!("the epoch of f{id} falls from {epoch} to {}", view.epoch));
         }
-        if view.last_turn.0 == last {
+        // Its state goes at once, with the last turn that it may have committed.
+        if view.last_turn.0 == last || view.removing {
             return;
         }
         if view.last_turn.0 != last + 1 {

@@ -26,6 +26,8 @@ enum Native {
     Cancelled,
     Running { process: u64 },
     Exited(NativeExit),
+    /// It ran when the machine went down.
+    Rebooted,
 }
 
 /// All of an agent's machine.
@@ -237,6 +239,7 @@ impl World {
             Some(Native::Cancelled) => NativeObservation::Cancelled,
             Some(Native::Running { .. }) => NativeObservation::Running,
             Some(Native::Exited(exit)) => NativeObservation::Exited(exit.clone()),
+            Some(Native::Rebooted) => NativeObservation::Rebooted,
         };
         self.agent_input(index, |core, now| core.on_native(key, attempt, seen, now));
     }
@@ -390,6 +393,31 @@ impl World {
         let Some((key, worker)) = self.worker_with(index, framework) else { return };
         let wishes = worker.on_handled(now_us, framework, serial);
         self.grant(index, &key, wishes);
+    }
+
+    /// The agent's machine goes down, with everything on it, and comes back.
+    pub(crate) fn machine_reboots(&mut self, index: usize) {
+        let frameworks: BTreeSet<u64> = (0..=self.plan.frameworks).collect();
+        if let Some(number) = self.agent_number(index) {
+            self.oracle.on_machine_death(number, &frameworks);
+        }
+        self.agent_crash(index);
+        let Some(agent) = self.agents.get_mut(index) else { return };
+        agent.boot += 1;
+        let mut dead: Vec<u64> = agent.workers.values().flat_map(Worker::processes).collect();
+        agent.workers.clear();
+        for native in agent.natives.tasks.values_mut() {
+            if let Native::Running { process } = native {
+                dead.push(*process);
+                *native = Native::Rebooted;
+            }
+        }
+        for process in dead {
+            if let Some(ended) = self.processes.remove(&process) {
+                let how = Ended { code: None, signal: Some(KILL) };
+                self.oracle.on_end(&ended.name, process, how);
+            }
+        }
     }
 
     pub(crate) fn worker_crash(&mut self, index: usize) {

@@ -21,6 +21,8 @@ pub(crate) struct User {
     /// Frameworks that exist.
     pub(crate) frameworks: u64,
     wanted: u64,
+    /// A framework to be removed in the middle of its work, and the request that was made.
+    pub(crate) removes: Option<FrameworkId>,
 }
 
 /// Digest of the scheduler's component.
@@ -50,7 +52,7 @@ impl User {
         let upload = |digest, world| Request::AddComponent { digest, size_bytes: 100, world };
         steps.push(upload(command_component(), ComponentWorld::Command));
         steps.push(upload(scheduler_component(), ComponentWorld::Scheduler));
-        Self { steps, asked_us: None, frameworks: 0, wanted: frameworks }
+        Self { steps, asked_us: None, frameworks: 0, wanted: frameworks, removes: None }
     }
 
     /// Whether everything that it wants exists.
@@ -77,6 +79,9 @@ impl User {
         }
     }
 }
+
+/// No framework is removed before, in us.
+const REMOVE_AFTER_US: u64 = 8_000_000;
 
 impl World {
     /// The user ends some task of a framework; its scheduler has to see to a replacement.
@@ -111,6 +116,18 @@ impl World {
             if self.rng.chance(10) {
                 return self.user_kills(framework);
             }
+            if self.user.removes.is_none() && self.now_us > REMOVE_AFTER_US && self.rng.chance(2) {
+                self.user.removes = Some(framework);
+            }
+        }
+        if let Some(framework) = self.user.removes
+            && self.oracle.removed() == 0
+        {
+            // Asked again until it is done: asking twice is harmless.
+            return self.master_inbound(Inbound::Request { request: Request::RemoveFramework { framework } });
+        }
+        if self.user.is_done() && self.faults_on && self.rng.chance(70) {
+            let framework = FrameworkId(1 + self.rng.below(self.user.frameworks));
             let request = HttpRequest {
                 method: "GET".to_owned(),
                 path: "/count".to_owned(),

@@ -240,7 +240,11 @@ impl World {
         let node = self.master.node.as_ref()?;
         let core = node.core();
         let counts = core.counts();
-        if counts.frameworks as u64 != self.plan.frameworks {
+        let removed = self.oracle.removed();
+        if self.user.removes.is_some() && removed == 0 {
+            return Some("a framework is not removed yet".to_owned());
+        }
+        if counts.frameworks as u64 + removed != self.plan.frameworks {
             return Some(format!("there are {} frameworks", counts.frameworks));
         }
         if counts.agents_connected != self.agents.len() {
