@@ -2,9 +2,8 @@
 //! and ends them for `tessera dev --kill-tasks`.
 //!
 //! Invariants: only processes that belong to the given work directory are touched: helpers that name
-//! it on their command line, and what they started; only control groups that such a process was in,
-//! below a group named `tessera`, are removed, and only when empty. Must never touch another
-//! cluster on the same machine.
+//! it on their command line, and what they started; only the control groups of that directory's agent
+//! are removed, and only when empty. Must never touch another cluster on the same machine.
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -21,6 +20,8 @@ const GONE_WITHIN: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
 /// Where control groups are mounted.
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+/// An agent's group is named by so much of its key.
+const GROUP_NAME_BYTES: usize = 16;
 
 /// One process as /proc shows it.
 struct Process {
@@ -86,39 +87,37 @@ pub fn find(work_dir: &Path) -> BTreeSet<i32> {
     }
 }
 
-/// Control groups below one named `tessera` that this process is in.
-fn groups(pid: i32) -> BTreeSet<PathBuf> {
-    let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/cgroup")) else {
-        return BTreeSet::new();
+/// The control groups of the agent of this work directory, in every hierarchy: they are named by
+/// the key that it wrote down.
+fn groups(work_dir: &Path) -> Vec<PathBuf> {
+    let identity = std::fs::read(work_dir.join("agent.json")).unwrap_or_default();
+    let identity: serde_json::Value = serde_json::from_slice(&identity).unwrap_or_default();
+    let Some(name) = identity
+        .get("key")
+        .and_then(|key| key.as_str()?.get(..GROUP_NAME_BYTES))
+    else {
+        return Vec::new();
     };
-    let mut groups = BTreeSet::new();
-    for line in text.lines() {
-        let mut parts = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next())
-        else {
-            continue;
-        };
-        let path = path.trim_start_matches('/');
-        if !path.split('/').any(|part| part.starts_with("tessera")) {
-            continue;
-        }
-        // One mount per v1 hierarchy, `unified` beside them, or v2 alone.
-        let mounts = [controllers.trim_start_matches("name="), "unified", "."];
-        for mount in mounts {
-            let dir = Path::new(CGROUP_ROOT).join(mount).join(path);
-            if dir.is_dir() {
-                groups.insert(dir);
-            }
-        }
+    if !name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Vec::new();
     }
-    groups
+    let below = |mount: &Path| Some(mount.join("tessera").join(name)).filter(|dir| dir.is_dir());
+    // Version 2 alone is mounted at the root, others each in a directory of their own.
+    let mounts = std::fs::read_dir(CGROUP_ROOT)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    std::iter::once(PathBuf::from(CGROUP_ROOT))
+        .chain(mounts)
+        .filter_map(|mount| below(&mount))
+        .collect()
 }
 
 /// Ends everything of this work directory and removes its control groups; how many processes there
 /// were.
 pub async fn end(work_dir: &Path) -> usize {
     let deadline = Instant::now() + GONE_WITHIN;
-    let mut groups_seen = BTreeSet::new();
     let mut ended = BTreeSet::new();
     // Again until none is found: a shim may have started something in between.
     loop {
@@ -127,43 +126,37 @@ pub async fn end(work_dir: &Path) -> usize {
             break;
         }
         for pid in found {
-            groups_seen.extend(groups(pid));
             // That it has ended by itself is what is wanted.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             ended.insert(pid);
         }
         tokio::time::sleep(POLL).await;
     }
-    for group in groups_seen {
-        remove_upwards(&group, deadline).await;
+    for group in groups(work_dir) {
+        remove_tree(&group, deadline).await;
     }
     ended.len()
 }
 
-/// Removes a group and those above it, up to one named `tessera`, as far as they are empty.
-async fn remove_upwards(group: &Path, deadline: Instant) {
-    let mut current = Some(group);
-    while let Some(dir) = current.filter(|dir| {
-        dir.components()
-            .any(|part| part.as_os_str().as_bytes().starts_with(b"tessera"))
-    }) {
+/// Removes a group with all groups below it. One that is not empty stays, and those above it.
+async fn remove_tree(group: &Path, deadline: Instant) {
+    let mut groups = vec![group.to_owned()];
+    let mut index = 0;
+    while let Some(dir) = groups.get(index).cloned() {
+        let below = std::fs::read_dir(&dir).into_iter().flatten().flatten();
+        groups.extend(below.map(|entry| entry.path()).filter(|path| path.is_dir()));
+        index += 1;
+    }
+    // Those below come later in the list.
+    for dir in groups.iter().rev() {
         // The kernel counts a process for a moment after its end.
         while let Err(error) = std::fs::remove_dir(dir) {
-            if error.raw_os_error() != Some(Errno::EBUSY as i32)
-                || has_children(dir)
-                || Instant::now() > deadline
-            {
+            if error.raw_os_error() != Some(Errno::EBUSY as i32) || Instant::now() > deadline {
                 break;
             }
             tokio::time::sleep(POLL).await;
         }
-        current = dir.parent();
     }
-}
-
-fn has_children(group: &Path) -> bool {
-    std::fs::read_dir(group)
-        .is_ok_and(|entries| entries.flatten().any(|entry| entry.path().is_dir()))
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! What breaks a rule is refused with the rule, and changes nothing.
 
 use serde_json::{Value, json};
+use std::process::ExitStatus;
 use tessera_cluster::cluster::{Cluster, PATIENCE, Parts, Process, tessera};
 use tessera_cluster::guests::guest;
 use tessera_cluster::wait::until;
-use tessera_cluster::{Outcome, ensure, failure};
+use tessera_cluster::{Outcome, ensure};
 
 async fn lists(cluster: &Cluster) -> Outcome<[Value; 3]> {
     let items = async |path: &str| {
@@ -279,55 +280,51 @@ async fn an_agent_of_another_cluster_or_a_newer_version_is_refused() -> Outcome 
     let mut parts = Parts::new("foreign").await?;
     let rest = parts.start_master("m1").await?;
     parts.start_agent(&rest, "a", "m1").await?;
+    let path = parts.dir().join("a/agent.json");
+    let identity = || -> Outcome<Value> { Ok(serde_json::from_slice(&std::fs::read(&path)?)?) };
+    until(
+        "the agent has written down where it belongs",
+        PATIENCE,
+        async || match identity() {
+            Ok(found) if found["agent"] == 1 => Ok(()),
+            other => Err(format!("{other:?}")),
+        },
+    )
+    .await?;
     for process in [&mut parts.agent, &mut parts.master].into_iter().flatten() {
         process.stop()?;
     }
     let rest = parts.start_master("m2").await?;
     let log = parts.dir().join("foreign.log");
     let mut agent = Process::start(&log, &parts.agent_args("a", "m2"))?;
-    until(
-        "the agent says that it belongs elsewhere",
-        PATIENCE,
-        async || {
-            let text = std::fs::read_to_string(&log).unwrap_or_default();
-            if text.contains("cluster")
-                && (text.contains("refused")
-                    || text.contains("another")
-                    || text.contains("other cluster"))
-            {
-                Ok(())
-            } else {
-                Err(text)
-            }
-        },
-    )
-    .await?;
+    let status = ended("the agent finds out that it belongs elsewhere", &mut agent).await?;
+    let text = std::fs::read_to_string(&log)?;
+    ensure(
+        !status.success() && text.contains("belongs to cluster"),
+        || text,
+    )?;
     let agents = rest.document("/v1/agents").await?;
     ensure(
         agents["items"].as_array().is_some_and(Vec::is_empty),
         || format!("it was taken in: {agents}"),
     )?;
-    agent.stop()?;
 
-    let path = parts.dir().join("a/agent.json");
-    let mut identity: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
-    let Some(version) = identity.get_mut("version") else {
-        return Err(failure(format!("no version in {identity}")));
-    };
-    *version = json!(9_999);
-    std::fs::write(&path, identity.to_string())?;
+    let mut newer = identity()?;
+    ensure(newer["version"] == 1, || format!("no version in {newer}"))?;
+    newer["version"] = json!(9_999);
+    std::fs::write(&path, newer.to_string())?;
     let log = parts.dir().join("newer.log");
     let mut agent = Process::start(&log, &parts.agent_args("a", "m2"))?;
-    let status = until(
-        "the agent refuses a newer directory",
-        PATIENCE,
-        async || match agent.ended() {
-            Ok(Some(status)) => Ok(status),
-            other => Err(format!("{other:?}")),
-        },
-    )
-    .await?;
+    let status = ended("the agent refuses a newer directory", &mut agent).await?;
     let text = std::fs::read_to_string(&log)?;
     ensure(!status.success() && text.contains("9999"), || text)?;
     parts.finish()
+}
+
+async fn ended(what: &str, process: &mut Process) -> Outcome<ExitStatus> {
+    until(what, PATIENCE, async || match process.ended() {
+        Ok(Some(status)) => Ok(status),
+        other => Err(format!("{other:?}")),
+    })
+    .await
 }
