@@ -81,6 +81,13 @@ impl Kind {
     }
 }
 
+/// What the task with this number needs.
+#[must_use]
+pub fn needs(number: u64) -> Quantities {
+    let cpus_milli = 200 + i64::try_from(number % 4).unwrap_or(0) * 100;
+    Quantities { cpus_milli, mem_mib: 64, disk_mib: 0 }
+}
+
 /// What a command's words mean: run time in ms and exit code.
 #[must_use]
 pub fn run_of(words: &[String]) -> (u64, i32) {
@@ -338,11 +345,10 @@ impl Model {
             let [run_ms, code] = words;
             TaskBody::Native(NativeCommand::Argv(vec!["work".to_owned(), run_ms, code]))
         };
-        let cpus_milli = 200 + i64::try_from(number % 4).unwrap_or(0) * 100;
         TaskSpec {
             name: format!("kind-{}", number % 7),
             body,
-            resources: Quantities { cpus_milli, mem_mib: 64, disk_mib: 0 },
+            resources: needs(number),
             cpus_limit_milli: None,
             pids_limit: None,
             user: None,

@@ -4,13 +4,14 @@
 //! borders of the cores only, and shares no code with what it checks; the first violation is kept.
 //! Must never change the run.
 
+use crate::agent::Agent;
 use crate::disk::FaultyDisk;
 use crate::model;
 use std::collections::{BTreeMap, BTreeSet};
 use tessera_master::node::{Node, Settled};
 use tessera_master_core::{Core, EventId, FrameworkView, TaskFilter};
 use tessera_types::{
-    AgentId, Consumed, FrameworkId, Reason, TaskState, TaskStatus, Turn, check_transition,
+    AgentId, Consumed, FrameworkId, Quantities, Reason, TaskState, TaskStatus, Turn, check_transition,
 };
 use tessera_wire::v1;
 
@@ -59,7 +60,8 @@ pub(crate) struct Oracle {
     frameworks: BTreeMap<u64, Shadow>,
     tasks: BTreeMap<TaskName, TaskState>,
     starts: BTreeMap<(u64, String, u32), u64>,
-    alive: BTreeMap<TaskName, u64>,
+    /// Process and agent of what runs.
+    alive: BTreeMap<TaskName, (u64, usize)>,
     ends: BTreeMap<TaskName, Ended>,
     /// Where tasks were launched.
     placed: BTreeMap<TaskName, AgentId>,
@@ -171,15 +173,22 @@ impl Oracle {
         self.ensure(starts == 1, || {
             format!("f{}/{} attempt {attempt} was started {starts} times (on #{agent})", name.0, name.1)
         });
-        let alive = self.alive.insert(name.clone(), process);
+        let alive = self.alive.insert(name.clone(), (process, agent));
         self.ensure(alive.is_none(), || format!("f{}/{} runs twice at once", name.0, name.1));
+        let here = self.alive.iter().filter(|(_, (_, on))| *on == agent);
+        let used = here
+            .filter_map(|(name, _)| model::number_of(&name.1))
+            .fold(Quantities::ZERO, |sum, (number, _)| sum.plus(model::needs(number)));
+        self.ensure(Agent::total().contains(used), || {
+            format!("agent #{agent} runs more than it has: {used}")
+        });
         let launched = self.tasks.contains_key(name);
         self.ensure(launched, || format!("f{}/{} runs but was never launched", name.0, name.1));
     }
 
     /// They ended.
     pub(crate) fn on_end(&mut self, name: &TaskName, process: u64, ended: Ended) {
-        if self.alive.get(name) == Some(&process) {
+        if self.alive.get(name).is_some_and(|(alive, _)| *alive == process) {
             self.alive.remove(name);
         }
         self.ends.insert(name.clone(), ended);
