@@ -29,7 +29,9 @@ pub enum CheckpointError {
         source: io::Error,
     },
     /// Something in the middle is damaged.
-    #[error("the checkpoint {path} is damaged at byte {at}: {what}; the agent cannot know what it runs. Move the work directory away to start as a new agent")]
+    #[error(
+        "the checkpoint {path} is damaged at byte {at}: {what}; the agent cannot know what it runs. Move the work directory away to start as a new agent"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -50,9 +52,9 @@ pub struct Checkpoint {
 
 /// FNV-1a over 64 bits, folded: it finds torn and flipped bytes, which is all that is asked of it.
 fn checksum(bytes: &[u8]) -> u32 {
-    let hash = bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+    });
     let folded = hash ^ (hash >> 32);
     u32::try_from(folded & 0xffff_ffff).unwrap_or(0)
 }
@@ -71,24 +73,41 @@ impl Checkpoint {
     /// When it cannot be read, or is damaged elsewhere than at its end.
     pub fn open(dir: &Path) -> Result<(Self, Vec<Vec<u8>>), CheckpointError> {
         let path = dir.join("tasks.log");
-        let io = |source| CheckpointError::Io { path: path.clone(), source };
+        let io = |source| CheckpointError::Io {
+            path: path.clone(),
+            source,
+        };
         std::fs::create_dir_all(dir).map_err(io)?;
         if !path.exists() {
             let file = replace(&path, &[]).map_err(io)?;
             let bytes = MAGIC.len() as u64;
             return Ok((Self { path, file, bytes }, Vec::new()));
         }
-        let mut file = OpenOptions::new().read(true).write(true).open(&path).map_err(io)?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(io)?;
         let mut content = Vec::new();
         file.read_to_end(&mut content).map_err(io)?;
-        let (records, good) = parse(&content)
-            .map_err(|(at, what)| CheckpointError::Damaged { path: path.clone(), at, what })?;
+        let (records, good) = parse(&content).map_err(|(at, what)| CheckpointError::Damaged {
+            path: path.clone(),
+            at,
+            what,
+        })?;
         if good < content.len() as u64 {
             file.set_len(good).map_err(io)?;
             file.sync_all().map_err(io)?;
         }
         file.seek(SeekFrom::Start(good)).map_err(io)?;
-        Ok((Self { path, file, bytes: good }, records))
+        Ok((
+            Self {
+                path,
+                file,
+                bytes: good,
+            },
+            records,
+        ))
     }
 
     /// Bytes of the file.
@@ -106,7 +125,10 @@ impl Checkpoint {
         for record in records {
             frame(record, &mut buffer);
         }
-        let io = |source| CheckpointError::Io { path: self.path.clone(), source };
+        let io = |source| CheckpointError::Io {
+            path: self.path.clone(),
+            source,
+        };
         self.file.write_all(&buffer).map_err(io)?;
         if sync {
             self.file.sync_data().map_err(io)?;
@@ -120,7 +142,10 @@ impl Checkpoint {
     /// # Errors
     /// When the disk refuses; the old records are still there.
     pub fn rewrite(&mut self, records: &[Vec<u8>]) -> Result<(), CheckpointError> {
-        let io = |source| CheckpointError::Io { path: self.path.clone(), source };
+        let io = |source| CheckpointError::Io {
+            path: self.path.clone(),
+            source,
+        };
         self.file = replace(&self.path, records).map_err(io)?;
         self.bytes = self.file.stream_position().map_err(io)?;
         Ok(())
@@ -157,12 +182,16 @@ fn parse(content: &[u8]) -> Result<Parsed, (u64, &'static str)> {
             let bytes = content.get(from..from + 4)?;
             Some(u32::from_le_bytes(bytes.try_into().ok()?))
         };
-        let (Some(length), Some(sum)) = (word(at), word(at + 4)) else { break };
+        let (Some(length), Some(sum)) = (word(at), word(at + 4)) else {
+            break;
+        };
         let length = length as usize;
         if length > RECORD_BYTES_MAX {
             return Err((at as u64, "a record is longer than any can be"));
         }
-        let Some(record) = content.get(at + 8..at + 8 + length) else { break };
+        let Some(record) = content.get(at + 8..at + 8 + length) else {
+            break;
+        };
         let next = at + 8 + length;
         if checksum(record) != sum {
             if next == content.len() {
@@ -202,7 +231,9 @@ mod tests {
     fn a_tail_torn_at_any_byte_is_cut_off() {
         let dir = tempfile::tempdir().unwrap();
         let (mut checkpoint, _) = Checkpoint::open(dir.path()).unwrap();
-        checkpoint.append(&[b"first".to_vec(), b"second".to_vec()], true).unwrap();
+        checkpoint
+            .append(&[b"first".to_vec(), b"second".to_vec()], true)
+            .unwrap();
         let path = dir.path().join("tasks.log");
         let whole = std::fs::read(&path).unwrap();
         let second = MAGIC.len() + 8 + 5;
@@ -225,8 +256,14 @@ mod tests {
         let mut content = std::fs::read(&path).unwrap();
         content[MAGIC.len() + 9] ^= 1;
         std::fs::write(&path, &content).unwrap();
-        assert!(matches!(Checkpoint::open(dir.path()), Err(CheckpointError::Damaged { .. })));
+        assert!(matches!(
+            Checkpoint::open(dir.path()),
+            Err(CheckpointError::Damaged { .. })
+        ));
         std::fs::write(&path, b"something else").unwrap();
-        assert!(matches!(Checkpoint::open(dir.path()), Err(CheckpointError::Damaged { .. })));
+        assert!(matches!(
+            Checkpoint::open(dir.path()),
+            Err(CheckpointError::Damaged { .. })
+        ));
     }
 }

@@ -34,18 +34,33 @@ impl Collector {
         let mut found: Vec<(SystemTime, TaskKey)> = Vec::new();
         for framework in fs::read_dir(sandboxes.root())? {
             let framework = framework?;
-            let Ok(id) = framework.file_name().to_string_lossy().parse::<FrameworkId>() else { continue };
+            let Ok(id) = framework
+                .file_name()
+                .to_string_lossy()
+                .parse::<FrameworkId>()
+            else {
+                continue;
+            };
             for task in fs::read_dir(framework.path())? {
                 let task = task?;
-                let Ok(name) = task.file_name().to_string_lossy().parse() else { continue };
-                let key = TaskKey { framework: id, task: name };
+                let Ok(name) = task.file_name().to_string_lossy().parse() else {
+                    continue;
+                };
+                let key = TaskKey {
+                    framework: id,
+                    task: name,
+                };
                 if !known.contains(&key) {
                     found.push((task.metadata()?.modified()?, key));
                 }
             }
         }
         found.sort();
-        Ok(Self { sandboxes, kept: found.into_iter().map(|(_, key)| key).collect(), max })
+        Ok(Self {
+            sandboxes,
+            kept: found.into_iter().map(|(_, key)| key).collect(),
+            max,
+        })
     }
 
     /// A task was forgotten: its sandbox may go when its time comes.
@@ -56,7 +71,10 @@ impl Collector {
     /// What has to go now.
     pub fn excess(&mut self) -> Vec<PathBuf> {
         let excess = self.kept.len().saturating_sub(self.max);
-        self.kept.drain(..excess).map(|key| self.sandboxes.task(&key)).collect()
+        self.kept
+            .drain(..excess)
+            .map(|key| self.sandboxes.task(&key))
+            .collect()
     }
 }
 
@@ -80,7 +98,10 @@ mod tests {
     fn the_oldest_forgotten_ones_go_and_known_ones_stay() {
         let dir = tempfile::tempdir().unwrap();
         let sandboxes = Sandboxes::open(dir.path()).unwrap();
-        let key = |n: u32| TaskKey { framework: FrameworkId(1), task: format!("t{n}").parse().unwrap() };
+        let key = |n: u32| TaskKey {
+            framework: FrameworkId(1),
+            task: format!("t{n}").parse().unwrap(),
+        };
         for n in 0..4 {
             fs::create_dir_all(sandboxes.attempt(&key(n), 1).sandbox).unwrap();
         }

@@ -66,7 +66,10 @@ impl Components {
                 std::fs::remove_file(entry.path())?;
             }
         }
-        Ok(Self { dir, fetches: AtomicU64::new(0) })
+        Ok(Self {
+            dir,
+            fetches: AtomicU64::new(0),
+        })
     }
 
     /// Where a component is, if it is here.
@@ -111,8 +114,10 @@ impl Components {
         let mut size = 0;
         let mut chunks = std::pin::pin!(chunks);
         while let Some(chunk) = chunks.next().await {
-            let chunk =
-                chunk.map_err(|status| FetchError::Master { digest, status: Box::new(status) })?;
+            let chunk = chunk.map_err(|status| FetchError::Master {
+                digest,
+                status: Box::new(status),
+            })?;
             size += chunk.data.len() as u64;
             if size > COMPONENT_BYTES_MAX {
                 return Err(FetchError::TooLarge(digest));
@@ -138,7 +143,14 @@ mod tests {
     use super::*;
 
     fn chunks(parts: &[&[u8]]) -> impl Stream<Item = Result<v1::Chunk, tonic::Status>> {
-        let parts: Vec<_> = parts.iter().map(|data| Ok(v1::Chunk { data: data.to_vec() })).collect();
+        let parts: Vec<_> = parts
+            .iter()
+            .map(|data| {
+                Ok(v1::Chunk {
+                    data: data.to_vec(),
+                })
+            })
+            .collect();
         tokio_stream::iter(parts)
     }
 
@@ -151,9 +163,20 @@ mod tests {
         let damaged = components.keep(digest, chunks(&[b"ab", b"d"])).await;
         assert!(matches!(damaged, Err(FetchError::Damaged { .. })));
         let broken = tokio_stream::iter([Err(tonic::Status::unavailable("gone"))]);
-        assert!(matches!(components.keep(digest, broken).await, Err(FetchError::Master { .. })));
-        assert_eq!(std::fs::read_dir(dir.path().join("components")).unwrap().count(), 0);
-        let path = components.keep(digest, chunks(&[b"ab", b"c"])).await.unwrap();
+        assert!(matches!(
+            components.keep(digest, broken).await,
+            Err(FetchError::Master { .. })
+        ));
+        assert_eq!(
+            std::fs::read_dir(dir.path().join("components"))
+                .unwrap()
+                .count(),
+            0
+        );
+        let path = components
+            .keep(digest, chunks(&[b"ab", b"c"]))
+            .await
+            .unwrap();
         assert_eq!(components.get(&digest), Some(path.clone()));
         assert_eq!(std::fs::read(path).unwrap(), b"abc");
     }

@@ -82,7 +82,10 @@ pub(crate) struct Settings {
 }
 
 fn refuse<T>(field: &'static str, rule: impl Into<String>) -> Result<T, ConfigError> {
-    Err(ConfigError::Field { field, rule: rule.into() })
+    Err(ConfigError::Field {
+        field,
+        rule: rule.into(),
+    })
 }
 
 impl AgentConfig {
@@ -91,20 +94,31 @@ impl AgentConfig {
         let masters = masters(&self.master)?;
         let work_dir = made(&self.work_dir)?;
         if work_dir.as_os_str().len() > WORK_DIR_BYTES_MAX {
-            return refuse("work_dir", format!("at most {WORK_DIR_BYTES_MAX} bytes, as sockets are made in it"));
+            return refuse(
+                "work_dir",
+                format!("at most {WORK_DIR_BYTES_MAX} bytes, as sockets are made in it"),
+            );
         }
         let token = token(&self.token_file)?;
         for name in ["tessera-shim", "tessera-worker"] {
             let path = self.bin_dir.join(name);
             if !path.is_file() {
                 let source = std::io::ErrorKind::NotFound.into();
-                return Err(ConfigError::Path { field: "bin_dir", path, source });
+                return Err(ConfigError::Path {
+                    field: "bin_dir",
+                    path,
+                    source,
+                });
             }
         }
         let hostname = match self.hostname {
             Some(name) => name,
             None => std::fs::read_to_string(HOSTNAME_FILE)
-                .map_err(|source| ConfigError::Path { field: "hostname", path: HOSTNAME_FILE.into(), source })?
+                .map_err(|source| ConfigError::Path {
+                    field: "hostname",
+                    path: HOSTNAME_FILE.into(),
+                    source,
+                })?
                 .trim()
                 .to_owned(),
         };
@@ -114,7 +128,10 @@ impl AgentConfig {
             mem_mib: self.mem_mib.unwrap_or(found.mem_mib),
             disk_mib: self.disk_mib.unwrap_or(found.disk_mib),
         };
-        all.validate().map_err(|error| ConfigError::Field { field: "resources", rule: error.to_string() })?;
+        all.validate().map_err(|error| ConfigError::Field {
+            field: "resources",
+            rule: error.to_string(),
+        })?;
         let (total, reserved) = split(all)?;
         let pair = |(key, value): (String, String)| v1::Pair { key, value };
         let description = v1::AgentDescription {
@@ -126,24 +143,44 @@ impl AgentConfig {
         };
         description
             .resources()
-            .map_err(|error| ConfigError::Field { field: error.field, rule: error.rule })?;
-        Ok(Settings { work_dir, bin_dir: self.bin_dir, masters, token, description, total })
+            .map_err(|error| ConfigError::Field {
+                field: error.field,
+                rule: error.rule,
+            })?;
+        Ok(Settings {
+            work_dir,
+            bin_dir: self.bin_dir,
+            masters,
+            token,
+            description,
+            total,
+        })
     }
 }
 
 fn masters(text: &str) -> Result<Vec<String>, ConfigError> {
     let masters: Vec<String> = text.split(',').map(|part| part.trim().to_owned()).collect();
     for master in &masters {
-        let port = master.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
+        let port = master
+            .rsplit_once(':')
+            .filter(|(host, _)| !host.is_empty())
+            .map(|(_, port)| port);
         if !port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0)) {
-            return refuse("master", format!("`host:port`, several separated by commas; not {master:?}"));
+            return refuse(
+                "master",
+                format!("`host:port`, several separated by commas; not {master:?}"),
+            );
         }
     }
     Ok(masters)
 }
 
 fn made(work_dir: &Path) -> Result<PathBuf, ConfigError> {
-    let fail = |source| ConfigError::Path { field: "work_dir", path: work_dir.to_owned(), source };
+    let fail = |source| ConfigError::Path {
+        field: "work_dir",
+        path: work_dir.to_owned(),
+        source,
+    };
     std::fs::create_dir_all(work_dir).map_err(fail)?;
     std::fs::canonicalize(work_dir).map_err(fail)
 }
@@ -158,7 +195,10 @@ fn token(path: &Path) -> Result<WithToken, ConfigError> {
     if text.is_empty() || text.len() > TOKEN_BYTES_MAX {
         return refuse("token_file", format!("holds 1 to {TOKEN_BYTES_MAX} bytes"));
     }
-    WithToken::new(text).map_err(|error| ConfigError::Field { field: "token_file", rule: error.to_string() })
+    WithToken::new(text).map_err(|error| ConfigError::Field {
+        field: "token_file",
+        rule: error.to_string(),
+    })
 }
 
 /// What this machine has, less what the system needs.
@@ -171,11 +211,20 @@ fn found(work_dir: &Path) -> Result<Quantities, ConfigError> {
     })?;
     let mem_kib = meminfo
         .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:")?.split_ascii_whitespace().next()?.parse::<i64>().ok())
+        .find_map(|line| {
+            line.strip_prefix("MemTotal:")?
+                .split_ascii_whitespace()
+                .next()?
+                .parse::<i64>()
+                .ok()
+        })
         .unwrap_or(0);
-    let disk = nix::sys::statvfs::statvfs(work_dir)
-        .map_err(|error| ConfigError::Field { field: "disk_mib", rule: error.to_string() })?;
-    let disk_mib = (disk.blocks_available() as i64).saturating_mul(disk.fragment_size() as i64 >> 10) >> 10;
+    let disk = nix::sys::statvfs::statvfs(work_dir).map_err(|error| ConfigError::Field {
+        field: "disk_mib",
+        rule: error.to_string(),
+    })?;
+    let disk_mib =
+        (disk.blocks_available() as i64).saturating_mul(disk.fragment_size() as i64 >> 10) >> 10;
     Ok(Quantities {
         cpus_milli: i64::try_from(cpus).unwrap_or(1).saturating_mul(1000),
         mem_mib: (mem_kib / 1024 - SYSTEM_MEM_MIB).max(0),
@@ -195,7 +244,10 @@ fn split(all: Quantities) -> Result<(Quantities, Quantities), ConfigError> {
         return refuse("mem_mib", rule);
     }
     // Schedulers take CPU when they have turns to run; whole cores stay whole for tasks.
-    let total = Quantities { cpus_milli: all.cpus_milli, ..all.minus(reserved) };
+    let total = Quantities {
+        cpus_milli: all.cpus_milli,
+        ..all.minus(reserved)
+    };
     Ok((total, reserved))
 }
 
@@ -222,10 +274,18 @@ mod tests {
     fn the_slice_for_schedulers_is_never_offered() {
         let dir = tempfile::tempdir().unwrap();
         let settings = config(dir.path()).settle().unwrap();
-        assert_eq!((settings.total.mem_mib, settings.total.cpus_milli), (744, 2_000));
+        assert_eq!(
+            (settings.total.mem_mib, settings.total.cpus_milli),
+            (744, 2_000)
+        );
         assert_eq!(settings.description.reserved.unwrap().mem_mib, 256);
         assert!(settings.total.disk_mib >= 0 && !settings.description.hostname.is_empty());
-        let found = AgentConfig { mem_mib: None, ..config(dir.path()) }.settle().unwrap();
+        let found = AgentConfig {
+            mem_mib: None,
+            ..config(dir.path())
+        }
+        .settle()
+        .unwrap();
         assert!(found.total.mem_mib > 0);
     }
 
@@ -240,13 +300,21 @@ mod tests {
             ("resources", |c| c.cpus_milli = Some(-1)),
             ("bin_dir", |c| c.bin_dir = "/nonexistent".into()),
             ("token_file", |c| c.token_file = "/nonexistent".into()),
-            ("description.attributes", |c| c.attributes = [(String::new(), String::new())].into()),
-            ("work_dir", |c| c.work_dir = c.work_dir.join("x".repeat(100))),
+            ("description.attributes", |c| {
+                c.attributes = [(String::new(), String::new())].into()
+            }),
+            ("work_dir", |c| {
+                c.work_dir = c.work_dir.join("x".repeat(100))
+            }),
         ];
         for (field, edit) in cases {
             let mut config = config(dir.path());
             edit(&mut config);
-            let error = config.settle().err().map(|error| error.to_string()).unwrap_or_default();
+            let error = config
+                .settle()
+                .err()
+                .map(|error| error.to_string())
+                .unwrap_or_default();
             assert!(error.starts_with(field), "{field}: {error}");
         }
     }

@@ -35,12 +35,24 @@ impl Files {
         let framework = FrameworkId(request.framework);
         let length = request.length.min(RANGE_BYTES_MAX);
         if request.task.is_empty() {
-            return read_range(&self.logs.dir(framework), &request.path, request.offset, length);
+            return read_range(
+                &self.logs.dir(framework),
+                &request.path,
+                request.offset,
+                length,
+            );
         }
-        let invalid = |error: tessera_types::NameError| io::Error::new(io::ErrorKind::InvalidInput, error);
-        let key = TaskKey { framework, task: request.task.parse().map_err(invalid)? };
+        let invalid =
+            |error: tessera_types::NameError| io::Error::new(io::ErrorKind::InvalidInput, error);
+        let key = TaskKey {
+            framework,
+            task: request.task.parse().map_err(invalid)?,
+        };
         let sandbox = self.sandboxes.newest(&key).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::NotFound, "the task has no sandbox here (any more)")
+            io::Error::new(
+                io::ErrorKind::NotFound,
+                "the task has no sandbox here (any more)",
+            )
         })?;
         read_range(&sandbox, &request.path, request.offset, length)
     }
@@ -48,7 +60,10 @@ impl Files {
     /// Answer one question.
     #[must_use]
     pub fn answer(&self, request: &v1::FileRequest) -> v1::FileChunk {
-        let mut chunk = v1::FileChunk { request: request.request, ..Default::default() };
+        let mut chunk = v1::FileChunk {
+            request: request.request,
+            ..Default::default()
+        };
         match self.read(request) {
             Ok(range) => {
                 chunk.data = range.data;
@@ -71,11 +86,18 @@ pub async fn serve_files(
     files: Files,
 ) -> Result<(), Status> {
     let (sender, answers) = mpsc::channel(ANSWERS_AHEAD);
-    let hello = v1::FileChunk { agent, session, ..Default::default() };
+    let hello = v1::FileChunk {
+        agent,
+        session,
+        ..Default::default()
+    };
     if sender.send(hello).await.is_err() {
         return Ok(());
     }
-    let mut requests = client.files(ReceiverStream::new(answers)).await?.into_inner();
+    let mut requests = client
+        .files(ReceiverStream::new(answers))
+        .await?
+        .into_inner();
     while let Some(request) = requests.message().await? {
         let files = files.clone();
         let read = tokio::task::spawn_blocking(move || files.answer(&request)).await;

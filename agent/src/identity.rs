@@ -71,33 +71,54 @@ impl WorkDir {
     /// # Errors
     /// When another agent has it or it cannot be read.
     pub fn open(path: &Path) -> Result<Self, IdentityError> {
-        let io = |what| move |source| IdentityError::Io { what, path: path.to_owned(), source };
+        let io = |what| {
+            move |source| IdentityError::Io {
+                what,
+                path: path.to_owned(),
+                source,
+            }
+        };
         let lock = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(false)
             .open(path.join(LOCK_FILE))
             .map_err(io("opening the lock"))?;
-        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
-            nix::Error::EWOULDBLOCK => IdentityError::Locked(path.to_owned()),
-            other => io("locking")(other.into()),
-        })?;
+        let lock =
+            Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(
+                |(_, error)| match error {
+                    nix::Error::EWOULDBLOCK => IdentityError::Locked(path.to_owned()),
+                    other => io("locking")(other.into()),
+                },
+            )?;
         let found: Option<Identity> =
             record::read(&path.join(IDENTITY_FILE)).map_err(io("reading the identity"))?;
         let identity = match found {
             Some(newer) if newer.version > IDENTITY_VERSION => {
-                return Err(IdentityError::Newer { path: path.to_owned(), found: newer.version });
+                return Err(IdentityError::Newer {
+                    path: path.to_owned(),
+                    found: newer.version,
+                });
             }
             Some(identity) => identity,
             None => {
                 let key = random_key().map_err(io("making a key"))?;
-                let identity =
-                    Identity { version: IDENTITY_VERSION, agent: 0, cluster: String::new(), key };
-                record::write(path, IDENTITY_FILE, &identity, true).map_err(io("writing the identity"))?;
+                let identity = Identity {
+                    version: IDENTITY_VERSION,
+                    agent: 0,
+                    cluster: String::new(),
+                    key,
+                };
+                record::write(path, IDENTITY_FILE, &identity, true)
+                    .map_err(io("writing the identity"))?;
                 identity
             }
         };
-        Ok(Self { path: path.to_owned(), identity, _lock: lock })
+        Ok(Self {
+            path: path.to_owned(),
+            identity,
+            _lock: lock,
+        })
     }
 
     /// Who the agent is.
@@ -114,11 +135,17 @@ impl WorkDir {
         if self.identity.agent == agent && self.identity.cluster == cluster {
             return Ok(());
         }
-        let identity = Identity { agent, cluster: cluster.to_owned(), ..self.identity.clone() };
-        record::write(&self.path, IDENTITY_FILE, &identity, true).map_err(|source| IdentityError::Io {
-            what: "writing the identity",
-            path: self.path.clone(),
-            source,
+        let identity = Identity {
+            agent,
+            cluster: cluster.to_owned(),
+            ..self.identity.clone()
+        };
+        record::write(&self.path, IDENTITY_FILE, &identity, true).map_err(|source| {
+            IdentityError::Io {
+                what: "writing the identity",
+                path: self.path.clone(),
+                source,
+            }
         })?;
         self.identity = identity;
         Ok(())
@@ -139,19 +166,38 @@ mod tests {
     fn an_identity_stays_and_a_second_agent_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let mut first = WorkDir::open(dir.path()).unwrap();
-        assert!(matches!(WorkDir::open(dir.path()), Err(IdentityError::Locked(_))));
+        assert!(matches!(
+            WorkDir::open(dir.path()),
+            Err(IdentityError::Locked(_))
+        ));
         let key = first.identity().key.clone();
         first.assign(7, "c").unwrap();
         drop(first);
         let again = WorkDir::open(dir.path()).unwrap();
-        assert_eq!(again.identity(), &Identity { version: 1, agent: 7, cluster: "c".into(), key });
+        assert_eq!(
+            again.identity(),
+            &Identity {
+                version: 1,
+                agent: 7,
+                cluster: "c".into(),
+                key
+            }
+        );
     }
 
     #[test]
     fn a_newer_directory_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let newer = Identity { version: 2, agent: 1, cluster: "c".into(), key: "k".into() };
+        let newer = Identity {
+            version: 2,
+            agent: 1,
+            cluster: "c".into(),
+            key: "k".into(),
+        };
         record::write(dir.path(), IDENTITY_FILE, &newer, false).unwrap();
-        assert!(matches!(WorkDir::open(dir.path()), Err(IdentityError::Newer { found: 2, .. })));
+        assert!(matches!(
+            WorkDir::open(dir.path()),
+            Err(IdentityError::Newer { found: 2, .. })
+        ));
     }
 }

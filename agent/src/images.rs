@@ -71,12 +71,20 @@ impl Images {
         std::fs::create_dir_all(&dir)?;
         for entry in std::fs::read_dir(&dir)? {
             let path = entry?.path();
-            if path.extension().is_none_or(|extension| extension != "cwasm") {
+            if path
+                .extension()
+                .is_none_or(|extension| extension != "cwasm")
+            {
                 std::fs::remove_file(path)?;
             }
         }
         let program = bin_dir.join("tessera-worker");
-        Ok(Self { dir, program, engine: OnceCell::new(), permit: Semaphore::const_new(1) })
+        Ok(Self {
+            dir,
+            program,
+            engine: OnceCell::new(),
+            permit: Semaphore::const_new(1),
+        })
     }
 
     /// The engine and policy that images are made for.
@@ -85,12 +93,23 @@ impl Images {
     /// When the worker cannot be run.
     pub async fn engine(&self) -> Result<&str, CompileError> {
         let key = self.engine.get_or_try_init(|| async {
-            let output = self.command().arg("engine-key").output().await.map_err(|s| self.run(s))?;
+            let output = self
+                .command()
+                .arg("engine-key")
+                .output()
+                .await
+                .map_err(|s| self.run(s))?;
             let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
             // It becomes part of file names.
             let plain: String = text
                 .chars()
-                .map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' })
+                .map(|c| {
+                    if c.is_ascii_alphanumeric() || c == '.' {
+                        c
+                    } else {
+                        '-'
+                    }
+                })
                 .collect();
             if !output.status.success() || plain.is_empty() || plain.len() > 128 {
                 let source = io::Error::other(format!("engine-key: {}", output.status));
@@ -102,12 +121,18 @@ impl Images {
     }
 
     fn run(&self, source: io::Error) -> CompileError {
-        CompileError::Run { program: self.program.clone(), source }
+        CompileError::Run {
+            program: self.program.clone(),
+            source,
+        }
     }
 
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
-        command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        command
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true);
         command
     }
 
@@ -116,17 +141,28 @@ impl Images {
     /// # Errors
     /// When the component is refused, or cannot be compiled now.
     pub async fn ensure(&self, digest: Digest, component: &Path) -> Result<PathBuf, CompileError> {
-        let image = self.dir.join(format!("{}-{}.cwasm", digest.hex(), self.engine().await?));
+        let image = self
+            .dir
+            .join(format!("{}-{}.cwasm", digest.hex(), self.engine().await?));
         if image.is_file() {
             return Ok(image);
         }
         let failed = |text: String| CompileError::Failed { digest, text };
-        let _permit = self.permit.acquire().await.map_err(|closed| failed(closed.to_string()))?;
+        let _permit = self
+            .permit
+            .acquire()
+            .await
+            .map_err(|closed| failed(closed.to_string()))?;
         if image.is_file() {
             return Ok(image);
         }
         let mut command = self.command();
-        command.arg("compile").arg("--in").arg(component).arg("--out").arg(&image);
+        command
+            .arg("compile")
+            .arg("--in")
+            .arg(component)
+            .arg("--out")
+            .arg(&image);
         let output = tokio::time::timeout(COMPILE_TIMEOUT, command.output())
             .await
             .map_err(|_| failed(format!("it took longer than {COMPILE_TIMEOUT:?}")))?
@@ -182,7 +218,10 @@ mod tests {
         let images = Images::open(dir.path(), dir.path()).unwrap();
         let error = images.ensure(digest, &component).await.unwrap_err();
         assert!(matches!(error, CompileError::Unusable { .. }), "{error}");
-        worker(dir.path(), "case $1 in engine-key) echo 1;; compile) kill -9 $$;; esac");
+        worker(
+            dir.path(),
+            "case $1 in engine-key) echo 1;; compile) kill -9 $$;; esac",
+        );
         let error = images.ensure(digest, &component).await.unwrap_err();
         assert!(matches!(error, CompileError::Failed { .. }), "{error}");
     }

@@ -28,6 +28,8 @@ pub enum Input {
     Image(Digest, String, Result<(), SupplyFailure>),
     /// A worker could not be had.
     NoWorker(WorkerKey),
+    /// This process of a worker should have greeted by now.
+    GreetingDue(WorkerKey, String),
     /// The state of an instance did not come.
     StateFailed(v1::InstanceKey),
     /// A Wasm task can go to its worker.

@@ -27,14 +27,16 @@ pub use identity::IdentityError;
 
 use checkpoint::{Checkpoint, CheckpointError};
 use config::Settings;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use prost::Message as _;
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 use supervisor::{Ears, Supervisor};
 use tessera_agent_core::{Action, Core, CoreConfig, Now, RecordError, TaskKey};
 use tessera_oci::{Cgroups, TaskUser, UserError, user};
-use tessera_types::AgentId;
+use tessera_types::{AgentId, Quantities};
 use tessera_wire::v1;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -77,7 +79,9 @@ pub enum RunError {
     #[error("checkpoint: a record is not readable")]
     Unreadable(#[from] prost::DecodeError),
     /// The masters are those of another cluster.
-    #[error("the work directory belongs to cluster {own}, the master is of cluster {found}; use another work directory or other masters")]
+    #[error(
+        "the work directory belongs to cluster {own}, the master is of cluster {found}; use another work directory or other masters"
+    )]
     OtherCluster {
         /// Of the work directory.
         own: String,
@@ -100,18 +104,36 @@ pub enum RunError {
 /// When it cannot start, or something happened that a restart must not hide.
 pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(), RunError> {
     let settings = config.settle()?;
+    allow_descriptors();
     let (session_sender, session) = mpsc::channel(SESSION_EVENTS_MAX);
     let (links_sender, links) = mpsc::channel(workers::EVENTS_MAX);
     let (inputs_sender, inputs) = mpsc::channel(input::INPUTS_MAX);
     let (supervisor, actions) = open(&settings, links_sender, inputs_sender)?;
-    let keeper = tokio::spawn(session::keep_session(settings.masters, settings.token, session_sender));
-    let ears = Ears { session, links, inputs };
+    let keeper = tokio::spawn(session::keep_session(
+        settings.masters,
+        settings.token,
+        session_sender,
+    ));
+    let ears = Ears {
+        session,
+        links,
+        inputs,
+    };
     let ended = tokio::select! {
         ended = supervisor.run(ears, actions) => ended,
         () = shutdown.cancelled() => Ok(()),
     };
     keeper.abort();
     ended
+}
+
+/// A running task takes a descriptor; take as many as the system allows.
+fn allow_descriptors() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 fn disk(what: &'static str) -> impl Fn(std::io::Error) -> RunError {
@@ -128,16 +150,9 @@ fn open(
     let work_dir = identity::WorkDir::open(dir)?;
     let boot = tessera_oci::process::boot_id().map_err(disk("reading the boot id"))?;
     std::fs::create_dir_all(dir.join("run")).map_err(disk("making run/"))?;
-    let (checkpoint, records) = Checkpoint::open(&dir.join("checkpoint"))?;
-    let records = records
-        .iter()
-        .map(|bytes| v1::CheckpointRecord::decode(bytes.as_slice()))
-        .collect::<Result<Vec<_>, _>>()?;
     let began = Instant::now();
-    let wall_ms = std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_millis() as u64);
     let agent = AgentId(work_dir.identity().agent);
-    let config = CoreConfig { total: settings.total };
-    let (core, actions) = Core::recover(config, agent, records.into_iter(), Now { mono_ms: 0, wall_ms })?;
+    let (checkpoint, core, actions) = recover(dir, agent, settings.total)?;
     let cgroups = cgroups(&work_dir.identity().key);
     let sandboxes = sandbox::Sandboxes::open(dir).map_err(disk("opening tasks/"))?;
     let native = native::Native::new(
@@ -148,8 +163,14 @@ fn open(
         inputs.clone(),
     );
     let known: BTreeSet<TaskKey> = core.tasks().map(|(key, _, _)| key.clone()).collect();
-    native.clear_strangers(&core.tasks().map(|(key, attempt, _)| native::group_name(key, attempt)).collect());
-    let logs = Arc::new(scheduler_log::SchedulerLogs::open(dir).map_err(disk("opening frameworks/"))?);
+    native.clear_strangers(
+        &core
+            .tasks()
+            .map(|(key, attempt, _)| native::group_name(key, attempt))
+            .collect(),
+    );
+    let logs =
+        Arc::new(scheduler_log::SchedulerLogs::open(dir).map_err(disk("opening frameworks/"))?);
     let workers = workers::Workers::new(
         dir.to_owned(),
         settings.bin_dir.clone(),
@@ -160,8 +181,12 @@ fn open(
     )
     .map_err(disk("starting the thread for logs"))?;
     let supply = perform::Supply {
-        components: Arc::new(components::Components::open(dir).map_err(disk("opening components/"))?),
-        images: Arc::new(images::Images::open(dir, &settings.bin_dir).map_err(disk("opening images/"))?),
+        components: Arc::new(
+            components::Components::open(dir).map_err(disk("opening components/"))?,
+        ),
+        images: Arc::new(
+            images::Images::open(dir, &settings.bin_dir).map_err(disk("opening images/"))?,
+        ),
         sandboxes: sandboxes.clone(),
         inputs,
     };
@@ -180,14 +205,32 @@ fn open(
         collector,
         files: file_lane::Files { sandboxes, logs },
         began,
-        sender: None,
-        session: None,
-        client: None,
-        file_lane: None,
+        line: supervisor::Line::default(),
         fetches: std::collections::BTreeMap::new(),
-        last_reason: String::new(),
     };
     Ok((supervisor, actions))
+}
+
+/// Read the checkpoint, and rebuild the core from it.
+fn recover(
+    dir: &Path,
+    agent: AgentId,
+    total: Quantities,
+) -> Result<(Checkpoint, Core, Vec<Action>), RunError> {
+    let (checkpoint, records) = Checkpoint::open(&dir.join("checkpoint"))?;
+    let records = records
+        .iter()
+        .map(|bytes| v1::CheckpointRecord::decode(bytes.as_slice()))
+        .collect::<Result<Vec<_>, _>>()?;
+    let wall_ms = std::time::UNIX_EPOCH
+        .elapsed()
+        .map_or(0, |time| time.as_millis() as u64);
+    let now = Now {
+        mono_ms: 0,
+        wall_ms,
+    };
+    let (core, actions) = Core::recover(CoreConfig { total }, agent, records.into_iter(), now)?;
+    Ok((checkpoint, core, actions))
 }
 
 /// Control groups below a root of this work directory's own.
@@ -203,11 +246,18 @@ fn cgroups(key: &str) -> Cgroups {
 fn describe(description: &v1::AgentDescription, cgroups: &Cgroups) -> v1::AgentDescription {
     let mut description = description.clone();
     if cgroups.unlimited_because().is_some() {
-        description.attributes.push(v1::Pair { key: "limits".into(), value: "none".into() });
+        description.attributes.push(v1::Pair {
+            key: "limits".into(),
+            value: "none".into(),
+        });
     }
     description
 }
 
 fn task_user() -> Result<TaskUser, UserError> {
-    if nix::unistd::Uid::effective().is_root() { user::resolve(TASK_USER) } else { user::current() }
+    if nix::unistd::Uid::effective().is_root() {
+        user::resolve(TASK_USER)
+    } else {
+        user::current()
+    }
 }

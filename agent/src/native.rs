@@ -10,6 +10,7 @@ use crate::sandbox::{Sandboxes, TaskDirs, read_result};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tessera_agent_core::{NativeExit, NativeObservation as Seen, TaskKey};
 use tessera_oci::launch::{self, KILL_WITHIN, Launched, ShimHandle, TaskFound};
 use tessera_oci::record::{LOG_BYTES_MAX, LOG_FILES_KEPT};
@@ -22,6 +23,8 @@ use tokio::sync::{Semaphore, mpsc};
 /// Blocking steps at once: more would only queue in the kernel, and the rest of the agent shares the
 /// threads.
 const STEPS_MAX: usize = 16;
+/// Pause before a task is looked at again that could not be: descriptors or memory may be free by then.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Longest name of a group that is made of the task's own; longer ones are hashed.
 const GROUP_NAME_MAX: usize = 200;
 /// Where programs are found when a task says nothing.
@@ -41,6 +44,16 @@ struct Parts {
     default_user: TaskUser,
     inputs: mpsc::Sender<Input>,
     steps: Semaphore,
+}
+
+/// What a step found.
+enum Look {
+    /// This is so.
+    Seen(Seen),
+    /// It runs under this shim.
+    Runs(ShimHandle),
+    /// The system did not say, for want of something that may come back.
+    Again,
 }
 
 /// One attempt of one task.
@@ -105,7 +118,10 @@ impl Native {
         for name in self.0.cgroups.list() {
             let of_task = name.starts_with('f') && name.contains('.');
             if of_task && !known.contains(&name) {
-                tracing::warn!(group = name, "ending processes of a task that is not on record");
+                tracing::warn!(
+                    group = name,
+                    "ending processes of a task that is not on record"
+                );
                 self.0.clear_group(&name);
             }
         }
@@ -130,7 +146,9 @@ impl Native {
     pub fn signal(&self, key: TaskKey, attempt: u32, force: bool) {
         let native = self.clone();
         tokio::spawn(async move {
-            let Ok(_permit) = native.0.steps.acquire().await else { return };
+            let Ok(_permit) = native.0.steps.acquire().await else {
+                return;
+            };
             let parts = Arc::clone(&native.0);
             let done = tokio::task::spawn_blocking(move || {
                 if let Err(error) = parts.signal(&key, attempt, force) {
@@ -142,29 +160,40 @@ impl Native {
     }
 
     /// Run one blocking step and pass on what it saw; watch what runs.
-    fn step(
-        &self,
-        attempt: Attempt,
-        step: impl FnOnce(&Parts, &Attempt) -> (Seen, Option<ShimHandle>) + Send + 'static,
-    ) {
+    fn step(&self, attempt: Attempt, step: impl FnOnce(&Parts, &Attempt) -> Look + Send + 'static) {
         let native = self.clone();
         tokio::spawn(async move {
-            let (seen, shim) = {
-                let Ok(_permit) = native.0.steps.acquire().await else { return };
+            let look = {
+                let Ok(_permit) = native.0.steps.acquire().await else {
+                    return;
+                };
                 let (parts, of) = (Arc::clone(&native.0), attempt.clone());
                 let done = tokio::task::spawn_blocking(move || step(&parts, &of)).await;
-                done.unwrap_or_else(|error| (Seen::StartFailed(format!("the agent failed: {error}")), None))
+                done.unwrap_or(Look::Again)
             };
-            let Attempt { key, attempt: number, .. } = attempt.clone();
-            let input = Input::Native { key, attempt: number, seen };
-            if native.0.inputs.send(input).await.is_err() {
-                return;
-            }
-            if let Some(shim) = shim {
-                watch(&shim).await;
-                native.inspect(attempt);
+            match look {
+                Look::Seen(seen) => native.pass_on(&attempt, seen).await,
+                Look::Runs(shim) => {
+                    native.pass_on(&attempt, Seen::Running).await;
+                    watch(shim).await;
+                    native.inspect(attempt);
+                }
+                Look::Again => {
+                    tokio::time::sleep(AGAIN_AFTER).await;
+                    native.inspect(attempt);
+                }
             }
         });
+    }
+
+    async fn pass_on(&self, attempt: &Attempt, seen: Seen) {
+        let (key, attempt) = (attempt.key.clone(), attempt.attempt);
+        // The loop is gone only when the agent ends.
+        let _ = self
+            .0
+            .inputs
+            .send(Input::Native { key, attempt, seen })
+            .await;
     }
 }
 
@@ -176,8 +205,8 @@ fn readable(descriptor: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
 }
 
 /// Wait until a shim ends.
-async fn watch(shim: &ShimHandle) {
-    match shim.ended.try_clone().and_then(readable) {
+async fn watch(shim: ShimHandle) {
+    match readable(shim.ended) {
         Ok(ended) => {
             // An error means that waiting is not possible; looking again tells what is.
             let _ = ended.readable().await;
@@ -197,7 +226,7 @@ impl Parts {
         }
     }
 
-    fn start(&self, attempt: &Attempt, launch: &Launch) -> (Seen, Option<ShimHandle>) {
+    fn start(&self, attempt: &Attempt, launch: &Launch) -> Look {
         let dirs = self.sandboxes.attempt(&attempt.key, attempt.attempt);
         // A start that may have happened is not repeated: the files may be the task's by now.
         match launch::find(&dirs.state) {
@@ -211,17 +240,21 @@ impl Parts {
             }
             Ok(Launched::Failed { message }) => {
                 self.clear_group(&group_name(&attempt.key, attempt.attempt));
-                (Seen::StartFailed(message), None)
+                Look::Seen(Seen::StartFailed(message))
             }
             Ok(Launched::Taken) => self.inspect(attempt),
             Err(message) => match launch::cancel(&dirs.state) {
                 // The shim never claimed the launch, so nothing runs and nothing will.
                 Ok(true) => {
                     self.clear_group(&group_name(&attempt.key, attempt.attempt));
-                    (Seen::StartFailed(message), None)
+                    Look::Seen(Seen::StartFailed(message))
                 }
                 Ok(false) => self.inspect(attempt),
-                Err(_) => (Seen::StartFailed(message), None),
+                // Not even the claim can be looked at; what may run is ended with its group.
+                Err(_) => {
+                    self.clear_group(&group_name(&attempt.key, attempt.attempt));
+                    Look::Seen(Seen::StartFailed(message))
+                }
             },
         }
     }
@@ -229,7 +262,9 @@ impl Parts {
     fn launch(&self, attempt: &Attempt, launch: &Launch) -> Result<Launched, String> {
         let spec = &attempt.spec;
         let user = self.user(spec)?;
-        let owner = nix::unistd::Uid::effective().is_root().then_some((user.uid, user.gid));
+        let owner = nix::unistd::Uid::effective()
+            .is_root()
+            .then_some((user.uid, user.gid));
         let dirs = self
             .sandboxes
             .prepare(&attempt.key, attempt.attempt, spec, owner)
@@ -257,42 +292,45 @@ impl Parts {
         launch::launch(&self.shim, &dirs.state, &shim_spec).map_err(|error| error.to_string())
     }
 
-    fn inspect(&self, attempt: &Attempt) -> (Seen, Option<ShimHandle>) {
+    fn inspect(&self, attempt: &Attempt) -> Look {
         let dirs = self.sandboxes.attempt(&attempt.key, attempt.attempt);
         let group = group_name(&attempt.key, attempt.attempt);
         match launch::find(&dirs.state) {
-            Ok(TaskFound::NotStarted) => (Seen::NotStarted, None),
+            Ok(TaskFound::NotStarted) => Look::Seen(Seen::NotStarted),
             Ok(TaskFound::Cancelled) => {
                 self.clear_group(&group);
-                (Seen::Cancelled, None)
+                Look::Seen(Seen::Cancelled)
             }
-            Ok(TaskFound::Running(shim)) => (Seen::Running, Some(shim)),
+            Ok(TaskFound::Running(shim)) => Look::Runs(shim),
             Ok(TaskFound::Exited(exit)) => {
                 self.clear_group(&group);
-                (Seen::Exited(self.exit(attempt, &dirs, *exit)), None)
+                Look::Seen(Seen::Exited(self.exit(attempt, &dirs, *exit)))
             }
             Ok(TaskFound::ShimLost) => {
                 self.clear_group(&group);
-                (Seen::ShimLost, None)
+                Look::Seen(Seen::ShimLost)
             }
             Ok(TaskFound::Rebooted) => {
                 self.clear_group(&group);
-                (Seen::Rebooted, None)
+                Look::Seen(Seen::Rebooted)
             }
             Err(error) => {
-                // Records that cannot be read say nothing; whatever may run must not go on unwatched.
-                tracing::error!(task = %attempt.key, %error, "a task cannot be found");
+                tracing::error!(task = %attempt.key, %error, "a task cannot be looked at");
+                if !error.is_damage() {
+                    return Look::Again;
+                }
+                // Nobody will ever know how it ends; it must not go on unwatched.
                 self.clear_group(&group);
-                (Seen::ShimLost, None)
+                Look::Seen(Seen::ShimLost)
             }
         }
     }
 
-    fn cancel(&self, attempt: &Attempt) -> (Seen, Option<ShimHandle>) {
+    fn cancel(&self, attempt: &Attempt) -> Look {
         let dirs = self.sandboxes.attempt(&attempt.key, attempt.attempt);
         if !dirs.state.exists() {
             // Nothing was prepared, and only the agent's own starts prepare.
-            return (Seen::Cancelled, None);
+            return Look::Seen(Seen::Cancelled);
         }
         if let Err(error) = launch::cancel(&dirs.state) {
             tracing::warn!(task = %attempt.key, %error, "a launch could not be cancelled");
@@ -301,7 +339,10 @@ impl Parts {
     }
 
     fn signal(&self, key: &TaskKey, attempt: u32, force: bool) -> Result<(), String> {
-        let group = self.cgroups.files(&group_name(key, attempt)).map_err(|error| error.to_string())?;
+        let group = self
+            .cgroups
+            .files(&group_name(key, attempt))
+            .map_err(|error| error.to_string())?;
         let shim = match launch::find(&self.sandboxes.attempt(key, attempt).state) {
             Ok(TaskFound::Running(shim)) => Some(shim),
             Ok(_) => None,
@@ -335,10 +376,18 @@ impl Parts {
             .cgroups
             .files(name)
             .map_err(|error| error.to_string())
-            .and_then(|group| group.kill_all(KILL_WITHIN).map_err(|error| error.to_string()))
+            .and_then(|group| {
+                group
+                    .kill_all(KILL_WITHIN)
+                    .map_err(|error| error.to_string())
+            })
             .and_then(|_| self.cgroups.remove(name).map_err(|error| error.to_string()));
         if let Err(error) = cleared {
-            tracing::warn!(group = name, error, "a control group is left behind until the agent starts again");
+            tracing::warn!(
+                group = name,
+                error,
+                "a control group is left behind until the agent starts again"
+            );
         }
     }
 }
@@ -348,7 +397,9 @@ fn argv(spec: &TaskSpec, launch: &Launch) -> Result<Vec<String>, String> {
         TaskBody::Native(NativeCommand::Shell(text)) => {
             Ok(vec!["/bin/sh".into(), "-c".into(), text.clone()])
         }
-        TaskBody::Native(NativeCommand::Argv(argv)) => Ok(argv.iter().chain(&launch.args).cloned().collect()),
+        TaskBody::Native(NativeCommand::Argv(argv)) => {
+            Ok(argv.iter().chain(&launch.args).cloned().collect())
+        }
         TaskBody::Wasm { .. } => Err("a Wasm task has no native command".into()),
     }
 }

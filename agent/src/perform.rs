@@ -83,11 +83,19 @@ impl Supply {
             return Ok(());
         }
         let Some(mut session) = session else {
-            return Err(SupplyFailure::Retry("there is no session with a master".into()));
+            return Err(SupplyFailure::Retry(
+                "there is no session with a master".into(),
+            ));
         };
-        let request = v1::FetchComponentRequest { digest: digest.0.to_vec() };
+        let request = v1::FetchComponentRequest {
+            digest: digest.0.to_vec(),
+        };
         let retry = |error: String| SupplyFailure::Retry(error);
-        let chunks = session.client.fetch_component(request).await.map_err(|s| retry(s.to_string()))?;
+        let chunks = session
+            .client
+            .fetch_component(request)
+            .await
+            .map_err(|s| retry(s.to_string()))?;
         let kept = self.components.keep(digest, chunks.into_inner()).await;
         kept.map(drop).map_err(|error| retry(error.to_string()))
     }
@@ -114,8 +122,15 @@ impl Supply {
     }
 
     async fn image(&self, digest: Digest) -> Result<String, String> {
-        let component = self.components.get(&digest).ok_or("the component is gone")?;
-        let image = self.images.ensure(digest, &component).await.map_err(|error| error.to_string())?;
+        let component = self
+            .components
+            .get(&digest)
+            .ok_or("the component is gone")?;
+        let image = self
+            .images
+            .ensure(digest, &component)
+            .await
+            .map_err(|error| error.to_string())?;
         Ok(image.to_string_lossy().into_owned())
     }
 
@@ -126,14 +141,25 @@ impl Supply {
             let (key, attempt, worker) = (start.key.clone(), start.attempt, start.worker.clone());
             let input = match supply.wasm_order(start).await {
                 Ok(order) => Input::WasmPrepared(worker, Box::new(order)),
-                Err(message) => Input::WasmRefused { key, attempt, message },
+                Err(message) => Input::WasmRefused {
+                    key,
+                    attempt,
+                    message,
+                },
             };
             supply.answer(input).await;
         });
     }
 
     async fn wasm_order(&self, start: WasmStart) -> Result<v1::StartWasmTask, String> {
-        let WasmStart { key, attempt, spec, launch, component, .. } = start;
+        let WasmStart {
+            key,
+            attempt,
+            spec,
+            launch,
+            component,
+            ..
+        } = start;
         let image = self.image(component).await?;
         let TaskBody::Wasm { args, .. } = &spec.body else {
             return Err("a native task has no component".into());
@@ -142,11 +168,17 @@ impl Supply {
         let mut env: BTreeMap<String, String> = task_variables(&key, attempt).into();
         env.extend(spec.env.iter().chain(&launch.env).cloned());
         let mem_bytes = u64::try_from(spec.resources.mem_mib).unwrap_or(0) << 20;
-        let name = if spec.name.is_empty() { key.task.to_string() } else { spec.name.clone() };
+        let name = if spec.name.is_empty() {
+            key.task.to_string()
+        } else {
+            spec.name.clone()
+        };
         let (sandboxes, of) = (self.sandboxes.clone(), key.clone());
         let prepared =
             tokio::task::spawn_blocking(move || sandboxes.prepare(&of, attempt, &spec, None)).await;
-        let dirs = prepared.map_err(|e| e.to_string())?.map_err(|error| error.to_string())?;
+        let dirs = prepared
+            .map_err(|e| e.to_string())?
+            .map_err(|error| error.to_string())?;
         Ok(v1::StartWasmTask {
             framework: key.framework.0,
             task: key.task.to_string(),
@@ -154,20 +186,31 @@ impl Supply {
             image,
             sandbox: dirs.sandbox.to_string_lossy().into_owned(),
             args,
-            env: env.into_iter().map(|(key, value)| v1::Pair { key, value }).collect(),
+            env: env
+                .into_iter()
+                .map(|(key, value)| v1::Pair { key, value })
+                .collect(),
             mem_bytes,
             name,
         })
     }
 
     /// Read the result file of a Wasm task that ended.
-    pub fn read_wasm_result(&self, worker: WorkerKey, state: v1::WasmTaskState, key: &TaskKey, path: String) {
+    pub fn read_wasm_result(
+        &self,
+        worker: WorkerKey,
+        state: v1::WasmTaskState,
+        key: &TaskKey,
+        path: String,
+    ) {
         let supply = self.clone();
         let sandbox = self.sandboxes.attempt(key, state.attempt).sandbox;
         tokio::spawn(async move {
             let read = tokio::task::spawn_blocking(move || read_result(&sandbox, &path)).await;
             let data = read.unwrap_or_else(|error| Err(error.to_string()));
-            supply.answer(Input::WasmEnded(worker, Box::new(state), data)).await;
+            supply
+                .answer(Input::WasmEnded(worker, Box::new(state), data))
+                .await;
         });
     }
 
@@ -179,10 +222,18 @@ impl Supply {
         link: mpsc::Sender<v1::ToWorker>,
     ) -> JoinHandle<()> {
         let supply = self.clone();
-        let key = v1::InstanceKey { framework: instance.framework, epoch: instance.epoch };
+        let key = v1::InstanceKey {
+            framework: instance.framework,
+            epoch: instance.epoch,
+        };
         tokio::spawn(async move {
             if let Err(error) = supply.pass_state(key, instance, session, link).await {
-                tracing::warn!(framework = key.framework, epoch = key.epoch, error, "an instance got no state");
+                tracing::warn!(
+                    framework = key.framework,
+                    epoch = key.epoch,
+                    error,
+                    "an instance got no state"
+                );
                 supply.answer(Input::StateFailed(key)).await;
             }
         })
@@ -195,24 +246,48 @@ impl Supply {
         session: Option<Session>,
         link: mpsc::Sender<v1::ToWorker>,
     ) -> Result<(), String> {
-        let Session { mut client, agent, session } = session.ok_or("there is no session with a master")?;
+        let Session {
+            mut client,
+            agent,
+            session,
+        } = session.ok_or("there is no session with a master")?;
         let digest = Digest::from_slice(&instance.component).map_err(|error| error.to_string())?;
         let image = self.image(digest).await?;
         let send = async |message| {
-            let message = v1::ToWorker { message: Some(message) };
-            link.send(message).await.map_err(|_| "the worker is gone".to_owned())
+            let message = v1::ToWorker {
+                message: Some(message),
+            };
+            link.send(message)
+                .await
+                .map_err(|_| "the worker is gone".to_owned())
         };
-        let start = v1::StartInstance { instance: Some(instance), image };
+        let start = v1::StartInstance {
+            instance: Some(instance),
+            image,
+        };
         send(v1::to_worker::Message::StartInstance(start)).await?;
-        let request =
-            v1::FetchStateRequest { agent, session, framework: key.framework, epoch: key.epoch };
-        let mut chunks =
-            client.fetch_state(request).await.map_err(|status| status.to_string())?.into_inner();
+        let request = v1::FetchStateRequest {
+            agent,
+            session,
+            framework: key.framework,
+            epoch: key.epoch,
+        };
+        let mut chunks = client
+            .fetch_state(request)
+            .await
+            .map_err(|status| status.to_string())?
+            .into_inner();
         loop {
-            let chunk = chunks.message().await.map_err(|status| status.to_string())?;
+            let chunk = chunks
+                .message()
+                .await
+                .map_err(|status| status.to_string())?;
             let chunk = chunk.ok_or("the state ended before its last part")?;
             let last = chunk.next_turn.is_some();
-            let state = v1::InstanceState { key: Some(key), chunk: Some(chunk) };
+            let state = v1::InstanceState {
+                key: Some(key),
+                chunk: Some(chunk),
+            };
             send(v1::to_worker::Message::InstanceState(state)).await?;
             if last {
                 return Ok(());

@@ -60,7 +60,10 @@ impl Sandboxes {
     pub fn open(work_dir: &Path) -> io::Result<Self> {
         let tasks = work_dir.join("tasks");
         // Others may pass through to a sandbox that is theirs, but not look around.
-        fs::DirBuilder::new().recursive(true).mode(0o711).create(&tasks)?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(&tasks)?;
         Ok(Self { tasks })
     }
 
@@ -73,14 +76,19 @@ impl Sandboxes {
     /// The folder of a task, with one folder per attempt in it.
     #[must_use]
     pub fn task(&self, key: &TaskKey) -> PathBuf {
-        self.tasks.join(key.framework.to_string()).join(key.task.as_str())
+        self.tasks
+            .join(key.framework.to_string())
+            .join(key.task.as_str())
     }
 
     /// The directories of an attempt.
     #[must_use]
     pub fn attempt(&self, key: &TaskKey, attempt: u32) -> TaskDirs {
         let dir = self.task(key).join(attempt.to_string());
-        TaskDirs { sandbox: dir.join("sandbox"), state: dir.join("state") }
+        TaskDirs {
+            sandbox: dir.join("sandbox"),
+            state: dir.join("state"),
+        }
     }
 
     /// The sandbox of the newest attempt, if there is one.
@@ -184,7 +192,10 @@ fn open_beneath(dir: &Path, path: &str) -> io::Result<File> {
     };
     let file = File::from(opened);
     if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not an ordinary file"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not an ordinary file",
+        ));
     }
     Ok(file)
 }
@@ -212,13 +223,16 @@ pub fn read_range(dir: &Path, path: &str, offset: u64, length: u32) -> io::Resul
 
 /// Read a task's result file: its content, or what is wrong with it.
 pub fn read_result(sandbox: &Path, path: &str) -> Result<Vec<u8>, String> {
-    let file = open_beneath(sandbox, path).map_err(|error| format!("result file {path:?}: {error}"))?;
+    let file =
+        open_beneath(sandbox, path).map_err(|error| format!("result file {path:?}: {error}"))?;
     let mut data = Vec::new();
     file.take(RESULT_BYTES_MAX as u64 + 1)
         .read_to_end(&mut data)
         .map_err(|error| format!("result file {path:?}: {error}"))?;
     if data.len() > RESULT_BYTES_MAX {
-        return Err(format!("result file {path:?}: more than {RESULT_BYTES_MAX} bytes"));
+        return Err(format!(
+            "result file {path:?}: more than {RESULT_BYTES_MAX} bytes"
+        ));
     }
     Ok(data)
 }
@@ -230,14 +244,21 @@ mod tests {
     use tessera_types::{FrameworkId, NativeCommand, Quantities, TaskBody};
 
     fn key() -> TaskKey {
-        TaskKey { framework: FrameworkId(1), task: "t".parse().unwrap() }
+        TaskKey {
+            framework: FrameworkId(1),
+            task: "t".parse().unwrap(),
+        }
     }
 
     fn spec(files: &[(&str, u32, &[u8])]) -> TaskSpec {
         TaskSpec {
             name: String::new(),
             body: TaskBody::Native(NativeCommand::Shell("true".into())),
-            resources: Quantities { cpus_milli: 1, mem_mib: 1, disk_mib: 0 },
+            resources: Quantities {
+                cpus_milli: 1,
+                mem_mib: 1,
+                disk_mib: 0,
+            },
             cpus_limit_milli: None,
             pids_limit: None,
             user: None,
@@ -261,16 +282,30 @@ mod tests {
     fn files_are_placed_and_read_in_ranges() {
         let dir = tempfile::tempdir().unwrap();
         let sandboxes = Sandboxes::open(dir.path()).unwrap();
-        let spec = spec(&[("a/b/c", 0o640, b"hello world"), ("run.sh", 0o755, b"#!/bin/sh\n")]);
+        let spec = spec(&[
+            ("a/b/c", 0o640, b"hello world"),
+            ("run.sh", 0o755, b"#!/bin/sh\n"),
+        ]);
         for attempt in [1, 2, 2, 10] {
             sandboxes.prepare(&key(), attempt, &spec, None).unwrap();
         }
         let sandbox = sandboxes.newest(&key()).unwrap();
         assert!(sandbox.ends_with("tasks/f1/t/10/sandbox"));
         let range = read_range(&sandbox, "a/b/c", 6, 100).unwrap();
-        assert_eq!(range, Range { data: b"world".to_vec(), size: 11 });
+        assert_eq!(
+            range,
+            Range {
+                data: b"world".to_vec(),
+                size: 11
+            }
+        );
         assert_eq!(read_range(&sandbox, "a/b/c", 99, 5).unwrap().data, b"");
-        let mode = sandbox.join("run.sh").metadata().unwrap().permissions().mode();
+        let mode = sandbox
+            .join("run.sh")
+            .metadata()
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o755);
     }
 
@@ -284,7 +319,17 @@ mod tests {
         symlink(dir.path().join("secret"), sandbox.join("link")).unwrap();
         symlink("..", sandbox.join("up")).unwrap();
         nix::unistd::mkfifo(&sandbox.join("fifo"), Mode::S_IRWXU).unwrap();
-        for path in ["../secret", "/etc/passwd", "link", "up/secret", "fifo", "folder", "", "missing", "folder/../../secret"] {
+        for path in [
+            "../secret",
+            "/etc/passwd",
+            "link",
+            "up/secret",
+            "fifo",
+            "folder",
+            "",
+            "missing",
+            "folder/../../secret",
+        ] {
             assert!(read_range(&sandbox, path, 0, 10).is_err(), "{path:?}");
             assert!(read_result(&sandbox, path).is_err(), "{path:?}");
         }
@@ -295,8 +340,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("fits"), vec![1; RESULT_BYTES_MAX]).unwrap();
         fs::write(dir.path().join("large"), vec![1; RESULT_BYTES_MAX + 1]).unwrap();
-        assert_eq!(read_result(dir.path(), "fits").map(|data| data.len()), Ok(RESULT_BYTES_MAX));
-        assert!(read_result(dir.path(), "large").unwrap_err().contains("more than"));
+        assert_eq!(
+            read_result(dir.path(), "fits").map(|data| data.len()),
+            Ok(RESULT_BYTES_MAX)
+        );
+        assert!(
+            read_result(dir.path(), "large")
+                .unwrap_err()
+                .contains("more than")
+        );
     }
 
     #[test]
@@ -304,7 +356,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let sandboxes = Sandboxes::open(dir.path()).unwrap();
         let error = sandboxes
-            .prepare(&key(), 1, &spec(&[("a", 0o644, b""), ("a/b", 0o644, b"")]), None)
+            .prepare(
+                &key(),
+                1,
+                &spec(&[("a", 0o644, b""), ("a/b", 0o644, b"")]),
+                None,
+            )
             .unwrap_err();
         assert!(error.to_string().contains("a/b"), "{error}");
     }

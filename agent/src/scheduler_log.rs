@@ -53,7 +53,12 @@ impl SchedulerLogs {
     ///
     /// # Errors
     /// Those of the disk.
-    pub fn append(&self, framework: FrameworkId, lines: &[LogLine], dropped: u64) -> io::Result<()> {
+    pub fn append(
+        &self,
+        framework: FrameworkId,
+        lines: &[LogLine],
+        dropped: u64,
+    ) -> io::Result<()> {
         let mut text = Vec::new();
         for line in lines {
             write_line(&mut text, line)?;
@@ -132,7 +137,10 @@ mod tests {
         let path = logs.dir(id).join(LOG_FILE);
         let text = fs::read_to_string(&path).unwrap();
         assert_eq!(text.lines().count(), 2, "{text}");
-        assert!(!text.contains('\u{1b}') && text.contains("5 lines"), "{text}");
+        assert!(
+            !text.contains('\u{1b}') && text.contains("5 lines"),
+            "{text}"
+        );
         let large = line(&"x".repeat(1 << 20));
         for _ in 0..20 {
             logs.append(id, std::slice::from_ref(&large), 0).unwrap();

@@ -41,7 +41,9 @@ pub struct WithToken(MetadataValue<Ascii>);
 
 impl tonic::service::Interceptor for WithToken {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request.metadata_mut().insert("authorization", self.0.clone());
+        request
+            .metadata_mut()
+            .insert("authorization", self.0.clone());
         Ok(request)
     }
 }
@@ -60,7 +62,10 @@ impl WithToken {
     /// # Errors
     /// When it has characters that a header cannot carry.
     pub fn new(token: &str) -> Result<Self, BadToken> {
-        format!("Bearer {token}").parse().map(Self).map_err(|_| BadToken)
+        format!("Bearer {token}")
+            .parse()
+            .map(Self)
+            .map_err(|_| BadToken)
     }
 }
 
@@ -100,7 +105,9 @@ pub async fn keep_session(
             },
             Err(error) => error,
         };
-        let event = SessionEvent::Disconnected { reason: format!("{master}: {reason}") };
+        let event = SessionEvent::Disconnected {
+            reason: format!("{master}: {reason}"),
+        };
         if events.send(event).await.is_err() {
             return;
         }
@@ -135,12 +142,19 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// Holds one session until it ends; says why it did. An error says that there was none.
 async fn hold(mut client: Client, events: &mpsc::Sender<SessionEvent>) -> Result<String, Status> {
     let (sender, outgoing) = mpsc::channel(QUEUE_MAX);
-    let connected = SessionEvent::Connected { sender, client: client.clone() };
+    let connected = SessionEvent::Connected {
+        sender,
+        client: client.clone(),
+    };
     if events.send(connected).await.is_err() {
         return Ok("the agent ends".into());
     }
-    let mut incoming = client.control(ReceiverStream::new(outgoing)).await?.into_inner();
-    let mut liveness: Pin<Box<dyn Future<Output = String> + Send>> = Box::pin(std::future::pending());
+    let mut incoming = client
+        .control(ReceiverStream::new(outgoing))
+        .await?
+        .into_inner();
+    let mut liveness: Pin<Box<dyn Future<Output = String> + Send>> =
+        Box::pin(std::future::pending());
     loop {
         tokio::select! {
             message = incoming.message() => match message {
@@ -163,10 +177,11 @@ async fn hold(mut client: Client, events: &mpsc::Sender<SessionEvent>) -> Result
 /// Beats until the master is silent for too long; says why it ended.
 async fn beat(mut client: Client, agent: u64, session: u64) -> String {
     let (sender, outgoing) = mpsc::channel(1);
-    let mut answers: Streaming<v1::Beat> = match client.liveness(ReceiverStream::new(outgoing)).await {
-        Ok(answers) => answers.into_inner(),
-        Err(status) => return status.to_string(),
-    };
+    let mut answers: Streaming<v1::Beat> =
+        match client.liveness(ReceiverStream::new(outgoing)).await {
+            Ok(answers) => answers.into_inner(),
+            Err(status) => return status.to_string(),
+        };
     let mut every = tokio::time::interval(BEAT_EVERY);
     let (mut sent, mut answered) = (0, 0);
     loop {

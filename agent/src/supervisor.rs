@@ -47,6 +47,16 @@ enum Heard {
     Tick,
 }
 
+/// The session as the loop has it.
+#[derive(Default)]
+pub(crate) struct Line {
+    sender: Option<mpsc::Sender<v1::AgentMessage>>,
+    client: Option<crate::session::Client>,
+    session: Option<Session>,
+    file_lane: Option<JoinHandle<()>>,
+    last_reason: String,
+}
+
 /// The loop's state.
 pub struct Supervisor {
     pub(crate) core: Core,
@@ -61,17 +71,15 @@ pub struct Supervisor {
     pub(crate) collector: Collector,
     pub(crate) files: Files,
     pub(crate) began: Instant,
-    pub(crate) sender: Option<mpsc::Sender<v1::AgentMessage>>,
-    pub(crate) session: Option<Session>,
-    pub(crate) client: Option<crate::session::Client>,
-    pub(crate) file_lane: Option<JoinHandle<()>>,
+    pub(crate) line: Line,
     pub(crate) fetches: BTreeMap<u64, JoinHandle<()>>,
-    pub(crate) last_reason: String,
 }
 
 impl Supervisor {
     fn now(&self) -> Now {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis());
+        let wall = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |time| time.as_millis());
         Now {
             mono_ms: self.began.elapsed().as_millis() as u64,
             wall_ms: u64::try_from(wall).unwrap_or(u64::MAX),
@@ -82,7 +90,9 @@ impl Supervisor {
     pub async fn run(mut self, mut ears: Ears, first: Vec<Action>) -> Result<(), RunError> {
         self.round(first).await?;
         loop {
-            let Some(heard) = self.hear(&mut ears).await else { return Ok(()) };
+            let Some(heard) = self.hear(&mut ears).await else {
+                return Ok(());
+            };
             let mut actions = self.on_heard(heard)?;
             for _ in 1..ROUND_MAX {
                 let Some(more) = more(&mut ears) else { break };
@@ -93,7 +103,10 @@ impl Supervisor {
     }
 
     async fn hear(&self, ears: &mut Ears) -> Option<Heard> {
-        let wake = self.core.wake_ms().map(|at| self.began + Duration::from_millis(at));
+        let wake = self
+            .core
+            .wake_ms()
+            .map(|at| self.began + Duration::from_millis(at));
         let tick = async {
             match wake {
                 Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -110,17 +123,24 @@ impl Supervisor {
 
     /// Write the records of a round with one sync, then perform the rest in order.
     async fn round(&mut self, actions: Vec<Action>) -> Result<(), RunError> {
-        let (mut records, mut rest, mut sync) = (Vec::new(), Vec::with_capacity(actions.len()), false);
+        let (mut records, mut rest, mut sync) =
+            (Vec::new(), Vec::with_capacity(actions.len()), false);
         for action in actions {
             match action {
-                Action::Checkpoint { records: some, sync: needed } => {
+                Action::Checkpoint {
+                    records: some,
+                    sync: needed,
+                } => {
                     records.extend(some.iter().map(prost::Message::encode_to_vec));
                     sync |= needed;
                 }
                 other => rest.push(other),
             }
         }
-        if rest.iter().any(|action| matches!(action, Action::StartNative { .. })) {
+        if rest
+            .iter()
+            .any(|action| matches!(action, Action::StartNative { .. }))
+        {
             self.native.warm_up();
         }
         if !records.is_empty() {
@@ -138,8 +158,14 @@ impl Supervisor {
 
     async fn keep(&mut self, records: Vec<Vec<u8>>, sync: bool) -> Result<(), RunError> {
         let mut checkpoint = self.checkpoint.take().ok_or(RunError::CheckpointGone)?;
-        let compacted: Option<Vec<Vec<u8>>> = (checkpoint.bytes() > self.rewrite_at)
-            .then(|| self.core.compacted().iter().map(prost::Message::encode_to_vec).collect());
+        let compacted: Option<Vec<Vec<u8>>> = (checkpoint.bytes() > self.rewrite_at).then(|| {
+            self.core
+                .compacted()
+                .iter()
+                .map(prost::Message::encode_to_vec)
+                .collect()
+        });
+        let rewritten = compacted.is_some();
         let written = tokio::task::spawn_blocking(move || {
             // The core is already past these records, so that a rewrite has them in it.
             match compacted {
@@ -149,10 +175,9 @@ impl Supervisor {
             .map(|()| checkpoint)
         });
         let checkpoint = written.await.map_err(|_| RunError::CheckpointGone)??;
-        // Rewriting pays only when most of the file is dead by then.
-        self.rewrite_at = self.rewrite_at.max(REWRITE_BYTES);
-        if checkpoint.bytes() > self.rewrite_at / 2 {
-            self.rewrite_at = checkpoint.bytes() * 2;
+        if rewritten {
+            // The next one pays only when most of the file is dead again.
+            self.rewrite_at = REWRITE_BYTES.max(checkpoint.bytes() * 2);
         }
         self.checkpoint = Some(checkpoint);
         Ok(())
@@ -183,17 +208,17 @@ impl Supervisor {
                     tasks_hash: self.core.tasks_hash().to_vec(),
                     protocol: tessera_wire::SESSION_PROTOCOL,
                 };
-                self.sender = Some(sender);
-                self.client = Some(client);
+                self.line.sender = Some(sender);
+                self.line.client = Some(client);
                 self.say(v1::agent_message::Message::Register(register));
                 Ok(Vec::new())
             }
             SessionEvent::Message(message) => self.on_master(*message, now),
             SessionEvent::Disconnected { reason } => {
                 self.end_session();
-                if self.last_reason != reason {
+                if self.line.last_reason != reason {
                     tracing::warn!(reason, "no session with a master; tasks go on");
-                    self.last_reason = reason;
+                    self.line.last_reason = reason;
                 }
                 Ok(self.core.on_session_down(now))
             }
@@ -201,16 +226,18 @@ impl Supervisor {
     }
 
     fn end_session(&mut self) {
-        self.sender = None;
-        self.client = None;
-        self.session = None;
-        if let Some(lane) = self.file_lane.take() {
+        self.line.sender = None;
+        self.line.client = None;
+        self.line.session = None;
+        if let Some(lane) = self.line.file_lane.take() {
             lane.abort();
         }
     }
 
     fn on_master(&mut self, message: v1::MasterMessage, now: Now) -> Result<Vec<Action>, RunError> {
-        let Some(message) = message.message else { return Ok(Vec::new()) };
+        let Some(message) = message.message else {
+            return Ok(Vec::new());
+        };
         match message {
             FromMaster::Registered(registered) => self.on_registered(registered, now),
             FromMaster::Refused(refused) => self.on_refused(&refused).map(|()| Vec::new()),
@@ -221,29 +248,44 @@ impl Supervisor {
         }
     }
 
-    fn on_registered(&mut self, registered: v1::Registered, now: Now) -> Result<Vec<Action>, RunError> {
+    fn on_registered(
+        &mut self,
+        registered: v1::Registered,
+        now: Now,
+    ) -> Result<Vec<Action>, RunError> {
         let own = self.work_dir.identity();
         if !own.cluster.is_empty() && own.cluster != registered.cluster {
             let (own, found) = (own.cluster.clone(), registered.cluster);
             return Err(RunError::OtherCluster { own, found });
         }
-        self.work_dir.assign(registered.agent, &registered.cluster)?;
-        tracing::info!(agent = registered.agent, term = registered.term, "registered");
-        self.last_reason.clear();
-        if let Some(client) = self.client.clone() {
+        self.work_dir
+            .assign(registered.agent, &registered.cluster)?;
+        tracing::info!(
+            agent = registered.agent,
+            term = registered.term,
+            "registered"
+        );
+        self.line.last_reason.clear();
+        if let Some(client) = self.line.client.clone() {
             let (agent, session) = (registered.agent, registered.session);
-            self.session = Some(Session { client: client.clone(), agent, session });
+            self.line.session = Some(Session {
+                client: client.clone(),
+                agent,
+                session,
+            });
             let files = self.files.clone();
             let lane = tokio::spawn(async move {
                 if let Err(status) = serve_files(client, agent, session, files).await {
                     tracing::debug!(%status, "the lane for files ended");
                 }
             });
-            if let Some(old) = self.file_lane.replace(lane) {
+            if let Some(old) = self.line.file_lane.replace(lane) {
                 old.abort();
             }
         }
-        Ok(self.core.on_registered(AgentId(registered.agent), registered.tasks_equal, now))
+        Ok(self
+            .core
+            .on_registered(AgentId(registered.agent), registered.tasks_equal, now))
     }
 
     /// What a restart of the agent or a wait can mend is tried again by the session; the rest ends it.
@@ -258,16 +300,27 @@ impl Supervisor {
             let (field, rule) = (refused.field.clone(), refused.rule.clone());
             return Err(RunError::Refused { field, rule });
         }
-        tracing::warn!(field = refused.field, rule = refused.rule, "the master refused");
+        tracing::warn!(
+            field = refused.field,
+            rule = refused.rule,
+            "the master refused"
+        );
         Ok(())
     }
 
     fn say(&mut self, message: v1::agent_message::Message) {
-        let Some(sender) = &self.sender else { return };
-        if sender.try_send(v1::AgentMessage { message: Some(message) }).is_err() {
+        let Some(sender) = &self.line.sender else {
+            return;
+        };
+        if sender
+            .try_send(v1::AgentMessage {
+                message: Some(message),
+            })
+            .is_err()
+        {
             // The master does not read. Ending our half ends the session; all is said again in the next.
             tracing::warn!("the session does not take more messages; a new one is made");
-            self.sender = None;
+            self.line.sender = None;
         }
     }
 
@@ -305,7 +358,7 @@ impl Supervisor {
     }
 
     fn on_hello(&mut self, key: &WorkerKey, hello: v1::Hello, now: Now) -> Vec<Action> {
-        let Some(process) = self.workers.link(key).map(crate::worker_link::Link::process_name) else {
+        let Some(process) = self.workers.on_greeting(key) else {
             return Vec::new();
         };
         let ended: Vec<v1::WasmTaskState> = hello
@@ -331,10 +384,14 @@ impl Supervisor {
     fn on_wasm(&mut self, worker: &WorkerKey, state: v1::WasmTaskState, now: Now) -> Vec<Action> {
         let ended = TaskState::try_from(state.state()).is_ok_and(TaskState::is_terminal);
         if ended && let Ok(task) = state.task.parse() {
-            let key = TaskKey { framework: FrameworkId(state.framework), task };
+            let key = TaskKey {
+                framework: FrameworkId(state.framework),
+                task,
+            };
             if let Some(path) = self.core.result_file(&key) {
                 let path = path.to_owned();
-                self.supply.read_wasm_result(worker.clone(), state, &key, path);
+                self.supply
+                    .read_wasm_result(worker.clone(), state, &key, path);
                 return Vec::new();
             }
         }
@@ -349,14 +406,21 @@ impl Supervisor {
             Input::Component(digest, result) => self.core.on_component(digest, result, now),
             Input::Image(digest, engine, result) => self.core.on_image(digest, engine, result, now),
             Input::NoWorker(key) => self.core.on_worker_down(&key, now),
-            Input::StateFailed(key) => self.core.on_state_failed(key, now),
-            Input::WasmPrepared(worker, order) => {
-                self.workers.send(&worker, v1::to_worker::Message::StartTask(*order));
+            Input::GreetingDue(key, process) => {
+                self.workers.end_if_silent(&key, &process);
                 Vec::new()
             }
-            Input::WasmRefused { key, attempt, message } => {
-                self.core.on_wasm_refused(&key, attempt, message, now)
+            Input::StateFailed(key) => self.core.on_state_failed(key, now),
+            Input::WasmPrepared(worker, order) => {
+                self.workers
+                    .send(&worker, v1::to_worker::Message::StartTask(*order));
+                Vec::new()
             }
+            Input::WasmRefused {
+                key,
+                attempt,
+                message,
+            } => self.core.on_wasm_refused(&key, attempt, message, now),
             Input::WasmEnded(worker, state, data) => self.core.on_wasm(&worker, *state, data, now),
         }
     }
@@ -367,7 +431,12 @@ impl Supervisor {
         match action {
             Action::Checkpoint { .. } => {}
             Action::Send(message) => self.say(message),
-            Action::StartNative { key, attempt, spec, launch } => {
+            Action::StartNative {
+                key,
+                attempt,
+                spec,
+                launch,
+            } => {
                 self.native.start(Attempt { key, attempt, spec }, launch);
             }
             Action::InspectNative { key, attempt, spec } => {
@@ -376,20 +445,45 @@ impl Supervisor {
             Action::CancelNative { key, attempt, spec } => {
                 self.native.cancel(Attempt { key, attempt, spec });
             }
-            Action::SignalNative { key, attempt, force } => self.native.signal(key, attempt, force),
-            Action::StartWasm { worker, key, attempt, spec, launch, component, engine: _ } => {
-                self.supply.prepare_wasm(WasmStart { worker, key, attempt, spec, launch, component });
+            Action::SignalNative {
+                key,
+                attempt,
+                force,
+            } => self.native.signal(key, attempt, force),
+            Action::StartWasm {
+                worker,
+                key,
+                attempt,
+                spec,
+                launch,
+                component,
+                engine: _,
+            } => {
+                self.supply.prepare_wasm(WasmStart {
+                    worker,
+                    key,
+                    attempt,
+                    spec,
+                    launch,
+                    component,
+                });
             }
             Action::Forgotten { key } => self.collector.on_forgotten(key),
             Action::EnsureComponent { digest } => {
-                self.supply.ensure_component(digest, self.session.clone());
+                self.supply
+                    .ensure_component(digest, self.line.session.clone());
             }
             Action::EnsureImage { digest, engine } => self.supply.ensure_image(digest, engine),
             Action::EnsureWorker { worker } => self.workers.ensure(worker),
             Action::StopWorker { worker } => {
-                self.workers.send(&worker, v1::to_worker::Message::Shutdown(v1::Shutdown {}));
+                self.workers
+                    .send(&worker, v1::to_worker::Message::Shutdown(v1::Shutdown {}));
             }
-            Action::StartInstance { worker, instance, engine: _ } => {
+            Action::StartInstance {
+                worker,
+                instance,
+                engine: _,
+            } => {
                 self.start_instance(&worker, instance).await;
             }
             Action::ToWorker { worker, message } => {
@@ -406,9 +500,19 @@ impl Supervisor {
         let framework = instance.framework;
         self.end_fetch(Some(framework)).await;
         // Without a link the core hears that the worker is gone, and starts the instance again.
-        let Some(link) = self.workers.link(worker).map(crate::worker_link::Link::sender) else { return };
+        let Some(link) = self
+            .workers
+            .link(worker)
+            .map(crate::worker_link::Link::sender)
+        else {
+            return;
+        };
         self.fetches.retain(|_, fetch| !fetch.is_finished());
-        self.fetches.insert(framework, self.supply.start_instance(instance, self.session.clone(), link));
+        self.fetches.insert(
+            framework,
+            self.supply
+                .start_instance(instance, self.line.session.clone(), link),
+        );
     }
 
     /// End a fetch of state, so that no part of it comes after what is sent next.

@@ -96,13 +96,19 @@ pub struct Link {
     pub process: Identity,
     /// Whether the worker was there before.
     pub adopted: bool,
+    /// Whether it has said Hello.
+    pub greeted: bool,
 }
 
 impl Link {
     /// Queue a message; false if the link is broken or the worker does not read.
     #[must_use]
     pub fn send(&self, message: v1::to_worker::Message) -> bool {
-        self.sender.try_send(v1::ToWorker { message: Some(message) }).is_ok()
+        self.sender
+            .try_send(v1::ToWorker {
+                message: Some(message),
+            })
+            .is_ok()
     }
 
     /// For senders that wait until there is room.
@@ -114,7 +120,10 @@ impl Link {
     /// Names the process in records: another worker never has the same.
     #[must_use]
     pub fn process_name(&self) -> String {
-        format!("{}:{}:{}", self.process.boot, self.process.pid, self.process.start_ticks)
+        format!(
+            "{}:{}:{}",
+            self.process.boot, self.process.pid, self.process.start_ticks
+        )
     }
 }
 
@@ -140,11 +149,15 @@ pub async fn start(
     paths: &WorkerPaths,
     events: &mpsc::Sender<(WorkerKey, LinkEvent)>,
 ) -> Result<(), LinkError> {
-    let start = |source| LinkError::Start { program: paths.program.clone(), source };
+    let start = |source| LinkError::Start {
+        program: paths.program.clone(),
+        source,
+    };
     // The socket of a worker that died: nobody answers on it.
     let _ = std::fs::remove_file(&paths.socket);
     let log = std::fs::File::create(&paths.log).map_err(start)?;
-    log.set_permissions(PermissionsExt::from_mode(0o600)).map_err(start)?;
+    log.set_permissions(PermissionsExt::from_mode(0o600))
+        .map_err(start)?;
     let mut child = Command::new(&paths.program)
         .arg("serve")
         .arg("--socket")
@@ -171,7 +184,9 @@ pub async fn start(
         if tokio::time::Instant::now() >= deadline {
             // It is of no use; a later start makes another.
             let _ = child.start_kill();
-            return Err(LinkError::Silent { socket: paths.socket.clone() });
+            return Err(LinkError::Silent {
+                socket: paths.socket.clone(),
+            });
         }
         tokio::time::sleep(CONNECT_EVERY).await;
     }
@@ -186,10 +201,17 @@ async fn link(
 ) -> bool {
     // A worker that ended meanwhile has no identity any more.
     let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
-    let Some(process) = pid.and_then(|pid| Identity::of(pid).ok()) else { return false };
+    let Some(process) = pid.and_then(|pid| Identity::of(pid).ok()) else {
+        return false;
+    };
     let (reader, writer) = stream.into_split();
     let (sender, queue) = mpsc::channel(QUEUE_MAX);
-    let connected = LinkEvent::Connected(Link { sender, process, adopted });
+    let connected = LinkEvent::Connected(Link {
+        sender,
+        process,
+        adopted,
+        greeted: false,
+    });
     if events.send((key.clone(), connected)).await.is_err() {
         return false;
     }

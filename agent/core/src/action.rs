@@ -26,7 +26,10 @@ pub struct TaskKey {
 
 impl From<&TaskKey> for v1::TaskKey {
     fn from(key: &TaskKey) -> Self {
-        Self { framework: key.framework.0, task: key.task.to_string() }
+        Self {
+            framework: key.framework.0,
+            task: key.task.to_string(),
+        }
     }
 }
 

@@ -100,7 +100,10 @@ impl Core {
         let mut output = Vec::with_capacity(self.actions.len() + 1);
         if !self.records.is_empty() {
             let records = std::mem::take(&mut self.records);
-            output.push(Action::Checkpoint { records, sync: std::mem::take(&mut self.sync) });
+            output.push(Action::Checkpoint {
+                records,
+                sync: std::mem::take(&mut self.sync),
+            });
         }
         output.append(&mut self.actions);
         output
@@ -109,10 +112,15 @@ impl Core {
     fn end_idle_workers(&mut self, now: Now) {
         let mut needed = BTreeSet::new();
         needed.extend(self.instances.workers());
-        for task in self.tasks.values().filter(|t| t.ended().is_none() && t.component().is_some()) {
+        for task in self
+            .tasks
+            .values()
+            .filter(|t| t.ended().is_none() && t.component().is_some())
+        {
             needed.insert(worker_of(&task.role, WorkerKind::Tasks));
         }
-        self.supplies.end_idle(|key| needed.contains(key), now, &mut self.actions);
+        self.supplies
+            .end_idle(|key| needed.contains(key), now, &mut self.actions);
     }
 
     // Time.
@@ -131,10 +139,18 @@ impl Core {
             Phase::Running | Phase::Starting => task.killing.as_ref().and_then(|k| k.force_at_ms),
             Phase::Recovering | Phase::Preparing | Phase::Cancelling | Phase::Ended(_) => None,
         });
-        let sends = self.unacked.iter().filter_map(|key| self.tasks.get(key)?.outbox.due_ms()).min();
+        let sends = self
+            .unacked
+            .iter()
+            .filter_map(|key| self.tasks.get(key)?.outbox.due_ms())
+            .min();
         let earliest = self.last_flush_ms.map_or(0, |last| last + FLUSH_MS);
         let flush = sends.filter(|_| self.session).map(|due| due.max(earliest));
-        tasks.chain(flush).chain(self.supplies.wake_ms()).chain(self.instances.wake_ms(self.session)).min()
+        tasks
+            .chain(flush)
+            .chain(self.supplies.wake_ms())
+            .chain(self.instances.wake_ms(self.session))
+            .min()
     }
 
     // Session.
@@ -143,7 +159,8 @@ impl Core {
     #[must_use]
     pub fn tasks_hash(&self) -> [u8; 32] {
         tessera_wire::tasks_hash(
-            self.reported().map(|(key, task)| (key.framework, &key.task, task.attempt, task.newest_state())),
+            self.reported()
+                .map(|(key, task)| (key.framework, &key.task, task.attempt, task.newest_state())),
         )
     }
 
@@ -186,13 +203,24 @@ impl Core {
     pub fn on_status_acks(&mut self, acks: Vec<v1::StatusAck>, now: Now) -> Vec<Action> {
         for ack in acks {
             let Ok(task) = ack.task.parse() else { continue };
-            let key = TaskKey { framework: FrameworkId(ack.framework), task };
-            let Some(task) = self.tasks.get_mut(&key) else { continue };
+            let key = TaskKey {
+                framework: FrameworkId(ack.framework),
+                task,
+            };
+            let Some(task) = self.tasks.get_mut(&key) else {
+                continue;
+            };
             if task.outbox.on_ack(ack.sequence) {
                 task.acked = true;
-                self.note(Record::Acked(v1::TaskAcked { key: Some((&key).into()) }));
+                self.note(Record::Acked(v1::TaskAcked {
+                    key: Some((&key).into()),
+                }));
             }
-            if self.tasks.get(&key).is_some_and(|task| task.outbox.is_empty()) {
+            if self
+                .tasks
+                .get(&key)
+                .is_some_and(|task| task.outbox.is_empty())
+            {
                 self.unacked.remove(&key);
             }
         }
@@ -200,7 +228,11 @@ impl Core {
     }
 
     fn flush(&mut self, now: Now) {
-        if !self.session || self.last_flush_ms.is_some_and(|last| now.mono_ms < last + FLUSH_MS) {
+        if !self.session
+            || self
+                .last_flush_ms
+                .is_some_and(|last| now.mono_ms < last + FLUSH_MS)
+        {
             return;
         }
         let mut updates = Vec::new();
@@ -209,7 +241,9 @@ impl Core {
             if updates.len() >= FLUSH_UPDATES_MAX || bytes >= FLUSH_BYTES_MAX {
                 break;
             }
-            let Some(task) = self.tasks.get_mut(key) else { continue };
+            let Some(task) = self.tasks.get_mut(key) else {
+                continue;
+            };
             for update in task.outbox.take_due(now) {
                 bytes += update.status.data.len() + update.status.message.len();
                 let mut status = v1::TaskStatus::from(&update.status);
@@ -232,7 +266,9 @@ impl Core {
     /// What the agent is to run.
     pub fn on_desired(&mut self, desired: v1::Desired, now: Now) -> Vec<Action> {
         if !desired.full && desired.generation <= self.generation {
-            self.send(Message::DesiredAck(v1::DesiredAck { generation: self.generation }));
+            self.send(Message::DesiredAck(v1::DesiredAck {
+                generation: self.generation,
+            }));
             return self.finish(now);
         }
         let mut named = BTreeSet::new();
@@ -243,18 +279,33 @@ impl Core {
         }
         for removed in desired.removed {
             if let Ok(task) = removed.task.parse() {
-                self.abandon(&TaskKey { framework: FrameworkId(removed.framework), task }, now);
+                self.abandon(
+                    &TaskKey {
+                        framework: FrameworkId(removed.framework),
+                        task,
+                    },
+                    now,
+                );
             }
         }
         if desired.full {
-            let strangers: Vec<_> = self.tasks.keys().filter(|key| !named.contains(*key)).cloned().collect();
+            let strangers: Vec<_> = self
+                .tasks
+                .keys()
+                .filter(|key| !named.contains(*key))
+                .cloned()
+                .collect();
             for key in strangers {
                 self.abandon(&key, now);
             }
         }
         self.generation = desired.generation;
-        self.keep(Record::Generation(v1::GenerationKept { generation: desired.generation }));
-        self.send(Message::DesiredAck(v1::DesiredAck { generation: desired.generation }));
+        self.keep(Record::Generation(v1::GenerationKept {
+            generation: desired.generation,
+        }));
+        self.send(Message::DesiredAck(v1::DesiredAck {
+            generation: desired.generation,
+        }));
         self.desire_instances(desired.instances, now);
         self.finish(now)
     }
@@ -265,12 +316,17 @@ impl Core {
         let launch = match desired.launch.map(Launch::try_from) {
             Some(Ok(launch)) => launch,
             Some(Err(error)) => {
-                self.actions.push(Action::Warn(format!("a task of {framework} is not readable: {error}")));
+                self.actions.push(Action::Warn(format!(
+                    "a task of {framework} is not readable: {error}"
+                )));
                 return None;
             }
             None => return None,
         };
-        let key = TaskKey { framework, task: launch.task.clone() };
+        let key = TaskKey {
+            framework,
+            task: launch.task.clone(),
+        };
         if !self.tasks.contains_key(&key) {
             self.accept(&key, &desired.role, launch, &desired.spec, now);
         }
@@ -293,23 +349,35 @@ impl Core {
             .and_then(|()| validate_launch(&launch, &spec))
             .map_err(|error| (TaskState::Error, Reason::InvalidSpec, error.to_string()))
             .and_then(|()| self.check_room(&spec));
-        if self.tasks.values().all(|task| task.launch.spec != launch.spec) {
-            self.keep(Record::Spec(v1::SpecKept { encoded: encoded.to_vec() }));
+        if self
+            .tasks
+            .values()
+            .all(|task| task.launch.spec != launch.spec)
+        {
+            self.keep(Record::Spec(v1::SpecKept {
+                encoded: encoded.to_vec(),
+            }));
         }
         self.keep(Record::Accepted(v1::TaskAccepted {
             framework: key.framework.0,
             role: role.to_string(),
             launch: Some((&launch).into()),
         }));
-        self.tasks.insert(key.clone(), Task::new(role, launch, Arc::new(spec)));
+        self.tasks
+            .insert(key.clone(), Task::new(role, launch, Arc::new(spec)));
         if let Err((state, reason, message)) = refused {
             self.end(key, Ending::new(state, reason, message, now.wall_ms), now);
         }
     }
 
     fn refuse_unreadable(&mut self, key: &TaskKey, launch: &Launch, rule: &str, now: Now) {
-        let status = TaskStatus::new(launch.task.clone(), self.agent, TaskState::Error, now.wall_ms)
-            .because(Reason::InvalidSpec, rule);
+        let status = TaskStatus::new(
+            launch.task.clone(),
+            self.agent,
+            TaskState::Error,
+            now.wall_ms,
+        )
+        .because(Reason::InvalidSpec, rule);
         self.send(Message::Statuses(v1::StatusUpdates {
             updates: vec![v1::StatusUpdate {
                 framework: key.framework.0,
@@ -333,14 +401,18 @@ impl Core {
     /// What tasks take together now.
     #[must_use]
     pub fn used(&self) -> Quantities {
-        self.tasks.values().fold(Quantities::ZERO, |sum, task| sum.plus(task.charge()))
+        self.tasks
+            .values()
+            .fold(Quantities::ZERO, |sum, task| sum.plus(task.charge()))
     }
 
     // Phases.
 
     /// Report a state that is not the last one.
     pub(crate) fn report(&mut self, key: &TaskKey, state: TaskState, now: Now) {
-        let Some(task) = self.tasks.get_mut(key) else { return };
+        let Some(task) = self.tasks.get_mut(key) else {
+            return;
+        };
         task.state = state;
         if task.abandoned {
             return;
@@ -354,13 +426,24 @@ impl Core {
     /// An attempt is over: start another, or end the task.
     pub(crate) fn end(&mut self, key: &TaskKey, ending: Ending, now: Now) {
         let agent = self.agent;
-        let Some(task) = self.tasks.get_mut(key).filter(|task| task.ended().is_none()) else { return };
+        let Some(task) = self
+            .tasks
+            .get_mut(key)
+            .filter(|task| task.ended().is_none())
+        else {
+            return;
+        };
         if task.restarts_after(&ending) {
             task.attempt += 1;
             task.wasm_sent = None;
-            task.phase = Phase::Waiting { until_ms: now.mono_ms + task.restart_pause_ms() };
+            task.phase = Phase::Waiting {
+                until_ms: now.mono_ms + task.restart_pause_ms(),
+            };
             let attempt = task.attempt;
-            self.keep(Record::Attempt(v1::TaskAttempt { key: Some(key.into()), attempt }));
+            self.keep(Record::Attempt(v1::TaskAttempt {
+                key: Some(key.into()),
+                attempt,
+            }));
             self.report(key, TaskState::Starting, now);
             return;
         }
@@ -379,13 +462,18 @@ impl Core {
         }
         task.outbox.put(status.clone(), now);
         self.unacked.insert(key.clone());
-        self.keep(Record::Ended(v1::TaskEnded { key: Some(key.into()), status: Some((&status).into()) }));
+        self.keep(Record::Ended(v1::TaskEnded {
+            key: Some(key.into()),
+            status: Some((&status).into()),
+        }));
     }
 
     pub(crate) fn forget(&mut self, key: &TaskKey) {
         self.tasks.remove(key);
         self.unacked.remove(key);
-        self.note(Record::Forgotten(v1::TaskForgotten { key: Some(key.into()) }));
+        self.note(Record::Forgotten(v1::TaskForgotten {
+            key: Some(key.into()),
+        }));
         self.actions.push(Action::Forgotten { key: key.clone() });
     }
 
@@ -410,7 +498,9 @@ impl Core {
     }
 
     fn start_native(&mut self, key: &TaskKey, now: Now) {
-        let Some(task) = self.tasks.get_mut(key) else { return };
+        let Some(task) = self.tasks.get_mut(key) else {
+            return;
+        };
         task.phase = Phase::Starting;
         let action = Action::StartNative {
             key: key.clone(),
@@ -427,25 +517,35 @@ impl Core {
     /// Records that give exactly the present state, for a compacted checkpoint.
     #[must_use]
     pub fn compacted(&self) -> Vec<v1::CheckpointRecord> {
-        compacted(self.generation, self.tasks.iter().map(|(key, task)| (key, task.kept())))
+        compacted(
+            self.generation,
+            self.tasks.iter().map(|(key, task)| (key, task.kept())),
+        )
     }
 
     /// Tasks and the states that the agent knows, for people and tests.
     pub fn tasks(&self) -> impl Iterator<Item = (&TaskKey, u32, TaskState)> {
-        self.tasks.iter().map(|(key, task)| (key, task.attempt, task.newest_state()))
+        self.tasks
+            .iter()
+            .map(|(key, task)| (key, task.attempt, task.newest_state()))
     }
 }
 
 /// The worker that a role's work goes to.
 pub(crate) fn worker_of(role: &RoleName, kind: WorkerKind) -> WorkerKey {
-    WorkerKey { tenant: role.tenant().to_owned(), kind }
+    WorkerKey {
+        tenant: role.tenant().to_owned(),
+        kind,
+    }
 }
 
 fn readable(role: &str, launch: &Launch, encoded: &[u8]) -> Result<(RoleName, TaskSpec), String> {
     if Digest::of(encoded) != launch.spec {
         return Err("the spec does not have the digest that the launch names".into());
     }
-    let role = role.parse().map_err(|error: tessera_types::NameError| error.to_string())?;
+    let role = role
+        .parse()
+        .map_err(|error: tessera_types::NameError| error.to_string())?;
     let spec = tessera_wire::decode_spec(encoded).map_err(|error| error.to_string())?;
     Ok((role, spec))
 }

@@ -21,11 +21,15 @@ const REBUILD_MAX_MS: u64 = 30_000;
 
 #[derive(Clone, Debug, PartialEq)]
 enum Phase {
-    Waiting { at_ms: u64 },
+    Waiting {
+        at_ms: u64,
+    },
     /// Its worker or image is on its way.
     Preparing,
     Building,
-    Ready { next_turn: u64 },
+    Ready {
+        next_turn: u64,
+    },
     Failed,
 }
 
@@ -54,11 +58,16 @@ pub(crate) struct Instances {
 
 impl Instance {
     fn key(&self) -> v1::InstanceKey {
-        v1::InstanceKey { framework: self.wanted.framework, epoch: self.wanted.epoch }
+        v1::InstanceKey {
+            framework: self.wanted.framework,
+            epoch: self.wanted.epoch,
+        }
     }
 
     fn retry(&mut self, now: Now) {
-        self.phase = Phase::Waiting { at_ms: now.mono_ms + self.pause_ms };
+        self.phase = Phase::Waiting {
+            at_ms: now.mono_ms + self.pause_ms,
+        };
         self.pause_ms = (self.pause_ms * 2).min(REBUILD_MAX_MS);
         self.outstanding = None;
         self.rebuilt = true;
@@ -68,7 +77,10 @@ impl Instance {
 impl Instances {
     pub(crate) fn workers(&self) -> impl Iterator<Item = WorkerKey> {
         let found = self.found.values().map(|(worker, _)| worker.clone());
-        self.wanted.values().map(|instance| instance.worker.clone()).chain(found)
+        self.wanted
+            .values()
+            .map(|instance| instance.worker.clone())
+            .chain(found)
     }
 
     pub(crate) fn wake_ms(&self, session: bool) -> Option<u64> {
@@ -81,7 +93,9 @@ impl Instances {
 
     fn current(&mut self, key: Option<v1::InstanceKey>) -> Option<&mut Instance> {
         let key = key?;
-        self.wanted.get_mut(&FrameworkId(key.framework)).filter(|i| i.wanted.epoch == key.epoch)
+        self.wanted
+            .get_mut(&FrameworkId(key.framework))
+            .filter(|i| i.wanted.epoch == key.epoch)
     }
 }
 
@@ -90,7 +104,13 @@ impl Core {
         self.actions.push(Action::ToWorker { worker, message });
     }
 
-    fn fail_instance(&mut self, key: v1::InstanceKey, reason: &str, message: String, will_retry: bool) {
+    fn fail_instance(
+        &mut self,
+        key: v1::InstanceKey,
+        reason: &str,
+        message: String,
+        will_retry: bool,
+    ) {
         self.send(Message::InstanceFailed(v1::InstanceFailed {
             key: Some(key),
             reason: reason.to_owned(),
@@ -113,14 +133,21 @@ impl Core {
                 Some(older) => self.stop_instance(older.worker.clone(), older.key()),
                 None => {}
             }
-            let found = self.instances.found.remove(&(wanted.framework, wanted.epoch));
+            let found = self
+                .instances
+                .found
+                .remove(&(wanted.framework, wanted.epoch));
             if let Some(instance) = self.new_instance(wanted, found, now) {
                 self.instances.wanted.insert(framework, instance);
             }
         }
-        let unwanted = old.into_values().map(|instance| (instance.worker.clone(), instance.key()));
+        let unwanted = old
+            .into_values()
+            .map(|instance| (instance.worker.clone(), instance.key()));
         let found = std::mem::take(&mut self.instances.found).into_iter();
-        let found = found.map(|((framework, epoch), (worker, _))| (worker, v1::InstanceKey { framework, epoch }));
+        let found = found.map(|((framework, epoch), (worker, _))| {
+            (worker, v1::InstanceKey { framework, epoch })
+        });
         for (worker, key) in unwanted.chain(found).collect::<Vec<_>>() {
             self.stop_instance(worker, key);
         }
@@ -128,7 +155,10 @@ impl Core {
 
     fn stop_instance(&mut self, worker: WorkerKey, key: v1::InstanceKey) {
         if self.supplies.process_of(&worker).is_some() {
-            self.to_worker(worker, ToWorker::StopInstance(v1::StopInstance { key: Some(key) }));
+            self.to_worker(
+                worker,
+                ToWorker::StopInstance(v1::StopInstance { key: Some(key) }),
+            );
         }
     }
 
@@ -138,7 +168,10 @@ impl Core {
         found: Option<(WorkerKey, v1::HelloInstance)>,
         now: Now,
     ) -> Option<Instance> {
-        let key = v1::InstanceKey { framework: wanted.framework, epoch: wanted.epoch };
+        let key = v1::InstanceKey {
+            framework: wanted.framework,
+            epoch: wanted.epoch,
+        };
         let role: Result<RoleName, _> = wanted.role.parse();
         let (Ok(role), Ok(component)) = (role, Digest::from_slice(&wanted.component)) else {
             let text = "its role or its component's digest is not readable".to_owned();
@@ -163,7 +196,11 @@ impl Core {
     /// A worker has an instance that is desired: go on with it when it is whole, else build it anew.
     fn adopt(&mut self, instance: &mut Instance, worker: &WorkerKey, hello: &v1::HelloInstance) {
         if hello.ready && *worker == instance.worker {
-            instance.phase = Phase::Ready { next_turn: hello.next_turn };
+            instance.phase = Phase::Ready {
+                next_turn: hello.next_turn,
+            };
+            // It may have been built anew while nobody listened.
+            instance.rebuilt |= hello.rebuilt;
             self.announce(instance);
         } else {
             instance.rebuilt = true;
@@ -172,7 +209,9 @@ impl Core {
     }
 
     fn announce(&mut self, instance: &Instance) {
-        let Phase::Ready { next_turn } = instance.phase else { return };
+        let Phase::Ready { next_turn } = instance.phase else {
+            return;
+        };
         if let Some(turn) = &instance.outstanding {
             self.send(Message::Turn(turn.clone()));
         }
@@ -200,9 +239,14 @@ impl Core {
             match instance.phase {
                 Phase::Waiting { at_ms } if at_ms <= now.mono_ms => {}
                 Phase::Preparing => {}
-                Phase::Waiting { .. } | Phase::Building | Phase::Ready { .. } | Phase::Failed => continue,
+                Phase::Waiting { .. } | Phase::Building | Phase::Ready { .. } | Phase::Failed => {
+                    continue;
+                }
             }
-            match self.supplies.ready(&instance.worker, instance.component, now, &mut self.actions) {
+            match self
+                .supplies
+                .ready(&instance.worker, instance.component, now, &mut self.actions)
+            {
                 Readiness::NotYet => instance.phase = Phase::Preparing,
                 Readiness::Ready { engine, .. } => {
                     instance.phase = Phase::Building;
@@ -214,12 +258,13 @@ impl Core {
                 }
                 Readiness::Unusable(message) => {
                     instance.phase = Phase::Failed;
-                    self.actions.push(Action::Send(Message::InstanceFailed(v1::InstanceFailed {
-                        key: Some(instance.key()),
-                        reason: "COMPONENT_UNUSABLE".to_owned(),
-                        message,
-                        will_retry: false,
-                    })));
+                    self.actions
+                        .push(Action::Send(Message::InstanceFailed(v1::InstanceFailed {
+                            key: Some(instance.key()),
+                            reason: "COMPONENT_UNUSABLE".to_owned(),
+                            message,
+                            will_retry: false,
+                        })));
                 }
             }
         }
@@ -254,13 +299,20 @@ impl Core {
     /// The fate of a turn.
     pub fn on_turn_result(&mut self, result: v1::TurnResult, now: Now) -> Vec<Action> {
         if let Some(instance) = self.instances.current(result.key) {
-            if instance.outstanding.as_ref().is_some_and(|turn| turn.number == result.number) {
+            if instance
+                .outstanding
+                .as_ref()
+                .is_some_and(|turn| turn.number == result.number)
+            {
                 instance.outstanding = None;
             }
-            let next = result.outcome.as_ref().and_then(|outcome| match outcome.outcome {
-                Some(v1::turn_outcome::Outcome::Next(next)) => Some(next),
-                _ => None,
-            });
+            let next = result
+                .outcome
+                .as_ref()
+                .and_then(|outcome| match outcome.outcome {
+                    Some(v1::turn_outcome::Outcome::Next(next)) => Some(next),
+                    _ => None,
+                });
             if let (Some(next), Phase::Ready { next_turn }) = (next, &mut instance.phase) {
                 *next_turn = next;
             }
@@ -273,7 +325,9 @@ impl Core {
     /// A worker says that an instance is ready.
     pub fn on_instance_ready(&mut self, ready: v1::InstanceReady, now: Now) -> Vec<Action> {
         if let Some(instance) = self.instances.current(ready.key) {
-            instance.phase = Phase::Ready { next_turn: ready.next_turn };
+            instance.phase = Phase::Ready {
+                next_turn: ready.next_turn,
+            };
             instance.outstanding = None;
             instance.rebuilt |= ready.rebuilt;
             let announced = instance.clone();
@@ -285,7 +339,11 @@ impl Core {
     /// A worker says that an instance failed.
     pub fn on_instance_failed(&mut self, failed: v1::InstanceFailed, now: Now) -> Vec<Action> {
         if let Some(instance) = self.instances.current(failed.key) {
-            instance.phase = if failed.will_retry { Phase::Building } else { Phase::Failed };
+            instance.phase = if failed.will_retry {
+                Phase::Building
+            } else {
+                Phase::Failed
+            };
             instance.outstanding = None;
             instance.rebuilt = true;
             self.send(Message::InstanceFailed(failed));
@@ -295,7 +353,10 @@ impl Core {
 
     /// A worker submits a turn.
     pub fn on_turn(&mut self, turn: v1::Turn, now: Now) -> Vec<Action> {
-        let key = v1::InstanceKey { framework: turn.framework, epoch: turn.epoch };
+        let key = v1::InstanceKey {
+            framework: turn.framework,
+            epoch: turn.epoch,
+        };
         if let Some(instance) = self.instances.current(Some(key)) {
             instance.outstanding = Some(turn.clone());
             self.send(Message::Turn(turn));
@@ -306,18 +367,31 @@ impl Core {
     // Workers and what they need.
 
     /// A worker is connected.
-    pub fn on_worker_up(&mut self, worker: &WorkerKey, hello: WorkerHello, now: Now) -> Vec<Action> {
-        self.supplies.on_worker_up(worker, &hello.process, &hello.engine);
+    pub fn on_worker_up(
+        &mut self,
+        worker: &WorkerKey,
+        hello: WorkerHello,
+        now: Now,
+    ) -> Vec<Action> {
+        self.supplies
+            .on_worker_up(worker, &hello.process, &hello.engine);
         self.compare_wasm(worker, &hello, now);
         let mut has = BTreeMap::new();
         for instance in hello.instances {
             let Some(key) = instance.key else { continue };
             has.insert((key.framework, key.epoch), instance);
         }
-        let mine: Vec<FrameworkId> =
-            self.instances.wanted.iter().filter(|(_, i)| i.worker == *worker).map(|(f, _)| *f).collect();
+        let mine: Vec<FrameworkId> = self
+            .instances
+            .wanted
+            .iter()
+            .filter(|(_, i)| i.worker == *worker)
+            .map(|(f, _)| *f)
+            .collect();
         for framework in mine {
-            let Some(mut instance) = self.instances.wanted.remove(&framework) else { continue };
+            let Some(mut instance) = self.instances.wanted.remove(&framework) else {
+                continue;
+            };
             match has.remove(&(instance.wanted.framework, instance.wanted.epoch)) {
                 Some(hello) => {
                     if !hello.ready {
@@ -325,7 +399,9 @@ impl Core {
                     }
                     self.adopt(&mut instance, worker, &hello);
                 }
-                None if matches!(instance.phase, Phase::Ready { .. } | Phase::Building) => instance.retry(now),
+                None if matches!(instance.phase, Phase::Ready { .. } | Phase::Building) => {
+                    instance.retry(now)
+                }
                 None => {}
             }
             self.instances.wanted.insert(framework, instance);
@@ -349,20 +425,35 @@ impl Core {
         self.instances.found.retain(|_, (of, _)| of != worker);
         self.lose_wasm(worker, now);
         let mut lost = Vec::new();
-        for instance in self.instances.wanted.values_mut().filter(|i| i.worker == *worker) {
+        for instance in self
+            .instances
+            .wanted
+            .values_mut()
+            .filter(|i| i.worker == *worker)
+        {
             if matches!(instance.phase, Phase::Ready { .. } | Phase::Building) {
                 instance.retry(now);
                 lost.push(instance.key());
             }
         }
         for key in lost {
-            self.fail_instance(key, "WORKER_LOST", "its worker process ended".to_owned(), true);
+            self.fail_instance(
+                key,
+                "WORKER_LOST",
+                "its worker process ended".to_owned(),
+                true,
+            );
         }
         self.finish(now)
     }
 
     /// A component is on disk, or is not.
-    pub fn on_component(&mut self, digest: Digest, result: Result<(), SupplyFailure>, now: Now) -> Vec<Action> {
+    pub fn on_component(
+        &mut self,
+        digest: Digest,
+        result: Result<(), SupplyFailure>,
+        now: Now,
+    ) -> Vec<Action> {
         self.supplies.on_component(digest, result, now);
         self.finish(now)
     }

@@ -53,7 +53,11 @@ pub(crate) fn sequence(attempt: u32, state: TaskState) -> u64 {
 impl Outbox {
     /// Keep a status for sending.
     pub(crate) fn put(&mut self, status: TaskStatus, now: Now) {
-        let hold = if status.state == TaskState::Starting { STARTING_HOLD_MS } else { 0 };
+        let hold = if status.state == TaskState::Starting {
+            STARTING_HOLD_MS
+        } else {
+            0
+        };
         let terminal = status.state.is_terminal();
         let update = Update {
             sequence: sequence(status.attempt, status.state),
@@ -63,7 +67,8 @@ impl Outbox {
         };
         if terminal {
             // RUNNING still goes, if it never went; STARTING and KILLING have nothing to say any more.
-            self.live.take_if(|live| live.status.state != TaskState::Running);
+            self.live
+                .take_if(|live| live.status.state != TaskState::Running);
             self.terminal = Some(update);
         } else {
             self.live = Some(update);
@@ -77,19 +82,26 @@ impl Outbox {
 
     /// When something is due next.
     pub(crate) fn due_ms(&self) -> Option<u64> {
-        self.live.iter().chain(&self.terminal).map(|update| update.due_ms).min()
+        self.live
+            .iter()
+            .chain(&self.terminal)
+            .map(|update| update.due_ms)
+            .min()
     }
 
     /// What is due now, oldest first; each is due again after a growing pause.
     pub(crate) fn take_due(&mut self, now: Now) -> impl Iterator<Item = &Update> {
-        self.live.iter_mut().chain(&mut self.terminal).filter_map(move |update| {
-            if update.due_ms > now.mono_ms {
-                return None;
-            }
-            update.due_ms = now.mono_ms + update.backoff_ms;
-            update.backoff_ms = (update.backoff_ms * 2).min(RESEND_MAX_MS);
-            Some(&*update)
-        })
+        self.live
+            .iter_mut()
+            .chain(&mut self.terminal)
+            .filter_map(move |update| {
+                if update.due_ms > now.mono_ms {
+                    return None;
+                }
+                update.due_ms = now.mono_ms + update.backoff_ms;
+                update.backoff_ms = (update.backoff_ms * 2).min(RESEND_MAX_MS);
+                Some(&*update)
+            })
     }
 
     /// A new session: the peer may be another one and have nothing.
@@ -103,7 +115,9 @@ impl Outbox {
     /// Everything up to this sequence is committed. Whether the terminal update is among it.
     pub(crate) fn on_ack(&mut self, sequence: u64) -> bool {
         self.live.take_if(|update| update.sequence <= sequence);
-        self.terminal.take_if(|update| update.sequence <= sequence).is_some()
+        self.terminal
+            .take_if(|update| update.sequence <= sequence)
+            .is_some()
     }
 }
 
@@ -117,11 +131,17 @@ mod tests {
     }
 
     const fn at(mono_ms: u64) -> Now {
-        Now { mono_ms, wall_ms: 0 }
+        Now {
+            mono_ms,
+            wall_ms: 0,
+        }
     }
 
     fn due(outbox: &mut Outbox, mono_ms: u64) -> Vec<TaskState> {
-        outbox.take_due(at(mono_ms)).map(|update| update.status.state).collect()
+        outbox
+            .take_due(at(mono_ms))
+            .map(|update| update.status.state)
+            .collect()
     }
 
     #[test]
@@ -131,7 +151,10 @@ mod tests {
         assert_eq!(due(&mut outbox, 1), []);
         outbox.put(status(TaskState::Running), at(1));
         outbox.put(status(TaskState::Finished), at(2));
-        assert_eq!(due(&mut outbox, 2), [TaskState::Running, TaskState::Finished]);
+        assert_eq!(
+            due(&mut outbox, 2),
+            [TaskState::Running, TaskState::Finished]
+        );
         assert!(!outbox.on_ack(2));
         assert!(outbox.on_ack(4) && outbox.is_empty());
     }

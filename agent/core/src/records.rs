@@ -55,7 +55,10 @@ pub(crate) struct Replay {
 }
 
 pub(crate) fn record(record: Record) -> v1::CheckpointRecord {
-    v1::CheckpointRecord { version: CHECKPOINT_VERSION, record: Some(record) }
+    v1::CheckpointRecord {
+        version: CHECKPOINT_VERSION,
+        record: Some(record),
+    }
 }
 
 fn wire(field: &'static str, rule: impl ToString) -> RecordError {
@@ -66,7 +69,10 @@ fn key_of(key: Option<v1::TaskKey>) -> Result<TaskKey, RecordError> {
     let key = key.ok_or_else(|| wire("key", "is missing"))?;
     Ok(TaskKey {
         framework: tessera_types::FrameworkId(key.framework),
-        task: key.task.try_into().map_err(|error| wire("key.task", error))?,
+        task: key
+            .task
+            .try_into()
+            .map_err(|error| wire("key.task", error))?,
     })
 }
 
@@ -74,12 +80,16 @@ impl Replay {
     /// Add one record. Records of tasks that are not known are left out: the task was forgotten.
     pub(crate) fn add(&mut self, record: v1::CheckpointRecord) -> Result<(), RecordError> {
         if record.version > CHECKPOINT_VERSION {
-            return Err(RecordError::Newer { found: record.version, known: CHECKPOINT_VERSION });
+            return Err(RecordError::Newer {
+                found: record.version,
+                known: CHECKPOINT_VERSION,
+            });
         }
         match record.record.ok_or(RecordError::Unknown)? {
             Record::Spec(spec) => {
                 let decoded = tessera_wire::decode_spec(&spec.encoded)?;
-                self.specs.insert(Digest::of(&spec.encoded), Arc::new(decoded));
+                self.specs
+                    .insert(Digest::of(&spec.encoded), Arc::new(decoded));
             }
             Record::Accepted(accepted) => self.accept(accepted)?,
             Record::Generation(kept) => self.generation = kept.generation,
@@ -90,14 +100,19 @@ impl Replay {
                 self.change(attempt.key, |task| task.attempt = attempt.attempt)?;
             }
             Record::WasmSent(sent) => {
-                self.change(sent.key, |task| task.wasm_sent = Some((sent.attempt, sent.worker)))?;
+                self.change(sent.key, |task| {
+                    task.wasm_sent = Some((sent.attempt, sent.worker))
+                })?;
             }
             Record::Kill(kill) => self.change(kill.key, |task| {
                 task.kill_grace_ms = Some(kill.grace_ms);
                 task.abandoned |= kill.abandoned;
             })?,
             Record::Ended(ended) => {
-                let status = ended.status.ok_or_else(|| wire("status", "is missing"))?.try_into()?;
+                let status = ended
+                    .status
+                    .ok_or_else(|| wire("status", "is missing"))?
+                    .try_into()?;
                 self.change(ended.key, |task| task.ended = Some(status))?;
             }
             Record::Acked(acked) => self.change(acked.key, |task| task.acked = true)?,
@@ -106,15 +121,23 @@ impl Replay {
     }
 
     fn accept(&mut self, accepted: v1::TaskAccepted) -> Result<(), RecordError> {
-        let launch: Launch =
-            accepted.launch.ok_or_else(|| wire("launch", "is missing"))?.try_into()?;
-        let spec = self.specs.get(&launch.spec).ok_or_else(|| wire("launch.spec", "is not on record"))?;
+        let launch: Launch = accepted
+            .launch
+            .ok_or_else(|| wire("launch", "is missing"))?
+            .try_into()?;
+        let spec = self
+            .specs
+            .get(&launch.spec)
+            .ok_or_else(|| wire("launch.spec", "is not on record"))?;
         let key = TaskKey {
             framework: tessera_types::FrameworkId(accepted.framework),
             task: launch.task.clone(),
         };
         let kept = Kept {
-            role: accepted.role.try_into().map_err(|error| wire("role", error))?,
+            role: accepted
+                .role
+                .try_into()
+                .map_err(|error| wire("role", error))?,
             spec: Arc::clone(spec),
             launch,
             attempt: 1,
@@ -159,25 +182,41 @@ pub(crate) fn compacted<'a>(
             launch: Some((&task.launch).into()),
         })));
         if task.attempt > 1 {
-            let attempt = v1::TaskAttempt { key: wire_key(), attempt: task.attempt };
+            let attempt = v1::TaskAttempt {
+                key: wire_key(),
+                attempt: task.attempt,
+            };
             records.push(record(Record::Attempt(attempt)));
         }
         if let Some((attempt, worker)) = task.wasm_sent {
-            records.push(record(Record::WasmSent(v1::WasmSent { key: wire_key(), attempt, worker })));
+            records.push(record(Record::WasmSent(v1::WasmSent {
+                key: wire_key(),
+                attempt,
+                worker,
+            })));
         }
         if let Some(grace_ms) = task.kill_grace_ms {
-            let kill = v1::TaskKill { key: wire_key(), grace_ms, abandoned: task.abandoned };
+            let kill = v1::TaskKill {
+                key: wire_key(),
+                grace_ms,
+                abandoned: task.abandoned,
+            };
             records.push(record(Record::Kill(kill)));
         }
         if let Some(status) = &task.ended {
-            let ended = v1::TaskEnded { key: wire_key(), status: Some(status.into()) };
+            let ended = v1::TaskEnded {
+                key: wire_key(),
+                status: Some(status.into()),
+            };
             records.push(record(Record::Ended(ended)));
         }
         if task.acked {
             records.push(record(Record::Acked(v1::TaskAcked { key: wire_key() })));
         }
     }
-    records.push(record(Record::Generation(v1::GenerationKept { generation })));
+    records.push(record(Record::Generation(v1::GenerationKept {
+        generation,
+    })));
     records
 }
 
@@ -191,7 +230,11 @@ mod tests {
         TaskSpec {
             name: "n".into(),
             body: TaskBody::Native(NativeCommand::Shell("true".into())),
-            resources: Quantities { cpus_milli: 1, mem_mib: 2, disk_mib: 0 },
+            resources: Quantities {
+                cpus_milli: 1,
+                mem_mib: 2,
+                disk_mib: 0,
+            },
             cpus_limit_milli: None,
             pids_limit: None,
             user: None,
@@ -214,7 +257,10 @@ mod tests {
         };
         let mut ended = TaskStatus::new(launch.task.clone(), AgentId(3), TaskState::Killed, 9);
         ended.attempt = 2;
-        let key = TaskKey { framework: FrameworkId(1), task: launch.task.clone() };
+        let key = TaskKey {
+            framework: FrameworkId(1),
+            task: launch.task.clone(),
+        };
         let kept = Kept {
             role: "r".parse().unwrap(),
             launch,
@@ -236,9 +282,14 @@ mod tests {
         let mut replay = Replay::default();
         for record in records {
             let bytes = record.encode_to_vec();
-            replay.add(v1::CheckpointRecord::decode(bytes.as_slice()).unwrap()).unwrap();
+            replay
+                .add(v1::CheckpointRecord::decode(bytes.as_slice()).unwrap())
+                .unwrap();
         }
-        assert_eq!((replay.generation, replay.tasks), (7, BTreeMap::from([(key, task)])));
+        assert_eq!(
+            (replay.generation, replay.tasks),
+            (7, BTreeMap::from([(key, task)]))
+        );
     }
 
     #[test]
@@ -246,8 +297,16 @@ mod tests {
         let (key, task) = kept();
         let hex: Vec<String> = compacted(7, [(&key, task)].into_iter())
             .iter()
-            .chain([&record(Record::Forgotten(v1::TaskForgotten { key: Some((&key).into()) }))])
-            .map(|record| record.encode_to_vec().iter().map(|byte| format!("{byte:02x}")).collect())
+            .chain([&record(Record::Forgotten(v1::TaskForgotten {
+                key: Some((&key).into()),
+            }))])
+            .map(|record| {
+                record
+                    .encode_to_vec()
+                    .iter()
+                    .map(|byte| format!("{byte:02x}"))
+                    .collect()
+            })
             .collect();
         assert_eq!(hex.join("\n"), include_str!("golden/records.txt").trim());
     }
@@ -255,12 +314,24 @@ mod tests {
     #[test]
     fn newer_and_unknown_records_are_refused_and_unknown_tasks_are_not() {
         let mut replay = Replay::default();
-        let newer = v1::CheckpointRecord { version: 2, record: None };
-        assert_eq!(replay.add(newer), Err(RecordError::Newer { found: 2, known: 1 }));
-        let empty = v1::CheckpointRecord { version: 1, record: None };
+        let newer = v1::CheckpointRecord {
+            version: 2,
+            record: None,
+        };
+        assert_eq!(
+            replay.add(newer),
+            Err(RecordError::Newer { found: 2, known: 1 })
+        );
+        let empty = v1::CheckpointRecord {
+            version: 1,
+            record: None,
+        };
         assert_eq!(replay.add(empty), Err(RecordError::Unknown));
         let (key, _) = kept();
-        let stray = v1::TaskAttempt { key: Some((&key).into()), attempt: 4 };
+        let stray = v1::TaskAttempt {
+            key: Some((&key).into()),
+            attempt: 4,
+        };
         assert_eq!(replay.add(record(Record::Attempt(stray))), Ok(()));
         assert_eq!(replay, Replay::default());
     }

@@ -46,7 +46,9 @@ impl Core {
     }
 
     fn recover_task(&mut self, key: &TaskKey, now: Now) {
-        let Some(task) = self.tasks.get_mut(key) else { return };
+        let Some(task) = self.tasks.get_mut(key) else {
+            return;
+        };
         if task.ended().is_some() {
             // Ended and abandoned is over; only the note of it was lost.
             if task.abandoned {
@@ -76,7 +78,10 @@ impl Core {
         seen: NativeObservation,
         now: Now,
     ) -> Vec<Action> {
-        let current = self.tasks.get(key).filter(|t| t.attempt == attempt && t.ended().is_none());
+        let current = self
+            .tasks
+            .get(key)
+            .filter(|t| t.attempt == attempt && t.ended().is_none());
         if let Some(task) = current {
             let (phase, wanted) = (task.phase.clone(), task.killing.is_none());
             self.on_current_native(key, seen, &phase, wanted, now);
@@ -101,14 +106,20 @@ impl Core {
                 if let Some(task) = self.tasks.get_mut(key) {
                     task.phase = Phase::Running;
                 }
-                let state = if wanted { TaskState::Running } else { TaskState::Killing };
+                let state = if wanted {
+                    TaskState::Running
+                } else {
+                    TaskState::Killing
+                };
                 self.report(key, state, now);
                 self.drive_kill(key, now);
             }
             NativeObservation::NotStarted => match phase {
                 Phase::Recovering if wanted => {
                     if let Some(task) = self.tasks.get_mut(key) {
-                        task.phase = Phase::Waiting { until_ms: now.mono_ms };
+                        task.phase = Phase::Waiting {
+                            until_ms: now.mono_ms,
+                        };
                     }
                 }
                 Phase::Recovering => self.cancel_native(key),
@@ -120,8 +131,12 @@ impl Core {
                 | Phase::Ended(_) => {}
             },
             NativeObservation::Cancelled => {
-                let ending =
-                    Ending::new(TaskState::Killed, Reason::SchedulerKill, "ended before it started", now.wall_ms);
+                let ending = Ending::new(
+                    TaskState::Killed,
+                    Reason::SchedulerKill,
+                    "ended before it started",
+                    now.wall_ms,
+                );
                 self.end(key, ending, now);
             }
             NativeObservation::StartFailed(message) => {

@@ -21,9 +21,14 @@ const WORKER_IDLE_MS: u64 = 60_000;
 enum Supply {
     Asked,
     Present,
-    Retry { at_ms: u64, pause_ms: u64 },
+    Retry {
+        at_ms: u64,
+        pause_ms: u64,
+    },
     /// Asked for again; remembers the pause in case that it fails again.
-    AskedAgain { pause_ms: u64 },
+    AskedAgain {
+        pause_ms: u64,
+    },
     Unusable(String),
 }
 
@@ -59,7 +64,9 @@ impl Supply {
     fn want(&mut self, now: Now) -> bool {
         match self {
             Self::Retry { at_ms, pause_ms } if *at_ms <= now.mono_ms => {
-                *self = Self::AskedAgain { pause_ms: *pause_ms };
+                *self = Self::AskedAgain {
+                    pause_ms: *pause_ms,
+                };
                 true
             }
             _ => false,
@@ -68,12 +75,17 @@ impl Supply {
 
     fn answer(&mut self, result: Result<(), SupplyFailure>, now: Now) {
         let pause_ms = match self {
-            Self::AskedAgain { pause_ms } | Self::Retry { pause_ms, .. } => (*pause_ms * 2).min(RETRY_MAX_MS),
+            Self::AskedAgain { pause_ms } | Self::Retry { pause_ms, .. } => {
+                (*pause_ms * 2).min(RETRY_MAX_MS)
+            }
             Self::Asked | Self::Present | Self::Unusable(_) => RETRY_MIN_MS,
         };
         *self = match result {
             Ok(()) => Self::Present,
-            Err(SupplyFailure::Retry(_)) => Self::Retry { at_ms: now.mono_ms + pause_ms, pause_ms },
+            Err(SupplyFailure::Retry(_)) => Self::Retry {
+                at_ms: now.mono_ms + pause_ms,
+                pause_ms,
+            },
             Err(SupplyFailure::Unusable(message)) => Self::Unusable(message),
         };
     }
@@ -92,8 +104,12 @@ fn want<K: Ord>(table: &mut BTreeMap<K, Supply>, key: K, now: Now) -> (bool, Sup
 
 fn bound<K: Ord + Clone>(table: &mut BTreeMap<K, Supply>) {
     while table.len() > PRESENT_MAX {
-        let settled = |(key, supply): (&K, &Supply)| matches!(supply, Supply::Present | Supply::Unusable(_)).then(|| key.clone());
-        let Some(key) = table.iter().find_map(settled) else { return };
+        let settled = |(key, supply): (&K, &Supply)| {
+            matches!(supply, Supply::Present | Supply::Unusable(_)).then(|| key.clone())
+        };
+        let Some(key) = table.iter().find_map(settled) else {
+            return;
+        };
         table.remove(&key);
     }
 }
@@ -121,7 +137,10 @@ impl Supplies {
         let (ask, image) = want(&mut self.images, (digest, engine.clone()), now);
         if ask {
             bound(&mut self.images);
-            actions.push(Action::EnsureImage { digest, engine: engine.clone() });
+            actions.push(Action::EnsureImage {
+                digest,
+                engine: engine.clone(),
+            });
         }
         match image {
             Supply::Present => Readiness::Ready { engine, process },
@@ -139,16 +158,28 @@ impl Supplies {
         let mut new = false;
         let worker = self.workers.entry(key.clone()).or_insert_with(|| {
             new = true;
-            Worker { supply: Supply::Asked, up: None, idle_since_ms: None, stopping: false }
+            Worker {
+                supply: Supply::Asked,
+                up: None,
+                idle_since_ms: None,
+                stopping: false,
+            }
         });
         worker.idle_since_ms = None;
         if new || worker.supply.want(now) {
-            actions.push(Action::EnsureWorker { worker: key.clone() });
+            actions.push(Action::EnsureWorker {
+                worker: key.clone(),
+            });
         }
         worker.up.clone().filter(|_| !worker.stopping)
     }
 
-    pub(crate) fn on_component(&mut self, digest: Digest, result: Result<(), SupplyFailure>, now: Now) {
+    pub(crate) fn on_component(
+        &mut self,
+        digest: Digest,
+        result: Result<(), SupplyFailure>,
+        now: Now,
+    ) {
         if let Some(supply) = self.components.get_mut(&digest) {
             supply.answer(result, now);
         }
@@ -168,7 +199,12 @@ impl Supplies {
 
     pub(crate) fn on_worker_up(&mut self, key: &WorkerKey, process: &str, engine: &str) {
         let up = Some((process.to_owned(), engine.to_owned()));
-        let worker = Worker { supply: Supply::Present, up, idle_since_ms: None, stopping: false };
+        let worker = Worker {
+            supply: Supply::Present,
+            up,
+            idle_since_ms: None,
+            stopping: false,
+        };
         self.workers.insert(key.clone(), worker);
     }
 
@@ -180,12 +216,18 @@ impl Supplies {
                 return;
             }
             worker.up = None;
-            worker.supply.answer(Err(SupplyFailure::Retry(String::new())), now);
+            worker
+                .supply
+                .answer(Err(SupplyFailure::Retry(String::new())), now);
         }
     }
 
     pub(crate) fn process_of(&self, key: &WorkerKey) -> Option<&str> {
-        self.workers.get(key)?.up.as_ref().map(|(process, _)| process.as_str())
+        self.workers
+            .get(key)?
+            .up
+            .as_ref()
+            .map(|(process, _)| process.as_str())
     }
 
     /// End workers that nothing has needed for a while.
@@ -199,7 +241,8 @@ impl Supplies {
         let stale = |supply: &Supply| matches!(supply, Supply::Retry { at_ms, .. } if *at_ms <= now.mono_ms);
         self.components.retain(|_, supply| !stale(supply));
         self.images.retain(|_, supply| !stale(supply));
-        self.workers.retain(|key, worker| !stale(&worker.supply) && (worker.up.is_some() || needed(key)));
+        self.workers
+            .retain(|key, worker| !stale(&worker.supply) && (worker.up.is_some() || needed(key)));
         for (key, worker) in &mut self.workers {
             if needed(key) {
                 worker.idle_since_ms = None;
@@ -208,7 +251,9 @@ impl Supplies {
             let since = *worker.idle_since_ms.get_or_insert(now.mono_ms);
             if now.mono_ms >= since + WORKER_IDLE_MS && !worker.stopping {
                 worker.stopping = true;
-                actions.push(Action::StopWorker { worker: key.clone() });
+                actions.push(Action::StopWorker {
+                    worker: key.clone(),
+                });
             }
         }
     }
@@ -217,13 +262,22 @@ impl Supplies {
     pub(crate) fn wake_ms(&self) -> Option<u64> {
         let retry = |supply: &Supply| match supply {
             Supply::Retry { at_ms, .. } => Some(*at_ms),
-            Supply::Asked | Supply::Present | Supply::AskedAgain { .. } | Supply::Unusable(_) => None,
+            Supply::Asked | Supply::Present | Supply::AskedAgain { .. } | Supply::Unusable(_) => {
+                None
+            }
         };
         let workers = self.workers.values().flat_map(|worker| {
-            let idle = worker.idle_since_ms.filter(|_| !worker.stopping).map(|since| since + WORKER_IDLE_MS);
+            let idle = worker
+                .idle_since_ms
+                .filter(|_| !worker.stopping)
+                .map(|since| since + WORKER_IDLE_MS);
             [retry(&worker.supply), idle]
         });
-        let others = self.components.values().chain(self.images.values()).map(retry);
+        let others = self
+            .components
+            .values()
+            .chain(self.images.values())
+            .map(retry);
         workers.chain(others).flatten().min()
     }
 }

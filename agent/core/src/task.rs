@@ -71,8 +71,21 @@ pub(crate) struct Ending {
 }
 
 impl Ending {
-    pub(crate) fn new(state: TaskState, reason: Reason, message: impl Into<String>, at_ms: u64) -> Self {
-        Self { state, reason, message: message.into(), exit_code: None, signal: None, data: vec![], at_ms }
+    pub(crate) fn new(
+        state: TaskState,
+        reason: Reason,
+        message: impl Into<String>,
+        at_ms: u64,
+    ) -> Self {
+        Self {
+            state,
+            reason,
+            message: message.into(),
+            exit_code: None,
+            signal: None,
+            data: vec![],
+            at_ms,
+        }
     }
 
     /// What an exit means when nobody asked for it.
@@ -80,14 +93,30 @@ impl Ending {
         let (state, reason, message) = if let Some(failure) = exit.failure {
             (TaskState::Failed, Reason::LaunchFailed, failure)
         } else if exit.code == Some(0) {
-            (TaskState::Finished, Reason::None, exit.data_problem.unwrap_or_default())
+            (
+                TaskState::Finished,
+                Reason::None,
+                exit.data_problem.unwrap_or_default(),
+            )
         } else if exit.oom {
-            (TaskState::Failed, Reason::MemoryLimit, "the kernel ended it at its memory limit".into())
+            (
+                TaskState::Failed,
+                Reason::MemoryLimit,
+                "the kernel ended it at its memory limit".into(),
+            )
         } else if let Some(code) = exit.code {
-            (TaskState::Failed, Reason::CommandExited, format!("exited with code {code}"))
+            (
+                TaskState::Failed,
+                Reason::CommandExited,
+                format!("exited with code {code}"),
+            )
         } else {
             let signal = exit.signal.unwrap_or_default();
-            (TaskState::Failed, Reason::CommandSignalled, format!("ended by signal {signal}"))
+            (
+                TaskState::Failed,
+                Reason::CommandSignalled,
+                format!("ended by signal {signal}"),
+            )
         };
         Self {
             state,
@@ -103,7 +132,8 @@ impl Ending {
     /// The status that is reported for it.
     pub(crate) fn status(mut self, task: TaskId, agent: AgentId, attempt: u32) -> TaskStatus {
         self.data.truncate(limits::RESULT_BYTES_MAX);
-        let mut status = TaskStatus::new(task, agent, self.state, self.at_ms).because(self.reason, &self.message);
+        let mut status = TaskStatus::new(task, agent, self.state, self.at_ms)
+            .because(self.reason, &self.message);
         status.exit_code = self.exit_code;
         status.signal = self.signal;
         status.data = self.data;
@@ -135,7 +165,10 @@ impl Task {
         let mut task = Self::new(kept.role, kept.launch, kept.spec);
         task.attempt = kept.attempt;
         task.wasm_sent = kept.wasm_sent;
-        task.killing = kept.kill_grace_ms.map(|grace_ms| Killing { grace_ms, force_at_ms: None });
+        task.killing = kept.kill_grace_ms.map(|grace_ms| Killing {
+            grace_ms,
+            force_at_ms: None,
+        });
         task.abandoned = kept.abandoned;
         task.acked = kept.acked;
         task.phase = Phase::Recovering;
@@ -184,7 +217,11 @@ impl Task {
 
     /// What it takes from the agent.
     pub(crate) fn charge(&self) -> Quantities {
-        if self.ended().is_some() { Quantities::ZERO } else { self.spec.resources }
+        if self.ended().is_some() {
+            Quantities::ZERO
+        } else {
+            self.spec.resources
+        }
     }
 
     /// Whether an attempt that ended so is followed by another.

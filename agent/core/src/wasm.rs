@@ -24,18 +24,27 @@ impl Task {
 }
 
 fn key_of(state: &v1::WasmTaskState) -> Option<TaskKey> {
-    Some(TaskKey { framework: FrameworkId(state.framework), task: state.task.parse().ok()? })
+    Some(TaskKey {
+        framework: FrameworkId(state.framework),
+        task: state.task.parse().ok()?,
+    })
 }
 
 impl Core {
     /// Send a task to its worker when everything it needs is there.
     pub(crate) fn drive_wasm(&mut self, key: &TaskKey, component: Digest, now: Now) {
-        let Some(task) = self.tasks.get_mut(key) else { return };
+        let Some(task) = self.tasks.get_mut(key) else {
+            return;
+        };
         let worker = worker_of(&task.role, WorkerKind::Tasks);
-        match self.supplies.ready(&worker, component, now, &mut self.actions) {
+        match self
+            .supplies
+            .ready(&worker, component, now, &mut self.actions)
+        {
             Readiness::NotYet => task.phase = Phase::Preparing,
             Readiness::Unusable(message) => {
-                let ending = Ending::new(TaskState::Error, Reason::LaunchFailed, message, now.wall_ms);
+                let ending =
+                    Ending::new(TaskState::Error, Reason::LaunchFailed, message, now.wall_ms);
                 self.end(key, ending, now);
             }
             Readiness::Ready { engine, process } => {
@@ -51,7 +60,11 @@ impl Core {
                     component,
                     engine,
                 };
-                self.keep(Record::WasmSent(v1::WasmSent { key: Some(key.into()), attempt, worker: process }));
+                self.keep(Record::WasmSent(v1::WasmSent {
+                    key: Some(key.into()),
+                    attempt,
+                    worker: process,
+                }));
                 self.actions.push(action);
                 self.report(key, TaskState::Starting, now);
             }
@@ -59,9 +72,13 @@ impl Core {
     }
 
     pub(crate) fn recover_wasm(&mut self, key: &TaskKey, now: Now) {
-        let Some(task) = self.tasks.get_mut(key) else { return };
+        let Some(task) = self.tasks.get_mut(key) else {
+            return;
+        };
         if task.sent_to().is_none() {
-            task.phase = Phase::Waiting { until_ms: now.mono_ms };
+            task.phase = Phase::Waiting {
+                until_ms: now.mono_ms,
+            };
             self.drive_kill(key, now);
             return;
         }
@@ -71,9 +88,28 @@ impl Core {
     }
 
     /// A Wasm task could not be handed to its worker for a reason that lies with the task.
-    pub fn on_wasm_refused(&mut self, key: &TaskKey, attempt: u32, message: String, now: Now) -> Vec<Action> {
-        if self.tasks.get(key).is_some_and(|task| task.attempt == attempt) {
-            self.end(key, Ending::new(TaskState::Failed, Reason::LaunchFailed, message, now.wall_ms), now);
+    pub fn on_wasm_refused(
+        &mut self,
+        key: &TaskKey,
+        attempt: u32,
+        message: String,
+        now: Now,
+    ) -> Vec<Action> {
+        if self
+            .tasks
+            .get(key)
+            .is_some_and(|task| task.attempt == attempt)
+        {
+            self.end(
+                key,
+                Ending::new(
+                    TaskState::Failed,
+                    Reason::LaunchFailed,
+                    message,
+                    now.wall_ms,
+                ),
+                now,
+            );
         }
         self.finish(now)
     }
@@ -92,15 +128,21 @@ impl Core {
         data: Result<Vec<u8>, String>,
         now: Now,
     ) -> Vec<Action> {
-        let Some(key) = key_of(&state) else { return self.finish(now) };
+        let Some(key) = key_of(&state) else {
+            return self.finish(now);
+        };
         let reported = TaskState::try_from(state.state()).unwrap_or(TaskState::Failed);
         let current = self.tasks.get(&key).is_some_and(|task| {
             task.attempt == state.attempt && task.ended().is_none() && task.sent_to().is_some()
         });
         if reported.is_terminal() {
             if current {
-                let mut ending =
-                    Ending::new(reported, Reason::of_code(&state.reason), state.message.clone(), now.wall_ms);
+                let mut ending = Ending::new(
+                    reported,
+                    Reason::of_code(&state.reason),
+                    state.message.clone(),
+                    now.wall_ms,
+                );
                 ending.exit_code = state.exit_code;
                 match data {
                     Ok(data) => ending.data = data,
@@ -114,8 +156,10 @@ impl Core {
                 task: state.task,
                 attempt: state.attempt,
             };
-            self.actions
-                .push(Action::ToWorker { worker: worker.clone(), message: ToWorker::TaskAck(ack) });
+            self.actions.push(Action::ToWorker {
+                worker: worker.clone(),
+                message: ToWorker::TaskAck(ack),
+            });
         } else if current {
             self.wasm_runs(&key, now);
         } else {
@@ -125,9 +169,19 @@ impl Core {
     }
 
     fn wasm_runs(&mut self, key: &TaskKey, now: Now) {
-        let Some(task) = self.tasks.get_mut(key).filter(|task| task.phase != Phase::Running) else { return };
+        let Some(task) = self
+            .tasks
+            .get_mut(key)
+            .filter(|task| task.phase != Phase::Running)
+        else {
+            return;
+        };
         task.phase = Phase::Running;
-        let state = if task.killing.is_some() { TaskState::Killing } else { TaskState::Running };
+        let state = if task.killing.is_some() {
+            TaskState::Killing
+        } else {
+            TaskState::Running
+        };
         self.report(key, state, now);
         self.drive_kill(key, now);
     }
@@ -138,8 +192,10 @@ impl Core {
             task: state.task,
             attempt: state.attempt,
         };
-        self.actions
-            .push(Action::ToWorker { worker: worker.clone(), message: ToWorker::KillTask(message) });
+        self.actions.push(Action::ToWorker {
+            worker: worker.clone(),
+            message: ToWorker::KillTask(message),
+        });
     }
 
     /// Compare the tasks of a worker that has just been connected with the record. Ended ones are
@@ -147,8 +203,12 @@ impl Core {
     pub(crate) fn compare_wasm(&mut self, worker: &WorkerKey, hello: &WorkerHello, now: Now) {
         let keys: Vec<TaskKey> = self.tasks_of(worker).map(|(key, _)| key.clone()).collect();
         for key in keys {
-            let Some(task) = self.tasks.get_mut(&key) else { continue };
-            let Some(process) = task.sent_to() else { continue };
+            let Some(task) = self.tasks.get_mut(&key) else {
+                continue;
+            };
+            let Some(process) = task.sent_to() else {
+                continue;
+            };
             if process != hello.process {
                 self.worker_lost(&key, now);
                 continue;
@@ -159,19 +219,23 @@ impl Core {
                 .iter()
                 .find(|state| state.attempt == attempt && key_of(state).as_ref() == Some(&key));
             match found {
-                Some(state) if state.state() == v1::TaskState::TaskRunning => self.wasm_runs(&key, now),
+                Some(state) if state.state() == v1::TaskState::TaskRunning => {
+                    self.wasm_runs(&key, now)
+                }
                 Some(_) => {}
                 None => {
                     task.wasm_sent = None;
-                    task.phase = Phase::Waiting { until_ms: now.mono_ms };
+                    task.phase = Phase::Waiting {
+                        until_ms: now.mono_ms,
+                    };
                     self.drive_kill(&key, now);
                 }
             }
         }
         for state in &hello.tasks {
-            let known = key_of(state).and_then(|key| self.tasks.get(&key)).is_some_and(|task| {
-                task.attempt == state.attempt && task.ended().is_none()
-            });
+            let known = key_of(state)
+                .and_then(|key| self.tasks.get(&key))
+                .is_some_and(|task| task.attempt == state.attempt && task.ended().is_none());
             if !known && state.state() == v1::TaskState::TaskRunning {
                 self.kill_stranger(worker, state.clone());
             }
@@ -192,10 +256,17 @@ impl Core {
 
     fn worker_lost(&mut self, key: &TaskKey, now: Now) {
         let text = "the worker process that ran it ended";
-        self.end(key, Ending::new(TaskState::Failed, Reason::WorkerLost, text, now.wall_ms), now);
+        self.end(
+            key,
+            Ending::new(TaskState::Failed, Reason::WorkerLost, text, now.wall_ms),
+            now,
+        );
     }
 
-    fn tasks_of<'a>(&'a self, worker: &'a WorkerKey) -> impl Iterator<Item = (&'a TaskKey, &'a Task)> {
+    fn tasks_of<'a>(
+        &'a self,
+        worker: &'a WorkerKey,
+    ) -> impl Iterator<Item = (&'a TaskKey, &'a Task)> {
         self.tasks.iter().filter(move |(_, task)| {
             worker.kind == WorkerKind::Tasks
                 && task.component().is_some()

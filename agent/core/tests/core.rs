@@ -13,8 +13,13 @@ use tessera_wire::v1;
 use v1::TaskState as S;
 use v1::agent_message::Message;
 
-const CONFIG: CoreConfig =
-    CoreConfig { total: Quantities { cpus_milli: 1_000, mem_mib: 1_000, disk_mib: 0 } };
+const CONFIG: CoreConfig = CoreConfig {
+    total: Quantities {
+        cpus_milli: 1_000,
+        mem_mib: 1_000,
+        disk_mib: 0,
+    },
+};
 
 /// A core, its checkpoint and a clock.
 struct Agent {
@@ -27,7 +32,11 @@ fn spec(body: TaskBody) -> TaskSpec {
     TaskSpec {
         name: "n".into(),
         body,
-        resources: Quantities { cpus_milli: 100, mem_mib: 10, disk_mib: 0 },
+        resources: Quantities {
+            cpus_milli: 100,
+            mem_mib: 10,
+            disk_mib: 0,
+        },
         cpus_limit_milli: None,
         pids_limit: None,
         user: None,
@@ -45,16 +54,27 @@ fn native() -> TaskSpec {
 }
 
 fn wasm() -> TaskSpec {
-    spec(TaskBody::Wasm { component: Digest::of(b"wasm"), args: vec![] })
+    spec(TaskBody::Wasm {
+        component: Digest::of(b"wasm"),
+        args: vec![],
+    })
 }
 
 fn key(task: &str) -> TaskKey {
-    TaskKey { framework: FrameworkId(1), task: task.parse().unwrap() }
+    TaskKey {
+        framework: FrameworkId(1),
+        task: task.parse().unwrap(),
+    }
 }
 
 fn desired_task(task: &str, spec: &TaskSpec) -> v1::DesiredTask {
     let encoded = tessera_wire::encode_spec(spec);
-    let launch = Launch { task: task.parse().unwrap(), spec: Digest::of(&encoded), args: vec![], env: vec![] };
+    let launch = Launch {
+        task: task.parse().unwrap(),
+        spec: Digest::of(&encoded),
+        args: vec![],
+        env: vec![],
+    };
     v1::DesiredTask {
         framework: 1,
         role: "eng/web".into(),
@@ -65,19 +85,33 @@ fn desired_task(task: &str, spec: &TaskSpec) -> v1::DesiredTask {
 }
 
 fn kill(task: &str, spec: &TaskSpec, grace_ms: u64) -> v1::DesiredTask {
-    v1::DesiredTask { kill_grace_ms: Some(grace_ms), ..desired_task(task, spec) }
+    v1::DesiredTask {
+        kill_grace_ms: Some(grace_ms),
+        ..desired_task(task, spec)
+    }
 }
 
 fn tasks_worker() -> WorkerKey {
-    WorkerKey { tenant: "eng".into(), kind: WorkerKind::Tasks }
+    WorkerKey {
+        tenant: "eng".into(),
+        kind: WorkerKind::Tasks,
+    }
 }
 
 fn schedulers_worker() -> WorkerKey {
-    WorkerKey { tenant: "eng".into(), kind: WorkerKind::Schedulers }
+    WorkerKey {
+        tenant: "eng".into(),
+        kind: WorkerKind::Schedulers,
+    }
 }
 
 fn hello(process: &str) -> WorkerHello {
-    WorkerHello { process: process.into(), engine: "E".into(), instances: vec![], tasks: vec![] }
+    WorkerHello {
+        process: process.into(),
+        engine: "E".into(),
+        instances: vec![],
+        tasks: vec![],
+    }
 }
 
 fn wasm_state(task: &str, state: S) -> v1::WasmTaskState {
@@ -92,8 +126,15 @@ fn wasm_state(task: &str, state: S) -> v1::WasmTaskState {
 
 impl Agent {
     fn new() -> Self {
-        let now = Now { mono_ms: 1_000, wall_ms: 1_000_000 };
-        let mut agent = Self { core: Core::new(CONFIG, AgentId(0)), records: vec![], now };
+        let now = Now {
+            mono_ms: 1_000,
+            wall_ms: 1_000_000,
+        };
+        let mut agent = Self {
+            core: Core::new(CONFIG, AgentId(0)),
+            records: vec![],
+            now,
+        };
         agent.register();
         agent
     }
@@ -109,18 +150,31 @@ impl Agent {
         for (index, action) in actions.into_iter().enumerate() {
             if let Action::Checkpoint { records, sync } = action {
                 assert_eq!(index, 0, "a checkpoint comes first");
-                lines.push(format!("checkpoint {}{}", records.len(), if sync { " sync" } else { "" }));
+                lines.push(format!(
+                    "checkpoint {}{}",
+                    records.len(),
+                    if sync { " sync" } else { "" }
+                ));
                 self.records.extend(records);
             } else {
                 lines.push(show(&action));
             }
         }
-        assert!(self.core.wake_ms().is_none_or(|at| at > self.now.mono_ms), "nothing is overdue: {lines:?}");
+        assert!(
+            self.core.wake_ms().is_none_or(|at| at > self.now.mono_ms),
+            "nothing is overdue: {lines:?}"
+        );
         lines
     }
 
     fn desire(&mut self, full: bool, generation: u64, tasks: Vec<v1::DesiredTask>) -> Vec<String> {
-        let desired = v1::Desired { generation, full, tasks, removed: vec![], instances: vec![] };
+        let desired = v1::Desired {
+            generation,
+            full,
+            tasks,
+            removed: vec![],
+            instances: vec![],
+        };
         let actions = self.core.on_desired(desired, self.now);
         self.take(actions)
     }
@@ -131,7 +185,14 @@ impl Agent {
     }
 
     fn exit(&mut self, task: &str, attempt: u32, code: i32) -> Vec<String> {
-        self.see(task, attempt, Seen::Exited(NativeExit { code: Some(code), ..NativeExit::default() }))
+        self.see(
+            task,
+            attempt,
+            Seen::Exited(NativeExit {
+                code: Some(code),
+                ..NativeExit::default()
+            }),
+        )
     }
 
     fn pass(&mut self, ms: u64) -> Vec<String> {
@@ -142,7 +203,11 @@ impl Agent {
     }
 
     fn ack(&mut self, task: &str, sequence: u64) -> Vec<String> {
-        let acks = vec![v1::StatusAck { framework: 1, task: task.into(), sequence }];
+        let acks = vec![v1::StatusAck {
+            framework: 1,
+            task: task.into(),
+            sequence,
+        }];
         let actions = self.core.on_status_acks(acks, self.now);
         self.take(actions)
     }
@@ -151,11 +216,21 @@ impl Agent {
     fn crash(&mut self) -> Vec<String> {
         let records = self.records.clone().into_iter();
         let (core, actions) = Core::recover(CONFIG, AgentId(1), records, self.now).unwrap();
-        let (again, same) = Core::recover(CONFIG, AgentId(1), core.compacted().into_iter(), self.now).unwrap();
-        assert_eq!(again.compacted(), core.compacted(), "compaction loses nothing");
+        let (again, same) =
+            Core::recover(CONFIG, AgentId(1), core.compacted().into_iter(), self.now).unwrap();
         assert_eq!(
-            actions.iter().filter(|a| !matches!(a, Action::Checkpoint { .. })).collect::<Vec<_>>(),
-            same.iter().filter(|a| !matches!(a, Action::Checkpoint { .. })).collect::<Vec<_>>()
+            again.compacted(),
+            core.compacted(),
+            "compaction loses nothing"
+        );
+        assert_eq!(
+            actions
+                .iter()
+                .filter(|a| !matches!(a, Action::Checkpoint { .. }))
+                .collect::<Vec<_>>(),
+            same.iter()
+                .filter(|a| !matches!(a, Action::Checkpoint { .. }))
+                .collect::<Vec<_>>()
         );
         self.core = core;
         self.take(actions)
@@ -167,14 +242,20 @@ impl Agent {
     }
 
     fn supply_wasm(&mut self) -> Vec<String> {
-        let actions = self.core.on_component(Digest::of(b"wasm"), Ok(()), self.now);
+        let actions = self
+            .core
+            .on_component(Digest::of(b"wasm"), Ok(()), self.now);
         self.take(actions);
-        let actions = self.core.on_image(Digest::of(b"wasm"), "E".into(), Ok(()), self.now);
+        let actions = self
+            .core
+            .on_image(Digest::of(b"wasm"), "E".into(), Ok(()), self.now);
         self.take(actions)
     }
 
     fn wasm_says(&mut self, state: v1::WasmTaskState) -> Vec<String> {
-        let actions = self.core.on_wasm(&tasks_worker(), state, Ok(vec![]), self.now);
+        let actions = self
+            .core
+            .on_wasm(&tasks_worker(), state, Ok(vec![]), self.now);
         self.take(actions)
     }
 }
@@ -186,18 +267,37 @@ fn show(action: &Action) -> String {
         Action::StartNative { key, attempt, .. } => format!("start {key} {attempt}"),
         Action::InspectNative { key, attempt, .. } => format!("inspect {key} {attempt}"),
         Action::CancelNative { key, attempt, .. } => format!("cancel {key} {attempt}"),
-        Action::SignalNative { key, attempt, force } => {
+        Action::SignalNative {
+            key,
+            attempt,
+            force,
+        } => {
             format!("{} {key} {attempt}", if *force { "kill" } else { "term" })
         }
-        Action::StartWasm { key, attempt, worker, .. } => {
-            format!("start-wasm {key} {attempt} on {}/{}", worker.tenant, worker.kind.name())
+        Action::StartWasm {
+            key,
+            attempt,
+            worker,
+            ..
+        } => {
+            format!(
+                "start-wasm {key} {attempt} on {}/{}",
+                worker.tenant,
+                worker.kind.name()
+            )
         }
         Action::Forgotten { key } => format!("forgotten {key}"),
         Action::EnsureComponent { .. } => "ensure component".into(),
         Action::EnsureImage { engine, .. } => format!("ensure image {engine}"),
-        Action::EnsureWorker { worker } => format!("ensure worker {}/{}", worker.tenant, worker.kind.name()),
-        Action::StopWorker { worker } => format!("stop worker {}/{}", worker.tenant, worker.kind.name()),
-        Action::StartInstance { instance, .. } => format!("start f{} e{}", instance.framework, instance.epoch),
+        Action::EnsureWorker { worker } => {
+            format!("ensure worker {}/{}", worker.tenant, worker.kind.name())
+        }
+        Action::StopWorker { worker } => {
+            format!("stop worker {}/{}", worker.tenant, worker.kind.name())
+        }
+        Action::StartInstance { instance, .. } => {
+            format!("start f{} e{}", instance.framework, instance.epoch)
+        }
         Action::ToWorker { message, .. } => {
             let name = format!("{message:?}");
             format!("to worker: {}", name.split('(').next().unwrap())
@@ -211,18 +311,39 @@ fn show_message(message: &Message) -> String {
         Message::Statuses(statuses) => {
             let one = |update: &v1::StatusUpdate| {
                 let status = update.status.clone().unwrap();
-                let state = status.state().as_str_name().trim_start_matches("TASK_").to_owned();
-                let reason = if status.reason.is_empty() { String::new() } else { format!(" {}", status.reason) };
-                format!("{}#{} {state}{reason} attempt {}", status.task, update.sequence, status.attempt)
+                let state = status
+                    .state()
+                    .as_str_name()
+                    .trim_start_matches("TASK_")
+                    .to_owned();
+                let reason = if status.reason.is_empty() {
+                    String::new()
+                } else {
+                    format!(" {}", status.reason)
+                };
+                format!(
+                    "{}#{} {state}{reason} attempt {}",
+                    status.task, update.sequence, status.attempt
+                )
             };
-            format!("send {}", statuses.updates.iter().map(one).collect::<Vec<_>>().join(", "))
+            format!(
+                "send {}",
+                statuses
+                    .updates
+                    .iter()
+                    .map(one)
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            )
         }
         Message::DesiredAck(ack) => format!("ack {}", ack.generation),
         Message::TaskSet(set) => format!("send set of {}", set.tasks.len()),
         Message::InstanceReady(ready) => {
             format!("ready rebuilt={} next={}", ready.rebuilt, ready.next_turn)
         }
-        Message::InstanceFailed(failed) => format!("failed {} retry={}", failed.reason, failed.will_retry),
+        Message::InstanceFailed(failed) => {
+            format!("failed {} retry={}", failed.reason, failed.will_retry)
+        }
         Message::Turn(turn) => format!("turn {}", turn.number),
         Message::Register(_) => "register".into(),
     }
@@ -231,16 +352,33 @@ fn show_message(message: &Message) -> String {
 #[test]
 fn a_native_task_from_desired_to_forgotten() {
     let mut agent = Agent::new();
-    assert_eq!(agent.desire(false, 1, vec![desired_task("t", &native())]), ["checkpoint 3 sync", "ack 1", "start f1/t 1"]);
-    assert_eq!(agent.see("t", 1, Seen::Running), ["send t#2 RUNNING attempt 1"]);
+    assert_eq!(
+        agent.desire(false, 1, vec![desired_task("t", &native())]),
+        ["checkpoint 3 sync", "ack 1", "start f1/t 1"]
+    );
+    assert_eq!(
+        agent.see("t", 1, Seen::Running),
+        ["send t#2 RUNNING attempt 1"]
+    );
     agent.now.mono_ms += 5;
-    assert_eq!(agent.exit("t", 1, 0), ["checkpoint 1 sync"], "within 20 ms of the last message");
+    assert_eq!(
+        agent.exit("t", 1, 0),
+        ["checkpoint 1 sync"],
+        "within 20 ms of the last message"
+    );
     assert_eq!(agent.pass(15), ["send t#4 FINISHED attempt 1"]);
     assert_eq!(agent.ack("t", 2), Vec::<String>::new());
     assert_eq!(agent.ack("t", 4), ["checkpoint 1"]);
-    let gone = v1::Desired { generation: 2, removed: vec![(&key("t")).into()], ..v1::Desired::default() };
+    let gone = v1::Desired {
+        generation: 2,
+        removed: vec![(&key("t")).into()],
+        ..v1::Desired::default()
+    };
     let actions = agent.core.on_desired(gone, agent.now);
-    assert_eq!(agent.take(actions), ["checkpoint 2 sync", "forgotten f1/t", "ack 2"]);
+    assert_eq!(
+        agent.take(actions),
+        ["checkpoint 2 sync", "forgotten f1/t", "ack 2"]
+    );
     assert_eq!(agent.core.used(), Quantities::ZERO);
     assert_eq!(agent.crash(), Vec::<String>::new());
 }
@@ -249,14 +387,28 @@ fn a_native_task_from_desired_to_forgotten() {
 fn duplicates_and_strangers_change_nothing() {
     let mut agent = Agent::new();
     agent.desire(false, 5, vec![desired_task("t", &native())]);
-    assert_eq!(agent.desire(false, 5, vec![desired_task("u", &native())]), ["ack 5"]);
-    assert_eq!(agent.desire(true, 5, vec![desired_task("t", &native())]), ["checkpoint 1 sync", "ack 5"]);
+    assert_eq!(
+        agent.desire(false, 5, vec![desired_task("u", &native())]),
+        ["ack 5"]
+    );
+    assert_eq!(
+        agent.desire(true, 5, vec![desired_task("t", &native())]),
+        ["checkpoint 1 sync", "ack 5"]
+    );
     agent.see("t", 1, Seen::Running);
     assert_eq!(agent.see("t", 1, Seen::Running), Vec::<String>::new());
-    assert_eq!(agent.exit("t", 2, 1), Vec::<String>::new(), "another attempt");
+    assert_eq!(
+        agent.exit("t", 2, 1),
+        Vec::<String>::new(),
+        "another attempt"
+    );
     assert_eq!(agent.exit("x", 1, 1), Vec::<String>::new(), "unknown");
     agent.exit("t", 1, 3);
-    assert_eq!(agent.exit("t", 1, 0), Vec::<String>::new(), "an end is an end");
+    assert_eq!(
+        agent.exit("t", 1, 0),
+        Vec::<String>::new(),
+        "an end is an end"
+    );
     assert_eq!(agent.pass(20), ["send t#4 FAILED COMMAND_EXITED attempt 1"]);
 }
 
@@ -270,12 +422,19 @@ fn each_crash_point_has_one_rule() {
     // Started: found running; the status goes again because nobody acknowledged it.
     agent.see("t", 1, Seen::Running);
     assert_eq!(agent.crash(), ["inspect f1/t 1"]);
-    assert_eq!(agent.see("t", 1, Seen::Running), Vec::<String>::new(), "no session yet");
+    assert_eq!(
+        agent.see("t", 1, Seen::Running),
+        Vec::<String>::new(),
+        "no session yet"
+    );
     assert_eq!(agent.register(), ["send t#2 RUNNING attempt 1"]);
     // Ended while the agent was away.
     assert_eq!(agent.crash(), ["inspect f1/t 1"]);
     agent.register();
-    assert_eq!(agent.exit("t", 1, 0), ["checkpoint 1 sync", "send t#4 FINISHED attempt 1"]);
+    assert_eq!(
+        agent.exit("t", 1, 0),
+        ["checkpoint 1 sync", "send t#4 FINISHED attempt 1"]
+    );
     // Ended and recorded, not acknowledged: only sent again.
     assert_eq!(agent.crash(), Vec::<String>::new());
     assert_eq!(agent.register(), ["send t#4 FINISHED attempt 1"]);
@@ -286,13 +445,22 @@ fn each_crash_point_has_one_rule() {
 
 #[test]
 fn what_cannot_be_known_is_said_and_not_guessed() {
-    for (seen, reason) in [(Seen::ShimLost, "SHIM_LOST"), (Seen::Rebooted, "AGENT_REBOOTED")] {
+    for (seen, reason) in [
+        (Seen::ShimLost, "SHIM_LOST"),
+        (Seen::Rebooted, "AGENT_REBOOTED"),
+    ] {
         let mut agent = Agent::new();
         agent.desire(false, 1, vec![desired_task("t", &native())]);
         agent.crash();
         agent.register();
         let lines = agent.see("t", 1, seen);
-        assert_eq!(lines, ["checkpoint 1 sync".to_owned(), format!("send t#4 FAILED {reason} attempt 1")]);
+        assert_eq!(
+            lines,
+            [
+                "checkpoint 1 sync".to_owned(),
+                format!("send t#4 FAILED {reason} attempt 1")
+            ]
+        );
     }
 }
 
@@ -303,8 +471,19 @@ fn a_kill_is_recorded_asked_forced_and_repeated() {
     agent.see("t", 1, Seen::Running);
     agent.pass(100);
     let lines = agent.desire(false, 2, vec![kill("t", &native(), 1_000)]);
-    assert_eq!(lines, ["checkpoint 2 sync", "term f1/t 1", "ack 2", "send t#3 KILLING attempt 1"]);
-    assert_eq!(agent.desire(false, 3, vec![kill("t", &native(), 5_000)]), ["checkpoint 1 sync", "ack 3"]);
+    assert_eq!(
+        lines,
+        [
+            "checkpoint 2 sync",
+            "term f1/t 1",
+            "ack 2",
+            "send t#3 KILLING attempt 1"
+        ]
+    );
+    assert_eq!(
+        agent.desire(false, 3, vec![kill("t", &native(), 5_000)]),
+        ["checkpoint 1 sync", "ack 3"]
+    );
     agent.ack("t", 3);
     assert_eq!(agent.pass(999), Vec::<String>::new());
     assert_eq!(agent.pass(1), ["kill f1/t 1"]);
@@ -312,8 +491,14 @@ fn a_kill_is_recorded_asked_forced_and_repeated() {
     // The intent outlives the agent.
     assert_eq!(agent.crash(), ["inspect f1/t 1"]);
     agent.register();
-    assert_eq!(agent.see("t", 1, Seen::Running), ["term f1/t 1", "send t#3 KILLING attempt 1"]);
-    let seen = Seen::Exited(NativeExit { signal: Some(9), ..NativeExit::default() });
+    assert_eq!(
+        agent.see("t", 1, Seen::Running),
+        ["term f1/t 1", "send t#3 KILLING attempt 1"]
+    );
+    let seen = Seen::Exited(NativeExit {
+        signal: Some(9),
+        ..NativeExit::default()
+    });
     assert_eq!(agent.see("t", 1, seen), ["checkpoint 1 sync"]);
     assert_eq!(agent.pass(20), ["send t#4 KILLED SCHEDULER_KILL attempt 1"]);
 }
@@ -322,10 +507,20 @@ fn a_kill_is_recorded_asked_forced_and_repeated() {
 fn a_task_killed_before_its_start_never_starts() {
     let mut agent = Agent::new();
     let lines = agent.desire(false, 1, vec![kill("t", &native(), 0)]);
-    assert_eq!(lines, ["checkpoint 5 sync", "ack 1", "send t#4 KILLED SCHEDULER_KILL attempt 1"]);
+    assert_eq!(
+        lines,
+        [
+            "checkpoint 5 sync",
+            "ack 1",
+            "send t#4 KILLED SCHEDULER_KILL attempt 1"
+        ]
+    );
     // Killed while its start may or may not have happened: cancelled after a crash.
     agent.desire(false, 2, vec![desired_task("u", &native())]);
-    assert_eq!(agent.desire(false, 3, vec![kill("u", &native(), 0)]), ["checkpoint 2 sync", "ack 3"]);
+    assert_eq!(
+        agent.desire(false, 3, vec![kill("u", &native(), 0)]),
+        ["checkpoint 2 sync", "ack 3"]
+    );
     agent.crash();
     assert_eq!(agent.see("u", 1, Seen::NotStarted), ["cancel f1/u 1"]);
     assert_eq!(agent.see("u", 1, Seen::Cancelled), ["checkpoint 1 sync"]);
@@ -334,14 +529,20 @@ fn a_task_killed_before_its_start_never_starts() {
 #[test]
 fn restarts_count_and_pause_and_survive() {
     let mut agent = Agent::new();
-    let spec = TaskSpec { restarts: 2, ..native() };
+    let spec = TaskSpec {
+        restarts: 2,
+        ..native()
+    };
     agent.desire(false, 1, vec![desired_task("t", &spec)]);
     agent.see("t", 1, Seen::Running);
     agent.pass(50);
     assert_eq!(agent.exit("t", 1, 1), ["checkpoint 1 sync"]);
     assert_eq!(agent.pass(99), Vec::<String>::new());
     assert_eq!(agent.pass(1), ["start f1/t 2"]);
-    assert_eq!(agent.see("t", 2, Seen::Running), ["send t#6 RUNNING attempt 2"]);
+    assert_eq!(
+        agent.see("t", 2, Seen::Running),
+        ["send t#6 RUNNING attempt 2"]
+    );
     agent.exit("t", 2, 1);
     // Attempt 3 is on record; a crash in the pause does not count it again.
     assert_eq!(agent.crash(), ["inspect f1/t 3"]);
@@ -349,13 +550,29 @@ fn restarts_count_and_pause_and_survive() {
     assert_eq!(agent.see("t", 3, Seen::NotStarted), ["start f1/t 3"]);
     agent.see("t", 3, Seen::Running);
     agent.pass(50);
-    assert_eq!(agent.exit("t", 3, 1), ["checkpoint 1 sync", "send t#12 FAILED COMMAND_EXITED attempt 3"]);
+    assert_eq!(
+        agent.exit("t", 3, 1),
+        [
+            "checkpoint 1 sync",
+            "send t#12 FAILED COMMAND_EXITED attempt 3"
+        ]
+    );
 }
 
 #[test]
 fn without_a_master_everything_goes_on() {
     let mut agent = Agent::new();
-    agent.desire(false, 1, vec![desired_task("t", &TaskSpec { restarts: 1, ..native() })]);
+    agent.desire(
+        false,
+        1,
+        vec![desired_task(
+            "t",
+            &TaskSpec {
+                restarts: 1,
+                ..native()
+            },
+        )],
+    );
     agent.see("t", 1, Seen::Running);
     let actions = agent.core.on_session_down(agent.now);
     assert_eq!(agent.take(actions), Vec::<String>::new());
@@ -365,19 +582,29 @@ fn without_a_master_everything_goes_on() {
     agent.exit("t", 2, 0);
     let hash = agent.core.tasks_hash();
     let actions = agent.core.on_registered(AgentId(1), false, agent.now);
-    assert_eq!(agent.take(actions), ["send set of 1", "send t#8 FINISHED attempt 2"]);
+    assert_eq!(
+        agent.take(actions),
+        ["send set of 1", "send t#8 FINISHED attempt 2"]
+    );
     assert_eq!(agent.core.tasks_hash(), hash);
 }
 
 #[test]
 fn what_the_masters_do_not_know_is_ended_and_forgotten_without_a_word() {
     let mut agent = Agent::new();
-    agent.desire(false, 1, vec![desired_task("t", &native()), desired_task("u", &native())]);
+    agent.desire(
+        false,
+        1,
+        vec![desired_task("t", &native()), desired_task("u", &native())],
+    );
     agent.see("t", 1, Seen::Running);
     agent.see("u", 1, Seen::Running);
     agent.pass(100);
     agent.ack("u", 2);
-    assert_eq!(agent.desire(true, 2, vec![desired_task("u", &native())]), ["checkpoint 2 sync", "term f1/t 1", "ack 2"]);
+    assert_eq!(
+        agent.desire(true, 2, vec![desired_task("u", &native())]),
+        ["checkpoint 2 sync", "term f1/t 1", "ack 2"]
+    );
     assert_eq!(agent.crash(), ["inspect f1/t 1", "inspect f1/u 1"]);
     assert_eq!(agent.see("t", 1, Seen::Running), ["term f1/t 1"]);
     assert_eq!(agent.exit("t", 1, 0), ["checkpoint 1", "forgotten f1/t"]);
@@ -387,46 +614,117 @@ fn what_the_masters_do_not_know_is_ended_and_forgotten_without_a_word() {
 #[test]
 fn what_does_not_fit_or_breaks_a_rule_is_refused_with_a_status() {
     let mut agent = Agent::new();
-    let big = TaskSpec { resources: Quantities { cpus_milli: 1_001, mem_mib: 1, disk_mib: 0 }, ..native() };
+    let big = TaskSpec {
+        resources: Quantities {
+            cpus_milli: 1_001,
+            mem_mib: 1,
+            disk_mib: 0,
+        },
+        ..native()
+    };
     let lines = agent.desire(false, 1, vec![desired_task("t", &big)]);
     assert_eq!(lines[2], "send t#4 DROPPED NOT_ENOUGH_RESOURCES attempt 1");
     agent.pass(20);
-    let bad = TaskSpec { resources: Quantities::ZERO, ..native() };
+    let bad = TaskSpec {
+        resources: Quantities::ZERO,
+        ..native()
+    };
     let lines = agent.desire(false, 2, vec![desired_task("u", &bad)]);
-    assert_eq!(lines, ["checkpoint 1 sync", "send u#4 ERROR INVALID_SPEC attempt 1", "ack 2"]);
+    assert_eq!(
+        lines,
+        [
+            "checkpoint 1 sync",
+            "send u#4 ERROR INVALID_SPEC attempt 1",
+            "ack 2"
+        ]
+    );
     let mut forged = desired_task("v", &native());
     forged.spec.push(0);
     let lines = agent.desire(false, 3, vec![forged]);
-    assert_eq!(lines, ["checkpoint 1 sync", "send v#4 ERROR INVALID_SPEC attempt 1", "ack 3"]);
+    assert_eq!(
+        lines,
+        [
+            "checkpoint 1 sync",
+            "send v#4 ERROR INVALID_SPEC attempt 1",
+            "ack 3"
+        ]
+    );
 }
 
 #[test]
 fn a_wasm_task_gets_what_it_needs_and_is_sent_after_its_record() {
     let mut agent = Agent::new();
     let lines = agent.desire(false, 1, vec![desired_task("t", &wasm())]);
-    assert_eq!(lines, ["checkpoint 3 sync", "ack 1", "ensure worker eng/tasks", "ensure component"]);
-    assert_eq!(agent.worker_up(&tasks_worker(), hello("p1")), Vec::<String>::new());
-    let actions = agent.core.on_component(Digest::of(b"wasm"), Err(SupplyFailure::Retry("away".into())), agent.now);
+    assert_eq!(
+        lines,
+        [
+            "checkpoint 3 sync",
+            "ack 1",
+            "ensure worker eng/tasks",
+            "ensure component"
+        ]
+    );
+    assert_eq!(
+        agent.worker_up(&tasks_worker(), hello("p1")),
+        Vec::<String>::new()
+    );
+    let actions = agent.core.on_component(
+        Digest::of(b"wasm"),
+        Err(SupplyFailure::Retry("away".into())),
+        agent.now,
+    );
     assert_eq!(agent.take(actions), Vec::<String>::new());
     assert_eq!(agent.pass(100), ["ensure component"]);
-    let actions = agent.core.on_component(Digest::of(b"wasm"), Ok(()), agent.now);
+    let actions = agent
+        .core
+        .on_component(Digest::of(b"wasm"), Ok(()), agent.now);
     assert_eq!(agent.take(actions), ["ensure image E"]);
-    let actions = agent.core.on_image(Digest::of(b"wasm"), "E".into(), Ok(()), agent.now);
-    assert_eq!(agent.take(actions), ["checkpoint 1 sync", "start-wasm f1/t 1 on eng/tasks"]);
-    assert_eq!(agent.wasm_says(wasm_state("t", S::TaskRunning)), ["send t#2 RUNNING attempt 1"]);
+    let actions = agent
+        .core
+        .on_image(Digest::of(b"wasm"), "E".into(), Ok(()), agent.now);
+    assert_eq!(
+        agent.take(actions),
+        ["checkpoint 1 sync", "start-wasm f1/t 1 on eng/tasks"]
+    );
+    assert_eq!(
+        agent.wasm_says(wasm_state("t", S::TaskRunning)),
+        ["send t#2 RUNNING attempt 1"]
+    );
     agent.pass(50);
     let lines = agent.wasm_says(wasm_state("t", S::TaskFinished));
-    assert_eq!(lines, ["checkpoint 1 sync", "to worker: TaskAck", "send t#4 FINISHED attempt 1"]);
-    assert_eq!(agent.wasm_says(wasm_state("t", S::TaskFinished)), ["to worker: TaskAck"], "acknowledged again");
+    assert_eq!(
+        lines,
+        [
+            "checkpoint 1 sync",
+            "to worker: TaskAck",
+            "send t#4 FINISHED attempt 1"
+        ]
+    );
+    assert_eq!(
+        agent.wasm_says(wasm_state("t", S::TaskFinished)),
+        ["to worker: TaskAck"],
+        "acknowledged again"
+    );
     // A warm one: one checkpoint covers intent and sending.
     let lines = agent.desire(false, 2, vec![desired_task("u", &wasm())]);
-    assert_eq!(lines, ["checkpoint 3 sync", "ack 2", "start-wasm f1/u 1 on eng/tasks"]);
+    assert_eq!(
+        lines,
+        [
+            "checkpoint 3 sync",
+            "ack 2",
+            "start-wasm f1/u 1 on eng/tasks"
+        ]
+    );
 }
 
 #[test]
 fn the_death_of_a_worker_ends_its_tasks_once() {
     let mut agent = Agent::new();
-    agent.desire(false, 1, vec![desired_task("t", &wasm()), desired_task("n", &native())]);
+    agent.desire(
+        false,
+        1,
+        vec![desired_task("t", &wasm()), desired_task("n", &native())],
+    );
     agent.worker_up(&tasks_worker(), hello("p1"));
     agent.supply_wasm();
     agent.wasm_says(wasm_state("t", S::TaskRunning));
@@ -434,7 +732,10 @@ fn the_death_of_a_worker_ends_its_tasks_once() {
     agent.pass(50);
     agent.pass(50);
     let actions = agent.core.on_worker_down(&tasks_worker(), agent.now);
-    assert_eq!(agent.take(actions), ["checkpoint 1 sync", "send t#4 FAILED WORKER_LOST attempt 1"]);
+    assert_eq!(
+        agent.take(actions),
+        ["checkpoint 1 sync", "send t#4 FAILED WORKER_LOST attempt 1"]
+    );
     let actions = agent.core.on_worker_down(&tasks_worker(), agent.now);
     assert_eq!(agent.take(actions), Vec::<String>::new());
     agent.ack("t", 4);
@@ -443,13 +744,24 @@ fn the_death_of_a_worker_ends_its_tasks_once() {
     agent.pass(300);
     agent.worker_up(&tasks_worker(), hello("p2"));
     assert_eq!(agent.crash(), ["inspect f1/n 1", "ensure worker eng/tasks"]);
-    assert_eq!(agent.worker_up(&tasks_worker(), hello("p3")), ["checkpoint 1 sync"]);
+    assert_eq!(
+        agent.worker_up(&tasks_worker(), hello("p3")),
+        ["checkpoint 1 sync"]
+    );
 }
 
 #[test]
 fn a_restarted_agent_finds_its_wasm_tasks() {
     let mut agent = Agent::new();
-    agent.desire(false, 1, vec![desired_task("a", &wasm()), desired_task("b", &wasm()), desired_task("c", &wasm())]);
+    agent.desire(
+        false,
+        1,
+        vec![
+            desired_task("a", &wasm()),
+            desired_task("b", &wasm()),
+            desired_task("c", &wasm()),
+        ],
+    );
     agent.worker_up(&tasks_worker(), hello("p1"));
     agent.supply_wasm();
     assert_eq!(agent.crash(), ["ensure worker eng/tasks"]);
@@ -465,13 +777,28 @@ fn a_restarted_agent_finds_its_wasm_tasks() {
         ["to worker: KillTask", "ensure component"]
     );
     let lines = agent.supply_wasm();
-    assert_eq!(lines, ["checkpoint 1 sync", "start-wasm f1/c 1 on eng/tasks"]);
+    assert_eq!(
+        lines,
+        ["checkpoint 1 sync", "start-wasm f1/c 1 on eng/tasks"]
+    );
     let lines = agent.wasm_says(wasm_state("b", S::TaskFinished));
     assert_eq!(lines, ["checkpoint 1 sync", "to worker: TaskAck"]);
-    let states: BTreeMap<_, _> =
-        agent.core.tasks().map(|(key, _, state)| (key.task.to_string(), state.name())).collect();
-    let expected = [("a", "TASK_RUNNING"), ("b", "TASK_FINISHED"), ("c", "TASK_STARTING")];
-    assert_eq!(states, expected.map(|(task, state)| (task.to_owned(), state)).into());
+    let states: BTreeMap<_, _> = agent
+        .core
+        .tasks()
+        .map(|(key, _, state)| (key.task.to_string(), state.name()))
+        .collect();
+    let expected = [
+        ("a", "TASK_RUNNING"),
+        ("b", "TASK_FINISHED"),
+        ("c", "TASK_STARTING"),
+    ];
+    assert_eq!(
+        states,
+        expected
+            .map(|(task, state)| (task.to_owned(), state))
+            .into()
+    );
 }
 
 fn instance(epoch: u64) -> v1::DesiredInstance {
@@ -486,21 +813,45 @@ fn instance(epoch: u64) -> v1::DesiredInstance {
     }
 }
 
-fn desire_instance(agent: &mut Agent, generation: u64, instances: Vec<v1::DesiredInstance>) -> Vec<String> {
-    let desired = v1::Desired { generation, full: true, instances, ..v1::Desired::default() };
+fn desire_instance(
+    agent: &mut Agent,
+    generation: u64,
+    instances: Vec<v1::DesiredInstance>,
+) -> Vec<String> {
+    let desired = v1::Desired {
+        generation,
+        full: true,
+        instances,
+        ..v1::Desired::default()
+    };
     let actions = agent.core.on_desired(desired, agent.now);
     agent.take(actions)
 }
 
 fn ready(epoch: u64, next_turn: u64) -> v1::InstanceReady {
-    let key = Some(v1::InstanceKey { framework: 7, epoch });
-    v1::InstanceReady { key, rebuilt: false, next_turn }
+    let key = Some(v1::InstanceKey {
+        framework: 7,
+        epoch,
+    });
+    v1::InstanceReady {
+        key,
+        rebuilt: false,
+        next_turn,
+    }
 }
 
 fn running_instance() -> Agent {
     let mut agent = Agent::new();
     let lines = desire_instance(&mut agent, 1, vec![instance(1)]);
-    assert_eq!(lines, ["checkpoint 1 sync", "ack 1", "ensure worker eng/schedulers", "ensure component"]);
+    assert_eq!(
+        lines,
+        [
+            "checkpoint 1 sync",
+            "ack 1",
+            "ensure worker eng/schedulers",
+            "ensure component"
+        ]
+    );
     agent.worker_up(&schedulers_worker(), hello("p1"));
     assert_eq!(agent.supply_wasm(), ["start f7 e1"]);
     let actions = agent.core.on_instance_ready(ready(1, 1), agent.now);
@@ -511,14 +862,28 @@ fn running_instance() -> Agent {
 #[test]
 fn a_turn_of_unknown_fate_is_repeated_in_the_next_session() {
     let mut agent = running_instance();
-    let turn = v1::Turn { framework: 7, epoch: 1, number: 1, ..v1::Turn::default() };
+    let turn = v1::Turn {
+        framework: 7,
+        epoch: 1,
+        number: 1,
+        ..v1::Turn::default()
+    };
     let actions = agent.core.on_turn(turn, agent.now);
     assert_eq!(agent.take(actions), ["turn 1"]);
     agent.core.on_session_down(agent.now);
     assert_eq!(agent.register(), ["turn 1", "ready rebuilt=false next=1"]);
-    let outcome = v1::TurnOutcome { outcome: Some(v1::turn_outcome::Outcome::Next(2)) };
-    let key = Some(v1::InstanceKey { framework: 7, epoch: 1 });
-    let result = v1::TurnResult { key, number: 1, outcome: Some(outcome) };
+    let outcome = v1::TurnOutcome {
+        outcome: Some(v1::turn_outcome::Outcome::Next(2)),
+    };
+    let key = Some(v1::InstanceKey {
+        framework: 7,
+        epoch: 1,
+    });
+    let result = v1::TurnResult {
+        key,
+        number: 1,
+        outcome: Some(outcome),
+    };
     let actions = agent.core.on_turn_result(result, agent.now);
     assert_eq!(agent.take(actions), ["to worker: TurnResult"]);
     agent.core.on_session_down(agent.now);
@@ -531,7 +896,10 @@ fn a_lost_scheduler_worker_is_built_again() {
     let actions = agent.core.on_worker_down(&schedulers_worker(), agent.now);
     assert_eq!(agent.take(actions), ["failed WORKER_LOST retry=true"]);
     assert_eq!(agent.pass(100), ["ensure worker eng/schedulers"]);
-    assert_eq!(agent.worker_up(&schedulers_worker(), hello("p2")), ["start f7 e1"]);
+    assert_eq!(
+        agent.worker_up(&schedulers_worker(), hello("p2")),
+        ["start f7 e1"]
+    );
     let actions = agent.core.on_instance_ready(ready(1, 4), agent.now);
     assert_eq!(agent.take(actions), ["ready rebuilt=true next=4"]);
 }
@@ -540,14 +908,30 @@ fn a_lost_scheduler_worker_is_built_again() {
 fn a_newer_epoch_replaces_and_an_older_one_is_not_spoken_for() {
     let mut agent = running_instance();
     let lines = desire_instance(&mut agent, 2, vec![instance(2)]);
-    assert_eq!(lines, ["checkpoint 1 sync", "ack 2", "to worker: StopInstance", "start f7 e2"]);
+    assert_eq!(
+        lines,
+        [
+            "checkpoint 1 sync",
+            "ack 2",
+            "to worker: StopInstance",
+            "start f7 e2"
+        ]
+    );
     let actions = agent.core.on_instance_ready(ready(1, 9), agent.now);
     assert_eq!(agent.take(actions), Vec::<String>::new());
-    let old = v1::Turn { framework: 7, epoch: 1, number: 1, ..v1::Turn::default() };
+    let old = v1::Turn {
+        framework: 7,
+        epoch: 1,
+        number: 1,
+        ..v1::Turn::default()
+    };
     let actions = agent.core.on_turn(old, agent.now);
     assert_eq!(agent.take(actions), Vec::<String>::new());
     let lines = desire_instance(&mut agent, 3, vec![]);
-    assert_eq!(lines, ["checkpoint 1 sync", "ack 3", "to worker: StopInstance"]);
+    assert_eq!(
+        lines,
+        ["checkpoint 1 sync", "ack 3", "to worker: StopInstance"]
+    );
     assert_eq!(agent.pass(60_000), ["stop worker eng/schedulers"]);
 }
 
@@ -556,22 +940,40 @@ fn a_restarted_agent_goes_on_with_instances_that_are_whole() {
     let mut agent = running_instance();
     agent.crash();
     let has = |epoch, ready| v1::HelloInstance {
-        key: Some(v1::InstanceKey { framework: 7, epoch }),
+        key: Some(v1::InstanceKey {
+            framework: 7,
+            epoch,
+        }),
         ready,
         next_turn: 5,
+        rebuilt: false,
     };
     let mut said = hello("p1");
     said.instances = vec![has(1, true)];
-    assert_eq!(agent.worker_up(&schedulers_worker(), said.clone()), Vec::<String>::new());
+    assert_eq!(
+        agent.worker_up(&schedulers_worker(), said.clone()),
+        Vec::<String>::new()
+    );
     agent.register();
-    assert_eq!(desire_instance(&mut agent, 2, vec![instance(1)])[1..], ["ack 2", "ready rebuilt=false next=5"]);
+    assert_eq!(
+        desire_instance(&mut agent, 2, vec![instance(1)])[1..],
+        ["ack 2", "ready rebuilt=false next=5"]
+    );
     // One that was still being built is built from the beginning, and one of an old epoch is stopped.
     said.instances = vec![has(1, false), has(0, true)];
     agent.crash();
     agent.worker_up(&schedulers_worker(), said);
     agent.register();
     let lines = desire_instance(&mut agent, 3, vec![instance(1)]);
-    assert_eq!(lines[1..], ["ack 3", "to worker: StopInstance", "to worker: StopInstance", "ensure component"]);
+    assert_eq!(
+        lines[1..],
+        [
+            "ack 3",
+            "to worker: StopInstance",
+            "to worker: StopInstance",
+            "ensure component"
+        ]
+    );
     assert_eq!(agent.supply_wasm(), ["start f7 e1"]);
 }
 
@@ -580,10 +982,17 @@ fn an_unusable_component_is_said_once() {
     let mut agent = Agent::new();
     desire_instance(&mut agent, 1, vec![instance(1)]);
     agent.worker_up(&schedulers_worker(), hello("p1"));
-    let actions = agent.core.on_component(Digest::of(b"wasm"), Ok(()), agent.now);
+    let actions = agent
+        .core
+        .on_component(Digest::of(b"wasm"), Ok(()), agent.now);
     agent.take(actions);
     let failure = SupplyFailure::Unusable("not a scheduler".into());
-    let actions = agent.core.on_image(Digest::of(b"wasm"), "E".into(), Err(failure), agent.now);
-    assert_eq!(agent.take(actions), ["failed COMPONENT_UNUSABLE retry=false"]);
+    let actions = agent
+        .core
+        .on_image(Digest::of(b"wasm"), "E".into(), Err(failure), agent.now);
+    assert_eq!(
+        agent.take(actions),
+        ["failed COMPONENT_UNUSABLE retry=false"]
+    );
     assert_eq!(agent.pass(10_000), Vec::<String>::new());
 }

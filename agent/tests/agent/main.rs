@@ -22,7 +22,9 @@ const AGENT: &str = "TESSERA_TEST_AGENT";
 /// Not a test of its own: the process that the tests start as agent.
 #[test]
 fn agent_process() {
-    let Ok(text) = std::env::var(AGENT) else { return };
+    let Ok(text) = std::env::var(AGENT) else {
+        return;
+    };
     let (dir, master) = text.split_once('|').unwrap();
     let dir = PathBuf::from(dir);
     let config = AgentConfig {
@@ -37,8 +39,12 @@ fn agent_process() {
         attributes: BTreeMap::from([("rack".into(), "r1".into())]),
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let error = runtime.block_on(tessera_agent::run(config, Default::default())).unwrap_err();
-    let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+    let error = runtime
+        .block_on(tessera_agent::run(config, Default::default()))
+        .unwrap_err();
+    let cause = std::error::Error::source(&error)
+        .map(ToString::to_string)
+        .unwrap_or_default();
     println!("AGENT ENDED: {error}: {cause}");
 }
 
@@ -52,8 +58,16 @@ struct Cluster {
 
 fn shim() -> PathBuf {
     let beside = std::env::current_exe().unwrap();
-    let shim = beside.parent().unwrap().parent().unwrap().join("tessera-shim");
-    let built = Command::new(env!("CARGO")).args(["build", "-q", "-p", "tessera-shim"]).status().unwrap();
+    let shim = beside
+        .parent()
+        .unwrap()
+        .parent()
+        .unwrap()
+        .join("tessera-shim");
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "-q", "-p", "tessera-shim"])
+        .status()
+        .unwrap();
     assert!(built.success() && shim.exists(), "{}", shim.display());
     shim
 }
@@ -65,7 +79,12 @@ impl Cluster {
         symlink(shim(), home.path().join("bin/tessera-shim")).unwrap();
         symlink("/bin/false", home.path().join("bin/tessera-worker")).unwrap();
         std::fs::write(home.path().join("token"), "secret\n").unwrap();
-        let mut cluster = Self { home, master: Master::start("cluster-1"), agent: None, generation: 0 };
+        let mut cluster = Self {
+            home,
+            master: Master::start("cluster-1"),
+            agent: None,
+            generation: 0,
+        };
         cluster.start();
         cluster
     }
@@ -83,7 +102,9 @@ impl Cluster {
     fn start(&mut self) {
         let sessions = self.master.sessions();
         self.agent = Some(self.spawn(&self.master.address()));
-        wait_for("a session", || (self.master.sessions() > sessions).then_some(()));
+        wait_for("a session", || {
+            (self.master.sessions() > sessions).then_some(())
+        });
     }
 
     /// `kill -9`.
@@ -95,8 +116,13 @@ impl Cluster {
 
     fn desire(&mut self, tasks: Vec<v1::DesiredTask>) {
         self.generation += 1;
-        let desired = v1::Desired { generation: self.generation, tasks, ..v1::Desired::default() };
-        self.master.send(v1::master_message::Message::Desired(desired));
+        let desired = v1::Desired {
+            generation: self.generation,
+            tasks,
+            ..v1::Desired::default()
+        };
+        self.master
+            .send(v1::master_message::Message::Desired(desired));
     }
 
     fn status(&self, task: &str, state: S) -> v1::TaskStatus {
@@ -105,7 +131,9 @@ impl Cluster {
     }
 
     fn sandbox(&self, task: &str) -> PathBuf {
-        self.home.path().join(format!("work/tasks/f1/{task}/1/sandbox"))
+        self.home
+            .path()
+            .join(format!("work/tasks/f1/{task}/1/sandbox"))
     }
 
     fn output(&self, task: &str, name: &str) -> String {
@@ -128,7 +156,10 @@ impl Drop for Cluster {
         for name in cgroups.list() {
             let ended = cgroups.files(&name).unwrap().kill_all(DEADLINE);
             let removed = cgroups.remove(&name);
-            assert!(removed.is_ok() || std::thread::panicking(), "{ended:?} {removed:?}");
+            assert!(
+                removed.is_ok() || std::thread::panicking(),
+                "{ended:?} {removed:?}"
+            );
         }
         let removed = cgroups.remove_root();
         assert!(removed.is_ok() || std::thread::panicking(), "{removed:?}");
@@ -150,7 +181,11 @@ fn spec(command: &str) -> TaskSpec {
     TaskSpec {
         name: "n".into(),
         body: TaskBody::Native(NativeCommand::Shell(command.into())),
-        resources: Quantities { cpus_milli: 50, mem_mib: 20, disk_mib: 0 },
+        resources: Quantities {
+            cpus_milli: 50,
+            mem_mib: 20,
+            disk_mib: 0,
+        },
         cpus_limit_milli: None,
         pids_limit: Some(64),
         user: None,
@@ -188,31 +223,64 @@ fn a_task_runs_reports_and_leaves_its_result_and_output() {
     assert_eq!((description.hostname.as_str(), register.agent), ("host", 0));
     assert_eq!(description.reserved.unwrap().mem_mib, 256);
     let spec = TaskSpec {
-        files: vec![FileSpec { path: "in/text".into(), mode: 0o444, content: b"from the spec".to_vec() }],
+        files: vec![FileSpec {
+            path: "in/text".into(),
+            mode: 0o444,
+            content: b"from the spec".to_vec(),
+        }],
         result_file: Some("out".into()),
-        ..spec("cat in/text; echo $WHO $LAUNCH $TESSERA_TASK_ID; id -un >&2; echo 42 > out; sleep 0.2")
+        ..spec(
+            "cat in/text; echo $WHO $LAUNCH $TESSERA_TASK_ID; id -un >&2; echo 42 > out; sleep 0.2",
+        )
     };
     cluster.desire(vec![task("t", &spec)]);
     cluster.status("t", S::TaskRunning);
     let end = cluster.status("t", S::TaskFinished);
-    assert_eq!((end.exit_code, end.data.as_slice(), end.agent), (Some(0), &b"42\n"[..], 1));
+    assert_eq!(
+        (end.exit_code, end.data.as_slice(), end.agent),
+        (Some(0), &b"42\n"[..], 1)
+    );
     assert_eq!(cluster.output("t", "stdout"), "from the specspec yes t\n");
-    let user = if nix::unistd::Uid::effective().is_root() { "nobody" } else { "" };
+    let user = if nix::unistd::Uid::effective().is_root() {
+        "nobody"
+    } else {
+        ""
+    };
     assert!(cluster.output("t", "stderr").starts_with(user));
     // The same by way of the master, and nothing else than that.
     let chunk = cluster.master.file("t", "stdout", 5, 3);
-    assert_eq!((chunk.data.as_slice(), chunk.size, chunk.error.as_str()), (&b"the"[..], 24, ""));
+    assert_eq!(
+        (chunk.data.as_slice(), chunk.size, chunk.error.as_str()),
+        (&b"the"[..], 24, "")
+    );
     for path in ["../state/exit.json", "/etc/passwd", "missing"] {
         let chunk = cluster.master.file("t", path, 0, 10);
         assert!(chunk.data.is_empty() && !chunk.error.is_empty(), "{path}");
     }
     // Forgotten when the master says so, and its group is gone.
-    let key = v1::TaskKey { framework: 1, task: "t".into() };
+    let key = v1::TaskKey {
+        framework: 1,
+        task: "t".into(),
+    };
     cluster.generation += 1;
-    let desired = v1::Desired { generation: cluster.generation, removed: vec![key], ..v1::Desired::default() };
-    cluster.master.send(v1::master_message::Message::Desired(desired));
-    wait_for("the acknowledgement", || (cluster.master.acknowledged() == cluster.generation).then_some(()));
-    assert!(!cluster.cgroups().list().iter().any(|name| name.starts_with("f1.")));
+    let desired = v1::Desired {
+        generation: cluster.generation,
+        removed: vec![key],
+        ..v1::Desired::default()
+    };
+    cluster
+        .master
+        .send(v1::master_message::Message::Desired(desired));
+    wait_for("the acknowledgement", || {
+        (cluster.master.acknowledged() == cluster.generation).then_some(())
+    });
+    assert!(
+        !cluster
+            .cgroups()
+            .list()
+            .iter()
+            .any(|name| name.starts_with("f1."))
+    );
 }
 
 #[test]
@@ -222,22 +290,54 @@ fn failures_are_told_apart() {
     cluster.desire(vec![
         task("code", &spec("exit 3")),
         task("signal", &spec("kill -USR1 $$")),
-        task("missing", &TaskSpec { body: missing, ..spec("") }),
-        task("stranger", &TaskSpec { user: Some("no-such-user".into()), ..spec("true") }),
-        task("memory", &spec("head -c 200000000 /dev/zero | tail -c 150000000")),
-        task("again", &TaskSpec { restarts: 2, ..spec("echo x >> $TESSERA_SANDBOX/../../runs; exit 1") }),
+        task(
+            "missing",
+            &TaskSpec {
+                body: missing,
+                ..spec("")
+            },
+        ),
+        task(
+            "stranger",
+            &TaskSpec {
+                user: Some("no-such-user".into()),
+                ..spec("true")
+            },
+        ),
+        task(
+            "memory",
+            &spec("head -c 200000000 /dev/zero | tail -c 150000000"),
+        ),
+        task(
+            "again",
+            &TaskSpec {
+                restarts: 2,
+                ..spec("echo x >> $TESSERA_SANDBOX/../../runs; exit 1")
+            },
+        ),
     ]);
     let end = |name: &str| {
         let status = cluster.status(name, S::TaskFailed);
-        (status.reason.clone(), status.exit_code, status.signal, status.attempt)
+        (
+            status.reason.clone(),
+            status.exit_code,
+            status.signal,
+            status.attempt,
+        )
     };
     assert_eq!(end("code"), ("COMMAND_EXITED".into(), Some(3), None, 1));
-    assert_eq!(end("signal"), ("COMMAND_SIGNALLED".into(), None, Some(10), 1));
+    assert_eq!(
+        end("signal"),
+        ("COMMAND_SIGNALLED".into(), None, Some(10), 1)
+    );
     assert_eq!(end("missing"), ("LAUNCH_FAILED".into(), None, None, 1));
     assert_eq!(end("stranger").0, "LAUNCH_FAILED");
     let memory = end("memory");
     let limited = cluster.cgroups().unlimited_because().is_none();
-    assert!(!limited || memory == ("MEMORY_LIMIT".into(), Some(137), None, 1), "{memory:?}");
+    assert!(
+        !limited || memory == ("MEMORY_LIMIT".into(), Some(137), None, 1),
+        "{memory:?}"
+    );
     assert_eq!(end("again").3, 3);
 }
 
@@ -245,16 +345,28 @@ fn failures_are_told_apart() {
 fn a_kill_asks_first_and_then_ends_the_whole_tree() {
     let mut cluster = Cluster::new();
     let polite = spec("trap 'echo bye; exit 0' TERM; while :; do sleep 0.05; done");
-    let stubborn = spec("trap '' TERM; (setsid sleep 1000 & echo $! > child; wait) & while :; do sleep 0.05; done");
+    let stubborn = spec(
+        "trap '' TERM; (setsid sleep 1000 & echo $! > child; wait) & while :; do sleep 0.05; done",
+    );
     cluster.desire(vec![task("polite", &polite), task("stubborn", &stubborn)]);
     cluster.status("polite", S::TaskRunning);
     cluster.status("stubborn", S::TaskRunning);
-    let child: i32 =
-        wait_for("the child", || cluster.output("stubborn", "child").trim().parse().ok());
-    let kill = |name, spec, grace_ms| v1::DesiredTask { kill_grace_ms: Some(grace_ms), ..task(name, spec) };
-    cluster.desire(vec![kill("polite", &polite, 20_000), kill("stubborn", &stubborn, 100)]);
+    let child: i32 = wait_for("the child", || {
+        cluster.output("stubborn", "child").trim().parse().ok()
+    });
+    let kill = |name, spec, grace_ms| v1::DesiredTask {
+        kill_grace_ms: Some(grace_ms),
+        ..task(name, spec)
+    };
+    cluster.desire(vec![
+        kill("polite", &polite, 20_000),
+        kill("stubborn", &stubborn, 100),
+    ]);
     let end = cluster.status("polite", S::TaskKilled);
-    assert_eq!((end.exit_code, end.reason.as_str()), (Some(0), "SCHEDULER_KILL"));
+    assert_eq!(
+        (end.exit_code, end.reason.as_str()),
+        (Some(0), "SCHEDULER_KILL")
+    );
     let end = cluster.status("stubborn", S::TaskKilled);
     assert_eq!((end.exit_code, end.signal), (None, Some(9)));
     assert!(!Path::new(&format!("/proc/{child}")).exists());
@@ -263,24 +375,63 @@ fn a_kill_asks_first_and_then_ends_the_whole_tree() {
 #[test]
 fn a_killed_agent_stops_no_task_and_loses_no_exit_code() {
     let mut cluster = Cluster::new();
-    let waits = |code: u8| spec(&format!("echo $$ > pid; while [ ! -e go ]; do sleep 0.02; done; exit {code}"));
-    cluster.desire(vec![task("later", &waits(5)), task("away", &waits(6)), task("gone", &waits(7))]);
-    let pid = |cluster: &Cluster, name: &str| -> String {
-        wait_for("the pid", || Some(cluster.output(name, "pid")).filter(|pid| pid.ends_with('\n')))
+    let waits = |code: u8| {
+        spec(&format!(
+            "echo $$ > pid; while [ ! -e go ]; do sleep 0.02; done; exit {code}"
+        ))
     };
-    let before: Vec<String> = ["later", "away", "gone"].map(|name| pid(&cluster, name)).into();
+    cluster.desire(vec![
+        task("later", &waits(5)),
+        task("away", &waits(6)),
+        task("gone", &waits(7)),
+    ]);
+    let pid = |cluster: &Cluster, name: &str| -> String {
+        wait_for("the pid", || {
+            Some(cluster.output(name, "pid")).filter(|pid| pid.ends_with('\n'))
+        })
+    };
+    let before: Vec<String> = ["later", "away", "gone"]
+        .map(|name| pid(&cluster, name))
+        .into();
     cluster.status("gone", S::TaskRunning);
     cluster.kill_agent();
-    let go = |cluster: &Cluster, name: &str| std::fs::write(cluster.sandbox(name).join("go"), "").unwrap();
+    let go = |cluster: &Cluster, name: &str| {
+        std::fs::write(cluster.sandbox(name).join("go"), "").unwrap()
+    };
     // One ends while nobody watches, one loses its shim as well.
     go(&cluster, "away");
-    let away = cluster.home.path().join("work/tasks/f1/away/1/state/exit.json");
+    let away = cluster
+        .home
+        .path()
+        .join("work/tasks/f1/away/1/state/exit.json");
     wait_for("the exit record", || away.exists().then_some(()));
-    let shim = std::fs::read_to_string(cluster.home.path().join("work/tasks/f1/gone/1/state/shim.json")).unwrap();
-    let shim: i32 = shim.split("\"pid\":").nth(1).unwrap().split(',').next().unwrap().parse().unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), nix::sys::signal::Signal::SIGKILL).unwrap();
+    let shim = std::fs::read_to_string(
+        cluster
+            .home
+            .path()
+            .join("work/tasks/f1/gone/1/state/shim.json"),
+    )
+    .unwrap();
+    let shim: i32 = shim
+        .split("\"pid\":")
+        .nth(1)
+        .unwrap()
+        .split(',')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(shim),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
     cluster.start();
-    assert_eq!(cluster.master.last_register().agent, 1, "it is the same agent");
+    assert_eq!(
+        cluster.master.last_register().agent,
+        1,
+        "it is the same agent"
+    );
     assert_eq!(cluster.status("away", S::TaskFailed).exit_code, Some(6));
     assert_eq!(cluster.status("gone", S::TaskFailed).reason, "SHIM_LOST");
     assert_eq!(pid(&cluster, "later"), before[0], "it runs on");
@@ -301,7 +452,9 @@ fn statuses_are_repeated_in_new_sessions_until_acknowledged() {
     let sessions = cluster.master.sessions();
     cluster.master.forget_statuses();
     cluster.master.end_session();
-    wait_for("another session", || (cluster.master.sessions() > sessions).then_some(()));
+    wait_for("another session", || {
+        (cluster.master.sessions() > sessions).then_some(())
+    });
     cluster.status("t", S::TaskFinished);
     cluster.master.acknowledge(true);
     cluster.status("t", S::TaskFinished);
@@ -316,7 +469,10 @@ fn a_second_agent_and_another_cluster_are_refused() {
     cluster.kill_agent();
     let other = Master::start("cluster-2");
     let refused = ended(cluster.spawn(&other.address()));
-    assert!(refused.contains("belongs to cluster cluster-1"), "{refused}");
+    assert!(
+        refused.contains("belongs to cluster cluster-1"),
+        "{refused}"
+    );
 }
 
 #[test]
@@ -327,13 +483,17 @@ fn a_launch_takes_milliseconds() {
     for n in 0..30 {
         let name = format!("t{n}");
         // Out of the 20 ms in which a second message of statuses would wait.
-        std::thread::sleep(Duration::from_millis(30));
+        let quiet = Instant::now() + Duration::from_millis(30);
+        wait_for("quiet", || (Instant::now() >= quiet).then_some(()));
         let begun = Instant::now();
         cluster.desire(vec![task(&name, &sleeping)]);
         cluster.status(&name, S::TaskRunning);
         times.push(begun.elapsed());
     }
     times.sort();
-    eprintln!("desired to RUNNING at the master: p50 {:?}, p90 {:?}, max {:?}", times[15], times[27], times[29]);
+    eprintln!(
+        "desired to RUNNING at the master: p50 {:?}, p90 {:?}, max {:?}",
+        times[15], times[27], times[29]
+    );
     assert!(times[15] < Duration::from_millis(250), "{times:?}");
 }

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use tessera_wire::v1::{self, agent_session_server as server, agent_message, master_message};
+use tessera_wire::v1::{self, agent_message, agent_session_server as server, master_message};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
@@ -49,7 +49,9 @@ pub struct Master {
 impl Master {
     pub fn start(cluster: &str) -> Self {
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let listener = runtime
+            .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
+            .unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(State {
             cluster: cluster.to_owned(),
@@ -68,7 +70,11 @@ impl Master {
                     stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream))
                 })),
         );
-        Self { state, address, _runtime: runtime }
+        Self {
+            state,
+            address,
+            _runtime: runtime,
+        }
     }
 
     pub fn address(&self) -> String {
@@ -103,11 +109,20 @@ impl Master {
 
     pub fn send(&self, message: master_message::Message) {
         let control = self.state.said().control.clone().expect("a session");
-        control.blocking_send(Ok(v1::MasterMessage { message: Some(message) })).unwrap();
+        control
+            .blocking_send(Ok(v1::MasterMessage {
+                message: Some(message),
+            }))
+            .unwrap();
     }
 
     pub fn status(&self, task: &str, state: v1::TaskState) -> Option<v1::TaskStatus> {
-        self.state.said().statuses.iter().find(|s| s.task == task && s.state() == state).cloned()
+        self.state
+            .said()
+            .statuses
+            .iter()
+            .find(|s| s.task == task && s.state() == state)
+            .cloned()
     }
 
     /// Ask for a range of a file of a task.
@@ -124,7 +139,12 @@ impl Master {
         };
         files.blocking_send(Ok(asked)).unwrap();
         super::wait_for("the file", || {
-            self.state.said().chunks.iter().find(|chunk| chunk.request == request).cloned()
+            self.state
+                .said()
+                .chunks
+                .iter()
+                .find(|chunk| chunk.request == request)
+                .cloned()
         })
     }
 }
@@ -137,7 +157,11 @@ fn authorized<T>(request: &Request<T>) -> Result<(), Status> {
 }
 
 impl Service {
-    async fn on(&self, message: agent_message::Message, out: &mpsc::Sender<Result<v1::MasterMessage, Status>>) {
+    async fn on(
+        &self,
+        message: agent_message::Message,
+        out: &mpsc::Sender<Result<v1::MasterMessage, Status>>,
+    ) {
         match message {
             agent_message::Message::Statuses(statuses) => {
                 let mut acks = Vec::new();
@@ -151,7 +175,8 @@ impl Service {
                     self.0.said().statuses.push(status);
                 }
                 if self.0.acknowledge.load(Ordering::SeqCst) {
-                    let message = Some(master_message::Message::StatusAcks(v1::StatusAcks { acks }));
+                    let message =
+                        Some(master_message::Message::StatusAcks(v1::StatusAcks { acks }));
                     let _ = out.send(Ok(v1::MasterMessage { message })).await;
                 }
             }
@@ -183,8 +208,13 @@ impl server::AgentSession for Service {
             // From registration on only the test's end keeps the session.
             let weak = out.downgrade();
             let mut first = Some(out);
-            while let Ok(Some(v1::AgentMessage { message: Some(message) })) = incoming.message().await {
-                let Some(out) = first.take().or_else(|| weak.upgrade()) else { return };
+            while let Ok(Some(v1::AgentMessage {
+                message: Some(message),
+            })) = incoming.message().await
+            {
+                let Some(out) = first.take().or_else(|| weak.upgrade()) else {
+                    return;
+                };
                 if let agent_message::Message::Register(register) = message {
                     let state = &service.0;
                     let registered = v1::Registered {

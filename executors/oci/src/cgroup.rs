@@ -5,10 +5,10 @@
 //! says why, and nothing pretends to limit. This file must never signal a process.
 
 use crate::group::{GroupFiles, counter};
+use cgroups_rs::fs::MaxValue;
 use cgroups_rs::fs::cpu::CpuController;
 use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::pid::PidController;
-use cgroups_rs::fs::MaxValue;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -115,7 +115,8 @@ impl Cgroups {
         let mut v2 = None;
         for line in mounts.lines() {
             let mut fields = line.split(' ').skip(1);
-            let (Some(path), Some(kind), Some(options)) = (fields.next(), fields.next(), fields.next())
+            let (Some(path), Some(kind), Some(options)) =
+                (fields.next(), fields.next(), fields.next())
             else {
                 continue;
             };
@@ -134,11 +135,20 @@ impl Cgroups {
         if check_name(root).is_err() {
             return Self::none(root, format!("{root:?} is not the name of a group"));
         }
-        let mut found = Self { v1, v2, v2_controllers: vec![], root: root.to_owned(), unlimited: None };
+        let mut found = Self {
+            v1,
+            v2,
+            v2_controllers: vec![],
+            root: root.to_owned(),
+            unlimited: None,
+        };
         if let Err(error) = found.make_root() {
             return Self::none(root, error.to_string());
         }
-        let missing: Vec<_> = LIMITING.into_iter().filter(|name| !found.limits(name)).collect();
+        let missing: Vec<_> = LIMITING
+            .into_iter()
+            .filter(|name| !found.limits(name))
+            .collect();
         if !missing.is_empty() {
             found.unlimited = Some(format!("no hierarchy has {}", missing.join(", ")));
         }
@@ -169,13 +179,16 @@ impl Cgroups {
         for mount in self.v1.values() {
             make(&mount.join(&self.root))?;
         }
-        let Some(mount) = self.v2.clone() else { return Ok(()) };
+        let Some(mount) = self.v2.clone() else {
+            return Ok(());
+        };
         let path = mount.join(&self.root);
         make(&path)?;
         // Passed down level by level; hybrid machines have all of them in v1 and none here.
         let available = fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default();
         for name in LIMITING {
-            if self.v1.contains_key(name) || !available.split_ascii_whitespace().any(|a| a == name) {
+            if self.v1.contains_key(name) || !available.split_ascii_whitespace().any(|a| a == name)
+            {
                 continue;
             }
             let mut level = mount.clone();
@@ -231,9 +244,19 @@ impl Cgroups {
     /// When the name is not one.
     pub fn files(&self, name: &str) -> Result<GroupFiles, CgroupError> {
         let directories = self.directories(name)?;
-        let v2 = self.v2.as_ref().map(|mount| mount.join(&self.root).join(name));
-        let of = |controller: &str| self.v1.get(controller).map(|m| m.join(&self.root).join(name));
-        let kill = v2.as_ref().map(|path| path.join("cgroup.kill")).filter(|_| self.has_group_kill());
+        let v2 = self
+            .v2
+            .as_ref()
+            .map(|mount| mount.join(&self.root).join(name));
+        let of = |controller: &str| {
+            self.v1
+                .get(controller)
+                .map(|m| m.join(&self.root).join(name))
+        };
+        let kill = v2
+            .as_ref()
+            .map(|path| path.join("cgroup.kill"))
+            .filter(|_| self.has_group_kill());
         let oom = match of("memory") {
             Some(path) => Some(path.join("memory.oom_control")),
             None if self.v2_controllers.contains(&"memory") => {
@@ -242,15 +265,24 @@ impl Cgroups {
             None => None,
         };
         Ok(GroupFiles {
-            procs: directories.iter().map(|path| path.join("cgroup.procs")).collect(),
-            freezer: if kill.is_none() { of("freezer").map(|p| p.join("freezer.state")) } else { None },
+            procs: directories
+                .iter()
+                .map(|path| path.join("cgroup.procs"))
+                .collect(),
+            freezer: if kill.is_none() {
+                of("freezer").map(|p| p.join("freezer.state"))
+            } else {
+                None
+            },
             kill,
             oom,
         })
     }
 
     fn has_group_kill(&self) -> bool {
-        self.v2.as_ref().is_some_and(|mount| mount.join(&self.root).join("cgroup.kill").exists())
+        self.v2
+            .as_ref()
+            .is_some_and(|mount| mount.join(&self.root).join("cgroup.kill").exists())
     }
 
     /// Where a controller's files of a group are, and whether they are those of v2.
@@ -258,7 +290,10 @@ impl Cgroups {
         if let Some(mount) = self.v1.get(controller) {
             return Some((mount.join(&self.root).join(name), mount.clone(), false));
         }
-        let mount = self.v2.as_ref().filter(|_| self.v2_controllers.contains(&controller))?;
+        let mount = self
+            .v2
+            .as_ref()
+            .filter(|_| self.v2_controllers.contains(&controller))?;
         Some((mount.join(&self.root).join(name), mount.clone(), true))
     }
 
@@ -272,23 +307,33 @@ impl Cgroups {
         };
         if let Some((path, base, v2)) = self.place("cpu", name) {
             let cpu = CpuController::new(path, base, v2);
-            let shares = (limits.cpus_milli.saturating_mul(1024) / 1000).clamp(SHARES_MIN, SHARES_MAX);
-            cpu.set_shares(if v2 { weight(shares) } else { shares as u64 }).map_err(refused("cpu weight"))?;
+            let shares =
+                (limits.cpus_milli.saturating_mul(1024) / 1000).clamp(SHARES_MIN, SHARES_MAX);
+            cpu.set_shares(if v2 { weight(shares) } else { shares as u64 })
+                .map_err(refused("cpu weight"))?;
             if let Some(milli) = limits.cpus_limit_milli {
-                let quota = milli.saturating_mul(CFS_PERIOD_US / 1000).max(CFS_QUOTA_MIN_US);
+                let quota = milli
+                    .saturating_mul(CFS_PERIOD_US / 1000)
+                    .max(CFS_QUOTA_MIN_US);
                 cpu.set_cfs_quota_and_period(Some(quota), Some(CFS_PERIOD_US as u64))
                     .map_err(refused("cpu limit"))?;
             }
         }
         if let (Some(mib), Some((path, base, v2))) = (limits.mem_mib, self.place("memory", name)) {
             let bytes = mib.max(MEM_FLOOR_MIB).saturating_mul(1 << 20);
-            let swap = path.join(if v2 { "memory.swap.max" } else { "memory.memsw.limit_in_bytes" });
+            let swap = path.join(if v2 {
+                "memory.swap.max"
+            } else {
+                "memory.memsw.limit_in_bytes"
+            });
             let whole = path.join("memory.oom.group");
             let memory = MemController::new(path, base, v2);
             memory.set_limit(bytes).map_err(refused("memory limit"))?;
             // Swap accounting may be switched off; then there is no file and nothing to limit.
             if swap.exists() {
-                memory.set_memswap_limit(if v2 { 0 } else { bytes }).map_err(refused("swap limit"))?;
+                memory
+                    .set_memswap_limit(if v2 { 0 } else { bytes })
+                    .map_err(refused("swap limit"))?;
             }
             if v2 && whole.exists() {
                 fs::write(&whole, "1").map_err(|source| CgroupError::Io {
@@ -317,10 +362,16 @@ impl Cgroups {
             None => 0,
         };
         let processes = match self.place("pids", name) {
-            Some((path, base, v2)) => PidController::new(path, base, v2).get_pid_current().unwrap_or(0),
+            Some((path, base, v2)) => PidController::new(path, base, v2)
+                .get_pid_current()
+                .unwrap_or(0),
             None => files.pids().map_or(0, |pids| pids.len() as u64),
         };
-        Ok(Stats { memory_bytes: memory, processes, oom_kills: files.oom_kills() })
+        Ok(Stats {
+            memory_bytes: memory,
+            processes,
+            oom_kills: files.oom_kills(),
+        })
     }
 
     /// Remove an empty group, trying again while the kernel still counts its last process.
@@ -333,8 +384,16 @@ impl Cgroups {
             while let Err(source) = fs::remove_dir(&path) {
                 match source.raw_os_error() {
                     Some(libc::ENOENT) => break,
-                    Some(libc::EBUSY) if Instant::now() < deadline => std::thread::sleep(REMOVE_POLL),
-                    _ => return Err(CgroupError::Io { what: "removing", path, source }),
+                    Some(libc::EBUSY) if Instant::now() < deadline => {
+                        std::thread::sleep(REMOVE_POLL)
+                    }
+                    _ => {
+                        return Err(CgroupError::Io {
+                            what: "removing",
+                            path,
+                            source,
+                        });
+                    }
                 }
             }
         }
@@ -346,7 +405,9 @@ impl Cgroups {
     pub fn list(&self) -> Vec<String> {
         let mut names: Vec<String> = Vec::new();
         for mount in self.v2.iter().chain(self.v1.values()) {
-            let Ok(entries) = fs::read_dir(mount.join(&self.root)) else { continue };
+            let Ok(entries) = fs::read_dir(mount.join(&self.root)) else {
+                continue;
+            };
             names.extend(
                 entries
                     .flatten()
@@ -368,7 +429,11 @@ impl Cgroups {
             let path = mount.join(&self.root);
             match fs::remove_dir(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(CgroupError::Io { what: "removing", path, source });
+                    return Err(CgroupError::Io {
+                        what: "removing",
+                        path,
+                        source,
+                    });
                 }
                 _ => {}
             }
@@ -381,11 +446,17 @@ impl Cgroups {
 /// pause waits 10 to 20 ms for: a move of this process to where it is already. Worth doing on a thread
 /// while a launch is still being written down.
 pub fn warm_up() {
-    let Ok(own) = fs::read_to_string("/proc/self/cgroup") else { return };
-    let Ok(mounts) = fs::read_to_string("/proc/self/mounts") else { return };
+    let Ok(own) = fs::read_to_string("/proc/self/cgroup") else {
+        return;
+    };
+    let Ok(mounts) = fs::read_to_string("/proc/self/mounts") else {
+        return;
+    };
     for line in own.lines() {
         let mut fields = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
+            continue;
+        };
         let is_ours = |line: &&str| {
             let mut fields = line.split(' ').skip(2);
             match (controllers, fields.next(), fields.next()) {
@@ -394,10 +465,16 @@ pub fn warm_up() {
                 _ => false,
             }
         };
-        let Some(mount) = mounts.lines().find(is_ours).and_then(|line| line.split(' ').nth(1)) else {
+        let Some(mount) = mounts
+            .lines()
+            .find(is_ours)
+            .and_then(|line| line.split(' ').nth(1))
+        else {
             continue;
         };
-        let procs = Path::new(mount).join(path.trim_start_matches('/')).join("cgroup.procs");
+        let procs = Path::new(mount)
+            .join(path.trim_start_matches('/'))
+            .join("cgroup.procs");
         // Only an optimisation: where it is refused, the launch waits a little.
         let _ = fs::write(procs, "0");
         return;
@@ -415,7 +492,10 @@ fn make(path: &Path) -> Result<(), CgroupError> {
 fn enable(level: &Path, controller: &str) -> Result<(), CgroupError> {
     let path = level.join("cgroup.subtree_control");
     let enabled = fs::read_to_string(&path).unwrap_or_default();
-    if enabled.split_ascii_whitespace().any(|name| name == controller) {
+    if enabled
+        .split_ascii_whitespace()
+        .any(|name| name == controller)
+    {
         return Ok(());
     }
     fs::write(&path, format!("+{controller}")).map_err(|source| CgroupError::Io {
@@ -429,8 +509,14 @@ fn check_name(name: &str) -> Result<(), CgroupError> {
     let fits = !name.is_empty()
         && name.len() <= 1024
         && !name.starts_with('/')
-        && name.split('/').all(|part| !matches!(part, "" | "." | "..") && part.len() <= 255);
-    if fits { Ok(()) } else { Err(CgroupError::Name(name.to_owned())) }
+        && name
+            .split('/')
+            .all(|part| !matches!(part, "" | "." | "..") && part.len() <= 255);
+    if fits {
+        Ok(())
+    } else {
+        Err(CgroupError::Name(name.to_owned()))
+    }
 }
 
 /// The kernel's own mapping from v1 shares (2..262144) to v2 weight (1..10000).
@@ -444,8 +530,11 @@ fn memory_in_use(path: &Path, v2: bool) -> u64 {
     } else {
         ("memory.usage_in_bytes", "total_inactive_file")
     };
-    let used = fs::read_to_string(path.join(usage)).ok().and_then(|text| text.trim().parse::<u64>().ok());
-    used.unwrap_or(0).saturating_sub(counter(&path.join("memory.stat"), inactive).unwrap_or(0))
+    let used = fs::read_to_string(path.join(usage))
+        .ok()
+        .and_then(|text| text.trim().parse::<u64>().ok());
+    used.unwrap_or(0)
+        .saturating_sub(counter(&path.join("memory.stat"), inactive).unwrap_or(0))
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -462,8 +551,12 @@ fn chain(error: &dyn std::error::Error) -> String {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits =
-        Limits { cpus_milli: 500, cpus_limit_milli: Some(250), mem_mib: Some(64), pids: 10 };
+    const LIMITS: Limits = Limits {
+        cpus_milli: 500,
+        cpus_limit_milli: Some(250),
+        mem_mib: Some(64),
+        pids: 10,
+    };
 
     fn text(path: &Path) -> String {
         fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
@@ -472,7 +565,11 @@ mod tests {
     /// A directory that looks like a v2 mount with every controller.
     fn fake_v2() -> (tempfile::TempDir, String) {
         let mount = tempfile::tempdir().unwrap();
-        fs::write(mount.path().join("cgroup.controllers"), "cpuset cpu io memory pids\n").unwrap();
+        fs::write(
+            mount.path().join("cgroup.controllers"),
+            "cpuset cpu io memory pids\n",
+        )
+        .unwrap();
         fs::create_dir_all(mount.path().join("tessera/x/t")).unwrap();
         for level in ["", "tessera", "tessera/x"] {
             fs::write(mount.path().join(level).join("cgroup.subtree_control"), "").unwrap();
@@ -499,7 +596,10 @@ mod tests {
         let (mount, mounts) = fake_v2();
         let cgroups = Cgroups::from_mounts(&mounts, "tessera/x");
         assert_eq!(cgroups.unlimited_because(), None);
-        assert_eq!(text(&mount.path().join("tessera/x/cgroup.subtree_control")), "+pids");
+        assert_eq!(
+            text(&mount.path().join("tessera/x/cgroup.subtree_control")),
+            "+pids"
+        );
         let files = cgroups.create("t", &LIMITS).unwrap();
         let group = mount.path().join("tessera/x/t");
         for (file, expected) in [
@@ -516,7 +616,14 @@ mod tests {
         assert_eq!(files.kill, Some(group.join("cgroup.kill")));
         assert_eq!(files.oom, Some(group.join("memory.events")));
         let stats = cgroups.stats("t").unwrap();
-        assert_eq!(stats, Stats { memory_bytes: 4000, processes: 4, oom_kills: 2 });
+        assert_eq!(
+            stats,
+            Stats {
+                memory_bytes: 4000,
+                processes: 4,
+                oom_kills: 2
+            }
+        );
     }
 
     #[test]
@@ -533,7 +640,10 @@ mod tests {
         let at = |name: &str| mounts.path().join(name);
         assert_eq!(text(&at("cpu/tessera/t/cpu.shares")), "512");
         assert_eq!(text(&at("cpu/tessera/t/cpu.cfs_quota_us")), "25000");
-        assert_eq!(text(&at("memory/tessera/t/memory.limit_in_bytes")), "67108864");
+        assert_eq!(
+            text(&at("memory/tessera/t/memory.limit_in_bytes")),
+            "67108864"
+        );
         assert_eq!(text(&at("pids/tessera/t/pids.max")), "10");
         assert_eq!(files.freezer, Some(at("freezer/tessera/t/freezer.state")));
         assert_eq!(files.kill, None);
@@ -541,28 +651,44 @@ mod tests {
         fs::create_dir_all(at("unified/tessera")).unwrap();
         fs::write(at("unified/cgroup.controllers"), "hugetlb\n").unwrap();
         fs::write(at("unified/tessera/cgroup.kill"), "").unwrap();
-        let hybrid = Cgroups::from_mounts(&format!("{v1}none {base}/unified cgroup2 rw 0 0\n"), "tessera");
+        let hybrid = Cgroups::from_mounts(
+            &format!("{v1}none {base}/unified cgroup2 rw 0 0\n"),
+            "tessera",
+        );
         let files = hybrid.files("t").unwrap();
         assert_eq!(files.kill, Some(at("unified/tessera/t/cgroup.kill")));
         assert_eq!(files.freezer, None);
-        assert_eq!(files.procs.first(), Some(&at("unified/tessera/t/cgroup.procs")));
+        assert_eq!(
+            files.procs.first(),
+            Some(&at("unified/tessera/t/cgroup.procs"))
+        );
         assert_eq!(files.oom, Some(at("memory/tessera/t/memory.oom_control")));
     }
 
     #[test]
     fn without_permission_it_says_so_and_limits_nothing() {
         let cgroups = Cgroups::from_mounts("cgroup2 /proc/nowhere cgroup2 rw 0 0\n", "tessera");
-        assert!(cgroups.unlimited_because().is_some_and(|why| why.contains("/proc/nowhere")));
+        assert!(
+            cgroups
+                .unlimited_because()
+                .is_some_and(|why| why.contains("/proc/nowhere"))
+        );
         assert!(cgroups.create("t", &LIMITS).unwrap().is_none());
         let empty = Cgroups::from_mounts("", "tessera");
-        assert_eq!(empty.unlimited_because(), Some("no hierarchy has cpu, memory, pids"));
+        assert_eq!(
+            empty.unlimited_because(),
+            Some("no hierarchy has cpu, memory, pids")
+        );
     }
 
     #[test]
     fn names_cannot_leave_the_root() {
         let cgroups = Cgroups::from_mounts("", "tessera");
         for bad in ["", "..", "a/../b", "/a", "a//b", &"x".repeat(256)] {
-            assert!(matches!(cgroups.files(bad), Err(CgroupError::Name(_))), "{bad}");
+            assert!(
+                matches!(cgroups.files(bad), Err(CgroupError::Name(_))),
+                "{bad}"
+            );
         }
     }
 }

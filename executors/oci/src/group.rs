@@ -42,9 +42,14 @@ impl GroupFiles {
     /// # Errors
     /// When the kernel refuses to list them.
     pub fn pids(&self) -> io::Result<Vec<i32>> {
-        let Some(path) = self.procs.first() else { return Ok(Vec::new()) };
+        let Some(path) = self.procs.first() else {
+            return Ok(Vec::new());
+        };
         match fs::read_to_string(path) {
-            Ok(text) => Ok(text.lines().filter_map(|line| line.trim().parse().ok()).collect()),
+            Ok(text) => Ok(text
+                .lines()
+                .filter_map(|line| line.trim().parse().ok())
+                .collect()),
             Err(error) if gone(&error) => Ok(Vec::new()),
             Err(error) => Err(error),
         }
@@ -109,7 +114,10 @@ impl GroupFiles {
     /// How often the kernel killed something of the group for using too much memory.
     #[must_use]
     pub fn oom_kills(&self) -> u64 {
-        self.oom.as_deref().and_then(|path| counter(path, "oom_kill")).unwrap_or(0)
+        self.oom
+            .as_deref()
+            .and_then(|path| counter(path, "oom_kill"))
+            .unwrap_or(0)
     }
 }
 
@@ -127,7 +135,13 @@ fn write_unless_gone(path: &Path, text: &str) -> io::Result<()> {
 /// One number of a file of `name value` lines.
 pub(crate) fn counter(path: &Path, name: &str) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;
-    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+    text.lines().find_map(|line| {
+        line.strip_prefix(name)?
+            .strip_prefix(' ')?
+            .trim()
+            .parse()
+            .ok()
+    })
 }
 
 #[cfg(test)]
@@ -139,14 +153,20 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("memory.oom_control");
         fs::write(&path, "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n").unwrap();
-        let group = GroupFiles { oom: Some(path), ..GroupFiles::default() };
+        let group = GroupFiles {
+            oom: Some(path),
+            ..GroupFiles::default()
+        };
         assert_eq!(group.oom_kills(), 3);
         assert_eq!(GroupFiles::default().oom_kills(), 0);
     }
 
     #[test]
     fn a_group_that_is_gone_is_empty() {
-        let group = GroupFiles { procs: vec!["/nonexistent/cgroup.procs".into()], ..GroupFiles::default() };
+        let group = GroupFiles {
+            procs: vec!["/nonexistent/cgroup.procs".into()],
+            ..GroupFiles::default()
+        };
         assert_eq!(group.pids().unwrap(), Vec::<i32>::new());
         assert!(group.kill_all(Duration::from_millis(10)).unwrap());
     }

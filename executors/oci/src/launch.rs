@@ -6,7 +6,9 @@
 //! is only ever read from `exit.json`, never guessed. This file must never decide what an end means.
 
 use crate::process::{self, Identity};
-use crate::record::{self, EXIT_FILE, ExitRecord, SHIM_FILE, SPEC_FILE, ShimRecord, ShimSpec, StartReport};
+use crate::record::{
+    self, EXIT_FILE, ExitRecord, SHIM_FILE, SPEC_FILE, ShimRecord, ShimSpec, StartReport,
+};
 use nix::sys::signal::Signal;
 use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
@@ -49,6 +51,17 @@ pub enum LaunchError {
         /// What it wrote instead.
         report: String,
     },
+}
+
+impl LaunchError {
+    /// Whether looking again cannot help: a record is there and is not one.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::State { source, .. } => source.kind() == io::ErrorKind::InvalidData,
+            Self::Start { .. } | Self::NoReport { .. } => false,
+        }
+    }
 }
 
 /// A shim that lives.
@@ -100,9 +113,16 @@ pub enum TaskFound {
 /// # Errors
 /// When the state directory cannot be written or the shim does not work.
 pub fn launch(shim: &Path, directory: &Path, spec: &ShimSpec) -> Result<Launched, LaunchError> {
-    let state = |what, source| LaunchError::State { what, directory: directory.to_owned(), source };
+    let state = |what, source| LaunchError::State {
+        what,
+        directory: directory.to_owned(),
+        source,
+    };
     record::write(directory, SPEC_FILE, spec, false).map_err(|e| state("writing the spec", e))?;
-    let failed = |source| LaunchError::Start { path: shim.to_owned(), source };
+    let failed = |source| LaunchError::Start {
+        path: shim.to_owned(),
+        source,
+    };
     let mut child = Command::new(shim)
         .arg(directory)
         .env_clear()
@@ -113,7 +133,9 @@ pub fn launch(shim: &Path, directory: &Path, spec: &ShimSpec) -> Result<Launched
         .map_err(failed)?;
     let mut report = Vec::new();
     if let Some(pipe) = child.stdout.take() {
-        pipe.take(REPORT_BYTES_MAX).read_to_end(&mut report).map_err(failed)?;
+        pipe.take(REPORT_BYTES_MAX)
+            .read_to_end(&mut report)
+            .map_err(failed)?;
     }
     // The process started here only detaches the shim, so it has ended by now.
     let status = child.wait().map_err(failed)?;
@@ -145,7 +167,11 @@ pub fn cancel(directory: &Path) -> Result<bool, LaunchError> {
 /// # Errors
 /// When the state directory cannot be read.
 pub fn find(directory: &Path) -> Result<TaskFound, LaunchError> {
-    let state = |what, source| LaunchError::State { what, directory: directory.to_owned(), source };
+    let state = |what, source| LaunchError::State {
+        what,
+        directory: directory.to_owned(),
+        source,
+    };
     let exited = || {
         record::read::<ExitRecord>(&directory.join(EXIT_FILE))
             .map_err(|e| state("reading the exit record", e))
@@ -158,9 +184,13 @@ pub fn find(directory: &Path) -> Result<TaskFound, LaunchError> {
     let identity = match claim {
         None => return Ok(TaskFound::NotStarted),
         Some(ShimRecord { shim: None }) => return Ok(TaskFound::Cancelled),
-        Some(ShimRecord { shim: Some(identity) }) => identity,
+        Some(ShimRecord {
+            shim: Some(identity),
+        }) => identity,
     };
-    let lives = identity.open().map_err(|e| state("looking for the shim", e))?;
+    let lives = identity
+        .open()
+        .map_err(|e| state("looking for the shim", e))?;
     match lives {
         Some(ended) => Ok(TaskFound::Running(ShimHandle { identity, ended })),
         // It may have ended between the two looks.
@@ -168,7 +198,11 @@ pub fn find(directory: &Path) -> Result<TaskFound, LaunchError> {
             Some(exit) => Ok(TaskFound::Exited(Box::new(exit))),
             None => {
                 let boot = process::boot_id().map_err(|e| state("reading the boot id", e))?;
-                Ok(if boot == identity.boot { TaskFound::ShimLost } else { TaskFound::Rebooted })
+                Ok(if boot == identity.boot {
+                    TaskFound::ShimLost
+                } else {
+                    TaskFound::Rebooted
+                })
             }
         },
     }
@@ -179,7 +213,11 @@ pub fn find(directory: &Path) -> Result<TaskFound, LaunchError> {
 ///
 /// # Errors
 /// When the group cannot be listed or the shim cannot be reached.
-pub fn signal(spec_group: &crate::GroupFiles, shim: Option<&ShimHandle>, force: bool) -> io::Result<()> {
+pub fn signal(
+    spec_group: &crate::GroupFiles,
+    shim: Option<&ShimHandle>,
+    force: bool,
+) -> io::Result<()> {
     if spec_group.is_none() {
         let number = if force { libc::SIGUSR1 } else { libc::SIGTERM };
         return shim.map_or(Ok(()), |shim| process::signal(&shim.ended, number));

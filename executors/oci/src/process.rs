@@ -24,7 +24,9 @@ pub struct Identity {
 /// # Errors
 /// When `/proc` is not there.
 pub fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
 }
 
 /// When a process was started, in clock ticks since boot.
@@ -60,7 +62,11 @@ impl Identity {
     /// # Errors
     /// When the process does not exist.
     pub fn of(pid: i32) -> io::Result<Self> {
-        Ok(Self { boot: boot_id()?, pid, start_ticks: start_ticks(pid)? })
+        Ok(Self {
+            boot: boot_id()?,
+            pid,
+            start_ticks: start_ticks(pid)?,
+        })
     }
 
     /// A descriptor that becomes readable when the process ends; `None` when it has ended already.
@@ -117,7 +123,11 @@ pub fn signal(descriptor: &OwnedFd, signal: i32) -> io::Result<()> {
         )
     };
     let error = io::Error::last_os_error();
-    if result == 0 || error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) }
+    if result == 0 || error.raw_os_error() == Some(libc::ESRCH) {
+        Ok(())
+    } else {
+        Err(error)
+    }
 }
 
 #[cfg(test)]
@@ -130,9 +140,15 @@ mod tests {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let identity = Identity::of(child.id() as i32).unwrap();
         let descriptor = identity.open().unwrap().expect("it runs");
-        let reused = Identity { start_ticks: identity.start_ticks + 1, ..identity.clone() };
+        let reused = Identity {
+            start_ticks: identity.start_ticks + 1,
+            ..identity.clone()
+        };
         assert!(reused.open().unwrap().is_none());
-        let rebooted = Identity { boot: "another".into(), ..identity.clone() };
+        let rebooted = Identity {
+            boot: "another".into(),
+            ..identity.clone()
+        };
         assert!(rebooted.open().unwrap().is_none());
         signal(&descriptor, libc::SIGKILL).unwrap();
         child.wait().unwrap();

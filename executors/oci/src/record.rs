@@ -112,16 +112,28 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     };
     let mut bytes = Vec::new();
     file.take(RECORD_BYTES_MAX).read_to_end(&mut bytes)?;
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", path.display())))
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("{}: {error}", path.display()),
+        )
+    })
 }
 
-fn write_temporary<T: Serialize>(directory: &Path, name: &str, record: &T, sync: bool) -> io::Result<PathBuf> {
+fn write_temporary<T: Serialize>(
+    directory: &Path,
+    name: &str,
+    record: &T,
+    sync: bool,
+) -> io::Result<PathBuf> {
     let path = directory.join(format!(".{name}.{}", std::process::id()));
     let bytes = serde_json::to_vec(record)?;
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&path)?;
     file.write_all(&bytes)?;
     if sync {
         file.sync_all()?;
@@ -168,16 +180,30 @@ mod tests {
         let path = directory.path().join(SHIM_FILE);
         assert_eq!(read::<ShimRecord>(&path).unwrap(), None);
         assert!(claim(directory.path(), &ShimRecord { shim: None }).unwrap());
-        let other = ShimRecord { shim: Some(Identity { boot: "b".into(), pid: 1, start_ticks: 2 }) };
+        let other = ShimRecord {
+            shim: Some(Identity {
+                boot: "b".into(),
+                pid: 1,
+                start_ticks: 2,
+            }),
+        };
         assert!(!claim(directory.path(), &other).unwrap());
         assert_eq!(read(&path).unwrap(), Some(ShimRecord { shim: None }));
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no temporary file stays");
+        assert_eq!(
+            fs::read_dir(directory.path()).unwrap().count(),
+            1,
+            "no temporary file stays"
+        );
     }
 
     #[test]
     fn records_round_trip_and_damage_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
-        let record = ExitRecord { code: Some(3), ended_ms: 7, ..ExitRecord::default() };
+        let record = ExitRecord {
+            code: Some(3),
+            ended_ms: 7,
+            ..ExitRecord::default()
+        };
         write(directory.path(), EXIT_FILE, &record, true).unwrap();
         let path = directory.path().join(EXIT_FILE);
         assert_eq!(read(&path).unwrap(), Some(record));

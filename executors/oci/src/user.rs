@@ -45,7 +45,10 @@ pub enum UserError {
 /// # Errors
 /// When a name is unknown, or the agent could not change to the user.
 pub fn resolve(name: &str) -> Result<TaskUser, UserError> {
-    let lookup = |source| UserError::Lookup { name: name.to_owned(), source };
+    let lookup = |source| UserError::Lookup {
+        name: name.to_owned(),
+        source,
+    };
     let number = name.parse::<u32>().ok();
     let found = match number {
         Some(uid) => User::from_uid(Uid::from_raw(uid)).map_err(lookup)?,
@@ -96,7 +99,10 @@ mod tests {
     fn names_and_numbers() {
         let own = current().unwrap();
         assert_eq!(own.uid, Uid::effective().as_raw());
-        assert!(matches!(resolve("no-such-user-here"), Err(UserError::Unknown(_))));
+        assert!(matches!(
+            resolve("no-such-user-here"),
+            Err(UserError::Unknown(_))
+        ));
         if Uid::effective().is_root() {
             let nobody = resolve("nobody").unwrap();
             assert_eq!(resolve(&nobody.uid.to_string()).unwrap(), nobody);

@@ -7,6 +7,7 @@
 
 use crate::handled_signals;
 use nix::fcntl::OFlag;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, SigmaskHow, Signal, signal, sigprocmask};
 use nix::unistd::{self, ForkResult, Gid, Pid, Uid, fork, pipe2};
 use std::convert::Infallible;
@@ -21,6 +22,8 @@ use tessera_oci::{GroupFiles, ShimSpec, TaskUser};
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Most bytes of a failure's text.
 const FAILURE_BYTES_MAX: u64 = 1024;
+/// Open files of a task when it asks for no more: what programs that use `select` can take.
+const OPEN_FILES: u64 = 1_024;
 /// Tasks are killed before the agent and its workers when the whole machine is out of memory.
 const OOM_SCORE_ADJ: &str = "200";
 
@@ -41,8 +44,16 @@ fn c(text: impl Into<Vec<u8>>, what: &str) -> Result<CString, String> {
 impl Program {
     /// Prepare a program.
     pub fn of(spec: &ShimSpec) -> Result<Self, String> {
-        let name = spec.argv.first().filter(|name| !name.is_empty()).ok_or("argv needs a program")?;
-        let path = spec.env.iter().find(|(key, _)| key == "PATH").map_or(PATH_DEFAULT, |(_, value)| value);
+        let name = spec
+            .argv
+            .first()
+            .filter(|name| !name.is_empty())
+            .ok_or("argv needs a program")?;
+        let path = spec
+            .env
+            .iter()
+            .find(|(key, _)| key == "PATH")
+            .map_or(PATH_DEFAULT, |(_, value)| value);
         let candidates = if name.contains('/') {
             vec![c(name.as_str(), "argv")?]
         } else {
@@ -53,8 +64,16 @@ impl Program {
         };
         Ok(Self {
             candidates,
-            argv: spec.argv.iter().map(|word| c(word.as_str(), "argv")).collect::<Result<_, _>>()?,
-            env: spec.env.iter().map(|(k, v)| c(format!("{k}={v}"), "env")).collect::<Result<_, _>>()?,
+            argv: spec
+                .argv
+                .iter()
+                .map(|word| c(word.as_str(), "argv"))
+                .collect::<Result<_, _>>()?,
+            env: spec
+                .env
+                .iter()
+                .map(|(k, v)| c(format!("{k}={v}"), "env"))
+                .collect::<Result<_, _>>()?,
             sandbox: spec.sandbox.clone(),
             group: spec.group.procs.clone(),
             user: spec.user.clone(),
@@ -86,7 +105,9 @@ pub fn start(program: &Program, output: (BorrowedFd<'_>, BorrowedFd<'_>)) -> Res
 
 fn wait_for_exec(child: Pid, failure: OwnedFd) -> Result<Pid, String> {
     let mut message = String::new();
-    let read = File::from(failure).take(FAILURE_BYTES_MAX).read_to_string(&mut message);
+    let read = File::from(failure)
+        .take(FAILURE_BYTES_MAX)
+        .read_to_string(&mut message);
     if read.is_ok() && message.is_empty() {
         return Ok(child);
     }
@@ -108,6 +129,7 @@ fn become_program(
         .and_then(|()| unistd::dup2_stdout(stdout))
         .and_then(|()| unistd::dup2_stderr(stderr))
         .map_err(|e| format!("connecting the output: {e}"))?;
+    reset_open_files().map_err(|e| format!("limiting open files: {e}"))?;
     reset_signals().map_err(|e| format!("resetting signals: {e}"))?;
     close_on_exec();
     // Before the user changes: the directories above the sandbox need not be open to it.
@@ -118,6 +140,12 @@ fn become_program(
     nix::sys::prctl::set_no_new_privs().map_err(|e| format!("setting no_new_privs: {e}"))?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     exec(program)
+}
+
+/// The agent raises its own limit, which a task must not inherit; it may raise its own again.
+fn reset_open_files() -> nix::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.min(hard), hard)
 }
 
 #[allow(unsafe_code)]
@@ -158,9 +186,18 @@ fn exec(program: &Program) -> Result<Infallible, String> {
         match error {
             nix::Error::ENOENT | nix::Error::ENOTDIR => {}
             nix::Error::EACCES => worst = error,
-            _ => return Err(format!("executing {}: {error}", candidate.to_string_lossy())),
+            _ => {
+                return Err(format!(
+                    "executing {}: {error}",
+                    candidate.to_string_lossy()
+                ));
+            }
         }
     }
-    let name = program.argv.first().map(|name| name.to_string_lossy()).unwrap_or_default();
+    let name = program
+        .argv
+        .first()
+        .map(|name| name.to_string_lossy())
+        .unwrap_or_default();
     Err(format!("executing {name}: {worst}"))
 }

@@ -44,10 +44,18 @@ impl Logs {
         let sandbox = open(&spec.sandbox, flags, Mode::empty())?;
         let (out_read, out_write) = pipe2(OFlag::O_CLOEXEC)?;
         let (err_read, err_write) = pipe2(OFlag::O_CLOEXEC)?;
-        let output = |name, pipe: OwnedFd| Output { name, pipe: Some(pipe.into()), file: None, written: 0 };
+        let output = |name, pipe: OwnedFd| Output {
+            name,
+            pipe: Some(pipe.into()),
+            file: None,
+            written: 0,
+        };
         let mut logs = Self {
             sandbox,
-            owner: spec.user.as_ref().map(|user| (Uid::from_raw(user.uid), Gid::from_raw(user.gid))),
+            owner: spec
+                .user
+                .as_ref()
+                .map(|user| (Uid::from_raw(user.uid), Gid::from_raw(user.gid))),
             bytes_max: spec.log_bytes_max.max(1),
             kept: spec.log_files_kept,
             outputs: [output("stdout", out_read), output("stderr", err_read)],
@@ -85,7 +93,13 @@ impl Logs {
 
     /// Copy once from a pipe that has something.
     pub fn copy(&mut self, index: usize) {
-        let Some(pipe) = self.outputs.get_mut(index).and_then(|output| output.pipe.as_mut()) else { return };
+        let Some(pipe) = self
+            .outputs
+            .get_mut(index)
+            .and_then(|output| output.pipe.as_mut())
+        else {
+            return;
+        };
         match pipe.read(&mut self.buffer) {
             Ok(0) => self.outputs[index].pipe = None,
             Ok(length) => self.write(index, length),
@@ -113,21 +127,36 @@ impl Logs {
     /// Move `name` to `name.1` and so on, the oldest away, and begin a new file.
     fn rotate(&mut self, index: usize) {
         let name = self.outputs[index].name;
-        let old = |number: u32| if number == 0 { name.to_owned() } else { format!("{name}.{number}") };
+        let old = |number: u32| {
+            if number == 0 {
+                name.to_owned()
+            } else {
+                format!("{name}.{number}")
+            }
+        };
         if self.kept == 0 {
             // Renaming and removing act on the entry itself and so cannot be led elsewhere.
             let _ = unlinkat(&self.sandbox, name, UnlinkatFlags::NoRemoveDir);
         }
         for number in (0..self.kept).rev() {
-            let _ = renameat(&self.sandbox, old(number).as_str(), &self.sandbox, old(number + 1).as_str());
+            let _ = renameat(
+                &self.sandbox,
+                old(number).as_str(),
+                &self.sandbox,
+                old(number + 1).as_str(),
+            );
         }
         self.outputs[index].written = 0;
         self.outputs[index].file = self.make(name).ok();
     }
 
     fn make(&self, name: &str) -> io::Result<File> {
-        let flags =
-            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_APPEND | OFlag::O_CLOEXEC;
+        let flags = OFlag::O_WRONLY
+            | OFlag::O_CREAT
+            | OFlag::O_EXCL
+            | OFlag::O_NOFOLLOW
+            | OFlag::O_APPEND
+            | OFlag::O_CLOEXEC;
         // Whatever the task put there gives way; a directory does not, and then output is dropped.
         match unlinkat(&self.sandbox, name, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(nix::Error::ENOENT) => {}

@@ -23,7 +23,9 @@ use tessera_oci::{ExitRecord, Identity, ShimRecord, ShimSpec, StartReport};
 fn main() {
     let began = Instant::now();
     let Some(directory) = std::env::args_os().nth(1).map(PathBuf::from) else {
-        eprintln!("usage: tessera-shim STATE-DIRECTORY\nStarted by the agent, once per native task.");
+        eprintln!(
+            "usage: tessera-shim STATE-DIRECTORY\nStarted by the agent, once per native task."
+        );
         std::process::exit(2);
     };
     if let Err(message) = run(&directory, began) {
@@ -40,7 +42,8 @@ fn run(directory: &Path, began: Instant) -> Result<(), String> {
     if !detach().map_err(|error| format!("detaching: {error}"))? {
         return Ok(());
     }
-    let own = Identity::of(std::process::id() as i32).map_err(|error| format!("finding itself: {error}"))?;
+    let own = Identity::of(std::process::id() as i32)
+        .map_err(|error| format!("finding itself: {error}"))?;
     let claimed = record::claim(directory, &ShimRecord { shim: Some(own) })
         .map_err(|error| format!("claiming the launch: {error}"))?;
     if !claimed {
@@ -48,21 +51,36 @@ fn run(directory: &Path, began: Instant) -> Result<(), String> {
         return Ok(());
     }
     let exit = run_claimed(&spec, began).unwrap_or_else(|message| {
-        report(&StartReport::Failed { message: message.clone() });
-        ExitRecord { failure: Some(message), ended_ms: now_ms(), ..ExitRecord::default() }
+        report(&StartReport::Failed {
+            message: message.clone(),
+        });
+        ExitRecord {
+            failure: Some(message),
+            ended_ms: now_ms(),
+            ..ExitRecord::default()
+        }
     });
-    let exit = ExitRecord { began_ms: now_ms().saturating_sub(began.elapsed().as_millis() as u64), ..exit };
-    record::write(directory, EXIT_FILE, &exit, true).map_err(|error| format!("writing the exit record: {error}"))
+    let exit = ExitRecord {
+        began_ms: now_ms().saturating_sub(began.elapsed().as_millis() as u64),
+        ..exit
+    };
+    record::write(directory, EXIT_FILE, &exit, true)
+        .map_err(|error| format!("writing the exit record: {error}"))
 }
 
 /// Everything between claim and exit record.
 fn run_claimed(spec: &ShimSpec, began: Instant) -> Result<ExitRecord, String> {
     let program = child::Program::of(spec)?;
-    let mut logs = logs::Logs::create(spec).map_err(|error| format!("making the output files: {error}"))?;
-    let signals = supervise::block_signals().map_err(|error| format!("blocking signals: {error}"))?;
+    let mut logs =
+        logs::Logs::create(spec).map_err(|error| format!("making the output files: {error}"))?;
+    let signals =
+        supervise::block_signals().map_err(|error| format!("blocking signals: {error}"))?;
     let pid = child::start(&program, logs.write_ends())?;
     logs.close_write_ends();
-    report(&StartReport::Running { pid: pid.as_raw(), exec_us: began.elapsed().as_micros() as u64 });
+    report(&StartReport::Running {
+        pid: pid.as_raw(),
+        exec_us: began.elapsed().as_micros() as u64,
+    });
     settle(spec);
     Ok(supervise::until_ended(pid, spec, &signals, &mut logs))
 }
@@ -93,7 +111,11 @@ fn close_others() {
 
 /// What can wait until the program runs: let go of the agent's pipe, leave its group and directory.
 fn settle(spec: &ShimSpec) {
-    if let Ok(null) = fs::OpenOptions::new().read(true).write(true).open("/dev/null") {
+    if let Ok(null) = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+    {
         // When these fail the agent only waits for the end of its pipe until the task ends.
         let _ = nix::unistd::dup2_stdout(&null);
         let _ = nix::unistd::dup2_stderr(&null);
@@ -113,10 +135,14 @@ fn report(report: &StartReport) {
 }
 
 fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_millis() as u64)
 }
 
 /// The signals that the supervising loop takes.
 fn handled_signals() -> SigSet {
-    [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGUSR1].into_iter().collect()
+    [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGUSR1]
+        .into_iter()
+        .collect()
 }

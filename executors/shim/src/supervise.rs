@@ -47,8 +47,15 @@ pub fn until_ended(main: Pid, spec: &ShimSpec, signals: &SignalFd, logs: &mut Lo
     let oom = spec.group.oom_kills() > 0;
     let deadline = Instant::now() + DRAIN_WITHIN;
     while logs.open_pipes().next().is_some() && Instant::now() < deadline {
-        let left = deadline.saturating_duration_since(Instant::now()).as_millis();
-        turn(signals, logs, spec, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO));
+        let left = deadline
+            .saturating_duration_since(Instant::now())
+            .as_millis();
+        turn(
+            signals,
+            logs,
+            spec,
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO),
+        );
     }
     let (code, signal) = match status {
         Some(WaitStatus::Exited(_, code)) => (Some(code), None),
@@ -85,8 +92,11 @@ fn turn(signals: &SignalFd, logs: &mut Logs, spec: &ShimSpec, timeout: PollTimeo
         let fired = |wait: &PollFd<'_>| wait.revents().is_some_and(|events| !events.is_empty());
         let mut waits = waits.iter();
         let signalled = waits.next().is_some_and(fired);
-        let ready: Vec<usize> =
-            waits.zip(indices).filter(|(wait, _)| fired(wait)).map(|(_, index)| index).collect();
+        let ready: Vec<usize> = waits
+            .zip(indices)
+            .filter(|(wait, _)| fired(wait))
+            .map(|(_, index)| index)
+            .collect();
         (ready, signalled)
     };
     for index in ready {
@@ -161,10 +171,16 @@ fn signal_descendants(signal: Signal) {
 }
 
 fn children(parent: i32) -> Vec<i32> {
-    let Ok(threads) = fs::read_dir(format!("/proc/{parent}/task")) else { return Vec::new() };
+    let Ok(threads) = fs::read_dir(format!("/proc/{parent}/task")) else {
+        return Vec::new();
+    };
     threads
         .flatten()
         .filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok())
-        .flat_map(|text| text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .flat_map(|text| {
+            text.split_ascii_whitespace()
+                .filter_map(|pid| pid.parse().ok())
+                .collect::<Vec<_>>()
+        })
         .collect()
 }

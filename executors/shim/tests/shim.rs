@@ -23,13 +23,27 @@ impl Task {
         let sandbox = home.path().join("sandbox");
         fs::create_dir(&sandbox).unwrap();
         fs::create_dir(home.path().join("state")).unwrap();
-        let unique = home.path().file_name().unwrap().to_string_lossy().trim_start_matches('.').to_owned();
+        let unique = home
+            .path()
+            .file_name()
+            .unwrap()
+            .to_string_lossy()
+            .trim_start_matches('.')
+            .to_owned();
         let cgroups = Cgroups::detect(&format!("tessera-test-{unique}"));
-        let limits = Limits { cpus_milli: 100, cpus_limit_milli: None, mem_mib: Some(64), pids: 50 };
+        let limits = Limits {
+            cpus_milli: 100,
+            cpus_limit_milli: None,
+            mem_mib: Some(64),
+            pids: 50,
+        };
         let group = cgroups.create("t", &limits).unwrap();
         let spec = ShimSpec {
             argv: vec!["/bin/sh".into(), "-c".into(), command.into()],
-            env: vec![("PATH".into(), "/usr/bin:/bin".into()), ("GREETING".into(), "hello".into())],
+            env: vec![
+                ("PATH".into(), "/usr/bin:/bin".into()),
+                ("GREETING".into(), "hello".into()),
+            ],
             sandbox,
             user: None,
             group,
@@ -37,7 +51,11 @@ impl Task {
             log_bytes_max: 10 << 20,
             log_files_kept: 2,
         };
-        Self { home, cgroups, spec }
+        Self {
+            home,
+            cgroups,
+            spec,
+        }
     }
 
     fn state(&self) -> PathBuf {
@@ -45,7 +63,12 @@ impl Task {
     }
 
     fn launch(&self) -> Launched {
-        launch::launch(Path::new(env!("CARGO_BIN_EXE_tessera-shim")), &self.state(), &self.spec).unwrap()
+        launch::launch(
+            Path::new(env!("CARGO_BIN_EXE_tessera-shim")),
+            &self.state(),
+            &self.spec,
+        )
+        .unwrap()
     }
 
     fn running(&self) -> ShimHandle {
@@ -56,12 +79,18 @@ impl Task {
     }
 
     fn exit(&self) -> ExitRecord {
-        let record = wait_for("the exit record", || match launch::find(&self.state()).unwrap() {
-            TaskFound::Exited(record) => Some(*record),
-            TaskFound::Running(_) => None,
-            other => panic!("neither running nor ended: {other:?}"),
+        let record = wait_for("the exit record", || {
+            match launch::find(&self.state()).unwrap() {
+                TaskFound::Exited(record) => Some(*record),
+                TaskFound::Running(_) => None,
+                other => panic!("neither running nor ended: {other:?}"),
+            }
         });
-        assert_eq!(self.spec.group.pids().unwrap(), Vec::<i32>::new(), "nothing is left in the group");
+        assert_eq!(
+            self.spec.group.pids().unwrap(),
+            Vec::<i32>::new(),
+            "nothing is left in the group"
+        );
         record
     }
 
@@ -72,7 +101,10 @@ impl Task {
     fn has_limits(&self) -> bool {
         let has = self.cgroups.unlimited_because().is_none();
         if !has {
-            eprintln!("no control groups here: {:?}", self.cgroups.unlimited_because());
+            eprintln!(
+                "no control groups here: {:?}",
+                self.cgroups.unlimited_because()
+            );
         }
         has
     }
@@ -81,7 +113,10 @@ impl Task {
 impl Drop for Task {
     fn drop(&mut self) {
         let _ = self.spec.group.kill_all(DEADLINE);
-        let removed = self.cgroups.remove("t").and_then(|()| self.cgroups.remove_root());
+        let removed = self
+            .cgroups
+            .remove("t")
+            .and_then(|()| self.cgroups.remove_root());
         assert!(removed.is_ok() || std::thread::panicking(), "{removed:?}");
     }
 }
@@ -100,14 +135,28 @@ fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 #[test]
 fn exit_code_output_and_environment() {
     let task = Task::new("echo $GREETING; pwd; echo oops >&2; exit 7");
-    assert!(matches!(launch::find(&task.state()).unwrap(), TaskFound::NotStarted));
+    assert!(matches!(
+        launch::find(&task.state()).unwrap(),
+        TaskFound::NotStarted
+    ));
     let begun = Instant::now();
-    let Launched::Running { exec_us } = task.launch() else { panic!("not running") };
-    eprintln!("launch {:?}, of which shim to exec {exec_us} us", begun.elapsed());
+    let Launched::Running { exec_us } = task.launch() else {
+        panic!("not running")
+    };
+    eprintln!(
+        "launch {:?}, of which shim to exec {exec_us} us",
+        begun.elapsed()
+    );
     let exit = task.exit();
-    assert_eq!((exit.code, exit.signal, exit.oom, exit.failure), (Some(7), None, false, None));
+    assert_eq!(
+        (exit.code, exit.signal, exit.oom, exit.failure),
+        (Some(7), None, false, None)
+    );
     assert!(exit.began_ms > 0 && exit.ended_ms >= exit.began_ms);
-    assert_eq!(task.output("stdout"), format!("hello\n{}\n", task.spec.sandbox.display()));
+    assert_eq!(
+        task.output("stdout"),
+        format!("hello\n{}\n", task.spec.sandbox.display())
+    );
     assert_eq!(task.output("stderr"), "oops\n");
 }
 
@@ -127,7 +176,9 @@ fn a_launch_is_done_once_and_a_shim_is_small() {
     let private = process::private_bytes(shim.identity.pid).unwrap();
     eprintln!("private memory of the shim: {} KiB", private / 1024);
     assert!(private < 1 << 20, "{private}");
-    wait_for("the program's file", || (task.output("count") == "once\n").then_some(()));
+    wait_for("the program's file", || {
+        (task.output("count") == "once\n").then_some(())
+    });
     launch::signal(&task.spec.group, Some(&shim), true).unwrap();
     let exit = task.exit();
     assert_eq!((exit.code, exit.signal), (None, Some(9)));
@@ -139,20 +190,26 @@ fn a_cancelled_launch_never_runs() {
     let task = Task::new("echo ran > ran");
     assert!(launch::cancel(&task.state()).unwrap());
     assert!(matches!(task.launch(), Launched::Taken));
-    assert!(matches!(launch::find(&task.state()).unwrap(), TaskFound::Cancelled));
+    assert!(matches!(
+        launch::find(&task.state()).unwrap(),
+        TaskFound::Cancelled
+    ));
     assert_eq!(task.output("ran"), "");
 }
 
 #[test]
 fn asked_to_end_it_may_clean_up_with_and_without_a_group() {
     for grouped in [true, false] {
-        let mut task = Task::new("trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.05; done");
+        let mut task =
+            Task::new("trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.05; done");
         let group = task.spec.group.clone();
         if !grouped {
             task.spec.group = GroupFiles::default();
         }
         assert!(matches!(task.launch(), Launched::Running { .. }));
-        wait_for("the trap", || (task.output("stdout") == "up\n").then_some(()));
+        wait_for("the trap", || {
+            (task.output("stdout") == "up\n").then_some(())
+        });
         launch::signal(&task.spec.group, Some(&task.running()), false).unwrap();
         assert_eq!(task.exit().code, Some(3), "grouped: {grouped}");
         assert_eq!(task.output("stdout"), "up\nbye\n");
@@ -162,7 +219,8 @@ fn asked_to_end_it_may_clean_up_with_and_without_a_group() {
 
 #[test]
 fn a_whole_tree_is_killed_without_a_group() {
-    let mut task = Task::new("trap '' TERM; setsid sh -c 'echo $$ > pid; sleep 60' & sleep 60; sleep 60");
+    let mut task =
+        Task::new("trap '' TERM; setsid sh -c 'echo $$ > pid; sleep 60' & sleep 60; sleep 60");
     let group = std::mem::take(&mut task.spec.group);
     assert!(matches!(task.launch(), Launched::Running { .. }));
     let pid: i32 = wait_for("the grandchild", || task.output("pid").trim().parse().ok());
@@ -187,8 +245,13 @@ fn too_much_memory_is_told_apart_from_a_kill() {
 fn a_program_that_is_not_there_is_a_failure_not_an_exit() {
     let mut task = Task::new("");
     task.spec.argv = vec!["no-such-program".into()];
-    let Launched::Failed { message } = task.launch() else { panic!("it runs") };
-    assert!(message.contains("no-such-program") && message.contains("ENOENT"), "{message}");
+    let Launched::Failed { message } = task.launch() else {
+        panic!("it runs")
+    };
+    assert!(
+        message.contains("no-such-program") && message.contains("ENOENT"),
+        "{message}"
+    );
     let exit = task.exit();
     assert_eq!((exit.failure, exit.code), (Some(message), None));
 }
@@ -205,13 +268,18 @@ fn output_is_rotated_and_never_follows_a_planted_link() {
     let names = ["stdout", "stdout.1", "stdout.2"];
     let total: usize = names.iter().map(|name| task.output(name).len()).sum();
     assert!(task.output("stdout").ends_with("last\n"));
-    assert!(total >= 200_000 && !task.spec.sandbox.join("stdout.3").exists(), "{total}");
+    assert!(
+        total >= 200_000 && !task.spec.sandbox.join("stdout.3").exists(),
+        "{total}"
+    );
     assert_eq!(fs::read_to_string(victim).unwrap(), "untouched");
 }
 
 #[test]
 fn it_runs_as_its_user_without_new_privileges() {
-    let mut task = Task::new("id -un; id -G | wc -w; grep -E 'NoNewPrivs|SigIgn|SigBlk' /proc/self/status; ls /proc/self/fd | wc -l");
+    let mut task = Task::new(
+        "id -un; id -G | wc -w; grep -E 'NoNewPrivs|SigIgn|SigBlk' /proc/self/status; ls /proc/self/fd | wc -l",
+    );
     if !nix::unistd::Uid::effective().is_root() {
         eprintln!("not root: the user cannot be changed");
         return;
@@ -231,7 +299,11 @@ fn it_runs_as_its_user_without_new_privileges() {
     assert_eq!((value("NoNewPrivs:"), value("SigBlk:")), (1, 0));
     // Signals 32 and 33 belong to the C library, which does not let them be reset.
     assert_eq!(value("SigIgn:") & 0x7fff_ffff, 0, "{output}");
-    assert_eq!(words.last(), Some(&"4"), "three descriptors, and the one of the listing");
+    assert_eq!(
+        words.last(),
+        Some(&"4"),
+        "three descriptors, and the one of the listing"
+    );
 }
 
 #[test]
@@ -244,7 +316,11 @@ fn a_killed_shim_is_lost_not_guessed() {
         matches!(launch::find(&task.state()).unwrap(), TaskFound::ShimLost).then_some(())
     });
     if task.has_limits() {
-        assert_eq!(task.spec.group.pids().unwrap().len(), 1, "the program itself is not harmed");
+        assert_eq!(
+            task.spec.group.pids().unwrap().len(),
+            1,
+            "the program itself is not harmed"
+        );
         assert!(task.spec.group.kill_all(DEADLINE).unwrap());
     }
 }
