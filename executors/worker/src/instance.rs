@@ -47,6 +47,8 @@ pub struct Status {
     pub ready: bool,
     /// Number of the next turn.
     pub next_turn: u64,
+    /// Built anew, and no batch has reached it since.
+    pub rebuilt: bool,
     /// The turn without a result, as a frame.
     pub outstanding: Option<Vec<u8>>,
 }
@@ -318,6 +320,7 @@ impl Life {
                 loaded: true,
                 ready: true,
                 next_turn: self.next_turn,
+                rebuilt,
                 outstanding: None,
             };
         }
@@ -357,6 +360,7 @@ impl Life {
                 tracing::warn!(got = batch.number, next = self.next_turn, "a stale batch");
                 continue;
             }
+            self.shared.status().rebuilt = false;
             let turn = match self.handle(scheduler, batch) {
                 Ok(turn) => turn,
                 Err(failure) => return Ok(Lost::Failed(failure)),
@@ -430,6 +434,7 @@ impl Life {
                 loaded: true,
                 ready: false,
                 next_turn: self.next_turn,
+                rebuilt: false,
                 outstanding: None,
             };
         }

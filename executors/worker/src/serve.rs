@@ -143,6 +143,7 @@ impl Worker {
             }),
             ready: status.ready,
             next_turn: status.next_turn,
+            rebuilt: status.rebuilt,
         });
         let hello = v1::Hello {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -43,6 +43,8 @@ struct Slot {
     failures: u32,
     /// Of the thing that is waited for.
     serial: u64,
+    /// Built anew, and no batch has reached it since.
+    rebuilt: bool,
 }
 
 /// A Wasm task.
@@ -139,6 +141,7 @@ impl Worker {
             key: Some(slot.key),
             ready: !matches!(slot.phase, Phase::Fetching | Phase::Building { .. }),
             next_turn: slot.next_turn,
+            rebuilt: slot.rebuilt,
         });
         let hello = v1::Hello {
             version: "sim".to_owned(),
@@ -199,6 +202,7 @@ impl Worker {
             model: None,
             failures: 0,
             serial,
+            rebuilt: false,
         };
         self.instances.insert(instance.framework, slot);
         Vec::new()
@@ -238,6 +242,7 @@ impl Worker {
             return Vec::new();
         }
         slot.model = Some(Model::build(&slot.config, &slot.committed));
+        slot.rebuilt = rebuilt;
         slot.phase = Phase::Idle;
         vec![Wish::Say(FromWorker::InstanceReady(v1::InstanceReady {
             key: Some(slot.key),
@@ -260,6 +265,7 @@ impl Worker {
             return vec![Wish::Note(format!("passes over batch t{number}, is at t{next}"))];
         }
         slot.phase = Phase::Handling(batch);
+        slot.rebuilt = false;
         slot.serial = serial;
         let handled = Event::Handled { agent: self.agent, framework: key.framework, serial };
         vec![Wish::At(now_us + takes_us, handled)]
