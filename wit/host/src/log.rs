@@ -102,6 +102,19 @@ impl Log {
         });
     }
 
+    /// What the guest said last on its standard error, hints on how to debug left out: after a panic,
+    /// the panic's message.
+    pub(crate) fn last_stderr(&self) -> Option<String> {
+        let buffer = self.buffer();
+        let lines = buffer.logged.lines.iter().rev();
+        let said = lines
+            .filter(|line| line.target == "stderr")
+            .map(|line| line.text.trim());
+        said.filter(|text| !text.is_empty() && !text.starts_with("note: "))
+            .map(str::to_owned)
+            .next()
+    }
+
     /// Whether another line would be kept. Who asks and hears no does not write: that line counts as
     /// dropped.
     pub(crate) fn has_room(&self) -> bool {

@@ -17,7 +17,7 @@ use crate::state::State;
 use crate::wasi;
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tessera_types::{Consumed, Event, TaskId, TimeMs, Turn, TurnHeader};
+use tessera_types::{Consumed, Event, LogLevel, TaskId, TimeMs, Turn, TurnHeader};
 use wasmtime::component::{Component, HasSelf, Linker, ResourceTable};
 use wasmtime::{Engine, Store, Trap, UpdateDeadline};
 
@@ -358,7 +358,18 @@ fn cut(mut text: String, max: usize) -> String {
 fn failure(store: &mut Store<Guest>, error: &wasmtime::Error) -> Failure {
     let limits = store.data().limits;
     let refused = store.data_mut().account.take_refused();
-    explain(error, refused, limits.error_bytes)
+    let failure = explain(error, refused, limits.error_bytes);
+    let Failure::Trapped(cause) = &failure else {
+        return failure;
+    };
+    // Where it happened is for the author, in the log; what the guest said last is for everybody.
+    let log = &store.data().log;
+    let said = log.last_stderr();
+    log.write(LogLevel::Error, "host", &error.to_string(), &[]);
+    match said {
+        Some(said) => Failure::Trapped(cut(format!("{said} ({cause})"), limits.error_bytes)),
+        None => failure,
+    }
 }
 
 /// Tell limits, which have names, from other traps.
@@ -376,15 +387,7 @@ pub(crate) fn explain(
     if let Some(refused) = refused {
         return refused.into();
     }
-    // What happened first, where it happened after: texts are cut at their end.
-    let cause = error.root_cause().to_string();
-    let context = error.to_string();
-    let text = if context == cause {
-        cause
-    } else {
-        format!("{cause}; {context}")
-    };
-    Failure::Trapped(cut(text, error_bytes))
+    Failure::Trapped(cut(error.root_cause().to_string(), error_bytes))
 }
 
 /// Pause between attempts to build an instance again after this many failures in a row.
