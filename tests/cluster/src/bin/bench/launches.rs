@@ -5,14 +5,17 @@
 use crate::machine::quantile;
 use futures::StreamExt;
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tessera_cluster::cluster::{Cluster, PATIENCE};
 use tessera_cluster::wait::until;
 use tessera_cluster::{Outcome, ensure, failure, procfs};
+use tokio::sync::mpsc;
 
 /// Launches that find nothing warm.
 const COLD: usize = 5;
+/// Between two launches that are timed: an agent sends at most one message of statuses per 20 ms, and
+/// the end of one task must not hold up the beginning of the next.
+const QUIET: Duration = Duration::from_millis(50);
 /// How long a measurement may take.
 const WITHIN: Duration = Duration::from_secs(120);
 
@@ -133,60 +136,80 @@ async fn wait_ended(cluster: &Cluster, name: &str, count: usize) -> Outcome {
     .await
 }
 
-/// Launch tasks one by one and time each between two events.
+/// Launch tasks one by one, each of a framework of its own so that nothing else happens around it,
+/// and time each between two events.
 pub async fn latency(cluster: &Cluster, kind: Kind, count: usize) -> Outcome<Times> {
-    let name = format!("latency-{}", kind.name());
-    let mut stream = cluster.rest.stream("/v1/events").await?.bytes_stream();
-    let wanted = count + COLD;
-    // Only one of them fits on the agent.
-    let config = kind.config(cluster, wanted, "1.5", 40).await?;
-    spawn(cluster, &name, &config).await?;
-    let framework = cluster
-        .rest
-        .document(&format!("/v1/frameworks/{name}"))
-        .await?["id"]
-        .clone();
-    let mut staged: BTreeMap<String, Instant> = BTreeMap::new();
-    let mut times: Vec<f64> = Vec::new();
-    let mut text = String::new();
-    let deadline = tokio::time::Instant::now() + WITHIN;
-    while times.len() < wanted {
-        let chunk = tokio::time::timeout_at(deadline, stream.next()).await;
-        let now = Instant::now();
-        let chunk = chunk.ok().flatten().ok_or_else(|| {
-            failure(format!(
-                "only {} of {wanted} launches were seen",
-                times.len()
-            ))
-        })??;
-        text.push_str(&String::from_utf8_lossy(&chunk));
-        while let Some((event, rest)) = text.split_once("\n\n") {
-            let data = event.lines().find_map(|line| line.strip_prefix("data:"));
-            let event: Value = data
-                .and_then(|data| serde_json::from_str(data.trim()).ok())
-                .unwrap_or_default();
-            if event["framework"] == framework {
-                let task = event["task"].as_str().unwrap_or_default().to_owned();
-                match event["kind"].as_str().unwrap_or_default() {
-                    "task.TASK_STAGING" => drop(staged.insert(task, now)),
-                    "task.TASK_RUNNING" => times.extend(
-                        staged
-                            .remove(&task)
-                            .map(|at| (now - at).as_secs_f64() * 1e3),
-                    ),
-                    _ => {}
-                }
-            }
-            text = rest.to_owned();
+    let mut events = Events::follow(cluster).await?;
+    let mut times = Vec::with_capacity(count);
+    for number in 0..count + COLD {
+        let name = format!("latency-{}-{number}", kind.name());
+        let config = kind.config(cluster, 1, "0.5", 100).await?;
+        spawn(cluster, &name, &config).await?;
+        let staged = events.next("task.TASK_STAGING").await?;
+        let running = events.next("task.TASK_RUNNING").await?;
+        events.next("task.TASK_FINISHED").await?;
+        remove(cluster, &name).await?;
+        tokio::time::sleep(QUIET).await;
+        if number >= COLD {
+            times.push((running - staged).as_secs_f64() * 1e3);
         }
     }
-    wait_ended(cluster, &name, wanted).await?;
-    remove(cluster, &name).await?;
-    let mut warm = times.split_off(COLD);
     Ok(Times {
-        p50_ms: quantile(&mut warm, 0.5),
-        p90_ms: quantile(&mut warm, 0.9),
+        p50_ms: quantile(&mut times, 0.5),
+        p90_ms: quantile(&mut times, 0.9),
     })
+}
+
+/// Events that wait to be looked at; a measurement makes far fewer.
+const EVENTS_MAX: usize = 10_000;
+
+/// The events of a cluster, with the time at which each came.
+struct Events {
+    seen: mpsc::Receiver<(String, Instant)>,
+}
+
+impl Events {
+    /// Follows them in a task of its own, which ends with the cluster or when nobody listens.
+    async fn follow(cluster: &Cluster) -> Outcome<Self> {
+        let mut stream = cluster.rest.stream("/v1/events").await?.bytes_stream();
+        let (sender, seen) = mpsc::channel(EVENTS_MAX);
+        tokio::spawn(async move {
+            let mut text = String::new();
+            while let Some(Ok(chunk)) = stream.next().await {
+                let now = Instant::now();
+                text.push_str(&String::from_utf8_lossy(&chunk));
+                while let Some((event, rest)) = text.split_once("\n\n") {
+                    let kind = kind_of(event);
+                    text = rest.to_owned();
+                    if sender.send((kind, now)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(Self { seen })
+    }
+
+    /// When the next event of this kind came.
+    async fn next(&mut self, kind: &str) -> Outcome<Instant> {
+        let deadline = tokio::time::Instant::now() + WITHIN;
+        loop {
+            let event = tokio::time::timeout_at(deadline, self.seen.recv()).await;
+            match event.ok().flatten() {
+                Some((found, at)) if found == kind => return Ok(at),
+                Some(_) => {}
+                None => return Err(failure(format!("{kind} was not seen"))),
+            }
+        }
+    }
+}
+
+fn kind_of(event: &str) -> String {
+    let data = event.lines().find_map(|line| line.strip_prefix("data:"));
+    let event: Value = data
+        .and_then(|data| serde_json::from_str(data.trim()).ok())
+        .unwrap_or_default();
+    event["kind"].as_str().unwrap_or_default().to_owned()
 }
 
 /// CPU time of placements, by process.

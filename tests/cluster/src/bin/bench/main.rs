@@ -61,7 +61,7 @@ async fn measure() -> Outcome<Report> {
         "KiB",
     ));
 
-    let cluster = Cluster::start("bench", &["--cpus-milli", "2100", "--mem-mib", "8192"]).await?;
+    let cluster = Cluster::start("bench", &["--cpus-milli", "2100", "--mem-mib", "24000"]).await?;
     eprintln!("bench: committed turns");
     let committed = turns::committed(&cluster).await?;
     report.add(Row::new(

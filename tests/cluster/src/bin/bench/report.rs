@@ -106,11 +106,12 @@ const NOTES: &str = "
 How it is measured:
 
 - *A turn in the worker*: `tessera-worker bench-turn`, from a decoded batch with 100 offers to the encoded turn.
-- *Turns committed*: a client per framework posts to the guest `echo` as fast as it is answered; counted is what
+- *Turns committed*: a client per framework asks the guest `trap` as fast as it is answered; counted is what
   `turns` of the framework grew by. Each has written state, and each entry was synced.
 - *Accept to TASK_RUNNING*: time between the two events `TASK_STAGING` (the commit of the accept) and
-  `TASK_RUNNING` at one client of `/v1/events`, on the client's monotonic clock. One task at a time; the first
-  ones, which find nothing warm, are left out.
+  `TASK_RUNNING` at one client of `/v1/events`, on the client's monotonic clock. One task at a time, each of
+  a framework of its own and 50 ms after the last one, because an agent sends at most one message of statuses
+  per 20 ms; the first ones, which find nothing warm, are left out.
 - *CPU per placement*: CPU time of each process, from `/proc/<pid>/stat`, over a few hundred short tasks, divided
   by their number. It includes everything that happens to a task from its offer to the consumption of its end.
   Shims and the tasks themselves are not in it.
