@@ -6,6 +6,7 @@
 use crate::session::WithToken;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use tessera_oci::{TaskUser, user};
 use tessera_types::Quantities;
 use tessera_wire::v1;
 
@@ -45,6 +46,11 @@ pub struct AgentConfig {
     pub disk_mib: Option<i64>,
     /// Named values that schedulers see.
     pub attributes: BTreeMap<String, String>,
+    /// User of native tasks that name none; `nobody` when absent and the agent is root, else the
+    /// agent's own.
+    pub task_user: Option<String>,
+    /// Whether tasks may run as root. A task as root owns the machine, the agent included.
+    pub allow_root_tasks: bool,
 }
 
 /// A setting that was refused.
@@ -79,6 +85,62 @@ pub(crate) struct Settings {
     pub token: WithToken,
     pub description: v1::AgentDescription,
     pub total: Quantities,
+    pub users: TaskUsers,
+}
+
+/// Whom tasks may run as.
+#[derive(Clone, Debug)]
+pub(crate) struct TaskUsers {
+    /// When they do not say.
+    pub default: TaskUser,
+    /// Whether root is among them.
+    pub root_allowed: bool,
+}
+
+/// User of tasks when nothing is said, and the agent may change users.
+const TASK_USER: &str = "nobody";
+
+impl TaskUsers {
+    fn settle(name: Option<&str>, root_allowed: bool) -> Result<Self, ConfigError> {
+        let is_root = nix::unistd::Uid::effective().is_root();
+        let default = match name {
+            Some(name) => user::resolve(name),
+            None if is_root => user::resolve(TASK_USER),
+            None => user::current(),
+        };
+        let refused = |rule| ConfigError::Field {
+            field: "task_user",
+            rule,
+        };
+        let default = default.map_err(|error| refused(error.to_string()))?;
+        let users = Self {
+            default,
+            root_allowed,
+        };
+        users.check(&users.default).map_err(refused)?;
+        Ok(users)
+    }
+
+    /// The user of a task.
+    pub(crate) fn of_task(&self, named: Option<&str>) -> Result<TaskUser, String> {
+        let Some(name) = named else {
+            return Ok(self.default.clone());
+        };
+        let user = user::resolve(name).map_err(|error| error.to_string())?;
+        self.check(&user)?;
+        Ok(user)
+    }
+
+    fn check(&self, user: &TaskUser) -> Result<(), String> {
+        if user.uid == 0 && !self.root_allowed {
+            return Err(
+                "user \"root\": this agent runs no tasks as root; name another user, or start \
+                        the agent with --allow-root-tasks"
+                    .into(),
+            );
+        }
+        Ok(())
+    }
 }
 
 fn refuse<T>(field: &'static str, rule: impl Into<String>) -> Result<T, ConfigError> {
@@ -148,6 +210,7 @@ impl AgentConfig {
                 rule: error.rule,
             })?;
         Ok(Settings {
+            users: TaskUsers::settle(self.task_user.as_deref(), self.allow_root_tasks)?,
             work_dir,
             bin_dir: self.bin_dir,
             masters,
@@ -254,6 +317,24 @@ fn split(all: Quantities) -> Result<(Quantities, Quantities), ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tasks_are_root_only_where_that_was_said() {
+        let users = |root_allowed| TaskUsers {
+            default: user::resolve("65534").unwrap(),
+            root_allowed,
+        };
+        assert_eq!(users(false).of_task(None).map(|user| user.uid), Ok(65534));
+        if nix::unistd::Uid::effective().is_root() {
+            for name in ["root", "0"] {
+                let error = users(false).of_task(Some(name)).unwrap_err();
+                assert!(error.contains("--allow-root-tasks"), "{error}");
+                assert_eq!(users(true).of_task(Some(name)).map(|user| user.uid), Ok(0));
+            }
+            let refused = TaskUsers::settle(Some("root"), false).unwrap_err();
+            assert!(refused.to_string().starts_with("task_user"), "{refused}");
+        }
+    }
 
     fn config(dir: &Path) -> AgentConfig {
         for name in ["tessera-shim", "tessera-worker", "token"] {

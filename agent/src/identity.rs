@@ -5,8 +5,9 @@
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use tessera_oci::record;
 
@@ -16,6 +17,9 @@ const LOCK_FILE: &str = "LOCK";
 const IDENTITY_FILE: &str = "agent.json";
 /// Version of the record.
 const IDENTITY_VERSION: u32 = 1;
+/// Folders that tasks have no business in: specs with their environments, components, logs, sockets. Only
+/// `tasks/` is passed through by them.
+const PRIVATE_FOLDERS: [&str; 5] = ["checkpoint", "components", "frameworks", "images", "run"];
 /// Random bytes of a key: enough that two directories never have the same.
 const KEY_BYTES: usize = 16;
 
@@ -91,6 +95,7 @@ impl WorkDir {
                     other => io("locking")(other.into()),
                 },
             )?;
+        make_private(path).map_err(io("making private folders"))?;
         let found: Option<Identity> =
             record::read(&path.join(IDENTITY_FILE)).map_err(io("reading the identity"))?;
         let identity = match found {
@@ -152,6 +157,19 @@ impl WorkDir {
     }
 }
 
+/// Make the private folders, and close those that an earlier version left open to others.
+fn make_private(work_dir: &Path) -> io::Result<()> {
+    for name in PRIVATE_FOLDERS {
+        let path = work_dir.join(name);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
+}
+
 fn random_key() -> io::Result<String> {
     let mut bytes = [0; KEY_BYTES];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
@@ -183,6 +201,28 @@ mod tests {
                 key
             }
         );
+    }
+
+    #[test]
+    fn folders_that_are_not_for_tasks_are_closed_to_them() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("checkpoint")).unwrap();
+        fs::set_permissions(
+            dir.path().join("checkpoint"),
+            fs::Permissions::from_mode(0o755),
+        )
+        .unwrap();
+        let _work_dir = WorkDir::open(dir.path()).unwrap();
+        for name in PRIVATE_FOLDERS {
+            let mode = dir
+                .path()
+                .join(name)
+                .metadata()
+                .unwrap()
+                .permissions()
+                .mode();
+            assert_eq!(mode & 0o777, 0o700, "{name}");
+        }
     }
 
     #[test]

@@ -35,7 +35,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use supervisor::{Ears, Supervisor};
 use tessera_agent_core::{Action, Core, CoreConfig, Now, RecordError, TaskKey};
-use tessera_oci::{Cgroups, TaskUser, UserError, user};
+use tessera_oci::Cgroups;
 use tessera_types::{AgentId, Quantities};
 use tessera_wire::v1;
 use tokio::sync::mpsc;
@@ -43,9 +43,6 @@ use tokio_util::sync::CancellationToken;
 
 /// Session events that wait for the loop; the session's task waits when it is full.
 const SESSION_EVENTS_MAX: usize = 1_024;
-/// Whom tasks run as when they do not say, and the agent may change users.
-const TASK_USER: &str = "nobody";
-
 /// Why the agent ended.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -63,9 +60,6 @@ pub enum RunError {
         /// Why.
         source: std::io::Error,
     },
-    /// The user that tasks run as.
-    #[error("user of tasks")]
-    User(#[from] UserError),
     /// The checkpoint is not usable.
     #[error("checkpoint")]
     Checkpoint(#[from] CheckpointError),
@@ -159,7 +153,7 @@ fn open(
         sandboxes.clone(),
         cgroups.clone(),
         &settings.bin_dir,
-        task_user()?,
+        settings.users.clone(),
         inputs.clone(),
     );
     let known: BTreeSet<TaskKey> = core.tasks().map(|(key, _, _)| key.clone()).collect();
@@ -252,12 +246,4 @@ fn describe(description: &v1::AgentDescription, cgroups: &Cgroups) -> v1::AgentD
         });
     }
     description
-}
-
-fn task_user() -> Result<TaskUser, UserError> {
-    if nix::unistd::Uid::effective().is_root() {
-        user::resolve(TASK_USER)
-    } else {
-        user::current()
-    }
 }

@@ -5,6 +5,7 @@
 //! on only when nothing of the task is left and its group is gone; every blocking step runs on a
 //! blocking thread, of which only so many are taken. This file must never decide what happens next.
 
+use crate::config::TaskUsers;
 use crate::input::Input;
 use crate::sandbox::{Sandboxes, TaskDirs, read_result};
 use std::os::fd::OwnedFd;
@@ -14,7 +15,7 @@ use std::time::Duration;
 use tessera_agent_core::{NativeExit, NativeObservation as Seen, TaskKey};
 use tessera_oci::launch::{self, KILL_WITHIN, Launched, ShimHandle, TaskFound};
 use tessera_oci::record::{LOG_BYTES_MAX, LOG_FILES_KEPT};
-use tessera_oci::{Cgroups, ExitRecord, Limits, ShimSpec, TaskUser, user};
+use tessera_oci::{Cgroups, ExitRecord, Limits, ShimSpec, TaskUser};
 use tessera_types::{Launch, NativeCommand, TaskBody, TaskSpec, limits};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -41,7 +42,7 @@ struct Parts {
     cgroups: Cgroups,
     shim: PathBuf,
     shim_group: Vec<PathBuf>,
-    default_user: TaskUser,
+    users: TaskUsers,
     inputs: mpsc::Sender<Input>,
     steps: Semaphore,
 }
@@ -84,7 +85,7 @@ impl Native {
         sandboxes: Sandboxes,
         cgroups: Cgroups,
         bin_dir: &std::path::Path,
-        default_user: TaskUser,
+        users: TaskUsers,
         inputs: mpsc::Sender<Input>,
     ) -> Self {
         let shim_group = match cgroups.create_plain(SHIMS_GROUP) {
@@ -99,7 +100,7 @@ impl Native {
             cgroups,
             shim: bin_dir.join("tessera-shim"),
             shim_group,
-            default_user,
+            users,
             inputs,
             steps: Semaphore::new(STEPS_MAX),
         }))
@@ -220,10 +221,7 @@ async fn watch(shim: ShimHandle) {
 
 impl Parts {
     fn user(&self, spec: &TaskSpec) -> Result<TaskUser, String> {
-        match &spec.user {
-            Some(name) => user::resolve(name).map_err(|error| error.to_string()),
-            None => Ok(self.default_user.clone()),
-        }
+        self.users.of_task(spec.user.as_deref())
     }
 
     fn start(&self, attempt: &Attempt, launch: &Launch) -> Look {

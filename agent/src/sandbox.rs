@@ -16,6 +16,9 @@ use std::path::{Path, PathBuf};
 use tessera_agent_core::TaskKey;
 use tessera_types::{FileSpec, TaskSpec, limits::RESULT_BYTES_MAX};
 
+/// Attempts of one task whose directories are kept: a task may be restarted without end, its disk not.
+const ATTEMPTS_KEPT: u32 = 3;
+
 /// Why a sandbox could not be made.
 #[derive(Debug, thiserror::Error)]
 #[error("{what} in the sandbox {path}", path = path.display())]
@@ -123,6 +126,7 @@ impl Sandboxes {
             .mode(0o711)
             .create(self.task(key).join(attempt.to_string()))
             .map_err(|e| fail("making the directory", e))?;
+        self.drop_older(key, attempt);
         for (dir, mode) in [(&dirs.state, 0o700), (&dirs.sandbox, 0o700)] {
             fs::DirBuilder::new()
                 .recursive(true)
@@ -139,6 +143,27 @@ impl Sandboxes {
                 .map_err(|e| fail("giving the directory to the task's user", e))?;
         }
         Ok(dirs)
+    }
+
+    /// Remove attempts that are too old to be kept. What cannot be removed goes with the task.
+    fn drop_older(&self, key: &TaskKey, attempt: u32) {
+        let Some(newest_gone) = attempt.checked_sub(ATTEMPTS_KEPT) else {
+            return;
+        };
+        let Ok(entries) = fs::read_dir(self.task(key)) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let number = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<u32>().ok());
+            if number.is_some_and(|number| number <= newest_gone)
+                && let Err(error) = fs::remove_dir_all(entry.path())
+            {
+                tracing::warn!(path = %entry.path().display(), %error, "an old attempt could not be removed");
+            }
+        }
     }
 }
 
@@ -307,6 +332,21 @@ mod tests {
             .permissions()
             .mode();
         assert_eq!(mode & 0o777, 0o755);
+    }
+
+    #[test]
+    fn a_task_that_is_restarted_without_end_keeps_its_last_attempts_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let sandboxes = Sandboxes::open(dir.path()).unwrap();
+        for attempt in 1..=10 {
+            let dirs = sandboxes
+                .prepare(&key(), attempt, &spec(&[]), None)
+                .unwrap();
+            symlink(dir.path(), dirs.sandbox.join("link")).unwrap();
+        }
+        let kept = |attempt| sandboxes.attempt(&key(), attempt).sandbox.exists();
+        let kept: Vec<u32> = (1..=10).filter(|&attempt| kept(attempt)).collect();
+        assert_eq!(kept, [8, 9, 10]);
     }
 
     #[test]

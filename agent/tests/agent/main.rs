@@ -37,6 +37,7 @@ fn agent_process() {
         disk_mib: Some(1_000),
         hostname: Some("host".into()),
         attributes: BTreeMap::from([("rack".into(), "r1".into())]),
+        ..AgentConfig::default()
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let error = runtime

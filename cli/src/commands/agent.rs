@@ -74,6 +74,12 @@ struct SettingsArgs {
     /// A named value that schedulers see; may be repeated
     #[arg(long = "attribute", value_name = "NAME=VALUE", value_parser = parse_pair)]
     attributes: Vec<(String, String)>,
+    /// User of native tasks that name none [default: nobody when the agent is root, else its own]
+    #[arg(long, value_name = "USER")]
+    task_user: Option<String>,
+    /// Let tasks run as root: each of them then owns this machine
+    #[arg(long)]
+    allow_root_tasks: bool,
     /// Stop when standard input ends, that is when the supervisor does
     #[arg(long, hide = true)]
     supervised: bool,
@@ -93,6 +99,9 @@ struct SettingsFile {
     disk_mib: Option<i64>,
     #[serde(default)]
     attributes: BTreeMap<String, String>,
+    task_user: Option<String>,
+    #[serde(default)]
+    allow_root_tasks: bool,
 }
 
 /// Run it.
@@ -161,6 +170,8 @@ fn configure(args: SettingsArgs, token_file: Option<PathBuf>) -> Result<AgentCon
         mem_mib: args.mem_mib.or(file.mem_mib),
         disk_mib: args.disk_mib.or(file.disk_mib),
         attributes,
+        task_user: args.task_user.or(file.task_user),
+        allow_root_tasks: args.allow_root_tasks || file.allow_root_tasks,
     })
 }
 
