@@ -66,7 +66,8 @@ pub enum FileError {
 #[derive(Default)]
 struct Lanes {
     agents: HashMap<AgentId, mpsc::Sender<v1::FileRequest>>,
-    waiting: HashMap<u64, oneshot::Sender<v1::FileChunk>>,
+    /// By request: who was asked, and who waits.
+    waiting: HashMap<u64, (AgentId, oneshot::Sender<v1::FileChunk>)>,
     last_request: u64,
 }
 
@@ -95,9 +96,11 @@ impl FileLane {
         receiver
     }
 
-    /// An agent answered.
-    pub fn answer(&self, chunk: v1::FileChunk) {
-        if let Some(waiting) = self.lanes().waiting.remove(&chunk.request) {
+    /// An agent answered. What another agent was asked is not its to answer.
+    pub fn answer(&self, agent: AgentId, chunk: v1::FileChunk) {
+        let mut lanes = self.lanes();
+        let asked = lanes.waiting.get(&chunk.request).is_some_and(|(asked, _)| *asked == agent);
+        if asked && let Some((_, waiting)) = lanes.waiting.remove(&chunk.request) {
             // Whoever asked may have gone away.
             let _ = waiting.send(chunk);
         }
@@ -117,7 +120,7 @@ impl FileLane {
             }
             lanes.last_request += 1;
             let request = lanes.last_request;
-            lanes.waiting.insert(request, sender);
+            lanes.waiting.insert(request, (agent, sender));
             (lane, request)
         };
         let _forget = Forget { lane: self, request };
@@ -171,12 +174,14 @@ mod tests {
         let answer = async {
             let request = requests.recv().await.unwrap();
             assert_eq!(request.length, 10);
-            lane.answer(v1::FileChunk {
+            let chunk = |data: &[u8]| v1::FileChunk {
                 request: request.request,
-                data: b"hello".to_vec(),
+                data: data.to_vec(),
                 size: 5,
                 ..Default::default()
-            });
+            };
+            lane.answer(AgentId(2), chunk(b"forged"));
+            lane.answer(AgentId(1), chunk(b"hello"));
         };
         let (read, ()) = tokio::join!(lane.read(AgentId(1), range()), answer);
         assert_eq!(read, Ok(FileBytes { data: b"hello".to_vec(), size: 5 }));

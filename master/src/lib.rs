@@ -8,6 +8,7 @@ mod api;
 mod config;
 mod files;
 mod inspect;
+mod listener;
 pub mod node;
 mod node_loop;
 mod sessions;
@@ -20,6 +21,7 @@ pub use token::{TOKEN_FILE, TokenError};
 use crate::api::Api;
 use crate::files::FileLane;
 use crate::inspect::Inspector;
+use crate::listener::Bounded;
 use crate::node::{Node, NodeOpenError};
 use crate::node_loop::{NodeHandle, NodeLoop};
 use crate::sessions::{AgentService, MESSAGE_BYTES_MAX, check_token};
@@ -39,6 +41,12 @@ use tessera_wire::v1::agent_session_server::AgentSessionServer;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
+
+/// Connections of clients, watchers included: far below the descriptors that a process usually has, as
+/// the database needs some, too.
+const CLIENTS_MAX: usize = 1_024;
+/// Connections of agents; each has one for all its lanes.
+const AGENTS_MAX: usize = 4_096;
 
 /// The id of a cluster's first node.
 const FIRST_NODE: u64 = 1;
@@ -135,7 +143,7 @@ pub async fn run(config: MasterConfig, shutdown: CancellationToken) -> Result<()
     };
     let rest_shutdown = shutdown.clone();
     let serve_rest = async move {
-        axum::serve(rest, api::router(api))
+        axum::serve(Bounded::new(rest, CLIENTS_MAX), api::router(api))
             .with_graceful_shutdown(rest_shutdown.cancelled_owned())
             .await
             .map_err(|error| RunError::Serve(error.to_string()))
@@ -211,12 +219,9 @@ fn serve_agents(
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let service = InterceptedService::new(service, check_token(token));
     async move {
-        // The builder's own setting does not reach sockets that come from a listener; without it small
-        // messages wait 40 ms for each other.
-        let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
         tonic::transport::Server::builder()
             .add_service(service)
-            .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned())
+            .serve_with_incoming_shutdown(Bounded::new(listener, AGENTS_MAX).into_stream(), shutdown.cancelled_owned())
             .await
             .map_err(|error| RunError::Serve(error.to_string()))
     }

@@ -175,11 +175,17 @@ impl v1::agent_session_server::AgentSession for AgentService {
             .message()
             .await?
             .ok_or_else(|| Status::invalid_argument("agent: the first message must name it"))?;
-        let requests = self.files.attach(AgentId(first.agent));
+        let (agent, session) = (AgentId(first.agent), first.session);
+        let registered =
+            self.node.query(move |core, _| core.session_agent(session) == Some(agent)).await.map_err(gone)?;
+        if !registered {
+            return Err(Status::failed_precondition(format!("session: it is not one of agent {agent}")));
+        }
+        let requests = self.files.attach(agent);
         let files = self.files.clone();
         tokio::spawn(async move {
             while let Ok(Some(chunk)) = incoming.message().await {
-                files.answer(chunk);
+                files.answer(agent, chunk);
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(requests).map(Ok))))

@@ -438,3 +438,33 @@ async fn bad_requests_are_refused_with_field_and_rule() {
     assert!(matches!(port, Err(RunError::Listen { field: "listen", .. })), "{port:?}");
     master.stop().await;
 }
+
+/// Whatever is wrong with a request, the answer is the same envelope and names what is wrong.
+#[tokio::test]
+async fn every_refusal_has_the_envelope() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = Master::start(config(dir.path())).await;
+    use reqwest::Method;
+    let large = "x".repeat(3 << 20);
+    let cases = [
+        (Method::GET, "/v1/tasks?limit=-1", "", 400, "query"),
+        (Method::GET, "/v1/tasks?framwork=x", "", 400, "query"),
+        (Method::GET, "/v1/agents/%ff", "", 400, "path"),
+        (Method::POST, "/v1/frameworks", "", 400, "body"),
+        (Method::POST, "/v1/frameworks", "{\"nam\":1}", 400, "body"),
+        (Method::POST, "/v1/frameworks", large.as_str(), 413, "body"),
+        (Method::PUT, "/v1/frameworks", "", 405, ""),
+        (Method::GET, "/nowhere", "", 404, ""),
+    ];
+    for (method, path, body, status, field) in cases {
+        let answer = master.request(method, path).body(body.to_owned()).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), status, "{path}");
+        let refusal: Value = answer.json().await.unwrap();
+        assert_eq!(refusal["error"]["field"].as_str().unwrap_or(""), field, "{path}: {refusal}");
+    }
+    let long = format!("/v1/frameworks/{}", "a".repeat(10_000));
+    let answer = master.request(Method::GET, &long).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
+    assert!(answer.bytes().await.unwrap().len() < 1_000, "a long name is not repeated");
+    master.stop().await;
+}

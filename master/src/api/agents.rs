@@ -2,9 +2,10 @@
 
 use super::Api;
 use super::error::ApiError;
+use super::extract::Path;
 use super::views::{AgentJson, List};
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use tessera_types::AgentId;
 
 /// All agents.

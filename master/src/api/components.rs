@@ -2,19 +2,23 @@
 
 use super::Api;
 use super::error::ApiError;
+use super::extract::{Path, Query};
 use super::views::{ComponentJson, List};
+use crate::store::UploadError;
 use axum::body::Body;
-use axum::extract::{Extension, Path, Query, State};
-use axum::http::StatusCode;
+use axum::extract::{Extension, State};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::Json;
 use futures::StreamExt;
 use serde::Deserialize;
 use tessera_master_core::{Principal, Reply, Request, World};
 use tessera_types::Digest;
+use tessera_types::limits::COMPONENT_BYTES_MAX;
 
 /// Parameters of an upload.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct UploadQuery {
     digest: Option<String>,
 }
@@ -28,9 +32,14 @@ pub async fn upload(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,
     Query(query): Query<UploadQuery>,
+    headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
     let named = query.digest.as_deref().map(digest).transpose()?;
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|bytes| bytes > COMPONENT_BYTES_MAX) {
+        return Err(UploadError::TooLarge.into());
+    }
     let mut upload = api.store.begin().await?;
     let mut pieces = body.into_data_stream();
     while let Some(piece) = pieces.next().await {

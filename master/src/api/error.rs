@@ -8,7 +8,7 @@ use crate::inspect::InspectError;
 use crate::node_loop::Stopped;
 use crate::store::UploadError;
 use axum::Json;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tessera_master_core::{Forbidden, HttpFailure, LookupError, RequestError, RowsError};
@@ -46,6 +46,13 @@ impl ApiError {
     /// The thing named does not exist.
     pub fn not_found(what: &str, name: impl std::fmt::Display) -> Self {
         Self::new(StatusCode::NOT_FOUND, "NOT_FOUND", format!("there is no {what} {name}"))
+    }
+
+    /// The path exists, but not for this method.
+    pub fn wrong_method(method: &Method) -> Self {
+        let text = format!("{method} is not possible here");
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "INVALID_ARGUMENT", text)
+            .hint("the header `Allow` names the methods that are")
     }
 
     /// The caller showed no valid token.

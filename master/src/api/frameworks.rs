@@ -3,12 +3,12 @@
 
 use super::Api;
 use super::error::ApiError;
+use super::extract::{Document, Path, Query};
 use super::views::{FrameworkJson, List, file_response};
 use super::{lookup, views::RangeQuery};
 use crate::files::Range;
 use axum::Json;
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{Extension, Path, Query, State};
+use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -43,9 +43,8 @@ async fn view(api: &Api, id: FrameworkId) -> Result<FrameworkJson, ApiError> {
 pub async fn create(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,
-    body: Result<Json<Create>, JsonRejection>,
+    Document(create): Document<Create>,
 ) -> Result<Response, ApiError> {
-    let Json(create) = body.map_err(|error| ApiError::invalid("body", error.body_text()))?;
     let invalid = |field: &'static str| move |rule: String| ApiError::invalid(field, rule);
     let name: FrameworkName = create
         .name

@@ -5,6 +5,9 @@ use crate::node_loop::NodeHandle;
 use tessera_master_core::{Core, LookupError};
 use tessera_types::{FrameworkId, TaskId};
 
+/// Bytes of what names a framework: two names of 255 and a colon. More is not worth repeating.
+const REFERENCE_BYTES_MAX: usize = 511;
+
 /// A framework by id (`f1`), name, or `tenant:name`.
 pub fn framework_in(core: &Core, text: &str) -> Result<FrameworkId, LookupError> {
     if let Ok(id) = text.parse::<FrameworkId>()
@@ -20,6 +23,9 @@ pub fn framework_in(core: &Core, text: &str) -> Result<FrameworkId, LookupError>
 
 /// The same, asked of the node.
 pub async fn framework(node: &NodeHandle, text: String) -> Result<FrameworkId, ApiError> {
+    if text.len() > REFERENCE_BYTES_MAX {
+        return Err(ApiError::invalid("framework", format!("at most {REFERENCE_BYTES_MAX} bytes")));
+    }
     Ok(node.query(move |core, _| framework_in(core, &text)).await??)
 }
 

@@ -8,6 +8,7 @@ mod agents;
 mod components;
 mod error;
 mod events;
+mod extract;
 mod frameworks;
 mod health;
 mod lookup;
@@ -29,6 +30,9 @@ use axum::routing::{MethodRouter, any, get, post};
 use error::ApiError;
 use std::sync::Arc;
 use tessera_master_core::{Action, Object, Principal, PrincipalKind, authorize};
+
+/// Characters of an unknown path that its refusal repeats.
+const PATH_SHOWN_MAX: usize = 200;
 
 /// What handlers share.
 #[derive(Clone)]
@@ -92,11 +96,16 @@ pub fn router(api: Api) -> Router {
         let guard = Guard { token: api.token.clone(), action: route.action, object: route.object };
         router = router.route(route.path, route.handlers.layer(from_fn_with_state(guard, authenticate)));
     }
-    router.fallback(unknown).with_state(api)
+    router.method_not_allowed_fallback(wrong_method).fallback(unknown).with_state(api)
+}
+
+async fn wrong_method(request: Request) -> ApiError {
+    ApiError::wrong_method(request.method())
 }
 
 async fn unknown(request: Request) -> ApiError {
-    ApiError::not_found("route", format!("{} {}", request.method(), request.uri().path()))
+    let path: String = request.uri().path().chars().take(PATH_SHOWN_MAX).collect();
+    ApiError::not_found("route", format!("{} {path}", request.method()))
         .hint("the API begins with /v1, schedulers answer under /frameworks/<name>/")
 }
 

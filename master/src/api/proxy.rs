@@ -2,9 +2,10 @@
 
 use super::Api;
 use super::error::ApiError;
+use super::extract::Path;
 use super::lookup;
 use axum::body::Body;
-use axum::extract::{Extension, Path, Request, State};
+use axum::extract::{Extension, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -67,8 +68,11 @@ async fn pass_on(
             .transpose()?,
     };
     let answer = api.node.http(principal, framework, request).await?;
-    let mut response = Response::new(Body::from(answer.body));
-    *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::BAD_GATEWAY);
+    let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::BAD_GATEWAY);
+    // A length for a body that these never have would confuse whoever reads the connection.
+    let bodiless = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let mut response = Response::new(if bodiless { Body::empty() } else { Body::from(answer.body) });
+    *response.status_mut() = status;
     for (name, value) in answer.headers {
         let (Ok(name), Ok(value)) =
             (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(&value))

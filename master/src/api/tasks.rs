@@ -2,15 +2,15 @@
 //! tasks come from the bounded history.
 
 use super::error::ApiError;
+use super::extract::{Document, Path, Query};
 use super::lookup;
 use super::views::{List, RangeQuery, TaskJson, file_response};
 use super::Api;
 use crate::files::Range;
 use axum::Json;
-use axum::extract::{Extension, Path, Query, State};
+use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use axum::response::Response;
-use bytes::Bytes;
 use serde::Deserialize;
 use tessera_master_core::{Principal, Request, TaskFilter, TaskView};
 use tessera_types::{FrameworkId, TaskId, TaskState};
@@ -20,6 +20,7 @@ const LIST_MAX: usize = 1_000;
 
 /// Which tasks.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ListQuery {
     framework: Option<String>,
     state: Option<String>,
@@ -95,9 +96,9 @@ pub async fn inspect(
 }
 
 /// How to kill.
-#[derive(Default, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Kill {
+pub struct Kill {
     grace_ms: Option<u64>,
 }
 
@@ -106,13 +107,8 @@ pub async fn kill(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,
     Path((framework, task)): Path<(String, String)>,
-    body: Bytes,
+    Document(kill): Document<Kill>,
 ) -> Result<StatusCode, ApiError> {
-    let kill = if body.is_empty() {
-        Kill::default()
-    } else {
-        serde_json::from_slice(&body).map_err(|error| ApiError::invalid("body", error.to_string()))?
-    };
     let max = tessera_types::limits::GRACE_MAX_MS;
     if kill.grace_ms.is_some_and(|grace| grace > max) {
         return Err(ApiError::invalid("grace_ms", format!("at most {max}")));

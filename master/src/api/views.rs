@@ -221,6 +221,7 @@ impl TaskJson {
 
 /// Which bytes of a file.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RangeQuery {
     offset: Option<u64>,
     length: Option<u32>,
