@@ -21,6 +21,9 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a process may take to stop.
 const STOP_WITHIN: Duration = Duration::from_secs(40);
 
+/// In place of a flag of `dev`: tasks outlive it. A cluster that is finished must not have it.
+pub const KEEP_TASKS: &str = "keep-tasks";
+
 /// One cluster at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
@@ -84,6 +87,7 @@ impl Drop for Scene {
         for pid in procfs::with_descendants(found.collect()) {
             let _ = procfs::kill_9(pid);
         }
+        procfs::remove_groups(&self.dir);
         if self.keep {
             eprintln!("logs and state are kept in {}", self.dir.display());
         } else {
@@ -373,14 +377,13 @@ fn record(scene: &Path) -> Outcome<Value> {
 async fn start_dev(scene: &Path, flags: &[&str]) -> Outcome<(Process, Rest, String)> {
     let log = scene.join("dev.log");
     let data = data_dir(scene).display().to_string();
-    let mut args: Vec<String> = ["dev", "--kill-tasks", "--data-dir", &data]
-        .map(str::to_owned)
-        .to_vec();
-    if !flags.contains(&"--port") {
-        args.extend(["--port", "0"].map(str::to_owned));
+    let mut args: Vec<String> = ["dev", "--data-dir", &data].map(str::to_owned).to_vec();
+    args.extend(["--port", "0", "--agent-port", "0"].map(str::to_owned));
+    if !flags.contains(&KEEP_TASKS) {
+        args.push("--kill-tasks".to_owned());
     }
-    args.extend(["--agent-port", "0"].map(str::to_owned));
-    args.extend(flags.iter().map(|&flag| flag.to_owned()));
+    let others = flags.iter().filter(|flag| **flag != KEEP_TASKS);
+    args.extend(others.map(|&flag| flag.to_owned()));
     let written = std::fs::metadata(&log).map_or(0, |meta| meta.len());
     let mut dev = Process::start(&log, &args)?;
     let ready = until("the cluster is ready", PATIENCE, async || {

@@ -5,7 +5,7 @@
 use crate::{Outcome, failure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Kernel ticks per second; constant on Linux for user space.
 const TICKS_PER_SECOND: u64 = 100;
@@ -91,6 +91,40 @@ pub fn signal(pid: i32, signal: Signal) -> Outcome {
         return Err(failure(format!("{pid} is no process to signal")));
     }
     Ok(kill(Pid::from_raw(pid), signal)?)
+}
+
+/// Removes the empty control groups of the agents whose work directories are in this directory or
+/// one below it. They are named by the beginning of the key that an agent wrote down.
+pub fn remove_groups(dir: &Path) {
+    let below = |dir: &Path| -> Vec<PathBuf> {
+        std::fs::read_dir(dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .collect()
+    };
+    let dirs = below(dir);
+    for candidate in dirs.iter().flat_map(|dir| below(dir)).chain(dirs.clone()) {
+        let Ok(text) = std::fs::read(candidate.join("agent.json")) else {
+            continue;
+        };
+        let identity: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+        let Some(name) = identity["key"].as_str().and_then(|key| key.get(..16)) else {
+            continue;
+        };
+        for mount in below(Path::new("/sys/fs/cgroup"))
+            .into_iter()
+            .chain(["/sys/fs/cgroup".into()])
+        {
+            let group = mount.join("tessera").join(name);
+            for child in below(&group) {
+                // One that is still in use stays; it is seen by whoever looks at the machine.
+                let _ = std::fs::remove_dir(child);
+            }
+            let _ = std::fs::remove_dir(group);
+        }
+    }
 }
 
 /// CPU time of a process and its threads so far, in µs; its precision is 10 ms.

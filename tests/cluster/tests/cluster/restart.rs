@@ -1,6 +1,7 @@
 //! A cluster that was stopped, or killed as a whole, goes on where it was.
 
-use tessera_cluster::cluster::{Cluster, PATIENCE};
+use serde_json::{Value, json};
+use tessera_cluster::cluster::{Cluster, KEEP_TASKS, PATIENCE};
 use tessera_cluster::wait::until;
 use tessera_cluster::{Outcome, ensure, failure, procfs};
 
@@ -69,5 +70,54 @@ async fn state_outlives_the_whole_cluster() -> Outcome {
     check_kept(&cluster, before, "run-2", 6).await?;
     check_kept(&cluster, before, "run-1", 5).await?;
     next_run(&cluster, 0).await?;
+    cluster.finish().await
+}
+
+async fn task_in(cluster: &Cluster, task: &str, state: &str) -> Outcome<Value> {
+    until(&format!("{task} is {state}"), PATIENCE, async || {
+        let path = format!("/v1/tasks/run/{task}");
+        let found = cluster
+            .rest
+            .document(&path)
+            .await
+            .map_err(|error| error.to_string())?;
+        if found["state"] == state {
+            Ok(found)
+        } else {
+            Err(found.to_string())
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn tasks_outlive_a_cluster_that_was_stopped() -> Outcome {
+    let mut cluster = Cluster::start("outlive", &[KEEP_TASKS]).await?;
+    cluster.framework("run", "run", &[]).await?;
+    let (go, ran) = (cluster.dir().join("go"), cluster.scene.open_file("ran")?);
+    let wait = format!("while [ ! -e {} ]; do sleep 0.02; done", go.display());
+    let shell = format!("echo $$ >> {}; {wait}; exit 9", ran.display());
+    let answer = cluster
+        .rest
+        .post("/frameworks/run/tasks", &json!({"shell": shell}))
+        .await?
+        .ok()?;
+    let id = answer.json()["task"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    task_in(&cluster, &id, "TASK_RUNNING").await?;
+
+    cluster.restart(&[]).await?;
+    let kept = task_in(&cluster, &id, "TASK_RUNNING").await?;
+    let pid: i32 = std::fs::read_to_string(&ran)?.trim().parse()?;
+    ensure(procfs::is_alive(pid), || {
+        format!("process {pid} of {kept} ended with the cluster")
+    })?;
+    std::fs::write(&go, "")?;
+    let ended = task_in(&cluster, &id, "TASK_FAILED").await?;
+    ensure(ended["exit_code"] == 9 && ended["attempt"] == 1, || {
+        format!("{ended}")
+    })?;
     cluster.finish().await
 }
