@@ -56,13 +56,47 @@ const ANSWERS_RESERVED: usize = 64;
 struct Defined {
     spec: TaskSpec,
     encoded: Vec<u8>,
+    /// Turn in which it was defined or launched last.
+    used: u64,
 }
 
-/// Task specs that an instance has defined.
+/// Task specs that an instance has defined, the least lately used ones forgotten when there are too
+/// many.
 #[derive(Debug, Default)]
 pub(crate) struct SpecBook {
     specs: BTreeMap<Digest, Defined>,
     bytes: usize,
+    turn: u64,
+}
+
+impl SpecBook {
+    fn contains(&mut self, digest: &Digest) -> bool {
+        let known = self.specs.get_mut(digest);
+        known.map(|defined| defined.used = self.turn).is_some()
+    }
+
+    /// Make room for one more spec. A quarter of the book goes at once, so that the search for the
+    /// oldest is paid rarely; what this turn used stays, which is a small part by the limits of turns.
+    fn make_room(&mut self, encoded: usize, limits: &Limits) {
+        if self.specs.len() < limits.specs && self.bytes + encoded <= limits.spec_bytes {
+            return;
+        }
+        let old = self
+            .specs
+            .iter()
+            .filter(|(_, defined)| defined.used < self.turn);
+        let mut oldest: Vec<(u64, Digest)> = old.map(|(digest, d)| (d.used, *digest)).collect();
+        oldest.sort_unstable();
+        let (specs, bytes) = (limits.specs / 4 * 3, limits.spec_bytes / 4 * 3);
+        for (_, digest) in oldest {
+            if self.specs.len() < specs && self.bytes + encoded <= bytes {
+                return;
+            }
+            if let Some(gone) = self.specs.remove(&digest) {
+                self.bytes -= gone.encoded.len();
+            }
+        }
+    }
 }
 
 /// One turn under construction, and what the instance carries from turn to turn for it.
@@ -130,8 +164,13 @@ impl Draft {
         let operations = std::mem::take(&mut self.operations);
         let specs = std::mem::take(&mut self.named)
             .into_iter()
-            .filter_map(|digest| Some((digest, self.book.specs.get(&digest)?.encoded.clone())))
+            .filter_map(|digest| {
+                let defined = self.book.specs.get_mut(&digest)?;
+                defined.used = self.book.turn;
+                Some((digest, defined.encoded.clone()))
+            })
             .collect();
+        self.book.turn += 1;
         (operations, specs)
     }
 
@@ -165,7 +204,7 @@ impl Draft {
             return limit("spec-bytes", limits::SPEC_BYTES_MAX);
         }
         let digest = Digest::of(&encoded);
-        if self.book.specs.contains_key(&digest) {
+        if self.book.contains(&digest) {
             return Ok(digest);
         }
         if self.defined >= limits::TURN_SPECS_MAX {
@@ -174,6 +213,7 @@ impl Draft {
         if self.defined_bytes + encoded.len() > limits::TURN_SPEC_BYTES_MAX {
             return limit("turn-spec-bytes", limits::TURN_SPEC_BYTES_MAX);
         }
+        self.book.make_room(encoded.len(), &self.limits);
         if self.book.specs.len() >= self.limits.specs {
             return limit("instance-specs", self.limits.specs);
         }
@@ -183,7 +223,13 @@ impl Draft {
         self.defined += 1;
         self.defined_bytes += encoded.len();
         self.book.bytes += encoded.len();
-        self.book.specs.insert(digest, Defined { spec, encoded });
+        let used = self.book.turn;
+        let defined = Defined {
+            spec,
+            encoded,
+            used,
+        };
+        self.book.specs.insert(digest, defined);
         Ok(digest)
     }
 
@@ -534,6 +580,40 @@ mod tests {
         assert!(draft.define(spec("0")).is_ok(), "what is known is free");
         draft.finish();
         assert!(draft.define(spec("more")).is_ok());
+    }
+
+    #[test]
+    fn specs_that_are_not_used_any_more_make_room() {
+        let mut draft = Draft::new(Limits {
+            specs: 8,
+            ..Limits::default()
+        });
+        let kept = draft.define(spec("kept")).unwrap();
+        draft.finish();
+        for n in 0..50 {
+            draft.define(spec(&n.to_string())).unwrap();
+            let launch = launch(&format!("t{n}"), kept);
+            draft
+                .accept(vec![OFFER], vec![launch], Filters::default())
+                .unwrap();
+            assert_eq!(
+                draft.finish().1.len(),
+                1,
+                "a spec in use is never forgotten"
+            );
+            assert!(draft.book.specs.len() <= 8);
+            let bytes: usize = draft.book.specs.values().map(|d| d.encoded.len()).sum();
+            assert_eq!(draft.book.bytes, bytes);
+        }
+        for n in 0..8 {
+            draft.define(spec(&format!("now {n}"))).unwrap();
+        }
+        let full = draft.define(spec("one more")).map(|_| ());
+        assert_eq!(
+            limit_name(full),
+            "instance-specs",
+            "what this turn defined stays"
+        );
     }
 
     #[test]
