@@ -7,7 +7,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _};
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use tessera_oci::record;
 
@@ -33,6 +33,10 @@ pub struct Identity {
     pub cluster: String,
     /// Random, made once per directory.
     pub key: String,
+    /// Boot id and inode of the directory when it was last used: within one boot, another inode is another
+    /// directory. Empty when it was written by an earlier version.
+    #[serde(default)]
+    place: String,
 }
 
 /// Why a work directory cannot be used.
@@ -41,6 +45,13 @@ pub enum IdentityError {
     /// Another agent has it.
     #[error("another agent runs in {0}; each needs a work directory of its own")]
     Locked(PathBuf),
+    /// It is not the directory that it was.
+    #[error(
+        "{path} is a copy of an agent's work directory, and two agents must not be one; use an empty directory, \
+         or, if the other one is gone for good, delete \"place\" from {IDENTITY_FILE}",
+        path = .0.display()
+    )]
+    Copied(PathBuf),
     /// The disk refused.
     #[error("{what} in {path}", path = path.display())]
     Io {
@@ -98,6 +109,7 @@ impl WorkDir {
         make_private(path).map_err(io("making private folders"))?;
         let found: Option<Identity> =
             record::read(&path.join(IDENTITY_FILE)).map_err(io("reading the identity"))?;
+        let place = place(path).map_err(io("finding out where it is"))?;
         let identity = match found {
             Some(newer) if newer.version > IDENTITY_VERSION => {
                 return Err(IdentityError::Newer {
@@ -105,7 +117,16 @@ impl WorkDir {
                     found: newer.version,
                 });
             }
-            Some(identity) => identity,
+            Some(copied) if is_copy(&copied.place, &place) => {
+                return Err(IdentityError::Copied(path.to_owned()));
+            }
+            Some(identity) if identity.place == place => identity,
+            Some(identity) => {
+                let identity = Identity { place, ..identity };
+                record::write(path, IDENTITY_FILE, &identity, true)
+                    .map_err(io("writing the identity"))?;
+                identity
+            }
             None => {
                 let key = random_key().map_err(io("making a key"))?;
                 let identity = Identity {
@@ -113,6 +134,7 @@ impl WorkDir {
                     agent: 0,
                     cluster: String::new(),
                     key,
+                    place,
                 };
                 record::write(path, IDENTITY_FILE, &identity, true)
                     .map_err(io("writing the identity"))?;
@@ -157,6 +179,19 @@ impl WorkDir {
     }
 }
 
+/// Where a directory is: `<boot id>:<inode>`.
+fn place(work_dir: &Path) -> io::Result<String> {
+    let inode = fs::metadata(work_dir)?.ino();
+    Ok(format!("{}:{inode}", tessera_oci::process::boot_id()?))
+}
+
+/// Whether a directory that was last used in one place is now a copy in another. Inodes may change with a
+/// boot, so that nothing is said across one.
+fn is_copy(last: &str, now: &str) -> bool {
+    let boot = |place: &str| place.split_once(':').map(|(boot, _)| boot.to_owned());
+    last != now && boot(last) == boot(now)
+}
+
 /// Make the private folders, and close those that an earlier version left open to others.
 fn make_private(work_dir: &Path) -> io::Result<()> {
     for name in PRIVATE_FOLDERS {
@@ -192,13 +227,15 @@ mod tests {
         first.assign(7, "c").unwrap();
         drop(first);
         let again = WorkDir::open(dir.path()).unwrap();
+        let place = place(dir.path()).unwrap();
         assert_eq!(
             again.identity(),
             &Identity {
                 version: 1,
                 agent: 7,
                 cluster: "c".into(),
-                key
+                key,
+                place,
             }
         );
     }
@@ -226,6 +263,24 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_is_refused_and_a_directory_of_another_boot_is_not() {
+        let original = tempfile::tempdir().unwrap();
+        drop(WorkDir::open(original.path()).unwrap());
+        let copy = tempfile::tempdir().unwrap();
+        let record = |dir: &Path| dir.join(IDENTITY_FILE);
+        fs::copy(record(original.path()), record(copy.path())).unwrap();
+        assert!(matches!(
+            WorkDir::open(copy.path()),
+            Err(IdentityError::Copied(_))
+        ));
+        let text = fs::read_to_string(record(copy.path())).unwrap();
+        let boot = tessera_oci::process::boot_id().unwrap();
+        fs::write(record(copy.path()), text.replace(&boot, "earlier")).unwrap();
+        let again = WorkDir::open(copy.path()).unwrap();
+        assert!(again.identity().place.starts_with(&boot));
+    }
+
+    #[test]
     fn a_newer_directory_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let newer = Identity {
@@ -233,6 +288,7 @@ mod tests {
             agent: 1,
             cluster: "c".into(),
             key: "k".into(),
+            place: String::new(),
         };
         record::write(dir.path(), IDENTITY_FILE, &newer, false).unwrap();
         assert!(matches!(

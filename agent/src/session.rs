@@ -5,7 +5,7 @@
 //! session is decided elsewhere.
 
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tessera_wire::v1;
 use tessera_wire::v1::agent_session_client::AgentSessionClient;
 use tokio::sync::mpsc;
@@ -25,6 +25,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// First and longest wait between two tries.
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_millis(800);
+
+/// A session that lasted so long was a good one, and the next try may come at once. Shorter ones are
+/// refusals, or another agent that takes the place of this one.
+const SETTLED: Duration = Duration::from_secs(2);
 
 /// Time between two beats; the master gives a session up after several of them.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
@@ -95,10 +99,13 @@ pub async fn keep_session(
 ) {
     let mut backoff = BACKOFF_MIN;
     for master in masters.iter().cycle() {
+        let began = Instant::now();
         let reason = match connect(master, &token).await {
             Ok(client) => match hold(client, &events).await {
                 Ok(reason) => {
-                    backoff = BACKOFF_MIN;
+                    if began.elapsed() >= SETTLED {
+                        backoff = BACKOFF_MIN;
+                    }
                     reason
                 }
                 Err(status) => status.to_string(),

@@ -312,12 +312,11 @@ impl Supervisor {
         let Some(sender) = &self.line.sender else {
             return;
         };
-        if sender
-            .try_send(v1::AgentMessage {
-                message: Some(message),
-            })
-            .is_err()
-        {
+        let message = v1::AgentMessage {
+            message: Some(message),
+        };
+        // One that is closed has ended, which is heard of in a moment.
+        if let Err(mpsc::error::TrySendError::Full(_)) = sender.try_send(message) {
             // The master does not read. Ending our half ends the session; all is said again in the next.
             tracing::warn!("the session does not take more messages; a new one is made");
             self.line.sender = None;
