@@ -453,6 +453,7 @@ async fn every_refusal_has_the_envelope() {
         (Method::POST, "/v1/frameworks", "", 400, "body"),
         (Method::POST, "/v1/frameworks", "{\"nam\":1}", 400, "body"),
         (Method::POST, "/v1/frameworks", large.as_str(), 413, "body"),
+        (Method::POST, "/v1/frameworks", "{\"name\":\"f7\",\"component\":\"x\"}", 400, "name"),
         (Method::PUT, "/v1/frameworks", "", 405, ""),
         (Method::GET, "/nowhere", "", 404, ""),
     ];

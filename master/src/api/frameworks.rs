@@ -50,6 +50,10 @@ pub async fn create(
         .name
         .parse()
         .map_err(|error: tessera_types::NameError| invalid("name")(error.to_string()))?;
+    if name.as_str().parse::<FrameworkId>().is_ok() {
+        return Err(ApiError::invalid("name", "a name must not look like an id, as `f1` does")
+            .hint("paths and commands take either, and could not tell them apart"));
+    }
     let role: RoleName = create
         .role
         .parse()
