@@ -4,6 +4,7 @@
 //! read it. Must never open a connection.
 
 use crate::error::{CliError, Kind, io_error};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 /// REST address when nothing is said: that of `tessera dev`.
@@ -88,13 +89,18 @@ impl ConnectionArgs {
 /// When it cannot be read, or holds no token.
 pub fn read_token(path: &Path) -> Result<String, CliError> {
     let about = |error: std::io::Error| io_error("read the token file", path, &error);
-    if std::fs::metadata(path).map_err(about)?.len() > TOKEN_BYTES_MAX {
+    // The length that a file has says nothing of what a device or a pipe would give.
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(about)?;
+    file.take(TOKEN_BYTES_MAX + 1)
+        .read_to_string(&mut text)
+        .map_err(about)?;
+    if text.len() as u64 > TOKEN_BYTES_MAX {
         return Err(CliError::new(
             Kind::Usage,
             format!("{} is too large for a token", path.display()),
         ));
     }
-    let text = std::fs::read_to_string(path).map_err(about)?;
     check_token(&text, &path.display().to_string())
 }
 
@@ -139,7 +145,8 @@ pub fn token_path(dev_dir: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use super::{ConnectionArgs, check_token};
+    use super::{ConnectionArgs, check_token, read_token};
+    use std::path::Path;
 
     fn args(address: &str) -> ConnectionArgs {
         ConnectionArgs {
@@ -166,6 +173,12 @@ mod tests {
         ] {
             assert!(args(bad).base().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_token_file_without_end_is_refused() {
+        let error = read_token(Path::new("/dev/zero")).unwrap_err();
+        assert!(error.to_string().contains("too large"), "{error}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use tessera_agent::AgentConfig;
+use tessera_agent::{AgentConfig, IdentityError, RunError};
 
 /// Where a master listens for agents when nothing is said.
 const DEFAULT_MASTER: &str = "127.0.0.1:5051";
@@ -131,9 +131,20 @@ async fn serve(context: &Context, args: SettingsArgs) -> Result<(), CliError> {
     let supervised = args.supervised;
     let config = configure(args, context.connection.token_file.clone())?;
     let shutdown = shutdown_on_signals(supervised)?;
-    tessera_agent::run(config, shutdown)
-        .await
-        .map_err(|error| CliError::failed(format!("the agent stopped: {}", with_causes(&error))))
+    tessera_agent::run(config, shutdown).await.map_err(|error| {
+        let text = format!("the agent stopped: {}", with_causes(&error));
+        CliError::new(kind(&error), text)
+    })
+}
+
+fn kind(error: &RunError) -> Kind {
+    match error {
+        RunError::Config(_) => Kind::Usage,
+        RunError::Identity(IdentityError::Locked(_) | IdentityError::Copied(_))
+        | RunError::OtherCluster { .. }
+        | RunError::Refused { .. } => Kind::Refused,
+        _ => Kind::Failed,
+    }
 }
 
 fn read_file(path: &Path) -> Result<SettingsFile, CliError> {

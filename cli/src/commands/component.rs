@@ -8,6 +8,7 @@ use crate::client::Client;
 use crate::error::{CliError, Kind, io_error};
 use crate::{Context, output};
 use serde_json::Value;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tessera_types::{Digest, limits};
@@ -85,24 +86,25 @@ pub async fn run(context: &Context, command: ComponentCommand) -> Result<ExitCod
 /// # Errors
 /// When it cannot be read, is too large, or is refused.
 pub async fn push(client: &Client, file: &Path) -> Result<Value, CliError> {
-    let size = std::fs::metadata(file)
-        .map_err(|error| io_error("read", file, &error))?
-        .len();
-    if size > limits::COMPONENT_BYTES_MAX {
+    // The length that a file has says nothing of what a device or a pipe would give.
+    let mut bytes = Vec::new();
+    std::fs::File::open(file)
+        .and_then(|open| {
+            open.take(limits::COMPONENT_BYTES_MAX + 1)
+                .read_to_end(&mut bytes)
+        })
+        .map_err(|error| io_error("read", file, &error))?;
+    if bytes.len() as u64 > limits::COMPONENT_BYTES_MAX {
         return Err(CliError::new(
             Kind::Refused,
             format!(
-                "{} has {}, a component at most {}",
+                "{} has more than {}, which is what a component has at most",
                 file.display(),
-                output::bytes(size),
                 output::bytes(limits::COMPONENT_BYTES_MAX)
             ),
         )
         .hint("build in release mode and strip it: opt-level = \"s\", strip = true"));
     }
-    let bytes = tokio::fs::read(file)
-        .await
-        .map_err(|error| io_error("read", file, &error))?;
     let digest = Digest::of(&bytes).to_string();
     let request = client
         .post(&["v1", "components"])

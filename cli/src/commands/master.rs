@@ -2,11 +2,11 @@
 //!
 //! Must never contain rules of the cluster; and wasmtime is not linked into this binary.
 
-use crate::error::{CliError, io_error};
+use crate::error::{CliError, Kind, io_error};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tessera_master::MasterConfig;
+use tessera_master::{MasterConfig, RunError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -60,10 +60,21 @@ pub async fn run(args: MasterArgs) -> Result<ExitCode, CliError> {
     let shutdown = shutdown_on_signals(args.supervised)?;
     match tessera_master::run(config, shutdown).await {
         Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(error) => Err(CliError::failed(format!(
-            "the master stopped: {}",
-            with_causes(&error)
-        ))),
+        Err(error) => Err(CliError::new(
+            kind(&error),
+            format!("the master stopped: {}", with_causes(&error)),
+        )),
+    }
+}
+
+fn kind(error: &RunError) -> Kind {
+    match error {
+        RunError::Config(_) => Kind::Usage,
+        RunError::InUse { .. } => Kind::Refused,
+        RunError::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
+            Kind::Refused
+        }
+        _ => Kind::Failed,
     }
 }
 

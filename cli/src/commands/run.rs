@@ -18,6 +18,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The built-in framework.
 const FRAMEWORK: &str = "run";
@@ -30,6 +31,8 @@ const QUIET: Duration = Duration::from_secs(2);
 const TELL_EVERY: Duration = Duration::from_secs(10);
 /// How long a submission is tried: a scheduler that is being rebuilt answers 503 meanwhile.
 const SUBMIT_FOR: Duration = Duration::from_secs(60);
+/// Code when a second signal comes before the command has ended: 128 + INT, as shells have it.
+const EXIT_INTERRUPTED: u8 = 130;
 /// How long the last output may take after the command ended, with its agent away.
 const DRAIN_FOR: Duration = Duration::from_secs(20);
 
@@ -272,6 +275,32 @@ impl Outcome {
     }
 }
 
+/// INT and TERM, none of which is missed once this is made.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, CliError> {
+        let listen = |kind| {
+            signal(kind)
+                .map_err(|error| CliError::failed(format!("cannot wait for signals: {error}")))
+        };
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
 /// A submitted command that is followed to its end.
 struct Job<'a> {
     client: &'a Client,
@@ -304,6 +333,7 @@ impl<'a> Job<'a> {
 
     async fn follow(&mut self) -> Result<Outcome, CliError> {
         let mut pace = Pace::default();
+        let mut signals = Signals::new()?;
         loop {
             tokio::select! {
                 step = self.step() => match step? {
@@ -311,11 +341,11 @@ impl<'a> Job<'a> {
                     (None, happened) => {
                         tokio::select! {
                             () = pace.wait(happened) => {}
-                            signal = tokio::signal::ctrl_c() => self.on_interrupt(signal).await?,
+                            () = signals.next() => self.on_interrupt().await?,
                         }
                     }
                 },
-                signal = tokio::signal::ctrl_c() => self.on_interrupt(signal).await?,
+                () = signals.next() => self.on_interrupt().await?,
             }
             if self
                 .deadline
@@ -329,18 +359,16 @@ impl<'a> Job<'a> {
         }
     }
 
-    async fn on_interrupt(&mut self, signal: std::io::Result<()>) -> Result<(), CliError> {
-        signal.map_err(|error| CliError::failed(format!("cannot wait for signals: {error}")))?;
+    async fn on_interrupt(&mut self) -> Result<(), CliError> {
+        let id = self.id;
         if self.killed {
             output::note(&format!(
-                "left {} behind; `tessera task inspect {FRAMEWORK} {}` tells its state",
-                self.id, self.id
+                "left {id} behind: `tessera task inspect {FRAMEWORK} {id}`"
             ));
-            return Err(CliError::failed("interrupted").exit(130));
+            return Err(CliError::failed("interrupted").exit(EXIT_INTERRUPTED));
         }
         output::note(&format!(
-            "killing {}; Ctrl-C again leaves without waiting",
-            self.id
+            "killing {id}; Ctrl-C again leaves without waiting"
         ));
         self.kill().await
     }
