@@ -180,18 +180,21 @@ impl Drop for Process {
 /// # Errors
 /// When it cannot be started.
 pub async fn tessera(args: &[&str], env: &[(&str, String)]) -> Outcome<Output> {
+    let output = command(args, env)?.output();
+    match tokio::time::timeout(PATIENCE * 3, output).await {
+        Ok(output) => Ok(output?),
+        Err(_) => Err(failure(format!("tessera {} did not end", args.join(" ")))),
+    }
+}
+
+fn command(args: &[&str], env: &[(&str, String)]) -> Outcome<tokio::process::Command> {
     let mut command = tokio::process::Command::new(program("tessera")?);
     command.args(args).stdin(Stdio::null()).kill_on_drop(true);
     for name in ["TESSERA_TOKEN", "TESSERA_TOKEN_FILE", "TESSERA_ADDRESS"] {
         command.env_remove(name);
     }
-    for (name, value) in env {
-        command.env(name, value);
-    }
-    match tokio::time::timeout(PATIENCE * 3, command.output()).await {
-        Ok(output) => Ok(output?),
-        Err(_) => Err(failure(format!("tessera {} did not end", args.join(" ")))),
-    }
+    command.envs(env.iter().map(|(name, value)| (*name, value.as_str())));
+    Ok(command)
 }
 
 /// The pids of a `tessera dev`, 0 for one that is just being started.
@@ -304,6 +307,18 @@ impl Cluster {
     /// When it cannot be started.
     pub async fn tessera(&self, args: &[&str]) -> Outcome<Output> {
         tessera(args, &self.env()).await
+    }
+
+    /// Start `tessera` on it, with its output kept.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn tessera_in_background(&self, args: &[&str]) -> Outcome<tokio::process::Child> {
+        let mut command = command(args, &self.env())?;
+        Ok(command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?)
     }
 
     /// Upload a guest; its digest.

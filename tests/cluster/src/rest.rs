@@ -6,6 +6,7 @@ use crate::{Outcome, ensure, failure};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Longer than a scheduler may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(40);
@@ -160,6 +161,32 @@ impl Rest {
             document.to_string().into_bytes(),
         )
         .await
+    }
+
+    /// POST that announces so many bytes and sends none of them, as a client does that waits for
+    /// leave to send a large body. The status, and the rest of the answer as text.
+    ///
+    /// # Errors
+    /// When there is no answer in time.
+    pub async fn announce(&self, path: &str, bytes: u64) -> Outcome<(u16, String)> {
+        let host = self.base.trim_start_matches("http://");
+        let token = self.token.as_deref().unwrap_or_default();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {token}\r\n\
+             expect: 100-continue\r\nconnection: close\r\ncontent-length: {bytes}\r\n\r\n"
+        );
+        let mut stream = tokio::net::TcpStream::connect(host).await?;
+        stream.write_all(head.as_bytes()).await?;
+        let mut answer = Vec::new();
+        tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut answer)).await??;
+        let text = String::from_utf8_lossy(&answer).into_owned();
+        let status = text
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok());
+        status
+            .map(|status| (status, text.clone()))
+            .ok_or_else(|| failure(format!("no status in {text:?}")))
     }
 
     /// The answer to GET as long as it streams: a response whose body is read by the caller.

@@ -1,9 +1,11 @@
 //! What somebody does in the first minutes: run a command, look around.
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::process::Output;
-use tessera_cluster::cluster::Cluster;
-use tessera_cluster::{Outcome, ensure};
+use tessera_cluster::cluster::{Cluster, PATIENCE};
+use tessera_cluster::wait::until;
+use tessera_cluster::{Outcome, ensure, procfs};
 
 fn told(output: &Output) -> String {
     format!(
@@ -84,6 +86,41 @@ async fn commands_run_and_end_as_they_end() -> Outcome {
         !missing.status.success() && !missing.stderr.is_empty(),
         || told(&missing),
     )?;
+    cluster.finish().await
+}
+
+#[tokio::test]
+async fn an_interrupted_run_kills_its_command() -> Outcome {
+    let cluster = Cluster::start("int", &[]).await?;
+    let run = cluster.tessera(&["run", "--", "true"]).await?;
+    ensure(run.status.success(), || told(&run))?;
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let child =
+            cluster.tessera_in_background(&["run", "--", "sh", "-c", "echo begun; sleep 600"])?;
+        let pid = child.id().unwrap_or(0).cast_signed();
+        until("the command runs", PATIENCE, async || {
+            let list = cluster
+                .rest
+                .document("/v1/tasks?framework=run&state=TASK_RUNNING")
+                .await;
+            match list {
+                Ok(list)
+                    if list["items"]
+                        .as_array()
+                        .is_some_and(|items| !items.is_empty()) =>
+                {
+                    Ok(())
+                }
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await?;
+        procfs::signal(pid, signal)?;
+        let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await??;
+        // The command itself ends by the TERM that the cluster sends.
+        ensure(output.status.code() == Some(128 + 15), || told(&output))?;
+        ensure(output.stdout == b"begun\n", || told(&output))?;
+    }
     cluster.finish().await
 }
 

@@ -38,6 +38,16 @@ pub fn describe() -> String {
     )
 }
 
+/// How busy the machine was in the minute before, as a load average.
+pub fn load() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ')
+        .next()
+        .filter(|load| !load.is_empty())
+        .unwrap_or("unknown")
+        .to_owned()
+}
+
 /// Today, in UTC: days since the Unix epoch as a Gregorian date.
 pub fn date() -> String {
     let days = SystemTime::now()

@@ -43,7 +43,7 @@ async fn main() -> ExitCode {
 }
 
 async fn measure() -> Outcome<Report> {
-    let mut report = Report::default();
+    let mut report = Report::new();
     eprintln!("bench: turns in the worker");
     let turn = turns::in_the_worker()?;
     report.add(

@@ -68,12 +68,21 @@ fn number(value: f64) -> String {
 }
 
 /// All numbers of a run.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Report {
     rows: Vec<Row>,
+    load: String,
 }
 
 impl Report {
+    /// An empty one; the machine's load is what it is now.
+    pub fn new() -> Self {
+        Self {
+            rows: Vec::new(),
+            load: machine::load(),
+        }
+    }
+
     /// Add a number.
     pub fn add(&mut self, row: Row) {
         self.rows.push(row);
@@ -83,10 +92,11 @@ impl Report {
     pub fn markdown(&self) -> String {
         let mut text = format!(
             "# Benchmarks\n\nWritten by `make bench`, from one run on a real cluster of `tessera dev`; nothing is \
-             edited by hand.\n\n- date: {}\n- machine: {}\n- version: {}, built as by `make build`\n\n\
+             edited by hand.\n\n- date: {}\n- machine: {}; load average before: {}\n- version: {}, built as by `make build`\n\n\
              | what | measured | target | |\n|---|---|---|---|\n",
             machine::date(),
             machine::describe(),
+            self.load,
             env!("CARGO_PKG_VERSION"),
         );
         text.extend(self.rows.iter().map(Row::line));
