@@ -2,8 +2,8 @@
 //!
 //! Invariants: a child is stopped before its supervisor returns; children notice the death of the
 //! supervisor by the end of their standard input, so none is orphaned; the pause between starts
-//! grows to [`BACKOFF_MOST`]; a child that never lived is given up. Must never decide what a child
-//! does.
+//! grows to [`BACKOFF_MOST`]; a child is given up only while the whole was never ready. Must never
+//! decide what a child does.
 
 use crate::error::{CliError, io_error};
 use crate::output;
@@ -27,7 +27,8 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MOST: Duration = Duration::from_secs(5);
 /// A child that lived so long was well.
 const WELL_AFTER: Duration = Duration::from_secs(3);
-/// Falls in a row before a child that was never well is given up: it cannot start at all.
+/// Falls in a row before a child is given up that was never well, while the whole was never ready: it
+/// cannot start at all.
 const FALLS_MAX: u32 = 4;
 /// Time from TERM to KILL: a master writes its last batch, an agent its checkpoint.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
@@ -51,6 +52,8 @@ pub struct ChildSpec {
     pub log: PathBuf,
     /// A file that it needs and that another child makes.
     pub needs: Option<PathBuf>,
+    /// Cancelled once the whole was ready: from then on no child is given up.
+    pub ready: CancellationToken,
 }
 
 /// Runs the child until `stop`; its pid, or 0 while there is none, goes to `pid`.
@@ -78,7 +81,7 @@ pub async fn supervise(
         pid.send_replace(0);
         let Some(status) = ended else { return Ok(()) };
         let well = started.elapsed() > WELL_AFTER;
-        was_well |= well;
+        was_well |= well || spec.ready.is_cancelled();
         falls = if well { 1 } else { falls + 1 };
         if !was_well && falls >= FALLS_MAX {
             return Err(CliError::failed(format!(
@@ -203,6 +206,7 @@ mod tests {
             args,
             log: dir.join("log"),
             needs: None,
+            ready: CancellationToken::new(),
         }
     }
 

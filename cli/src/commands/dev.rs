@@ -68,6 +68,8 @@ struct Places {
     dir: PathBuf,
     address: String,
     agent_address: String,
+    /// Cancelled once the cluster was ready.
+    ready: CancellationToken,
 }
 
 /// A supervised child.
@@ -93,6 +95,7 @@ pub async fn run(context: &Context, args: DevArgs) -> Result<ExitCode, CliError>
     let places = Places {
         address: format!("http://127.0.0.1:{port}"),
         agent_address: format!("127.0.0.1:{agent_port}"),
+        ready: CancellationToken::new(),
         dir,
     };
 
@@ -255,6 +258,7 @@ fn child(
         args,
         log: places.log(name),
         needs,
+        ready: places.ready.clone(),
     })
 }
 
@@ -328,6 +332,7 @@ async fn serve(
         }
         tokio::time::sleep(READY_POLL).await;
     }
+    places.ready.cancel();
     announce(context, places, pids, kill_tasks, began)?;
     std::future::pending().await
 }
