@@ -352,9 +352,11 @@ async fn a_task_is_launched_runs_and_ends_and_a_restart_keeps_it_all() {
     let config = master.stop().await;
     let master = Master::start(config).await;
     let after = master.get("/v1/frameworks/demo").await;
-    for field in ["id", "epoch", "turns", "state_keys", "state_bytes", "tasks_total", "config"] {
+    for field in ["id", "epoch", "state_keys", "state_bytes", "tasks_total", "config"] {
         assert_eq!(before[field], after[field], "{field}");
     }
+    // A turn that was on its way may have been committed between the look and the stop.
+    assert!(before["turns"].as_u64() <= after["turns"].as_u64(), "{before} {after}");
     assert_eq!(after["state_keys"], 1);
     assert_eq!(master.get("/v1/tasks/demo/t1").await["state"], "TASK_FINISHED");
     master.stop().await;
