@@ -149,7 +149,8 @@ pub async fn latency(cluster: &Cluster, kind: Kind, count: usize) -> Outcome<Tim
         let running = events.next("task.TASK_RUNNING").await?;
         events.next("task.TASK_FINISHED").await?;
         remove(cluster, &name).await?;
-        tokio::time::sleep(QUIET).await;
+        let next = tokio::time::Instant::now() + QUIET;
+        tokio::time::sleep_until(next).await;
         if number >= COLD {
             times.push((running - staged).as_secs_f64() * 1e3);
         }
