@@ -4,10 +4,10 @@
 //! kept for schedulers. This file must never keep anything open.
 
 use crate::session::WithToken;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use tessera_oci::{TaskUser, user};
-use tessera_types::Quantities;
+use tessera_types::{FrameworkId, Quantities};
 use tessera_wire::v1;
 
 /// Share of memory that is kept for schedulers, in percent.
@@ -46,11 +46,11 @@ pub struct AgentConfig {
     pub disk_mib: Option<i64>,
     /// Named values that schedulers see.
     pub attributes: BTreeMap<String, String>,
-    /// User of native tasks that name none; `nobody` when absent and the agent is root, else the
-    /// agent's own.
+    /// User of native tasks that name none. When absent, each framework has a user of its own if the
+    /// agent is root, and else all tasks have the agent's.
     pub task_user: Option<String>,
-    /// Whether tasks may run as root. A task as root owns the machine, the agent included.
-    pub allow_root_tasks: bool,
+    /// Users that tasks may name. A task as root owns the machine, the agent included.
+    pub allow_task_users: Vec<String>,
 }
 
 /// A setting that was refused.
@@ -91,55 +91,86 @@ pub(crate) struct Settings {
 /// Whom tasks may run as.
 #[derive(Clone, Debug)]
 pub(crate) struct TaskUsers {
-    /// When they do not say.
-    pub default: TaskUser,
-    /// Whether root is among them.
-    pub root_allowed: bool,
+    default: DefaultUser,
+    /// Users that specs may name.
+    allowed: BTreeSet<u32>,
 }
 
-/// User of tasks when nothing is said, and the agent may change users.
-const TASK_USER: &str = "nobody";
+/// Whom a task runs as that names nobody.
+#[derive(Clone, Debug)]
+enum DefaultUser {
+    /// A user of its framework's own, so that tasks of different frameworks can neither see nor signal
+    /// each other.
+    PerFramework,
+    /// Always this one.
+    Fixed(TaskUser),
+}
+
+/// First user of frameworks. From here to 2^31 - 1 systemd's table of users leaves all numbers unused
+/// (systemd.io/UIDS-GIDS), and a number needs no entry in the user database.
+const FRAMEWORK_UID_FIRST: u32 = 1_879_048_192;
+/// So many numbers there are; two frameworks of one cluster share one only after that many others.
+const FRAMEWORK_UIDS: u64 = 268_435_456;
 
 impl TaskUsers {
-    fn settle(name: Option<&str>, root_allowed: bool) -> Result<Self, ConfigError> {
-        let is_root = nix::unistd::Uid::effective().is_root();
+    fn settle(name: Option<&str>, allowed: &[String]) -> Result<Self, ConfigError> {
+        let resolved = |field: &'static str, name: &str| {
+            user::resolve(name).map_err(|error| ConfigError::Field {
+                field,
+                rule: error.to_string(),
+            })
+        };
         let default = match name {
-            Some(name) => user::resolve(name),
-            None if is_root => user::resolve(TASK_USER),
-            None => user::current(),
+            Some(name) => DefaultUser::Fixed(resolved("task_user", name)?),
+            None if nix::unistd::Uid::effective().is_root() => DefaultUser::PerFramework,
+            None => DefaultUser::Fixed(user::current().map_err(|error| ConfigError::Field {
+                field: "task_user",
+                rule: error.to_string(),
+            })?),
         };
-        let refused = |rule| ConfigError::Field {
-            field: "task_user",
-            rule,
-        };
-        let default = default.map_err(|error| refused(error.to_string()))?;
-        let users = Self {
+        let mut uids = BTreeSet::new();
+        for name in allowed {
+            uids.insert(resolved("allow_task_user", name)?.uid);
+        }
+        if let DefaultUser::Fixed(user) = &default {
+            if user.uid == 0 && !uids.contains(&0) {
+                return refuse(
+                    "task_user",
+                    "tasks as root own this machine; to have that, add --allow-task-user root",
+                );
+            }
+            uids.insert(user.uid);
+        }
+        Ok(Self {
             default,
-            root_allowed,
-        };
-        users.check(&users.default).map_err(refused)?;
-        Ok(users)
+            allowed: uids,
+        })
     }
 
     /// The user of a task.
-    pub(crate) fn of_task(&self, named: Option<&str>) -> Result<TaskUser, String> {
-        let Some(name) = named else {
-            return Ok(self.default.clone());
-        };
-        let user = user::resolve(name).map_err(|error| error.to_string())?;
-        self.check(&user)?;
-        Ok(user)
-    }
-
-    fn check(&self, user: &TaskUser) -> Result<(), String> {
-        if user.uid == 0 && !self.root_allowed {
-            return Err(
-                "user \"root\": this agent runs no tasks as root; name another user, or start \
-                        the agent with --allow-root-tasks"
-                    .into(),
-            );
+    pub(crate) fn of_task(
+        &self,
+        framework: FrameworkId,
+        named: Option<&str>,
+    ) -> Result<TaskUser, String> {
+        if let Some(name) = named {
+            let user = user::resolve(name).map_err(|error| error.to_string())?;
+            if !self.allowed.contains(&user.uid) {
+                return Err(format!(
+                    "user {name:?}: this agent does not run tasks as this user; name none, or start \
+                     the agent with --allow-task-user {name}"
+                ));
+            }
+            return Ok(user);
         }
-        Ok(())
+        match &self.default {
+            DefaultUser::Fixed(user) => Ok(user.clone()),
+            DefaultUser::PerFramework => {
+                let offset = u32::try_from(framework.0 % FRAMEWORK_UIDS).unwrap_or(0);
+                user::resolve(&(FRAMEWORK_UID_FIRST + offset).to_string())
+                    .map_err(|error| error.to_string())
+            }
+        }
     }
 }
 
@@ -210,7 +241,7 @@ impl AgentConfig {
                 rule: error.rule,
             })?;
         Ok(Settings {
-            users: TaskUsers::settle(self.task_user.as_deref(), self.allow_root_tasks)?,
+            users: TaskUsers::settle(self.task_user.as_deref(), &self.allow_task_users)?,
             work_dir,
             bin_dir: self.bin_dir,
             masters,
@@ -319,21 +350,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tasks_are_root_only_where_that_was_said() {
-        let users = |root_allowed| TaskUsers {
-            default: user::resolve("65534").unwrap(),
-            root_allowed,
-        };
-        assert_eq!(users(false).of_task(None).map(|user| user.uid), Ok(65534));
-        if nix::unistd::Uid::effective().is_root() {
-            for name in ["root", "0"] {
-                let error = users(false).of_task(Some(name)).unwrap_err();
-                assert!(error.contains("--allow-root-tasks"), "{error}");
-                assert_eq!(users(true).of_task(Some(name)).map(|user| user.uid), Ok(0));
-            }
-            let refused = TaskUsers::settle(Some("root"), false).unwrap_err();
-            assert!(refused.to_string().starts_with("task_user"), "{refused}");
+    fn each_framework_has_a_user_of_its_own_and_others_are_named_by_the_operator() {
+        if !nix::unistd::Uid::effective().is_root() {
+            return;
         }
+        let (one, two) = (FrameworkId(1), FrameworkId(2));
+        let users = TaskUsers::settle(None, &["daemon".into()]).unwrap();
+        let uid = |framework, named| users.of_task(framework, named).map(|user| user.uid);
+        assert_eq!(uid(one, None), Ok(FRAMEWORK_UID_FIRST + 1));
+        assert_eq!(uid(two, None), Ok(FRAMEWORK_UID_FIRST + 2));
+        assert!(uid(FrameworkId(u64::MAX), None).is_ok_and(|uid| uid < 1 << 31));
+        assert_eq!(
+            uid(one, Some("daemon")),
+            user::resolve("daemon")
+                .map(|u| u.uid)
+                .map_err(|_| String::new())
+        );
+        for name in ["root", "0", "nobody"] {
+            let error = uid(one, Some(name)).unwrap_err();
+            assert!(error.contains("--allow-task-user"), "{error}");
+        }
+        let refused = TaskUsers::settle(Some("root"), &[]).unwrap_err();
+        assert!(refused.to_string().starts_with("task_user"), "{refused}");
+        let root = TaskUsers::settle(Some("root"), &["root".into()]).unwrap();
+        assert_eq!(root.of_task(one, None).map(|user| user.uid), Ok(0));
+        let unknown = TaskUsers::settle(None, &["no-such-user".into()]).unwrap_err();
+        assert!(
+            unknown.to_string().starts_with("allow_task_user"),
+            "{unknown}"
+        );
     }
 
     fn config(dir: &Path) -> AgentConfig {

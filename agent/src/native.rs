@@ -220,10 +220,6 @@ async fn watch(shim: ShimHandle) {
 }
 
 impl Parts {
-    fn user(&self, spec: &TaskSpec) -> Result<TaskUser, String> {
-        self.users.of_task(spec.user.as_deref())
-    }
-
     fn start(&self, attempt: &Attempt, launch: &Launch) -> Look {
         let dirs = self.sandboxes.attempt(&attempt.key, attempt.attempt);
         // A start that may have happened is not repeated: the files may be the task's by now.
@@ -259,7 +255,9 @@ impl Parts {
 
     fn launch(&self, attempt: &Attempt, launch: &Launch) -> Result<Launched, String> {
         let spec = &attempt.spec;
-        let user = self.user(spec)?;
+        let user = self
+            .users
+            .of_task(attempt.key.framework, spec.user.as_deref())?;
         let owner = nix::unistd::Uid::effective()
             .is_root()
             .then_some((user.uid, user.gid));

@@ -74,12 +74,13 @@ struct SettingsArgs {
     /// A named value that schedulers see; may be repeated
     #[arg(long = "attribute", value_name = "NAME=VALUE", value_parser = parse_pair)]
     attributes: Vec<(String, String)>,
-    /// User of native tasks that name none [default: nobody when the agent is root, else its own]
+    /// User of native tasks that name none [default: one per framework when the agent is root, else
+    /// its own]
     #[arg(long, value_name = "USER")]
     task_user: Option<String>,
-    /// Let tasks run as root: each of them then owns this machine
-    #[arg(long)]
-    allow_root_tasks: bool,
+    /// A user that tasks may name; may be repeated. With root, each such task owns this machine
+    #[arg(long = "allow-task-user", value_name = "USER")]
+    allow_task_users: Vec<String>,
     /// Stop when standard input ends, that is when the supervisor does
     #[arg(long, hide = true)]
     supervised: bool,
@@ -101,7 +102,7 @@ struct SettingsFile {
     attributes: BTreeMap<String, String>,
     task_user: Option<String>,
     #[serde(default)]
-    allow_root_tasks: bool,
+    allow_task_users: Vec<String>,
 }
 
 /// Run it.
@@ -182,7 +183,7 @@ fn configure(args: SettingsArgs, token_file: Option<PathBuf>) -> Result<AgentCon
         disk_mib: args.disk_mib.or(file.disk_mib),
         attributes,
         task_user: args.task_user.or(file.task_user),
-        allow_root_tasks: args.allow_root_tasks || file.allow_root_tasks,
+        allow_task_users: [args.allow_task_users, file.allow_task_users].concat(),
     })
 }
 
