@@ -99,7 +99,9 @@ mod tests {
         type Edit = fn(&mut MasterConfig);
         let cases: [(&str, Edit); 5] = [
             ("listen", |c| c.listen = ([0, 0, 0, 0], 5050).into()),
-            ("agent-listen", |c| c.agent_listen = ([10, 0, 0, 1], 5051).into()),
+            ("agent-listen", |c| {
+                c.agent_listen = ([10, 0, 0, 1], 5051).into()
+            }),
             ("agent-listen", |c| c.agent_listen = c.listen),
             ("agent-timeout-ms", |c| c.agent_timeout_ms = 10),
             ("scheduler-grace-ms", |c| c.scheduler_grace_ms = 100_000),
@@ -109,7 +111,11 @@ mod tests {
             edit(&mut bad);
             assert_eq!(bad.validate().map_err(|e| e.field), Err(field));
         }
-        let open = MasterConfig { listen: ([0, 0, 0, 0], 1).into(), insecure_listen: true, ..config() };
+        let open = MasterConfig {
+            listen: ([0, 0, 0, 0], 1).into(),
+            insecure_listen: true,
+            ..config()
+        };
         assert!(open.validate().is_ok());
     }
 }

@@ -79,14 +79,19 @@ pub struct FileLane {
 
 impl Default for FileLane {
     fn default() -> Self {
-        Self { lanes: Mutex::default(), timeout: ANSWER_TIMEOUT }
+        Self {
+            lanes: Mutex::default(),
+            timeout: ANSWER_TIMEOUT,
+        }
     }
 }
 
 impl FileLane {
     fn lanes(&self) -> std::sync::MutexGuard<'_, Lanes> {
         // A panic while holding the lock cannot leave the maps half changed.
-        self.lanes.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.lanes
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// An agent opened its lane; the newest one counts.
@@ -99,7 +104,10 @@ impl FileLane {
     /// An agent answered. What another agent was asked is not its to answer.
     pub fn answer(&self, agent: AgentId, chunk: v1::FileChunk) {
         let mut lanes = self.lanes();
-        let asked = lanes.waiting.get(&chunk.request).is_some_and(|(asked, _)| *asked == agent);
+        let asked = lanes
+            .waiting
+            .get(&chunk.request)
+            .is_some_and(|(asked, _)| *asked == agent);
         if asked && let Some((_, waiting)) = lanes.waiting.remove(&chunk.request) {
             // Whoever asked may have gone away.
             let _ = waiting.send(chunk);
@@ -114,7 +122,11 @@ impl FileLane {
         let (sender, answered) = oneshot::channel();
         let (lane, request) = {
             let mut lanes = self.lanes();
-            let lane = lanes.agents.get(&agent).cloned().ok_or(FileError::NotConnected(agent))?;
+            let lane = lanes
+                .agents
+                .get(&agent)
+                .cloned()
+                .ok_or(FileError::NotConnected(agent))?;
             if lanes.waiting.len() >= WAITING_MAX {
                 return Err(FileError::Busy);
             }
@@ -123,7 +135,10 @@ impl FileLane {
             lanes.waiting.insert(request, (agent, sender));
             (lane, request)
         };
-        let _forget = Forget { lane: self, request };
+        let _forget = Forget {
+            lane: self,
+            request,
+        };
         let question = v1::FileRequest {
             request,
             framework: range.framework.0,
@@ -136,9 +151,10 @@ impl FileLane {
             return Err(FileError::NotConnected(agent));
         }
         match tokio::time::timeout(self.timeout, answered).await {
-            Ok(Ok(chunk)) if chunk.error.is_empty() => {
-                Ok(FileBytes { data: chunk.data, size: chunk.size })
-            }
+            Ok(Ok(chunk)) if chunk.error.is_empty() => Ok(FileBytes {
+                data: chunk.data,
+                size: chunk.size,
+            }),
             Ok(Ok(chunk)) => Err(FileError::Refused(chunk.error)),
             Ok(Err(_)) => Err(FileError::NotConnected(agent)),
             Err(_) => Err(FileError::TimedOut(agent)),
@@ -163,13 +179,22 @@ mod tests {
     use super::*;
 
     fn range() -> Range {
-        Range { framework: FrameworkId(1), task: "t".into(), path: "stdout".into(), offset: 0, length: 10 }
+        Range {
+            framework: FrameworkId(1),
+            task: "t".into(),
+            path: "stdout".into(),
+            offset: 0,
+            length: 10,
+        }
     }
 
     #[tokio::test]
     async fn answers_reach_the_asker() {
         let lane = FileLane::default();
-        assert_eq!(lane.read(AgentId(1), range()).await, Err(FileError::NotConnected(AgentId(1))));
+        assert_eq!(
+            lane.read(AgentId(1), range()).await,
+            Err(FileError::NotConnected(AgentId(1)))
+        );
         let mut requests = lane.attach(AgentId(1));
         let answer = async {
             let request = requests.recv().await.unwrap();
@@ -184,15 +209,27 @@ mod tests {
             lane.answer(AgentId(1), chunk(b"hello"));
         };
         let (read, ()) = tokio::join!(lane.read(AgentId(1), range()), answer);
-        assert_eq!(read, Ok(FileBytes { data: b"hello".to_vec(), size: 5 }));
+        assert_eq!(
+            read,
+            Ok(FileBytes {
+                data: b"hello".to_vec(),
+                size: 5
+            })
+        );
         assert!(lane.lanes().waiting.is_empty());
     }
 
     #[tokio::test]
     async fn a_silent_agent_is_given_up_and_forgotten() {
-        let lane = FileLane { timeout: Duration::from_millis(5), ..FileLane::default() };
+        let lane = FileLane {
+            timeout: Duration::from_millis(5),
+            ..FileLane::default()
+        };
         let _requests = lane.attach(AgentId(1));
-        assert_eq!(lane.read(AgentId(1), range()).await, Err(FileError::TimedOut(AgentId(1))));
+        assert_eq!(
+            lane.read(AgentId(1), range()).await,
+            Err(FileError::TimedOut(AgentId(1)))
+        );
         assert!(lane.lanes().waiting.is_empty());
     }
 }

@@ -59,7 +59,10 @@ impl Inspector {
     /// An inspector that uses the worker of this directory.
     #[must_use]
     pub fn new(bin_dir: &Path) -> Self {
-        Self { program: bin_dir.join("tessera-worker"), permit: Semaphore::const_new(1) }
+        Self {
+            program: bin_dir.join("tessera-worker"),
+            permit: Semaphore::const_new(1),
+        }
     }
 
     /// Judge a file.
@@ -83,7 +86,10 @@ impl Inspector {
         let output = tokio::time::timeout(INSPECT_TIMEOUT, spawned)
             .await
             .map_err(|_| InspectError::Unusable("judging it took too long".into()))?
-            .map_err(|source| InspectError::Spawn { program: self.program.clone(), source })?;
+            .map_err(|source| InspectError::Spawn {
+                program: self.program.clone(),
+                source,
+            })?;
         if let Ok(inspection) = serde_json::from_slice::<Inspection>(&output.stdout)
             && output.status.success()
         {

@@ -66,7 +66,9 @@ pub enum RunError {
         source: std::io::Error,
     },
     /// Another master runs on the data directory.
-    #[error("the data directory {path} is in use by another master; stop it, or choose another one with --data-dir")]
+    #[error(
+        "the data directory {path} is in use by another master; stop it, or choose another one with --data-dir"
+    )]
     InUse {
         /// Which.
         path: PathBuf,
@@ -87,7 +89,9 @@ pub enum RunError {
     #[error("starting from the replicated state: {0}")]
     Node(#[from] NodeOpenError),
     /// A port cannot be had.
-    #[error("{field}: listening on {address}: {source}; stop what uses it, or choose another port with --{field}")]
+    #[error(
+        "{field}: listening on {address}: {source}; stop what uses it, or choose another port with --{field}"
+    )]
     Listen {
         /// The setting.
         field: &'static str,
@@ -117,7 +121,10 @@ pub async fn run(config: MasterConfig, shutdown: CancellationToken) -> Result<()
     let token = Token::load_or_make(&config.data_dir)?;
     let rest = listen("listen", config.listen).await?;
     let agents = listen("agent-listen", config.agent_listen).await?;
-    let data_dir = |source| RunError::DataDir { path: config.data_dir.clone(), source };
+    let data_dir = |source| RunError::DataDir {
+        path: config.data_dir.clone(),
+        source,
+    };
     let store = Arc::new(ComponentStore::open(&config.data_dir).map_err(data_dir)?);
     let node = open_node(&config)?;
     let (node_loop, handle) = NodeLoop::new(node);
@@ -133,7 +140,14 @@ pub async fn run(config: MasterConfig, shutdown: CancellationToken) -> Result<()
         .map_err(data_dir)?;
 
     let files = Arc::new(FileLane::default());
-    let serve_agents = serve_agents(agents, &handle, &store, &files, token.clone(), shutdown.clone());
+    let serve_agents = serve_agents(
+        agents,
+        &handle,
+        &store,
+        &files,
+        token.clone(),
+        shutdown.clone(),
+    );
     let api = Api {
         node: handle.clone(),
         store,
@@ -161,24 +175,42 @@ pub async fn run(config: MasterConfig, shutdown: CancellationToken) -> Result<()
     };
     handle.stop().await;
     // The loop writes nothing after Stop; waiting for it closes the database in order.
-    if tokio::task::spawn_blocking(move || thread.join()).await.is_err() {
+    if tokio::task::spawn_blocking(move || thread.join())
+        .await
+        .is_err()
+    {
         tracing::warn!("the node's thread did not end in order");
     }
     result
 }
 
 async fn listen(field: &'static str, address: SocketAddr) -> Result<TcpListener, RunError> {
-    TcpListener::bind(address).await.map_err(|source| RunError::Listen { field, address, source })
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| RunError::Listen {
+            field,
+            address,
+            source,
+        })
 }
 
 /// Makes the directory, private to its owner, and locks it for as long as the file lives.
 fn lock_data_dir(dir: &Path) -> Result<File, RunError> {
-    let error = |source| RunError::DataDir { path: dir.to_owned(), source };
-    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(error)?;
+    let error = |source| RunError::DataDir {
+        path: dir.to_owned(),
+        source,
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(error)?;
     let lock = File::create(dir.join("LOCK")).map_err(error)?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(RunError::InUse { path: dir.to_owned() }),
+        Err(TryLockError::WouldBlock) => Err(RunError::InUse {
+            path: dir.to_owned(),
+        }),
         Err(TryLockError::Error(source)) => Err(error(source)),
     }
 }
@@ -190,7 +222,10 @@ fn open_node(config: &MasterConfig) -> Result<Node<RocksDisk>, RunError> {
         None => {
             let mut cluster = [0; 16];
             getrandom::fill(&mut cluster).map_err(RunError::Random)?;
-            let identity = Identity { cluster: ClusterId(cluster), node: FIRST_NODE };
+            let identity = Identity {
+                cluster: ClusterId(cluster),
+                node: FIRST_NODE,
+            };
             Replica::bootstrap(&mut disk, identity, &[FIRST_NODE])?;
             tracing::info!(cluster = %identity.cluster, "made a new cluster");
             identity
@@ -199,7 +234,9 @@ fn open_node(config: &MasterConfig) -> Result<Node<RocksDisk>, RunError> {
     let core = Config {
         agent_timeout_ms: config.agent_timeout_ms,
         scheduler_grace_ms: config.scheduler_grace_ms,
-        session_silence_ms: Config::default().session_silence_ms.min(config.agent_timeout_ms),
+        session_silence_ms: Config::default()
+            .session_silence_ms
+            .min(config.agent_timeout_ms),
         ..Config::default()
     };
     Ok(Node::open(core, ReplicaConfig::new(identity), disk)?)
@@ -221,7 +258,10 @@ fn serve_agents(
     async move {
         tonic::transport::Server::builder()
             .add_service(service)
-            .serve_with_incoming_shutdown(Bounded::new(listener, AGENTS_MAX).into_stream(), shutdown.cancelled_owned())
+            .serve_with_incoming_shutdown(
+                Bounded::new(listener, AGENTS_MAX).into_stream(),
+                shutdown.cancelled_owned(),
+            )
             .await
             .map_err(|error| RunError::Serve(error.to_string()))
     }

@@ -33,7 +33,11 @@ pub struct Bounded {
 impl Bounded {
     /// A port that holds at most so many connections.
     pub fn new(listener: TcpListener, connections_max: usize) -> Self {
-        Self { listener, slots: Arc::new(Semaphore::new(connections_max)), idle_max: IDLE_MAX }
+        Self {
+            listener,
+            slots: Arc::new(Semaphore::new(connections_max)),
+            idle_max: IDLE_MAX,
+        }
     }
 
     /// All connections, one after the other, for ever.
@@ -85,7 +89,12 @@ pub struct Connection {
 impl Connection {
     fn new(stream: TcpStream, slot: OwnedSemaphorePermit, idle_max: Duration) -> Self {
         let silence = Box::pin(tokio::time::sleep(idle_max));
-        Self { stream, silence, idle_max, _slot: slot }
+        Self {
+            stream,
+            silence,
+            idle_max,
+            _slot: slot,
+        }
     }
 
     fn moved(&mut self) {
@@ -95,7 +104,11 @@ impl Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, buffer) {
             self.moved();
             return Poll::Ready(read);
@@ -106,7 +119,11 @@ impl AsyncRead for Connection {
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes));
         self.moved();
         Poll::Ready(written)
@@ -161,10 +178,16 @@ mod tests {
         let mut first = TcpStream::connect(address).await.unwrap();
         let mut second = TcpStream::connect(address).await.unwrap();
         let (mut connection, _) = port.accept().await;
-        assert_eq!(port.slots.available_permits(), 0, "the second one has to wait");
+        assert_eq!(
+            port.slots.available_permits(),
+            0,
+            "the second one has to wait"
+        );
         first.write_all(b"x").await.unwrap();
         assert_eq!(connection.read_u8().await.unwrap(), b'x');
-        let silent = tokio::time::timeout(DEADLINE, connection.read_u8()).await.unwrap();
+        let silent = tokio::time::timeout(DEADLINE, connection.read_u8())
+            .await
+            .unwrap();
         assert_eq!(silent.unwrap_err().kind(), io::ErrorKind::TimedOut);
         drop(connection);
         let (mut connection, _) = tokio::time::timeout(DEADLINE, port.accept()).await.unwrap();

@@ -34,7 +34,9 @@ pub struct RowsOf<'a>(pub &'a dyn RowReader);
 
 impl core::Rows for RowsOf<'_> {
     fn get(&self, table: u8, key: &[u8]) -> Result<Option<Vec<u8>>, core::RowsError> {
-        self.0.get(table, key).map_err(|error| core::RowsError(error.to_string()))
+        self.0
+            .get(table, key)
+            .map_err(|error| core::RowsError(error.to_string()))
     }
 
     fn scan(
@@ -54,7 +56,9 @@ fn row_change(change: core::RowChange) -> RowChange {
     match change {
         core::RowChange::Put { table, key, value } => RowChange::Put { table, key, value },
         core::RowChange::Delete { table, key } => RowChange::Delete { table, key },
-        core::RowChange::DeletePrefix { table, prefix } => RowChange::DeletePrefix { table, prefix },
+        core::RowChange::DeletePrefix { table, prefix } => {
+            RowChange::DeletePrefix { table, prefix }
+        }
     }
 }
 
@@ -158,7 +162,11 @@ impl<D: Disk> Node<D> {
         question: impl FnOnce(&mut Core, &dyn core::Rows, &tessera_replica::Status),
     ) {
         let status = self.replica.status();
-        question(&mut self.machine.core, &RowsOf(self.replica.rows()), &status);
+        question(
+            &mut self.machine.core,
+            &RowsOf(self.replica.rows()),
+            &status,
+        );
     }
 
     /// The rows, for queries that need values.

@@ -35,13 +35,36 @@ pub type NodeStatus = tessera_replica::Status;
 
 /// Everything that can wake the loop, besides time.
 enum Input {
-    SessionOpen { session: u64, register: v1::Register, sender: mpsc::Sender<v1::MasterMessage> },
-    AgentMessage { session: u64, message: v1::AgentMessage },
-    Beat { session: u64 },
-    SessionClosed { session: u64 },
-    Request { principal: Principal, request: Request, reply: ReplySender },
-    Http { principal: Principal, framework: FrameworkId, request: HttpRequest, answer: AnswerSender, ticket: u64 },
-    HttpGone { ticket: u64 },
+    SessionOpen {
+        session: u64,
+        register: v1::Register,
+        sender: mpsc::Sender<v1::MasterMessage>,
+    },
+    AgentMessage {
+        session: u64,
+        message: v1::AgentMessage,
+    },
+    Beat {
+        session: u64,
+    },
+    SessionClosed {
+        session: u64,
+    },
+    Request {
+        principal: Principal,
+        request: Request,
+        reply: ReplySender,
+    },
+    Http {
+        principal: Principal,
+        framework: FrameworkId,
+        request: HttpRequest,
+        answer: AnswerSender,
+        ticket: u64,
+    },
+    HttpGone {
+        ticket: u64,
+    },
     Query(Query),
     Stop,
 }
@@ -68,7 +91,8 @@ impl NodeHandle {
     }
 
     fn next_ticket(&self) -> u64 {
-        self.tickets.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+        self.tickets
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed)
     }
 
     /// A number for a new session, never used before in this process.
@@ -87,14 +111,23 @@ impl NodeHandle {
         register: v1::Register,
         sender: mpsc::Sender<v1::MasterMessage>,
     ) -> Result<(), Stopped> {
-        self.send(Input::SessionOpen { session, register, sender }).await
+        self.send(Input::SessionOpen {
+            session,
+            register,
+            sender,
+        })
+        .await
     }
 
     /// An agent said something.
     ///
     /// # Errors
     /// When the loop is gone.
-    pub async fn agent_message(&self, session: u64, message: v1::AgentMessage) -> Result<(), Stopped> {
+    pub async fn agent_message(
+        &self,
+        session: u64,
+        message: v1::AgentMessage,
+    ) -> Result<(), Stopped> {
         self.send(Input::AgentMessage { session, message }).await
     }
 
@@ -118,12 +151,20 @@ impl NodeHandle {
     ///
     /// # Errors
     /// When it was refused, or the loop is gone.
-    pub async fn request(&self, principal: Principal, request: Request) -> Result<Reply, RequestError> {
+    pub async fn request(
+        &self,
+        principal: Principal,
+        request: Request,
+    ) -> Result<Reply, RequestError> {
         let (reply, answered) = oneshot::channel();
         let gone = |_| RequestError::Unavailable(Stopped.to_string());
-        self.send(Input::Request { principal, request, reply })
-            .await
-            .map_err(|stopped| RequestError::Unavailable(stopped.to_string()))?;
+        self.send(Input::Request {
+            principal,
+            request,
+            reply,
+        })
+        .await
+        .map_err(|stopped| RequestError::Unavailable(stopped.to_string()))?;
         answered.await.map_err(gone)?
     }
 
@@ -145,10 +186,20 @@ impl NodeHandle {
             code: "UNAVAILABLE",
             message: Stopped.to_string(),
         };
-        let guard = HangUp { handle: self.clone(), ticket, armed: true };
-        self.send(Input::Http { principal, framework, request, answer, ticket })
-            .await
-            .map_err(|Stopped| gone())?;
+        let guard = HangUp {
+            handle: self.clone(),
+            ticket,
+            armed: true,
+        };
+        self.send(Input::Http {
+            principal,
+            framework,
+            request,
+            answer,
+            ticket,
+        })
+        .await
+        .map_err(|Stopped| gone())?;
         let result = answered.await.map_err(|_| gone())?;
         guard.disarm();
         result
@@ -162,7 +213,8 @@ impl NodeHandle {
         &self,
         question: impl FnOnce(&mut Core, &dyn Rows) -> T + Send + 'static,
     ) -> Result<T, Stopped> {
-        self.query_status(|core, rows, _| question(core, rows)).await
+        self.query_status(|core, rows, _| question(core, rows))
+            .await
     }
 
     /// Ask a question of the state and the replica.
@@ -213,7 +265,9 @@ impl Drop for HangUp {
         if self.armed {
             // Best effort: a full queue only means that the answer is made for nobody, and the
             // core bounds those by its own time-out.
-            let _ = self.handle.inputs.try_send(Input::HttpGone { ticket: self.ticket });
+            let _ = self.handle.inputs.try_send(Input::HttpGone {
+                ticket: self.ticket,
+            });
         }
     }
 }
@@ -257,7 +311,9 @@ impl<D: Disk> NodeLoop<D> {
     }
 
     fn now(&self) -> Now {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let wall = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         Now {
             wall_ms: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX),
             mono_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -271,7 +327,11 @@ impl<D: Disk> NodeLoop<D> {
     pub fn run(mut self, runtime: &tokio::runtime::Handle) -> Result<(), FatalError> {
         let mut more = true;
         loop {
-            let wait = if more { Duration::ZERO } else { TICK.saturating_sub(self.last_tick.elapsed()) };
+            let wait = if more {
+                Duration::ZERO
+            } else {
+                TICK.saturating_sub(self.last_tick.elapsed())
+            };
             let first = runtime.block_on(async {
                 match tokio::time::timeout(wait, self.inputs.recv()).await {
                     Ok(Some(input)) => Some(input),
@@ -308,13 +368,19 @@ impl<D: Disk> NodeLoop<D> {
     fn take(&mut self, input: Input) -> bool {
         let now = self.now();
         match input {
-            Input::SessionOpen { session, register, sender } => {
+            Input::SessionOpen {
+                session,
+                register,
+                sender,
+            } => {
                 self.sessions.insert(session, sender);
-                self.node.input(|core| core.on_session_open(session, register, now));
+                self.node
+                    .input(|core| core.on_session_open(session, register, now));
             }
             Input::AgentMessage { session, message } => {
                 if self.sessions.contains_key(&session) {
-                    self.node.input(|core| core.on_agent_message(session, message, now));
+                    self.node
+                        .input(|core| core.on_agent_message(session, message, now));
                 }
             }
             Input::Beat { session } => self.node.input(|core| {
@@ -325,12 +391,23 @@ impl<D: Disk> NodeLoop<D> {
                 self.sessions.remove(&session);
                 self.node.input(|core| core.on_session_closed(session, now));
             }
-            Input::Request { principal, request, reply } => {
+            Input::Request {
+                principal,
+                request,
+                reply,
+            } => {
                 let ticket = self.handle.next_ticket();
                 self.replies.insert(ticket, reply);
-                self.node.input(|core| core.on_request(ticket, &principal, request, now));
+                self.node
+                    .input(|core| core.on_request(ticket, &principal, request, now));
             }
-            Input::Http { principal, framework, request, answer, ticket } => {
+            Input::Http {
+                principal,
+                framework,
+                request,
+                answer,
+                ticket,
+            } => {
                 self.answers.insert(ticket, answer);
                 self.node.input_with_rows(|core, rows| {
                     core.on_http(ticket, &principal, framework, request, rows, now)
@@ -386,7 +463,9 @@ impl<D: Disk> NodeLoop<D> {
     }
 
     fn send_agent(&mut self, session: u64, message: v1::MasterMessage) {
-        let Some(sender) = self.sessions.get(&session) else { return };
+        let Some(sender) = self.sessions.get(&session) else {
+            return;
+        };
         if sender.try_send(message).is_err() {
             tracing::warn!(session, "an agent does not read its session; closing it");
             self.close(session);

@@ -54,11 +54,16 @@ impl AgentService {
 /// Refuses calls without the token.
 pub fn check_token(token: Token) -> impl Fn(Request<()>) -> Result<Request<()>, Status> + Clone {
     move |request| {
-        let header = request.metadata().get("authorization").and_then(|v| v.to_str().ok());
+        let header = request
+            .metadata()
+            .get("authorization")
+            .and_then(|v| v.to_str().ok());
         if header.is_some_and(|header| token.matches(header)) {
             Ok(request)
         } else {
-            Err(Status::unauthenticated("the call does not carry the cluster's token"))
+            Err(Status::unauthenticated(
+                "the call does not carry the cluster's token",
+            ))
         }
     }
 }
@@ -85,12 +90,17 @@ impl v1::agent_session_server::AgentSession for AgentService {
             .map_err(|_| Status::deadline_exceeded("no Register came"))??;
         let Some(v1::agent_message::Message::Register(register)) = first.and_then(|m| m.message)
         else {
-            return Err(Status::invalid_argument("message: the first one must be Register"));
+            return Err(Status::invalid_argument(
+                "message: the first one must be Register",
+            ));
         };
         let session = self.node.new_session();
         let (sender, outgoing) = mpsc::channel(SESSION_QUEUE_MAX);
         let closed = sender.clone();
-        self.node.session_open(session, register, sender).await.map_err(gone)?;
+        self.node
+            .session_open(session, register, sender)
+            .await
+            .map_err(gone)?;
         let node = self.node.clone();
         let closed = closed.downgrade();
         tokio::spawn(async move {
@@ -98,7 +108,9 @@ impl v1::agent_session_server::AgentSession for AgentService {
             // A loop that is gone closes every session with it.
             let _ = node.session_closed(session).await;
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing).map(Ok))))
+        Ok(Response::new(Box::pin(
+            ReceiverStream::new(outgoing).map(Ok),
+        )))
     }
 
     async fn liveness(
@@ -123,7 +135,11 @@ impl v1::agent_session_server::AgentSession for AgentService {
     ) -> Result<Response<Self::FetchComponentStream>, Status> {
         let digest = Digest::from_slice(&request.into_inner().digest)
             .map_err(|error| Status::invalid_argument(format!("digest: {error}")))?;
-        let known = self.node.query(move |core, _| core.component(&digest).is_some()).await.map_err(gone)?;
+        let known = self
+            .node
+            .query(move |core, _| core.component(&digest).is_some())
+            .await
+            .map_err(gone)?;
         if !known {
             return Err(Status::not_found(format!("there is no component {digest}")));
         }
@@ -176,10 +192,15 @@ impl v1::agent_session_server::AgentSession for AgentService {
             .await?
             .ok_or_else(|| Status::invalid_argument("agent: the first message must name it"))?;
         let (agent, session) = (AgentId(first.agent), first.session);
-        let registered =
-            self.node.query(move |core, _| core.session_agent(session) == Some(agent)).await.map_err(gone)?;
+        let registered = self
+            .node
+            .query(move |core, _| core.session_agent(session) == Some(agent))
+            .await
+            .map_err(gone)?;
         if !registered {
-            return Err(Status::failed_precondition(format!("session: it is not one of agent {agent}")));
+            return Err(Status::failed_precondition(format!(
+                "session: it is not one of agent {agent}"
+            )));
         }
         let requests = self.files.attach(agent);
         let files = self.files.clone();
@@ -188,7 +209,9 @@ impl v1::agent_session_server::AgentSession for AgentService {
                 files.answer(agent, chunk);
             }
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(requests).map(Ok))))
+        Ok(Response::new(Box::pin(
+            ReceiverStream::new(requests).map(Ok),
+        )))
     }
 }
 
@@ -226,11 +249,17 @@ async fn send_state(
     let agent = AgentId(request.agent);
     let framework = FrameworkId(request.framework);
     let (session, epoch) = (request.session, Epoch(request.epoch));
-    let fetch = move |core: &mut tessera_master_core::Core| core.state_fetch(agent, session, framework, epoch);
+    let fetch = move |core: &mut tessera_master_core::Core| {
+        core.state_fetch(agent, session, framework, epoch)
+    };
     let refused = |refusal: tessera_master_core::FetchRefusal| {
         Status::failed_precondition(refusal.to_string())
     };
-    let next = node.query(move |core, _| fetch(core)).await.map_err(gone)?.map_err(refused)?;
+    let next = node
+        .query(move |core, _| fetch(core))
+        .await
+        .map_err(gone)?
+        .map_err(refused)?;
     let mut after: Option<String> = None;
     loop {
         let from = after.clone();
@@ -244,17 +273,27 @@ async fn send_state(
         let Some(last) = page.last() else { break };
         after = Some(last.key.clone());
         for chunk in chunks_of(page) {
-            let chunk = v1::StateChunk { entries: chunk, next_turn: None };
+            let chunk = v1::StateChunk {
+                entries: chunk,
+                next_turn: None,
+            };
             if sender.send(Ok(chunk)).await.is_err() {
                 return Ok(());
             }
         }
     }
-    let still = node.query(move |core, _| fetch(core)).await.map_err(gone)?.map_err(refused)?;
+    let still = node
+        .query(move |core, _| fetch(core))
+        .await
+        .map_err(gone)?
+        .map_err(refused)?;
     if still != next {
         return Err(Status::aborted("a turn was committed meanwhile; ask again"));
     }
-    let last = v1::StateChunk { entries: Vec::new(), next_turn: Some(next.0) };
+    let last = v1::StateChunk {
+        entries: Vec::new(),
+        next_turn: Some(next.0),
+    };
     // The agent may have gone away, and asks again if it comes back.
     let _ = sender.send(Ok(last)).await;
     Ok(())
@@ -287,8 +326,15 @@ mod tests {
 
     #[test]
     fn pages_are_cut_into_chunks_and_nothing_is_lost() {
-        let entry = |n: usize, size: usize| KeyWrite { key: format!("k{n}"), value: Some(vec![0; size]) };
-        let page: Vec<_> = [10, 40_000, 40_000, 200_000, 5].iter().enumerate().map(|(n, s)| entry(n, *s)).collect();
+        let entry = |n: usize, size: usize| KeyWrite {
+            key: format!("k{n}"),
+            value: Some(vec![0; size]),
+        };
+        let page: Vec<_> = [10, 40_000, 40_000, 200_000, 5]
+            .iter()
+            .enumerate()
+            .map(|(n, s)| entry(n, *s))
+            .collect();
         let chunks = chunks_of(page);
         let sizes: Vec<usize> = chunks.iter().map(Vec::len).collect();
         assert_eq!(sizes, [2, 1, 1, 1]);

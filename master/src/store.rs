@@ -88,7 +88,10 @@ impl ComponentStore {
                 std::fs::remove_file(entry.path())?;
             }
         }
-        Ok(Self { dir, uploads: AtomicU64::new(0) })
+        Ok(Self {
+            dir,
+            uploads: AtomicU64::new(0),
+        })
     }
 
     /// Where the bytes of a digest are, or would be.
@@ -105,8 +108,16 @@ impl ComponentStore {
         let number = self.uploads.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.join(format!("upload-{number}"));
         let file = File::create(&path).await?;
-        let staged = Staged { path, digest: Digest([0; 32]), size: 0 };
-        Ok(Upload { file, staged, hash: Sha256::new() })
+        let staged = Staged {
+            path,
+            digest: Digest([0; 32]),
+            size: 0,
+        };
+        Ok(Upload {
+            file,
+            staged,
+            hash: Sha256::new(),
+        })
     }
 
     /// Give staged bytes their name.
@@ -166,7 +177,10 @@ mod tests {
         upload.write(b"c").await.unwrap();
         let staged = upload.finish(Some(Digest::of(b"abc"))).await.unwrap();
         store.keep(staged).await.unwrap();
-        assert_eq!(std::fs::read(store.path(&Digest::of(b"abc"))).unwrap(), b"abc");
+        assert_eq!(
+            std::fs::read(store.path(&Digest::of(b"abc"))).unwrap(),
+            b"abc"
+        );
 
         let mut upload = store.begin().await.unwrap();
         upload.write(b"x").await.unwrap();
@@ -177,8 +191,16 @@ mod tests {
         let mut large = store.begin().await.unwrap();
         let piece = vec![0; usize::try_from(COMPONENT_BYTES_MAX).unwrap()];
         large.write(&piece).await.unwrap();
-        assert!(matches!(large.write(b"1").await, Err(UploadError::TooLarge)));
+        assert!(matches!(
+            large.write(b"1").await,
+            Err(UploadError::TooLarge)
+        ));
         drop(large);
-        assert_eq!(std::fs::read_dir(dir.path().join("components")).unwrap().count(), 1);
+        assert_eq!(
+            std::fs::read_dir(dir.path().join("components"))
+                .unwrap()
+                .count(),
+            1
+        );
     }
 }

@@ -60,7 +60,10 @@ impl Token {
     /// When the file cannot be used, or others may read it.
     pub fn load_or_make(data_dir: &Path) -> Result<Self, TokenError> {
         let path = data_dir.join(TOKEN_FILE);
-        let io = |source| TokenError::Io { path: path.clone(), source };
+        let io = |source| TokenError::Io {
+            path: path.clone(),
+            source,
+        };
         match File::open(&path) {
             Ok(mut file) => {
                 let mode = file.metadata().map_err(io)?.permissions().mode() & 0o777;
@@ -99,7 +102,9 @@ impl Token {
     /// Whether the value of an `authorization` header carries this token.
     #[must_use]
     pub fn matches(&self, header: &str) -> bool {
-        let Some(given) = header.strip_prefix("Bearer ") else { return false };
+        let Some(given) = header.strip_prefix("Bearer ") else {
+            return false;
+        };
         let (given, ours) = (given.trim().as_bytes(), self.0.as_bytes());
         let differing = given.iter().zip(ours).fold(0, |sum, (a, b)| sum | (a ^ b));
         given.len() == ours.len() && differing == 0
@@ -117,13 +122,22 @@ mod tests {
         let read = Token::load_or_make(dir.path()).unwrap();
         assert_eq!(made.0, read.0);
         assert!(made.matches(&format!("Bearer {}", read.0)));
-        for bad in ["", "Bearer ", "Bearer x", &read.0, &format!("Bearer {}0", read.0)] {
+        for bad in [
+            "",
+            "Bearer ",
+            "Bearer x",
+            &read.0,
+            &format!("Bearer {}0", read.0),
+        ] {
             assert!(!made.matches(bad), "{bad}");
         }
         let path = dir.path().join(TOKEN_FILE);
         let mode = path.metadata().unwrap().permissions().mode() & 0o777;
         assert_eq!(mode, 0o600);
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
-        assert!(matches!(Token::load_or_make(dir.path()), Err(TokenError::Mode { .. })));
+        assert!(matches!(
+            Token::load_or_make(dir.path()),
+            Err(TokenError::Mode { .. })
+        ));
     }
 }

@@ -10,9 +10,14 @@ use tessera_types::AgentId;
 
 /// All agents.
 pub async fn list(State(api): State<Api>) -> Result<Json<List<AgentJson>>, ApiError> {
-    let (index, agents) =
-        api.node.query_status(|core, _, status| (status.applied.index, core.agents())).await?;
-    Ok(Json(List { index, items: agents.into_iter().map(Into::into).collect() }))
+    let (index, agents) = api
+        .node
+        .query_status(|core, _, status| (status.applied.index, core.agents()))
+        .await?;
+    Ok(Json(List {
+        index,
+        items: agents.into_iter().map(Into::into).collect(),
+    }))
 }
 
 /// One agent, by id.
@@ -24,5 +29,6 @@ pub async fn inspect(
         .parse()
         .map_err(|error: tessera_types::NameError| ApiError::invalid("agent", error.to_string()))?;
     let view = api.node.query(move |core, _| core.agent(id)).await?;
-    view.map(|view| Json(view.into())).ok_or_else(|| ApiError::not_found("agent", id))
+    view.map(|view| Json(view.into()))
+        .ok_or_else(|| ApiError::not_found("agent", id))
 }

@@ -5,11 +5,11 @@ use super::error::ApiError;
 use super::extract::{Path, Query};
 use super::views::{ComponentJson, List};
 use crate::store::UploadError;
+use axum::Json;
 use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::Json;
 use futures::StreamExt;
 use serde::Deserialize;
 use tessera_master_core::{Principal, Reply, Request, World};
@@ -24,7 +24,8 @@ pub struct UploadQuery {
 }
 
 fn digest(text: &str) -> Result<Digest, ApiError> {
-    text.parse().map_err(|error: tessera_types::DigestError| ApiError::invalid("digest", error.to_string()))
+    text.parse()
+        .map_err(|error: tessera_types::DigestError| ApiError::invalid("digest", error.to_string()))
 }
 
 /// Take a component.
@@ -36,19 +37,26 @@ pub async fn upload(
     body: Body,
 ) -> Result<Response, ApiError> {
     let named = query.digest.as_deref().map(digest).transpose()?;
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let announced = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|bytes| bytes > COMPONENT_BYTES_MAX) {
         return Err(UploadError::TooLarge.into());
     }
     let mut upload = api.store.begin().await?;
     let mut pieces = body.into_data_stream();
     while let Some(piece) = pieces.next().await {
-        let piece = piece.map_err(|error| ApiError::invalid("body", format!("the upload broke off: {error}")))?;
+        let piece = piece
+            .map_err(|error| ApiError::invalid("body", format!("the upload broke off: {error}")))?;
         upload.write(&piece).await?;
     }
     let staged = upload.finish(named).await?;
     let (digest, size_bytes) = (staged.digest, staged.size);
-    if let Some(view) = api.node.query(move |core, _| core.component(&digest)).await? {
+    if let Some(view) = api
+        .node
+        .query(move |core, _| core.component(&digest))
+        .await?
+    {
         return Ok((StatusCode::OK, Json(ComponentJson::of(view, false))).into_response());
     }
     let inspection = api.inspector.inspect(staged.path()).await?;
@@ -70,10 +78,18 @@ pub async fn upload(
         }
     };
     api.store.keep(staged).await?;
-    let request = Request::AddComponent { digest, size_bytes, world };
+    let request = Request::AddComponent {
+        digest,
+        size_bytes,
+        world,
+    };
     match api.node.request(principal, request).await? {
         Reply::Component { view, created } => {
-            let status = if created { StatusCode::CREATED } else { StatusCode::OK };
+            let status = if created {
+                StatusCode::CREATED
+            } else {
+                StatusCode::OK
+            };
             Ok((status, Json(ComponentJson::of(view, created))).into_response())
         }
         Reply::Framework(_) | Reply::Done => Err(ApiError::internal("an unexpected reply")),
@@ -82,9 +98,14 @@ pub async fn upload(
 
 /// All components.
 pub async fn list(State(api): State<Api>) -> Result<Json<List<ComponentJson>>, ApiError> {
-    let (index, components) =
-        api.node.query_status(|core, _, status| (status.applied.index, core.components())).await?;
-    let items = components.into_iter().map(|view| ComponentJson::of(view, false)).collect();
+    let (index, components) = api
+        .node
+        .query_status(|core, _, status| (status.applied.index, core.components()))
+        .await?;
+    let items = components
+        .into_iter()
+        .map(|view| ComponentJson::of(view, false))
+        .collect();
     Ok(Json(List { index, items }))
 }
 
@@ -94,7 +115,10 @@ pub async fn inspect(
     Path(text): Path<String>,
 ) -> Result<Json<ComponentJson>, ApiError> {
     let digest = digest(&text)?;
-    let view = api.node.query(move |core, _| core.component(&digest)).await?;
+    let view = api
+        .node
+        .query(move |core, _| core.component(&digest))
+        .await?;
     view.map(|view| Json(ComponentJson::of(view, false)))
         .ok_or_else(|| ApiError::not_found("component", digest))
 }

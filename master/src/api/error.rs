@@ -33,7 +33,14 @@ struct Envelope<'a> {
 
 impl ApiError {
     fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, field: None, message: message.into(), hint: None, retry_after_s: None }
+        Self {
+            status,
+            code,
+            field: None,
+            message: message.into(),
+            hint: None,
+            retry_after_s: None,
+        }
     }
 
     /// A field breaks a rule.
@@ -45,7 +52,11 @@ impl ApiError {
 
     /// The thing named does not exist.
     pub fn not_found(what: &str, name: impl std::fmt::Display) -> Self {
-        Self::new(StatusCode::NOT_FOUND, "NOT_FOUND", format!("there is no {what} {name}"))
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "NOT_FOUND",
+            format!("there is no {what} {name}"),
+        )
     }
 
     /// The path exists, but not for this method.
@@ -96,7 +107,9 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(Envelope { error: &self })).into_response();
         if let Some(seconds) = self.retry_after_s {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }
@@ -110,7 +123,11 @@ impl From<Stopped> for ApiError {
 
 impl From<Forbidden> for ApiError {
     fn from(forbidden: Forbidden) -> Self {
-        Self::new(StatusCode::FORBIDDEN, "PERMISSION_DENIED", forbidden.to_string())
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "PERMISSION_DENIED",
+            forbidden.to_string(),
+        )
     }
 }
 
@@ -192,7 +209,10 @@ impl From<InspectError> for ApiError {
         match error {
             InspectError::Unusable(text) => Self::invalid("component", text),
             InspectError::Spawn { .. } | InspectError::NoVerdict(_) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "judging an upload");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "judging an upload"
+                );
                 Self::internal(error.to_string())
             }
         }

@@ -41,7 +41,10 @@ fn id_text(id: EventId) -> String {
 
 fn parse_id(text: &str) -> Option<EventId> {
     let (index, n) = text.split_once('-')?;
-    Some(EventId { index: index.parse().ok()?, n: n.parse().ok()? })
+    Some(EventId {
+        index: index.parse().ok()?,
+        n: n.parse().ok()?,
+    })
 }
 
 fn sse_event(record: EventRecord) -> Event {
@@ -74,11 +77,24 @@ impl Watcher {
             }
             self.newest.mark_unchanged();
             let after = self.after;
-            let page = self.node.query(move |core, rows| core.events(Some(after), PAGE, rows)).await;
-            let Ok(Ok(EventsPage { events, gap, floor, .. })) = page else { return None };
+            let page = self
+                .node
+                .query(move |core, rows| core.events(Some(after), PAGE, rows))
+                .await;
+            let Ok(Ok(EventsPage {
+                events, gap, floor, ..
+            })) = page
+            else {
+                return None;
+            };
             if gap {
-                let text = format!("{{\"missed_after\":\"{}\",\"floor\":\"{}\"}}", id_text(after), id_text(floor));
-                self.ready.push_back(Event::default().event("gap").data(text));
+                let text = format!(
+                    "{{\"missed_after\":\"{}\",\"floor\":\"{}\"}}",
+                    id_text(after),
+                    id_text(floor)
+                );
+                self.ready
+                    .push_back(Event::default().event("gap").data(text));
             }
             if let Some(last) = events.last() {
                 self.after = last.id;
@@ -99,11 +115,24 @@ pub async fn stream(
     let newest = api.node.events();
     let after = match headers.get("last-event-id") {
         Some(value) => value.to_str().ok().and_then(parse_id).ok_or_else(|| {
-            ApiError::invalid("last-event-id", "an id as the stream sent it, for example 17-0")
+            ApiError::invalid(
+                "last-event-id",
+                "an id as the stream sent it, for example 17-0",
+            )
         })?,
-        None => api.node.query(|core, rows| core.events(None, 1, rows)).await??.last,
+        None => {
+            api.node
+                .query(|core, rows| core.events(None, 1, rows))
+                .await??
+                .last
+        }
     };
-    let watcher = Watcher { node: api.node.clone(), newest, after, ready: VecDeque::new() };
+    let watcher = Watcher {
+        node: api.node.clone(),
+        newest,
+        after,
+        ready: VecDeque::new(),
+    };
     let hello = stream::once(async { Ok(Event::default().comment("following")) });
     let events = hello.chain(stream::unfold(watcher, Watcher::next));
     Ok(Sse::new(events).keep_alive(KeepAlive::default()))

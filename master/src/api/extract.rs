@@ -4,8 +4,8 @@
 use super::error::ApiError;
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Request};
-use axum::http::request::Parts;
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
 
 /// The query.
@@ -16,7 +16,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let query = axum::extract::Query::<T>::from_request_parts(parts, state).await;
-        query.map(|found| Self(found.0)).map_err(|error| ApiError::invalid("query", error.body_text()))
+        query
+            .map(|found| Self(found.0))
+            .map_err(|error| ApiError::invalid("query", error.body_text()))
     }
 }
 
@@ -28,7 +30,8 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let path = axum::extract::Path::<T>::from_request_parts(parts, state).await;
-        path.map(|found| Self(found.0)).map_err(|error| ApiError::invalid("path", error.body_text()))
+        path.map(|found| Self(found.0))
+            .map_err(|error| ApiError::invalid("path", error.body_text()))
     }
 }
 
@@ -47,8 +50,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Document<T> {
             }
         })?;
         let text: &[u8] = if body.is_empty() { b"{}" } else { &body };
-        serde_json::from_slice(text)
-            .map(Self)
-            .map_err(|error| ApiError::invalid("body", format!("a JSON object of known fields: {error}")))
+        serde_json::from_slice(text).map(Self).map_err(|error| {
+            ApiError::invalid("body", format!("a JSON object of known fields: {error}"))
+        })
     }
 }

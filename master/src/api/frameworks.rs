@@ -51,8 +51,10 @@ pub async fn create(
         .parse()
         .map_err(|error: tessera_types::NameError| invalid("name")(error.to_string()))?;
     if name.as_str().parse::<FrameworkId>().is_ok() {
-        return Err(ApiError::invalid("name", "a name must not look like an id, as `f1` does")
-            .hint("paths and commands take either, and could not tell them apart"));
+        return Err(
+            ApiError::invalid("name", "a name must not look like an id, as `f1` does")
+                .hint("paths and commands take either, and could not tell them apart"),
+        );
     }
     let role: RoleName = create
         .role
@@ -78,9 +80,13 @@ pub async fn create(
             let same = api
                 .node
                 .query(move |core, _| {
-                    let id = core.framework_by_name(Some(role.tenant()), name.as_str()).ok()?;
+                    let id = core
+                        .framework_by_name(Some(role.tenant()), name.as_str())
+                        .ok()?;
                     let found = core.framework(id)?;
-                    let same = found.role == role && found.component == component && found.config == config;
+                    let same = found.role == role
+                        && found.component == component
+                        && found.config == config;
                     same.then_some(id)
                 })
                 .await?;
@@ -99,7 +105,11 @@ pub async fn list(State(api): State<Api>) -> Result<Json<List<FrameworkJson>>, A
         .node
         .query_status(|core, _, status| List {
             index: status.applied.index,
-            items: core.frameworks().into_iter().map(|view| FrameworkJson::of(view, core)).collect(),
+            items: core
+                .frameworks()
+                .into_iter()
+                .map(|view| FrameworkJson::of(view, core))
+                .collect(),
         })
         .await?;
     Ok(Json(list))
@@ -121,7 +131,9 @@ pub async fn remove(
     Path(text): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     let framework = lookup::framework(&api.node, text).await?;
-    api.node.request(principal, Request::RemoveFramework { framework }).await?;
+    api.node
+        .request(principal, Request::RemoveFramework { framework })
+        .await?;
     Ok(StatusCode::ACCEPTED)
 }
 
@@ -133,9 +145,17 @@ pub async fn log(
 ) -> Result<Response, ApiError> {
     let framework = lookup::framework(&api.node, text).await?;
     let agent = view(&api, framework).await?.agent_id.ok_or_else(|| {
-        ApiError::unavailable(format!("framework {framework} has not been placed on an agent yet"))
+        ApiError::unavailable(format!(
+            "framework {framework} has not been placed on an agent yet"
+        ))
     })?;
     let (offset, length) = range.checked()?;
-    let range = Range { framework, task: String::new(), path: "scheduler.log".into(), offset, length };
+    let range = Range {
+        framework,
+        task: String::new(),
+        path: "scheduler.log".into(),
+        offset,
+        length,
+    };
     Ok(file_response(offset, api.files.read(agent, range).await?))
 }

@@ -1,13 +1,13 @@
 //! `/health` and `/metrics`.
 
 use super::Api;
+use super::error::ApiError;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use std::fmt::Write;
-use super::error::ApiError;
 
 #[derive(Serialize)]
 struct Health {
@@ -44,29 +44,81 @@ pub async fn metrics(State(api): State<Api>) -> Result<Response, ApiError> {
     let (counts, leader, term, applied) = api
         .node
         .query_status(|core, _, status| {
-            (core.counts(), core.is_leader(), status.term, status.applied.index)
+            (
+                core.counts(),
+                core.is_leader(),
+                status.term,
+                status.applied.index,
+            )
         })
         .await?;
     let gauges = [
         ("tessera_agents", "Agents known.", counts.agents as u64),
-        ("tessera_agents_connected", "Agents with a session.", counts.agents_connected as u64),
-        ("tessera_frameworks", "Frameworks.", counts.frameworks as u64),
-        ("tessera_components", "Components.", counts.components as u64),
-        ("tessera_tasks_live", "Tasks that have not ended.", counts.tasks_live as u64),
+        (
+            "tessera_agents_connected",
+            "Agents with a session.",
+            counts.agents_connected as u64,
+        ),
+        (
+            "tessera_frameworks",
+            "Frameworks.",
+            counts.frameworks as u64,
+        ),
+        (
+            "tessera_components",
+            "Components.",
+            counts.components as u64,
+        ),
+        (
+            "tessera_tasks_live",
+            "Tasks that have not ended.",
+            counts.tasks_live as u64,
+        ),
         ("tessera_offers", "Offers that stand.", counts.offers as u64),
-        ("tessera_http_in_flight", "Requests that wait for schedulers.", counts.http_in_flight as u64),
-        ("tessera_total_cpus_milli", "CPU of all agents.", amount(counts.total.cpus_milli)),
-        ("tessera_used_cpus_milli", "CPU charged to tasks.", amount(counts.used.cpus_milli)),
-        ("tessera_total_mem_mib", "Memory of all agents.", amount(counts.total.mem_mib)),
-        ("tessera_used_mem_mib", "Memory charged to tasks.", amount(counts.used.mem_mib)),
-        ("tessera_leader", "1 while this master leads.", u64::from(leader)),
+        (
+            "tessera_http_in_flight",
+            "Requests that wait for schedulers.",
+            counts.http_in_flight as u64,
+        ),
+        (
+            "tessera_total_cpus_milli",
+            "CPU of all agents.",
+            amount(counts.total.cpus_milli),
+        ),
+        (
+            "tessera_used_cpus_milli",
+            "CPU charged to tasks.",
+            amount(counts.used.cpus_milli),
+        ),
+        (
+            "tessera_total_mem_mib",
+            "Memory of all agents.",
+            amount(counts.total.mem_mib),
+        ),
+        (
+            "tessera_used_mem_mib",
+            "Memory charged to tasks.",
+            amount(counts.used.mem_mib),
+        ),
+        (
+            "tessera_leader",
+            "1 while this master leads.",
+            u64::from(leader),
+        ),
         ("tessera_term", "Raft term.", term),
-        ("tessera_applied_index", "Index of the last applied entry.", applied),
+        (
+            "tessera_applied_index",
+            "Index of the last applied entry.",
+            applied,
+        ),
     ];
     let mut text = String::new();
     for (name, help, value) in gauges {
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
+        let _ = writeln!(
+            text,
+            "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}"
+        );
     }
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
 }

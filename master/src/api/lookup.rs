@@ -24,12 +24,18 @@ pub fn framework_in(core: &Core, text: &str) -> Result<FrameworkId, LookupError>
 /// The same, asked of the node.
 pub async fn framework(node: &NodeHandle, text: String) -> Result<FrameworkId, ApiError> {
     if text.len() > REFERENCE_BYTES_MAX {
-        return Err(ApiError::invalid("framework", format!("at most {REFERENCE_BYTES_MAX} bytes")));
+        return Err(ApiError::invalid(
+            "framework",
+            format!("at most {REFERENCE_BYTES_MAX} bytes"),
+        ));
     }
-    Ok(node.query(move |core, _| framework_in(core, &text)).await??)
+    Ok(node
+        .query(move |core, _| framework_in(core, &text))
+        .await??)
 }
 
 /// A task's id as a path names it.
 pub fn task(text: &str) -> Result<TaskId, ApiError> {
-    text.parse().map_err(|error: tessera_types::NameError| ApiError::invalid("task", error.to_string()))
+    text.parse()
+        .map_err(|error: tessera_types::NameError| ApiError::invalid("task", error.to_string()))
 }

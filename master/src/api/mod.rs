@@ -58,34 +58,124 @@ struct Route {
 }
 
 fn routes() -> Vec<Route> {
-    let route = |path, action, object, handlers| Route { path, action, object, handlers };
+    let route = |path, action, object, handlers| Route {
+        path,
+        action,
+        object,
+        handlers,
+    };
     let framework = || Object::Framework { role: None };
     vec![
-        route("/health", Action::Health, Object::Cluster, get(health::health)),
-        route("/metrics", Action::Read, Object::Cluster, get(health::metrics)),
-        route("/v1/components", Action::Read, Object::Component, get(components::list)),
-        route("/v1/components", Action::Create, Object::Component, post(components::upload)),
-        route("/v1/components/{digest}", Action::Read, Object::Component, get(components::inspect)),
-        route("/v1/frameworks", Action::Read, framework(), get(frameworks::list)),
-        route("/v1/frameworks", Action::Create, framework(), post(frameworks::create)),
-        route("/v1/frameworks/{framework}", Action::Read, framework(), get(frameworks::inspect)),
+        route(
+            "/health",
+            Action::Health,
+            Object::Cluster,
+            get(health::health),
+        ),
+        route(
+            "/metrics",
+            Action::Read,
+            Object::Cluster,
+            get(health::metrics),
+        ),
+        route(
+            "/v1/components",
+            Action::Read,
+            Object::Component,
+            get(components::list),
+        ),
+        route(
+            "/v1/components",
+            Action::Create,
+            Object::Component,
+            post(components::upload),
+        ),
+        route(
+            "/v1/components/{digest}",
+            Action::Read,
+            Object::Component,
+            get(components::inspect),
+        ),
+        route(
+            "/v1/frameworks",
+            Action::Read,
+            framework(),
+            get(frameworks::list),
+        ),
+        route(
+            "/v1/frameworks",
+            Action::Create,
+            framework(),
+            post(frameworks::create),
+        ),
+        route(
+            "/v1/frameworks/{framework}",
+            Action::Read,
+            framework(),
+            get(frameworks::inspect),
+        ),
         route(
             "/v1/frameworks/{framework}",
             Action::Remove,
             framework(),
             axum::routing::delete(frameworks::remove),
         ),
-        route("/v1/frameworks/{framework}/log", Action::ReadLogs, framework(), get(frameworks::log)),
+        route(
+            "/v1/frameworks/{framework}/log",
+            Action::ReadLogs,
+            framework(),
+            get(frameworks::log),
+        ),
         route("/v1/tasks", Action::Read, framework(), get(tasks::list)),
-        route("/v1/tasks/{framework}/{task}", Action::Read, framework(), get(tasks::inspect)),
-        route("/v1/tasks/{framework}/{task}/kill", Action::Kill, framework(), post(tasks::kill)),
-        route("/v1/tasks/{framework}/{task}/files/{*path}", Action::ReadLogs, framework(), get(tasks::file)),
+        route(
+            "/v1/tasks/{framework}/{task}",
+            Action::Read,
+            framework(),
+            get(tasks::inspect),
+        ),
+        route(
+            "/v1/tasks/{framework}/{task}/kill",
+            Action::Kill,
+            framework(),
+            post(tasks::kill),
+        ),
+        route(
+            "/v1/tasks/{framework}/{task}/files/{*path}",
+            Action::ReadLogs,
+            framework(),
+            get(tasks::file),
+        ),
         route("/v1/agents", Action::Read, Object::Agent, get(agents::list)),
-        route("/v1/agents/{agent}", Action::Read, Object::Agent, get(agents::inspect)),
-        route("/v1/events", Action::Read, Object::Cluster, get(events::stream)),
-        route("/frameworks/{framework}", Action::Call, framework(), any(proxy::root)),
-        route("/frameworks/{framework}/", Action::Call, framework(), any(proxy::root)),
-        route("/frameworks/{framework}/{*path}", Action::Call, framework(), any(proxy::call)),
+        route(
+            "/v1/agents/{agent}",
+            Action::Read,
+            Object::Agent,
+            get(agents::inspect),
+        ),
+        route(
+            "/v1/events",
+            Action::Read,
+            Object::Cluster,
+            get(events::stream),
+        ),
+        route(
+            "/frameworks/{framework}",
+            Action::Call,
+            framework(),
+            any(proxy::root),
+        ),
+        route(
+            "/frameworks/{framework}/",
+            Action::Call,
+            framework(),
+            any(proxy::root),
+        ),
+        route(
+            "/frameworks/{framework}/{*path}",
+            Action::Call,
+            framework(),
+            any(proxy::call),
+        ),
     ]
 }
 
@@ -93,10 +183,22 @@ fn routes() -> Vec<Route> {
 pub fn router(api: Api) -> Router {
     let mut router = Router::new();
     for route in routes() {
-        let guard = Guard { token: api.token.clone(), action: route.action, object: route.object };
-        router = router.route(route.path, route.handlers.layer(from_fn_with_state(guard, authenticate)));
+        let guard = Guard {
+            token: api.token.clone(),
+            action: route.action,
+            object: route.object,
+        };
+        router = router.route(
+            route.path,
+            route
+                .handlers
+                .layer(from_fn_with_state(guard, authenticate)),
+        );
     }
-    router.method_not_allowed_fallback(wrong_method).fallback(unknown).with_state(api)
+    router
+        .method_not_allowed_fallback(wrong_method)
+        .fallback(unknown)
+        .with_state(api)
 }
 
 async fn wrong_method(request: Request) -> ApiError {
@@ -119,11 +221,12 @@ struct Guard {
 
 /// Finds out who asks and whether they may; the principal travels with the request.
 async fn authenticate(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
-    let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let header = request
+        .headers()
+        .get(AUTHORIZATION)
+        .and_then(|value| value.to_str().ok());
     let principal = match header {
-        Some(header) if guard.token.matches(header) => {
-            Principal::administrator()
-        }
+        Some(header) if guard.token.matches(header) => Principal::administrator(),
         // A wrong token is refused everywhere, so that a typing error is noticed.
         Some(_) => return ApiError::unauthenticated().into_response(),
         None => Principal::anonymous(),

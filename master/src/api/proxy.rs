@@ -42,13 +42,19 @@ async fn pass_on(
 ) -> Result<Response, ApiError> {
     let framework = lookup::framework(&api.node, framework).await?;
     let (parts, body) = request.into_parts();
-    let body = Limited::new(body, HTTP_REQUEST_BYTES_MAX).collect().await.map_err(|error| {
-        if error.is::<LengthLimitError>() {
-            ApiError::too_large("body", format!("a scheduler takes at most {HTTP_REQUEST_BYTES_MAX} bytes"))
-        } else {
-            ApiError::invalid("body", format!("the request broke off: {error}"))
-        }
-    })?;
+    let body = Limited::new(body, HTTP_REQUEST_BYTES_MAX)
+        .collect()
+        .await
+        .map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                ApiError::too_large(
+                    "body",
+                    format!("a scheduler takes at most {HTTP_REQUEST_BYTES_MAX} bytes"),
+                )
+            } else {
+                ApiError::invalid("body", format!("the request broke off: {error}"))
+            }
+        })?;
     let request = HttpRequest {
         id: 0,
         method: parts.method.as_str().to_owned(),
@@ -71,12 +77,17 @@ async fn pass_on(
     let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::BAD_GATEWAY);
     // A length for a body that these never have would confuse whoever reads the connection.
     let bodiless = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    let mut response = Response::new(if bodiless { Body::empty() } else { Body::from(answer.body) });
+    let mut response = Response::new(if bodiless {
+        Body::empty()
+    } else {
+        Body::from(answer.body)
+    });
     *response.status_mut() = status;
     for (name, value) in answer.headers {
-        let (Ok(name), Ok(value)) =
-            (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(&value))
-        else {
+        let (Ok(name), Ok(value)) = (
+            HeaderName::from_bytes(name.as_bytes()),
+            HeaderValue::from_str(&value),
+        ) else {
             continue;
         };
         if !belongs_to_connection(&name) {
@@ -116,12 +127,18 @@ fn headers_for_guest(headers: &HeaderMap) -> Result<Vec<(String, String)>, ApiEr
         // What is not text cannot be shown to a guest, whose headers are text.
         let Ok(value) = value.to_str() else { continue };
         if name.as_str().len() + value.len() > HTTP_HEADER_BYTES_MAX {
-            return Err(ApiError::too_large(name.as_str(), format!("at most {HTTP_HEADER_BYTES_MAX} bytes")));
+            return Err(ApiError::too_large(
+                name.as_str(),
+                format!("at most {HTTP_HEADER_BYTES_MAX} bytes"),
+            ));
         }
         given.push((name.as_str().to_owned(), value.to_owned()));
     }
     if given.len() > HTTP_HEADERS_MAX {
-        return Err(ApiError::too_large("headers", format!("at most {HTTP_HEADERS_MAX}")));
+        return Err(ApiError::too_large(
+            "headers",
+            format!("at most {HTTP_HEADERS_MAX}"),
+        ));
     }
     Ok(given)
 }
@@ -133,7 +150,10 @@ mod tests {
     #[test]
     fn the_token_never_reaches_a_guest() {
         let mut headers = HeaderMap::new();
-        headers.insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer secret"));
+        headers.insert(
+            header::AUTHORIZATION,
+            HeaderValue::from_static("Bearer secret"),
+        );
         headers.insert(header::COOKIE, HeaderValue::from_static("a=b"));
         headers.insert(header::ACCEPT, HeaderValue::from_static("text/plain"));
         let given = headers_for_guest(&headers).unwrap();

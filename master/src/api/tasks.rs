@@ -1,11 +1,11 @@
 //! `/v1/tasks`: showing and killing tasks, and reading files of their sandboxes. Reads of finished
 //! tasks come from the bounded history.
 
+use super::Api;
 use super::error::ApiError;
 use super::extract::{Document, Path, Query};
 use super::lookup;
 use super::views::{List, RangeQuery, TaskJson, file_response};
-use super::Api;
 use crate::files::Range;
 use axum::Json;
 use axum::extract::{Extension, State};
@@ -44,7 +44,11 @@ pub async fn list(
     let answer = api
         .node
         .query_status(move |core, rows, status| {
-            let filter = TaskFilter { framework, limit, ..TaskFilter::default() };
+            let filter = TaskFilter {
+                framework,
+                limit,
+                ..TaskFilter::default()
+            };
             let mut tasks = core.tasks(&filter);
             let finished_of: Vec<FrameworkId> = match framework {
                 Some(id) => vec![id],
@@ -60,26 +64,41 @@ pub async fn list(
             if let Some(state) = state {
                 tasks.retain(|task| task.state == state);
             }
-            let items = tasks.into_iter().map(|view| TaskJson::of(view, core)).collect();
-            Ok::<_, tessera_master_core::RowsError>(List { index: status.applied.index, items })
+            let items = tasks
+                .into_iter()
+                .map(|view| TaskJson::of(view, core))
+                .collect();
+            Ok::<_, tessera_master_core::RowsError>(List {
+                index: status.applied.index,
+                items,
+            })
         })
         .await??;
     Ok(Json(answer))
 }
 
 fn parse_state(text: &str) -> Result<TaskState, ApiError> {
-    TaskState::ALL.into_iter().find(|state| state.name() == text).ok_or_else(|| {
-        let names: Vec<&str> = TaskState::ALL.iter().map(|state| state.name()).collect();
-        ApiError::invalid("state", format!("one of {}", names.join(", ")))
-    })
+    TaskState::ALL
+        .into_iter()
+        .find(|state| state.name() == text)
+        .ok_or_else(|| {
+            let names: Vec<&str> = TaskState::ALL.iter().map(|state| state.name()).collect();
+            ApiError::invalid("state", format!("one of {}", names.join(", ")))
+        })
 }
 
-async fn find(api: &Api, framework: FrameworkId, task: &TaskId) -> Result<(TaskView, TaskJson), ApiError> {
+async fn find(
+    api: &Api,
+    framework: FrameworkId,
+    task: &TaskId,
+) -> Result<(TaskView, TaskJson), ApiError> {
     let wanted = task.clone();
     api.node
         .query(move |core, rows| {
             let view = core.task(framework, &wanted, rows)?;
-            Ok::<_, tessera_master_core::RowsError>(view.map(|v| (v.clone(), TaskJson::of(v, core))))
+            Ok::<_, tessera_master_core::RowsError>(
+                view.map(|v| (v.clone(), TaskJson::of(v, core))),
+            )
         })
         .await??
         .ok_or_else(|| ApiError::not_found("task", task))
@@ -115,7 +134,11 @@ pub async fn kill(
     }
     let framework = lookup::framework(&api.node, framework).await?;
     let task = lookup::task(&task)?;
-    let request = Request::KillTask { framework, task, grace_ms: kill.grace_ms };
+    let request = Request::KillTask {
+        framework,
+        task,
+        grace_ms: kill.grace_ms,
+    };
     api.node.request(principal, request).await?;
     Ok(StatusCode::ACCEPTED)
 }
@@ -130,6 +153,15 @@ pub async fn file(
     let task = lookup::task(&task)?;
     let (view, _) = find(&api, framework, &task).await?;
     let (offset, length) = range.checked()?;
-    let range = Range { framework, task: task.to_string(), path, offset, length };
-    Ok(file_response(offset, api.files.read(view.agent, range).await?))
+    let range = Range {
+        framework,
+        task: task.to_string(),
+        path,
+        offset,
+        length,
+    };
+    Ok(file_response(
+        offset,
+        api.files.read(view.agent, range).await?,
+    ))
 }

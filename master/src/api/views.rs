@@ -128,12 +128,20 @@ impl FrameworkJson {
             () if view.last_error.is_some() => "backing-off",
             () => "starting",
         };
-        let filter = TaskFilter { framework: Some(view.id), live_only: true, ..TaskFilter::default() };
+        let filter = TaskFilter {
+            framework: Some(view.id),
+            live_only: true,
+            ..TaskFilter::default()
+        };
         let mut tasks = BTreeMap::new();
         for task in core.tasks(&filter) {
             *tasks.entry(task.state.name()).or_insert(0) += 1;
         }
-        let why = core.explain(view.id).into_iter().map(|w| format!("{}: {}", w.what, w.why)).collect();
+        let why = core
+            .explain(view.id)
+            .into_iter()
+            .map(|w| format!("{}: {}", w.what, w.why))
+            .collect();
         Self {
             id: view.id.to_string(),
             name: view.name.to_string(),
@@ -186,8 +194,9 @@ pub struct TaskJson {
 impl TaskJson {
     /// A task, live or finished.
     pub fn of(view: TaskView, core: &Core) -> Self {
-        let framework_name =
-            core.framework(view.framework).map_or_else(String::new, |f| f.name.to_string());
+        let framework_name = core
+            .framework(view.framework)
+            .map_or_else(String::new, |f| f.name.to_string());
         let connected = core.agent(view.agent).is_some_and(|agent| agent.connected);
         let why = match view.state {
             tessera_types::TaskState::Staging if connected => {
@@ -232,7 +241,10 @@ impl RangeQuery {
     pub fn checked(&self) -> Result<(u64, u32), ApiError> {
         let length = self.length.unwrap_or(RANGE_BYTES_MAX);
         if length == 0 || length > RANGE_BYTES_MAX {
-            return Err(ApiError::invalid("length", format!("1 to {RANGE_BYTES_MAX}")));
+            return Err(ApiError::invalid(
+                "length",
+                format!("1 to {RANGE_BYTES_MAX}"),
+            ));
         }
         Ok((self.offset.unwrap_or(0), length))
     }
@@ -242,7 +254,10 @@ impl RangeQuery {
 pub fn file_response(offset: u64, bytes: FileBytes) -> Response {
     let mut response = Response::new(Body::from(bytes.data));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/octet-stream"),
+    );
     headers.insert("x-tessera-offset", HeaderValue::from(offset));
     headers.insert("x-tessera-size", HeaderValue::from(bytes.size));
     response
