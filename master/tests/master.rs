@@ -530,7 +530,6 @@ async fn bad_requests_are_refused_with_field_and_rule() {
     master.create_framework("there").await;
     let digest = Digest::of(b"a scheduler").to_string();
     let post = reqwest::Method::POST;
-    let unknown = Digest::of(b"unknown").to_string();
     let cases: Vec<(&str, Value, u16, &str)> = vec![
         (
             "/v1/frameworks",
@@ -580,6 +579,22 @@ async fn bad_requests_are_refused_with_field_and_rule() {
         let error: Value = answer.json().await.unwrap();
         assert_eq!(error["error"]["field"], field, "{error}");
     }
+    assert_eq!(
+        master.get("/v1/frameworks").await["items"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+    master.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_unknown_or_not_usable_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = Master::start(config(dir.path())).await;
+    let post = reqwest::Method::POST;
+    let unknown = Digest::of(b"unknown").to_string();
     let missing = json!({"name": "x", "component": unknown});
     let answer = master
         .request(post.clone(), "/v1/frameworks")
@@ -605,7 +620,7 @@ async fn bad_requests_are_refused_with_field_and_rule() {
     assert_eq!(upload.status(), StatusCode::BAD_REQUEST);
     for path in [
         "/v1/frameworks/nobody",
-        "/v1/tasks/there/none",
+        "/v1/tasks/nobody/none",
         "/v1/agents/a9",
         "/nowhere",
     ] {
@@ -617,11 +632,9 @@ async fn bad_requests_are_refused_with_field_and_rule() {
         assert_eq!(answer.status(), StatusCode::NOT_FOUND, "{path}");
     }
     assert_eq!(
-        master.get("/v1/frameworks").await["items"]
-            .as_array()
-            .unwrap()
-            .len(),
-        1
+        master.get("/v1/frameworks").await["items"],
+        json!([]),
+        "nothing was changed"
     );
     let open = master
         .client

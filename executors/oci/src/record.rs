@@ -98,6 +98,9 @@ pub struct ExitRecord {
     pub ended_ms: u64,
     /// Bytes of output that could not be written.
     pub dropped_bytes: u64,
+    /// Time from the shim's first instruction until the program was executed.
+    #[serde(default)]
+    pub exec_us: u64,
 }
 
 /// Read a record; `None` when it is not there.

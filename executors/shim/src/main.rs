@@ -77,12 +77,14 @@ fn run_claimed(spec: &ShimSpec, began: Instant) -> Result<ExitRecord, String> {
         supervise::block_signals().map_err(|error| format!("blocking signals: {error}"))?;
     let pid = child::start(&program, logs.write_ends())?;
     logs.close_write_ends();
+    let exec_us = began.elapsed().as_micros() as u64;
     report(&StartReport::Running {
         pid: pid.as_raw(),
-        exec_us: began.elapsed().as_micros() as u64,
+        exec_us,
     });
     settle(spec);
-    Ok(supervise::until_ended(pid, spec, &signals, &mut logs))
+    let exit = supervise::until_ended(pid, spec, &signals, &mut logs);
+    Ok(ExitRecord { exec_us, ..exit })
 }
 
 /// Fork, and go on in the child as leader of a session of its own. `false` in the parent.

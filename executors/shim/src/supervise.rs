@@ -74,6 +74,7 @@ pub fn until_ended(main: Pid, spec: &ShimSpec, signals: &SignalFd, logs: &mut Lo
         began_ms: 0,
         ended_ms,
         dropped_bytes: logs.dropped,
+        exec_us: 0,
     }
 }
 

@@ -57,14 +57,27 @@ struct Route {
     handlers: MethodRouter<Api>,
 }
 
-fn routes() -> Vec<Route> {
-    let route = |path, action, object, handlers| Route {
+fn route(path: &'static str, action: Action, object: Object, handlers: MethodRouter<Api>) -> Route {
+    Route {
         path,
         action,
         object,
         handlers,
-    };
-    let framework = || Object::Framework { role: None };
+    }
+}
+
+/// A framework, before it is known which.
+const fn framework() -> Object {
+    Object::Framework { role: None }
+}
+
+/// Every route there is.
+fn routes() -> Vec<Route> {
+    let parts = [cluster_routes(), framework_routes(), task_routes()];
+    parts.into_iter().flatten().collect()
+}
+
+fn cluster_routes() -> Vec<Route> {
     vec![
         route(
             "/health",
@@ -96,6 +109,24 @@ fn routes() -> Vec<Route> {
             Object::Component,
             get(components::inspect),
         ),
+        route("/v1/agents", Action::Read, Object::Agent, get(agents::list)),
+        route(
+            "/v1/agents/{agent}",
+            Action::Read,
+            Object::Agent,
+            get(agents::inspect),
+        ),
+        route(
+            "/v1/events",
+            Action::Read,
+            Object::Cluster,
+            get(events::stream),
+        ),
+    ]
+}
+
+fn framework_routes() -> Vec<Route> {
+    vec![
         route(
             "/v1/frameworks",
             Action::Read,
@@ -126,6 +157,29 @@ fn routes() -> Vec<Route> {
             framework(),
             get(frameworks::log),
         ),
+        route(
+            "/frameworks/{framework}",
+            Action::Call,
+            framework(),
+            any(proxy::root),
+        ),
+        route(
+            "/frameworks/{framework}/",
+            Action::Call,
+            framework(),
+            any(proxy::root),
+        ),
+        route(
+            "/frameworks/{framework}/{*path}",
+            Action::Call,
+            framework(),
+            any(proxy::call),
+        ),
+    ]
+}
+
+fn task_routes() -> Vec<Route> {
+    vec![
         route("/v1/tasks", Action::Read, framework(), get(tasks::list)),
         route(
             "/v1/tasks/{framework}/{task}",
@@ -144,37 +198,6 @@ fn routes() -> Vec<Route> {
             Action::ReadLogs,
             framework(),
             get(tasks::file),
-        ),
-        route("/v1/agents", Action::Read, Object::Agent, get(agents::list)),
-        route(
-            "/v1/agents/{agent}",
-            Action::Read,
-            Object::Agent,
-            get(agents::inspect),
-        ),
-        route(
-            "/v1/events",
-            Action::Read,
-            Object::Cluster,
-            get(events::stream),
-        ),
-        route(
-            "/frameworks/{framework}",
-            Action::Call,
-            framework(),
-            any(proxy::root),
-        ),
-        route(
-            "/frameworks/{framework}/",
-            Action::Call,
-            framework(),
-            any(proxy::root),
-        ),
-        route(
-            "/frameworks/{framework}/{*path}",
-            Action::Call,
-            framework(),
-            any(proxy::call),
         ),
     ]
 }

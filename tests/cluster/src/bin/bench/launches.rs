@@ -270,6 +270,26 @@ pub async fn cpu(cluster: &Cluster, kind: Kind, count: usize) -> Outcome<Cpu> {
     })
 }
 
+/// Time from a shim's first instruction until its program is executed, in µs, at half of all native
+/// tasks so far; from the exit records that shims leave.
+pub fn exec_us(cluster: &Cluster) -> Outcome<f64> {
+    let mut times = Vec::new();
+    let mut folders = vec![cluster.agent_dir().join("tasks")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let path = entry?.path();
+            if path.ends_with("state/exit.json") {
+                let record: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+                times.extend(record["exec_us"].as_f64().filter(|us| *us > 0.0));
+            } else if path.is_dir() && !path.ends_with("sandbox") {
+                folders.push(path);
+            }
+        }
+    }
+    ensure(!times.is_empty(), || "no shim left a record".to_owned())?;
+    Ok(quantile(&mut times, 0.5))
+}
+
 /// Private memory of a shim whose command runs, in KiB.
 pub async fn shim_kib(cluster: &Cluster) -> Outcome<f64> {
     let config = Kind::Native.config(cluster, 4, "0.1", 600_000).await?;

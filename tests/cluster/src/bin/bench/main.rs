@@ -103,6 +103,11 @@ async fn measure() -> Outcome<Report> {
         );
     }
 
+    report.add(Row::new(
+        "a shim's start to the execution of its command, p50",
+        launches::exec_us(&cluster)?,
+        "µs",
+    ));
     eprintln!("bench: memory");
     report.add(Row::new(
         "private memory of a shim",
