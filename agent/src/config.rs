@@ -5,6 +5,7 @@
 
 use crate::session::WithToken;
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tessera_oci::{TaskUser, user};
 use tessera_types::{FrameworkId, Quantities};
@@ -276,7 +277,28 @@ fn made(work_dir: &Path) -> Result<PathBuf, ConfigError> {
         source,
     };
     std::fs::create_dir_all(work_dir).map_err(fail)?;
-    std::fs::canonicalize(work_dir).map_err(fail)
+    let work_dir = std::fs::canonicalize(work_dir).map_err(fail)?;
+    if let Some(closed) = closed_to_others(&work_dir) {
+        tracing::warn!(
+            closed = %closed.display(),
+            "other users may not pass through a directory above work_dir: tasks that run as another user \
+             reach their sandbox by relative paths only; a place such as /var/lib/tessera is better"
+        );
+    }
+    Ok(work_dir)
+}
+
+/// The first directory on a path through which only its owner may pass, if the agent's tasks have other
+/// users.
+fn closed_to_others(path: &Path) -> Option<PathBuf> {
+    if !nix::unistd::Uid::effective().is_root() {
+        return None;
+    }
+    let closed = |dir: &&Path| {
+        let mode = std::fs::metadata(dir).map(|data| data.permissions().mode());
+        mode.is_ok_and(|mode| mode & 0o001 == 0)
+    };
+    path.ancestors().find(closed).map(Path::to_owned)
 }
 
 fn token(path: &Path) -> Result<WithToken, ConfigError> {
@@ -348,6 +370,23 @@ fn split(all: Quantities) -> Result<(Quantities, Quantities), ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_that_tasks_cannot_pass_through_is_found() {
+        if !nix::unistd::Uid::effective().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let inner = dir.path().join("a/b");
+        std::fs::create_dir_all(&inner).unwrap();
+        let open = |path: &Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        open(dir.path(), 0o711);
+        assert_eq!(closed_to_others(&inner), None);
+        open(&dir.path().join("a"), 0o700);
+        assert_eq!(closed_to_others(&inner), Some(dir.path().join("a")));
+    }
 
     #[test]
     fn each_framework_has_a_user_of_its_own_and_others_are_named_by_the_operator() {

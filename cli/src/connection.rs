@@ -115,15 +115,17 @@ fn check_token(text: &str, source: &str) -> Result<String, CliError> {
     Ok(token.to_owned())
 }
 
-/// The data directory of `tessera dev` when nothing is said.
+/// The data directory of `tessera dev` when nothing is said. Not in root's home: its tasks run as other
+/// users, who may not pass through there to their sandboxes.
 pub fn default_dev_dir() -> PathBuf {
     let absolute = |name: &str| {
         std::env::var_os(name)
             .map(PathBuf::from)
             .filter(|path| path.is_absolute())
     };
+    let home = || absolute("HOME").filter(|_| !nix::unistd::Uid::effective().is_root());
     let data = absolute("XDG_DATA_HOME")
-        .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
+        .or_else(|| home().map(|home| home.join(".local/share")))
         .unwrap_or_else(|| PathBuf::from("/var/lib"));
     data.join("tessera/dev")
 }

@@ -43,7 +43,8 @@ const COUNT_WITHIN: Duration = Duration::from_secs(1);
     after_help = "Examples:\n  tessera dev\n  tessera dev --data-dir /tmp/t --port 0 --agent-port 0   # on any free ports, see /tmp/t/dev.json\n\nState is kept in the data directory: the next `tessera dev` goes on where this one stopped.\nTasks outlive it, and are found again, unless --kill-tasks is given."
 )]
 pub struct DevArgs {
-    /// Where everything is kept [default: ~/.local/share/tessera/dev]
+    /// Where everything is kept [default: /var/lib/tessera/dev as root, else
+    /// ~/.local/share/tessera/dev]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Port of REST on 127.0.0.1; 0 takes a free one
