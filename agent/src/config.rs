@@ -233,8 +233,7 @@ impl AgentConfig {
             attributes: self.attributes.into_iter().map(pair).collect(),
             total: Some((&total).into()),
             reserved: Some((&reserved).into()),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        };
+            version: env!("CARGO_PKG_VERSION").to_owned(), ..Default::default() };
         description
             .resources()
             .map_err(|error| ConfigError::Field {

@@ -396,7 +396,9 @@ fn argv(spec: &TaskSpec, launch: &Launch) -> Result<Vec<String>, String> {
         TaskBody::Native(NativeCommand::Argv(argv)) => {
             Ok(argv.iter().chain(&launch.args).cloned().collect())
         }
-        TaskBody::Wasm { .. } => Err("a Wasm task has no native command".into()),
+        TaskBody::Wasm { .. } | TaskBody::Executor(_) => {
+            Err("only a native task has a command".into())
+        }
     }
 }
 

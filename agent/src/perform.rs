@@ -263,8 +263,7 @@ impl Supply {
         };
         let start = v1::StartInstance {
             instance: Some(instance),
-            image,
-        };
+            image, ..Default::default() };
         send(v1::to_worker::Message::StartInstance(start)).await?;
         let request = v1::FetchStateRequest {
             agent,

@@ -245,6 +245,7 @@ impl Supervisor {
             FromMaster::StatusAcks(acks) => Ok(self.core.on_status_acks(acks.acks, now)),
             FromMaster::Batch(batch) => Ok(self.core.on_batch(batch, now)),
             FromMaster::TurnResult(result) => Ok(self.core.on_turn_result(result, now)),
+            FromMaster::ToExecutor(_) => Ok(Vec::new()),
         }
     }
 
@@ -347,6 +348,9 @@ impl Supervisor {
             FromWorker::Hello(hello) => self.on_hello(key, hello, now),
             FromWorker::InstanceReady(ready) => self.core.on_instance_ready(ready, now),
             FromWorker::InstanceFailed(failed) => self.core.on_instance_failed(failed, now),
+            FromWorker::ExecutorReady(_)
+            | FromWorker::ExecutorTurn(_)
+            | FromWorker::ExecutorFailure(_) => Vec::new(),
             FromWorker::Turn(turn) => self.core.on_turn(turn, now),
             FromWorker::TaskState(state) => self.on_wasm(key, state, now),
             FromWorker::Log(log) => {

@@ -171,8 +171,7 @@ impl FakeAgent {
                     mem_mib: 512,
                     disk_mib: 0,
                 }),
-                version: "test".into(),
-            }),
+                version: "test".into(), ..Default::default() }),
             tasks_hash: tessera_wire::tasks_hash(std::iter::empty()).to_vec(),
             protocol: tessera_wire::SESSION_PROTOCOL,
             ..Default::default()
@@ -366,8 +365,10 @@ fn launching_turn(batch: &v1::Batch, offer: &v1::Offer, task: &str) -> v1::Turn 
             spec: digest,
             args: vec![],
             env: vec![],
-        }],
+        }
+        .into()],
         filters: tessera_types::Filters::default(),
+        gang: 0,
     };
     let mut turn = empty_turn(batch);
     turn.operations.push((&accept).into());

@@ -116,6 +116,7 @@ impl Core {
             reason: reason.to_owned(),
             message,
             will_retry,
+            ..Default::default()
         }));
     }
 
@@ -264,6 +265,7 @@ impl Core {
                             reason: "COMPONENT_UNUSABLE".to_owned(),
                             message,
                             will_retry: false,
+                            ..Default::default()
                         })));
                 }
             }

@@ -211,7 +211,7 @@ impl Task {
     pub(crate) fn component(&self) -> Option<Digest> {
         match &self.spec.body {
             TaskBody::Wasm { component, .. } => Some(*component),
-            TaskBody::Native(_) => None,
+            TaskBody::Native(_) | TaskBody::Executor(_) => None,
         }
     }
 

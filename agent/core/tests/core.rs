@@ -80,8 +80,7 @@ fn desired_task(task: &str, spec: &TaskSpec) -> v1::DesiredTask {
         role: "eng/web".into(),
         launch: Some((&launch).into()),
         spec: encoded,
-        kill_grace_ms: None,
-    }
+        kill_grace_ms: None, ..Default::default() }
 }
 
 fn kill(task: &str, spec: &TaskSpec, grace_ms: u64) -> v1::DesiredTask {
@@ -173,8 +172,7 @@ impl Agent {
             full,
             tasks,
             removed: vec![],
-            instances: vec![],
-        };
+            instances: vec![], ..Default::default() };
         let actions = self.core.on_desired(desired, self.now);
         self.take(actions)
     }
@@ -345,6 +343,8 @@ fn show_message(message: &Message) -> String {
             format!("failed {} retry={}", failed.reason, failed.will_retry)
         }
         Message::Turn(turn) => format!("turn {}", turn.number),
+        Message::FromExecutor(message) => format!("from executor {}", message.executor),
+        Message::ExecutorLost(lost) => format!("executor lost {}", lost.executor),
         Message::Register(_) => "register".into(),
     }
 }
@@ -809,8 +809,7 @@ fn instance(epoch: u64) -> v1::DesiredInstance {
         epoch,
         component: Digest::of(b"wasm").0.to_vec(),
         config: vec![],
-        seed: 1,
-    }
+        seed: 1, ..Default::default() }
 }
 
 fn desire_instance(

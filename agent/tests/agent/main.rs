@@ -212,8 +212,7 @@ fn task(name: &str, spec: &TaskSpec) -> v1::DesiredTask {
         role: "eng".into(),
         launch: Some((&launch).into()),
         spec: encoded,
-        kill_grace_ms: None,
-    }
+        kill_grace_ms: None, ..Default::default() }
 }
 
 #[test]

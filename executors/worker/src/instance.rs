@@ -225,8 +225,7 @@ impl Life {
             key: Some(self.key),
             reason: reason.to_owned(),
             message: message.to_owned(),
-            will_retry,
-        }));
+            will_retry, ..Default::default() }));
     }
 
     fn receive_state(&mut self) -> Result<State, Stopped> {

@@ -66,8 +66,7 @@ impl LogGate {
         Some(v1::GuestLog {
             framework: self.framework,
             lines,
-            dropped,
-        })
+            dropped, ..Default::default() })
     }
 
     /// Lines that were passed on in vain.

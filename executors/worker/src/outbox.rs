@@ -199,8 +199,7 @@ mod tests {
         Message::Log(v1::GuestLog {
             framework: 1,
             lines: vec![line],
-            dropped: 0,
-        })
+            dropped: 0, ..Default::default() })
     }
 
     fn turn(bytes: usize) -> Message {

@@ -149,8 +149,7 @@ impl Worker {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             engine: engine_key(&self.hosts.engine),
             instances: instances.collect(),
-            tasks: self.tasks.states(),
-        };
+            tasks: self.tasks.states(), ..Default::default() };
         let mut frames = vec![encode(from_worker::Message::Hello(hello))];
         frames.extend(
             statuses
@@ -200,7 +199,11 @@ impl Worker {
             Message::StartTask(start) => self.tasks.start(&self.hosts, start),
             Message::KillTask(kill) => self.tasks.kill(kill),
             Message::TaskAck(ack) => self.tasks.acknowledge(ack),
-            Message::Shutdown(_) => {}
+            Message::StartExecutor(_)
+            | Message::StopExecutor(_)
+            | Message::ExecutorBatch(_)
+            | Message::ExecutorTurnKept(_)
+            | Message::Shutdown(_) => {}
         }
     }
 
@@ -233,8 +236,7 @@ impl Worker {
                     }),
                     reason: "WORKER_LOST".into(),
                     message,
-                    will_retry: false,
-                }));
+                    will_retry: false, ..Default::default() }));
         }
     }
 

@@ -123,8 +123,7 @@ impl Agent {
             attributes: pairs(&self.attributes),
             total: Some((&self.resources.total).into()),
             reserved: Some((&self.resources.reserved).into()),
-            version: self.version.clone(),
-        }
+            version: self.version.clone(), ..Default::default() }
     }
 }
 
@@ -136,8 +135,7 @@ impl Component {
             size_bytes: self.size_bytes,
             world: v1::World::from(self.world).into(),
             principal: self.principal.clone(),
-            added_ms: self.added_ms,
-        }
+            added_ms: self.added_ms, ..Default::default() }
         .encode_to_vec()
     }
 }
@@ -166,8 +164,7 @@ impl Framework {
             next_order: self.next_order,
             history_first: self.history_first,
             history_next: self.history_next,
-            placed_ms: self.placed_ms,
-        }
+            placed_ms: self.placed_ms, ..Default::default() }
         .encode_to_vec()
     }
 }
@@ -206,8 +203,7 @@ impl Task {
                 grace_ms: kill.grace_ms,
                 reason: kill.reason.code().to_owned(),
             }),
-            name: self.name.clone(),
-        }
+            name: self.name.clone(), ..Default::default() }
         .encode_to_vec()
     }
 

@@ -397,6 +397,7 @@ impl Core {
             let spec = owner.and_then(|f| f.specs.get(&f.tasks.get(task)?.launch.spec));
             spec.is_some_and(|spec| match &spec.spec.body {
                 tessera_types::TaskBody::Wasm { component, .. } => component == digest,
+                tessera_types::TaskBody::Executor(task) => task.component == *digest,
                 tessera_types::TaskBody::Native(_) => false,
             })
         })

@@ -177,6 +177,18 @@ text_name!(
     RoleName, check_role
 );
 
+text_name!(
+    /// A framework's name for one of its executors: 1 to 64 bytes of `A-Z a-z 0-9 . _ -`, not `.` or `..`.
+    ExecutorId, check_executor_id
+);
+
+fn check_executor_id(text: &str) -> Result<(), NameError> {
+    check("executor id", text, 64, "`A-Z a-z 0-9 . _ -`", |c| {
+        c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
+    })?;
+    check_parts("executor id", std::iter::once(text))
+}
+
 fn check_task_id(text: &str) -> Result<(), NameError> {
     check("task id", text, 255, "`A-Z a-z 0-9 . _ -`", |c| {
         c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')

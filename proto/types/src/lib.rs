@@ -7,6 +7,7 @@
 mod agent;
 mod digest;
 mod ids;
+mod limit_table;
 pub mod limits;
 mod offer;
 mod resources;
@@ -17,17 +18,20 @@ mod turn;
 pub use agent::{AgentInfo, AgentResources};
 pub use digest::{Digest, DigestError};
 pub use ids::{
-    AgentId, Epoch, FrameworkId, FrameworkName, NameError, OfferId, RoleName, TaskId, TurnNumber,
+    AgentId, Epoch, ExecutorId, FrameworkId, FrameworkName, NameError, OfferId, RoleName, TaskId, TurnNumber,
+};
+pub use limit_table::{
+    EffectiveLimits, LimitError, LimitName, LimitRow, LimitUnit, RoleLimits,
 };
 pub use offer::{Filters, Offer};
 pub use resources::{Quantities, ResourceItem, ResourceKey, Resources, ResourcesError};
 pub use spec::{
-    FileSpec, InvalidSpec, Launch, NativeCommand, TaskBody, TaskSpec, validate_launch, validate_spec,
+    ExecutorTask, FileSpec, InvalidSpec, Launch, NativeCommand, TaskBody, TaskSpec, validate_launch, validate_spec,
 };
 pub use status::{IllegalTransition, Reason, TaskState, TaskStatus, check_transition};
 pub use turn::{
-    Consumed, Event, HttpAnswer, HttpRequest, KeyWrite, LogLevel, LogLine, Operation, Subscription,
-    Turn, TurnHeader, TurnOutcome, TurnRefusal,
+    Consumed, Event, ExecutorMessage, HttpAnswer, HttpRequest, KeyWrite, LogLevel, LogLine, Member,
+    MigrationStep, Operation, Subscription, Turn, TurnHeader, TurnOutcome, TurnRefusal,
 };
 
 /// A time: milliseconds since the Unix epoch, as the leader saw it.

@@ -26,6 +26,12 @@ pub const VALUE_BYTES_MAX: usize = 256 << 10;
 pub const SCAN_ENTRIES_MAX: u32 = 1_000;
 /// Bytes that one scan returns.
 pub const SCAN_BYTES_MAX: usize = 1 << 20;
+/// Bytes of one message between a scheduler and an executor.
+pub const MESSAGE_DATA_BYTES_MAX: usize = 64 << 10;
+/// Bytes of an executor task's data: it is part of a spec.
+pub const EXECUTOR_DATA_BYTES_MAX: usize = 64 << 10;
+/// Versions of its component that a framework remembers.
+pub const VERSIONS_MAX: usize = 16;
 /// Timers of one framework.
 pub const TIMERS_MAX: u64 = 1_000;
 /// Shortest timer: keeps a framework from being a busy loop.

@@ -5,7 +5,7 @@
 //! file must never decide where or when something runs.
 
 use crate::limits;
-use crate::{Digest, Quantities, ResourcesError, TaskId};
+use crate::{Digest, ExecutorId, Quantities, ResourcesError, TaskId};
 use serde::{Deserialize, Serialize};
 
 /// A command run directly on the agent.
@@ -29,6 +29,25 @@ pub enum TaskBody {
         /// Arguments after the program name.
         args: Vec<String>,
     },
+    /// A task of this framework's own executor.
+    Executor(ExecutorTask),
+}
+
+/// A task that a custom executor runs. The executor is started with its first task on an agent and ends
+/// with its last one; all of its tasks that live at the same time name the same component, resources and
+/// configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecutorTask {
+    /// Which executor of the framework.
+    pub executor: ExecutorId,
+    /// Its component, of the world `executor-framework`.
+    pub component: Digest,
+    /// What the executor itself is charged for, once per agent, beside its tasks.
+    pub resources: Quantities,
+    /// The executor's configuration.
+    pub config: Vec<(String, String)>,
+    /// For the executor, at most [`limits::EXECUTOR_DATA_BYTES_MAX`].
+    pub data: Vec<u8>,
 }
 
 /// A file placed into the sandbox before the task starts.
@@ -84,6 +103,9 @@ pub struct Launch {
     pub env: Vec<(String, String)>,
 }
 
+/// Memory of an executor: its instance with the smallest stack and heap of a toolchain.
+const EXECUTOR_MEM_MIN_MIB: i64 = 16;
+
 /// Why a spec or a launch was refused: the field, the rule, and the way out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidSpec {
@@ -127,9 +149,12 @@ pub fn validate_spec(spec: &TaskSpec) -> Result<(), InvalidSpec> {
         if user.is_empty() || user.len() > 32 || user.contains(['/', ':', '\0']) {
             return refuse("user", "a user name or number of 1 to 32 bytes");
         }
-        if matches!(spec.body, TaskBody::Wasm { .. }) {
+        if !matches!(spec.body, TaskBody::Native(_)) {
             return refuse("user", "only native commands have a user");
         }
+    }
+    if let TaskBody::Executor(task) = &spec.body {
+        validate_executor(task, spec)?;
     }
     validate_env(&spec.env)?;
     if spec.files.len() > limits::FILES_MAX {
@@ -167,8 +192,31 @@ fn validate_body(body: &TaskBody) -> Result<(), InvalidSpec> {
         }
         TaskBody::Native(NativeCommand::Argv(argv)) => argv,
         TaskBody::Wasm { args, .. } => args,
+        TaskBody::Executor(_) => &[],
     };
     validate_words("body", words)
+}
+
+fn validate_executor(task: &ExecutorTask, spec: &TaskSpec) -> Result<(), InvalidSpec> {
+    if task.data.len() > limits::EXECUTOR_DATA_BYTES_MAX {
+        return refuse("body.data", format!("at most {} bytes", limits::EXECUTOR_DATA_BYTES_MAX));
+    }
+    let bytes: usize = task.config.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if task.config.len() > limits::CONFIG_ENTRIES_MAX || bytes > limits::CONFIG_BYTES_MAX {
+        let (entries, bytes) = (limits::CONFIG_ENTRIES_MAX, limits::CONFIG_BYTES_MAX);
+        return refuse("body.config", format!("at most {entries} entries and {bytes} bytes"));
+    }
+    task.resources.validate()?;
+    if task.resources.mem_mib < EXECUTOR_MEM_MIN_MIB {
+        return refuse("body.resources", format!("an executor needs at least {EXECUTOR_MEM_MIN_MIB} MiB of mem"));
+    }
+    if spec.restarts > 0 {
+        return refuse("restarts", "the executor decides what is started again; give 0");
+    }
+    if !spec.files.is_empty() || spec.result_file.is_some() {
+        return refuse("files", "an executor's task has no sandbox; put it into the executor's data");
+    }
+    Ok(())
 }
 
 fn validate_words(field: &'static str, words: &[String]) -> Result<(), InvalidSpec> {
@@ -249,6 +297,13 @@ mod tests {
     fn each_rule_refuses_and_names_its_field() {
         let wasm = || TaskBody::Wasm { component: Digest::of(b""), args: vec![] };
         let file = |path: &str| FileSpec { path: path.into(), mode: 0o644, content: vec![] };
+        let executor = || ExecutorTask {
+            executor: "e".parse().unwrap(),
+            component: Digest::of(b""),
+            resources: Quantities { cpus_milli: 10, mem_mib: 16, disk_mib: 0 },
+            config: vec![],
+            data: vec![],
+        };
         type Edit = Box<dyn Fn(&mut TaskSpec)>;
         let cases: Vec<(&str, Edit)> = vec![
             ("name", Box::new(|s| s.name = "x".repeat(256))),
@@ -268,6 +323,10 @@ mod tests {
             ("files.content", Box::new(move |s| { s.files = vec![file("x")]; s.files[0].content = vec![0; limits::FILE_BYTES_MAX + 1]; })),
             ("result-file", Box::new(|s| s.result_file = Some("a//b".into()))),
             ("grace-ms", Box::new(|s| s.grace_ms = Some(limits::GRACE_MAX_MS + 1))),
+            ("body.data", Box::new(move |s| s.body = TaskBody::Executor(ExecutorTask { data: vec![0; limits::EXECUTOR_DATA_BYTES_MAX + 1], ..executor() }))),
+            ("body.resources", Box::new(move |s| s.body = TaskBody::Executor(ExecutorTask { resources: Quantities::ZERO, ..executor() }))),
+            ("restarts", Box::new(move |s| { s.body = TaskBody::Executor(executor()); s.restarts = 1; })),
+            ("files", Box::new(move |s| { s.body = TaskBody::Executor(executor()); s.result_file = Some("r".into()); })),
             ("labels", Box::new(|s| s.labels = vec![(String::new(), String::new())])),
         ];
         assert_eq!(validate_spec(&spec()), Ok(()));

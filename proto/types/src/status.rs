@@ -262,6 +262,12 @@ reasons! {
     InvalidOffer = "INVALID_OFFER",
     /// More was launched than was offered, or than is free.
     NotEnough = "NOT_ENOUGH_RESOURCES",
+    /// Another member of its task group could not be launched, or ended.
+    TaskGroup = "TASK_GROUP",
+    /// Another launch of its gang could not be.
+    Gang = "GANG",
+    /// Its executor ended or could not be started.
+    ExecutorTerminated = "EXECUTOR_TERMINATED",
     /// The task id was used before.
     DuplicateTask = "DUPLICATE_TASK",
     /// The spec is not known.

@@ -4,7 +4,7 @@
 //! byte for byte to another leader. This file must never decide whether a turn commits.
 
 use crate::{
-    AgentInfo, Digest, Epoch, Filters, FrameworkId, Launch, Offer, OfferId, TaskId, TaskStatus,
+    AgentId, AgentInfo, Digest, Epoch, ExecutorId, Filters, FrameworkId, Launch, Offer, OfferId, TaskId, TaskStatus,
     TimeMs, TurnNumber,
 };
 use serde::{Deserialize, Serialize};
@@ -54,6 +54,17 @@ pub struct HttpAnswer {
     pub body: Vec<u8>,
 }
 
+/// Bytes from an executor to its scheduler, or back; delivered at most once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecutorMessage {
+    /// Where the executor runs.
+    pub agent: AgentId,
+    /// Which one.
+    pub executor: ExecutorId,
+    /// At most [`crate::limits::MESSAGE_DATA_BYTES_MAX`].
+    pub data: Vec<u8>,
+}
+
 /// What can happen to a scheduler, as far as this version delivers it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
@@ -86,6 +97,40 @@ pub enum Event {
     Http(HttpRequest),
     /// Answers "call me again".
     Again,
+    /// The framework's configuration was replaced. Durable: consumed by version.
+    ConfigChanged {
+        /// Counts replacements.
+        version: u64,
+        /// The whole new configuration.
+        config: Vec<(String, String)>,
+    },
+    /// An executor spoke.
+    Message(ExecutorMessage),
+    /// An executor ended before its tasks did, or could not be started.
+    ExecutorFailed {
+        /// Where.
+        agent: AgentId,
+        /// Which one.
+        executor: ExecutorId,
+        /// For people.
+        message: String,
+    },
+}
+
+/// One launch of an accept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// What to launch.
+    pub launch: Launch,
+    /// Number of its task group within the turn; launches with the same number are launched all or none,
+    /// on one agent, and end together. 0 is no group.
+    pub group: u32,
+}
+
+impl From<Launch> for Member {
+    fn from(launch: Launch) -> Self {
+        Self { launch, group: 0 }
+    }
 }
 
 /// What a scheduler asks for in a turn.
@@ -96,9 +141,12 @@ pub enum Operation {
         /// Offers, all of one agent.
         offers: Vec<OfferId>,
         /// What to launch, in order.
-        launches: Vec<Launch>,
+        launches: Vec<Member>,
         /// For what is left over.
         filters: Filters,
+        /// Number of its gang within the turn: all launches of all accepts with the same number are
+        /// launched all or none, over several agents. 0 is no gang.
+        gang: u32,
     },
     /// Give offers back.
     Decline {
@@ -144,6 +192,15 @@ pub enum Operation {
     },
     /// Be called again at once.
     CallAgain,
+    /// Send bytes to an executor, at most once.
+    SendMessage(ExecutorMessage),
+    /// End an executor with all of its tasks.
+    ShutdownExecutor {
+        /// Where.
+        agent: AgentId,
+        /// Which one.
+        executor: ExecutorId,
+    },
 }
 
 impl Operation {
@@ -153,8 +210,17 @@ impl Operation {
     pub const fn changes_state(&self) -> bool {
         match self {
             Self::Accept { launches, .. } => !launches.is_empty(),
-            Self::Suppress | Self::Revive | Self::Kill { .. } | Self::SetTimer { .. } | Self::CancelTimer { .. } => true,
-            Self::Decline { .. } | Self::Reconcile { .. } | Self::Respond { .. } | Self::CallAgain => false,
+            Self::Suppress
+            | Self::Revive
+            | Self::Kill { .. }
+            | Self::SetTimer { .. }
+            | Self::CancelTimer { .. }
+            | Self::ShutdownExecutor { .. } => true,
+            Self::Decline { .. }
+            | Self::Reconcile { .. }
+            | Self::Respond { .. }
+            | Self::CallAgain
+            | Self::SendMessage(_) => false,
         }
     }
 }
@@ -176,6 +242,18 @@ pub enum Consumed {
         /// Its due time.
         due_ms: TimeMs,
     },
+    /// The configuration up to this version.
+    Config {
+        /// Highest version seen.
+        version: u64,
+    },
+}
+
+/// What a migration's step came to. Only such a turn carries one, and it has no operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationStep {
+    /// Nothing is left to migrate.
+    pub done: bool,
 }
 
 /// One change of state.
@@ -213,13 +291,16 @@ pub struct Turn {
     pub writes: Vec<KeyWrite>,
     /// Specs that its launches name: digest and canonical encoding.
     pub specs: Vec<(Digest, Vec<u8>)>,
+    /// Present in a turn of a migration.
+    pub migration: Option<MigrationStep>,
 }
 
 impl Turn {
     /// Whether committing it takes a log entry.
     #[must_use]
     pub fn changes_state(&self) -> bool {
-        !self.consumed.is_empty()
+        self.migration.is_some()
+            || !self.consumed.is_empty()
             || !self.writes.is_empty()
             || self.operations.iter().any(Operation::changes_state)
     }

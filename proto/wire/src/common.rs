@@ -4,7 +4,8 @@ use crate::error::at;
 use crate::{WireError, v1};
 use prost::Message;
 use tessera_types::{
-    AgentId, AgentInfo, AgentResources, Digest, FileSpec, Launch, NativeCommand, Offer, OfferId,
+    AgentId, AgentInfo, AgentResources, Digest, EffectiveLimits, ExecutorTask, FileSpec, Launch,
+    LimitName, NativeCommand, Offer, OfferId,
     Quantities, Reason, TaskBody, TaskSpec, TaskState, TaskStatus, validate_spec,
 };
 
@@ -54,6 +55,13 @@ impl From<&TaskSpec> for v1::TaskSpec {
                     component: component.0.to_vec(),
                     args: args.clone(),
                 }),
+                TaskBody::Executor(task) => Body::Executor(v1::ExecutorTask {
+                    executor: task.executor.to_string(),
+                    component: task.component.0.to_vec(),
+                    resources: Some((&task.resources).into()),
+                    config: pairs_to_wire(&task.config),
+                    data: task.data.clone(),
+                }),
             }),
             resources: Some((&spec.resources).into()),
             cpus_limit_milli: spec.cpus_limit_milli,
@@ -89,6 +97,13 @@ impl TryFrom<v1::TaskSpec> for TaskSpec {
                 component: Digest::from_slice(&wasm.component).map_err(at("spec.component"))?,
                 args: wasm.args,
             },
+            Body::Executor(task) => TaskBody::Executor(ExecutorTask {
+                executor: task.executor.try_into().map_err(at("spec.executor"))?,
+                component: Digest::from_slice(&task.component).map_err(at("spec.component"))?,
+                resources: task.resources.unwrap_or_default().into(),
+                config: pairs_from_wire(task.config),
+                data: task.data,
+            }),
         };
         let spec = Self {
             name: spec.name,
@@ -125,6 +140,25 @@ pub fn encode_spec(spec: &TaskSpec) -> Vec<u8> {
 /// When the bytes are no spec, or it breaks a rule.
 pub fn decode_spec(bytes: &[u8]) -> Result<TaskSpec, WireError> {
     v1::TaskSpec::decode(bytes).map_err(at("spec"))?.try_into()
+}
+
+impl From<(LimitName, u64)> for v1::Limit {
+    fn from((name, value): (LimitName, u64)) -> Self {
+        Self { name: name.to_string(), value }
+    }
+}
+
+/// Limits in force, from those that differ from their defaults. Names that this version does not know
+/// come from a newer master and bound what this version does not have.
+#[must_use]
+pub fn effective_limits(changed: &[v1::Limit]) -> EffectiveLimits {
+    let mut limits = EffectiveLimits::default();
+    for limit in changed {
+        if let Ok(name) = limit.name.parse() {
+            limits.put(name, limit.value);
+        }
+    }
+    limits
 }
 
 impl From<&Launch> for v1::Launch {

@@ -11,7 +11,7 @@ pub mod frame;
 mod tasks_hash;
 mod turn;
 
-pub use common::{decode_spec, encode_spec};
+pub use common::{decode_spec, effective_limits, encode_spec};
 pub use error::WireError;
 pub use tasks_hash::tasks_hash;
 

@@ -5,11 +5,11 @@ use crate::error::at;
 use crate::{WireError, v1};
 use tessera_types::limits::{
     HTTP_ANSWER_BYTES_MAX, HTTP_HEADER_BYTES_MAX, HTTP_HEADERS_MAX, KEY_BYTES_MAX,
-    TURN_OPERATIONS_MAX, VALUE_BYTES_MAX,
+    MESSAGE_DATA_BYTES_MAX, TURN_OPERATIONS_MAX, VALUE_BYTES_MAX,
 };
 use tessera_types::{
-    Consumed, Digest, Epoch, Event, Filters, FrameworkId, HttpAnswer, HttpRequest, KeyWrite,
-    LogLevel, LogLine, OfferId, Operation, Subscription, Turn, TurnHeader, TurnNumber, TurnOutcome,
+    AgentId, Consumed, Digest, Epoch, Event, ExecutorMessage, Filters, FrameworkId, HttpAnswer,
+    HttpRequest, KeyWrite, LogLevel, LogLine, Member, MigrationStep, OfferId, Operation, Subscription, Turn, TurnHeader, TurnNumber, TurnOutcome,
     TurnRefusal,
 };
 
@@ -118,6 +118,18 @@ impl From<&Event> for v1::Event {
             }
             Event::Http(request) => E::Http(request.into()),
             Event::Again => E::Again(v1::Empty {}),
+            Event::ConfigChanged { version, config } => E::ConfigChanged(v1::ConfigChanged {
+                version: *version,
+                config: pairs_to_wire(config),
+            }),
+            Event::Message(message) => E::Message(message.into()),
+            Event::ExecutorFailed { agent, executor, message } => {
+                E::ExecutorFailed(v1::ExecutorFailed {
+                    agent: agent.0,
+                    executor: executor.to_string(),
+                    message: message.clone(),
+                })
+            }
         };
         Self { event: Some(event) }
     }
@@ -143,8 +155,54 @@ impl TryFrom<v1::Event> for Event {
             E::Timer(timer) => Self::Timer { id: timer.id, due_ms: timer.due_ms },
             E::Http(request) => Self::Http(request.into()),
             E::Again(v1::Empty {}) => Self::Again,
+            E::ConfigChanged(changed) => Self::ConfigChanged {
+                version: changed.version,
+                config: pairs_from_wire(changed.config),
+            },
+            E::Message(message) => Self::Message(message.try_into()?),
+            E::ExecutorFailed(failed) => Self::ExecutorFailed {
+                agent: AgentId(failed.agent),
+                executor: failed.executor.try_into().map_err(at("event.executor"))?,
+                message: failed.message,
+            },
         })
     }
+}
+
+impl From<&ExecutorMessage> for v1::ExecutorMessage {
+    fn from(message: &ExecutorMessage) -> Self {
+        Self {
+            agent: message.agent.0,
+            executor: message.executor.to_string(),
+            data: message.data.clone(),
+        }
+    }
+}
+
+impl TryFrom<v1::ExecutorMessage> for ExecutorMessage {
+    type Error = WireError;
+    fn try_from(message: v1::ExecutorMessage) -> Result<Self, WireError> {
+        if message.data.len() > MESSAGE_DATA_BYTES_MAX {
+            let rule = format!("at most {MESSAGE_DATA_BYTES_MAX} bytes");
+            return Err(WireError::new("message.data", rule));
+        }
+        Ok(Self {
+            agent: AgentId(message.agent),
+            executor: message.executor.try_into().map_err(at("message.executor"))?,
+            data: message.data,
+        })
+    }
+}
+
+/// The launches of an accept, each with its group.
+fn members(launches: Vec<v1::Launch>, groups: &[u32]) -> Result<Vec<Member>, WireError> {
+    if !groups.is_empty() && groups.len() != launches.len() {
+        return Err(WireError::new("accept.groups", "one for each launch, or none at all"));
+    }
+    let member = |(at, launch): (usize, v1::Launch)| {
+        Ok(Member { launch: launch.try_into()?, group: groups.get(at).copied().unwrap_or(0) })
+    };
+    launches.into_iter().enumerate().map(member).collect()
 }
 
 fn offer_ids(ids: Vec<u64>) -> Vec<OfferId> {
@@ -156,11 +214,17 @@ impl From<&Operation> for v1::Operation {
         use v1::operation::Operation as O;
         let ids = |offers: &[OfferId]| offers.iter().map(|id| id.0).collect();
         let operation = match operation {
-            Operation::Accept { offers, launches, filters } => O::Accept(v1::Accept {
-                offers: ids(offers),
-                launches: launches.iter().map(Into::into).collect(),
-                refuse_ms: filters.refuse_ms,
-            }),
+            Operation::Accept { offers, launches, filters, gang } => {
+                let grouped = launches.iter().any(|member| member.group != 0);
+                let groups = launches.iter().filter(|_| grouped).map(|member| member.group);
+                O::Accept(v1::Accept {
+                    offers: ids(offers),
+                    launches: launches.iter().map(|member| (&member.launch).into()).collect(),
+                    refuse_ms: filters.refuse_ms,
+                    groups: groups.collect(),
+                    gang: *gang,
+                })
+            }
             Operation::Decline { offers, filters } => {
                 O::Decline(v1::Decline { offers: ids(offers), refuse_ms: filters.refuse_ms })
             }
@@ -180,6 +244,13 @@ impl From<&Operation> for v1::Operation {
                 O::Respond(v1::Respond { request: *request, answer: Some(answer.into()) })
             }
             Operation::CallAgain => O::CallAgain(v1::Empty {}),
+            Operation::SendMessage(message) => O::SendMessage(message.into()),
+            Operation::ShutdownExecutor { agent, executor } => {
+                O::ShutdownExecutor(v1::ExecutorName {
+                    agent: agent.0,
+                    executor: executor.to_string(),
+                })
+            }
         };
         Self { operation: Some(operation) }
     }
@@ -192,12 +263,9 @@ impl TryFrom<v1::Operation> for Operation {
         Ok(match operation.operation.ok_or_else(|| WireError::missing("operation"))? {
             O::Accept(accept) => Self::Accept {
                 offers: offer_ids(accept.offers),
-                launches: accept
-                    .launches
-                    .into_iter()
-                    .map(TryInto::try_into)
-                    .collect::<Result<_, _>>()?,
+                launches: members(accept.launches, &accept.groups)?,
                 filters: Filters { refuse_ms: accept.refuse_ms },
+                gang: accept.gang,
             },
             O::Decline(decline) => Self::Decline {
                 offers: offer_ids(decline.offers),
@@ -228,6 +296,11 @@ impl TryFrom<v1::Operation> for Operation {
                     .try_into()?,
             },
             O::CallAgain(v1::Empty {}) => Self::CallAgain,
+            O::SendMessage(message) => Self::SendMessage(message.try_into()?),
+            O::ShutdownExecutor(name) => Self::ShutdownExecutor {
+                agent: AgentId(name.agent),
+                executor: name.executor.try_into().map_err(at("shutdown-executor.executor"))?,
+            },
         })
     }
 }
@@ -249,6 +322,7 @@ impl From<&Consumed> for v1::Consumed {
             Consumed::Timer { id, due_ms } => {
                 C::Timer(v1::TimerEvent { id: id.clone(), due_ms: *due_ms })
             }
+            Consumed::Config { version } => C::Config(*version),
         };
         Self { consumed: Some(consumed) }
     }
@@ -266,6 +340,7 @@ impl TryFrom<v1::Consumed> for Consumed {
             C::Timer(timer) => {
                 Self::Timer { id: checked_key("consumed.timer", timer.id)?, due_ms: timer.due_ms }
             }
+            C::Config(version) => Self::Config { version },
         })
     }
 }
@@ -304,6 +379,7 @@ impl From<&Turn> for v1::Turn {
                     encoded: encoded.clone(),
                 })
                 .collect(),
+            migration: turn.migration.map(|step| v1::MigrationStep { done: step.done }),
         }
     }
 }
@@ -348,6 +424,7 @@ impl TryFrom<v1::Turn> for Turn {
                     Ok((digest, spec.encoded))
                 })
                 .collect::<Result<_, _>>()?,
+            migration: turn.migration.map(|step| MigrationStep { done: step.done }),
         })
     }
 }
@@ -432,7 +509,11 @@ impl TryFrom<v1::LogLine> for LogLine {
 mod tests {
     use super::*;
     use prost::Message;
-    use tessera_types::{AgentId, Launch, Offer, Quantities, TaskState, TaskStatus};
+    use tessera_types::{Launch, Offer, Quantities, TaskState, TaskStatus};
+
+    fn message() -> ExecutorMessage {
+        ExecutorMessage { agent: AgentId(1), executor: "e".parse().unwrap(), data: vec![1] }
+    }
 
     fn turn() -> Turn {
         let spec = b"spec".to_vec();
@@ -448,17 +529,22 @@ mod tests {
             consumed: vec![
                 Consumed::Update { task: task(), sequence: 5 },
                 Consumed::Timer { id: "x".into(), due_ms: 6 },
+                Consumed::Config { version: 2 },
             ],
             operations: vec![
                 Operation::Accept {
                     offers: vec![OfferId(7)],
-                    launches: vec![Launch {
-                        task: task(),
-                        spec: digest,
-                        args: vec!["a".into()],
-                        env: vec![("k".into(), "v".into())],
+                    launches: vec![Member {
+                        launch: Launch {
+                            task: task(),
+                            spec: digest,
+                            args: vec!["a".into()],
+                            env: vec![("k".into(), "v".into())],
+                        },
+                        group: 2,
                     }],
                     filters: Filters { refuse_ms: 8 },
+                    gang: 3,
                 },
                 Operation::Decline { offers: vec![OfferId(9)], filters: Filters::default() },
                 Operation::Revive,
@@ -472,12 +558,15 @@ mod tests {
                     answer: HttpAnswer { status: 200, headers: vec![], body: b"ok".to_vec() },
                 },
                 Operation::CallAgain,
+                Operation::SendMessage(message()),
+                Operation::ShutdownExecutor { agent: AgentId(1), executor: message().executor },
             ],
             writes: vec![
                 KeyWrite { key: "k".into(), value: Some(vec![]) },
                 KeyWrite { key: "gone".into(), value: None },
             ],
             specs: vec![(digest, spec)],
+            migration: Some(MigrationStep { done: true }),
         }
     }
 
@@ -490,7 +579,12 @@ mod tests {
     #[test]
     fn bad_turns_are_refused_by_field() {
         type Edit = fn(&mut v1::Turn);
-        let cases: [(&str, Edit); 6] = [
+        let cases: [(&str, Edit); 7] = [
+            ("accept.groups", |t| {
+                if let Some(v1::operation::Operation::Accept(accept)) = &mut t.operations[0].operation {
+                    accept.groups.push(1);
+                }
+            }),
             ("specs.digest", |t| t.specs[0].encoded.push(0)),
             ("writes.key", |t| t.writes[0].key.clear()),
             ("writes.value", |t| t.writes[0].value = Some(vec![0; VALUE_BYTES_MAX + 1])),
@@ -520,6 +614,13 @@ mod tests {
             Event::Timer { id: "t".into(), due_ms: 1 },
             Event::Http(HttpRequest { id: 1, method: "GET".into(), ..Default::default() }),
             Event::Again,
+            Event::ConfigChanged { version: 2, config: vec![("a".into(), "b".into())] },
+            Event::Message(message()),
+            Event::ExecutorFailed {
+                agent: AgentId(1),
+                executor: message().executor,
+                message: "m".into(),
+            },
         ] {
             assert_eq!(Event::try_from(v1::Event::from(&event)), Ok(event));
         }

@@ -129,8 +129,7 @@ impl Agent {
             attributes: Vec::new(),
             total: Some((&Self::total()).into()),
             reserved: Some((&Quantities { cpus_milli: 100, mem_mib: 256, disk_mib: 0 }).into()),
-            version: "sim".to_owned(),
-        };
+            version: "sim".to_owned(), ..Default::default() };
         v1::Register {
             cluster,
             agent: agent.0,
@@ -411,6 +410,7 @@ impl World {
     fn agent_control(&mut self, index: usize, message: MasterSays) {
         let now_us = self.now_us;
         match message {
+            MasterSays::ToExecutor(_) => {}
             MasterSays::Registered(registered) => {
                 let number = AgentId(registered.agent);
                 let Some(agent) = self.agents.get_mut(index) else { return };

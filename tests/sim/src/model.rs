@@ -173,6 +173,7 @@ impl Model {
             operations: Vec::new(),
             writes: Vec::new(),
             specs: Vec::new(),
+            migration: None,
         };
         let mut draft = Draft { turn, changes: BTreeMap::new() };
         let mut offers: Vec<Offer> = Vec::new();
@@ -193,7 +194,11 @@ impl Model {
                     let answer = HttpAnswer { status: 200, headers: Vec::new(), body };
                     draft.operation(Operation::Respond { request: request.id, answer });
                 }
-                Event::Agent(_) | Event::Again => {}
+                Event::Agent(_)
+                | Event::Again
+                | Event::ConfigChanged { .. }
+                | Event::Message(_)
+                | Event::ExecutorFailed { .. } => {}
             }
         }
         if tick {
@@ -320,14 +325,15 @@ impl Model {
                 let record =
                     Record { sequence: 0, state: TaskState::Staging, reason: Reason::None };
                 self.note(draft, task.as_str(), record);
-                launches.push(Launch { task, spec: digest, args: Vec::new(), env: Vec::new() });
+                let launch = Launch { task, spec: digest, args: Vec::new(), env: Vec::new() };
+                launches.push(launch.into());
             }
             let filters = Filters { refuse_ms: REFUSE_MS };
             let offers = vec![offer.id];
             draft.operation(if launches.is_empty() {
                 Operation::Decline { offers, filters }
             } else {
-                Operation::Accept { offers, launches, filters }
+                Operation::Accept { offers, launches, filters, gang: 0 }
             });
         }
         if !waiting && self.number("suppressed") == 0 && self.number(COUNT_KEY) > 0 {

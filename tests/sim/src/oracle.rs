@@ -384,7 +384,7 @@ impl Oracle {
         made.iter().any(|made| {
             made.turn.consumed.iter().any(|consumed| match consumed {
                 Consumed::Update { task, .. } => task.as_str() == name.1,
-                Consumed::Timer { .. } => false,
+                Consumed::Timer { .. } | Consumed::Config { .. } => false,
             })
         })
     }

@@ -61,6 +61,7 @@ fn run_of(spec: &TaskSpec, launch: &Launch) -> (u64, i32) {
         TaskBody::Native(NativeCommand::Argv(words)) => words.clone(),
         TaskBody::Native(NativeCommand::Shell(_)) => Vec::new(),
         TaskBody::Wasm { args, .. } => args.clone(),
+        TaskBody::Executor(_) => Vec::new(),
     };
     words.extend(launch.args.iter().cloned());
     crate::model::run_of(&words)
@@ -104,7 +105,7 @@ impl World {
             Action::StopWorker { worker } => self.later(index, 10_000, Later::StopWorker(worker)),
             Action::StartInstance { worker, instance, .. } => {
                 let key = (instance.framework, instance.epoch);
-                let start = v1::StartInstance { instance: Some(instance), image: String::new() };
+                let start = v1::StartInstance { instance: Some(instance), image: String::new(), ..Default::default() };
                 self.tell_worker(index, &worker, ToWorker::StartInstance(start));
                 self.fetch_state(index, worker, key);
             }
@@ -365,6 +366,9 @@ impl World {
             FromWorker::InstanceFailed(failed) => {
                 self.agent_input(index, |core, now| core.on_instance_failed(failed, now));
             }
+            FromWorker::ExecutorReady(_)
+            | FromWorker::ExecutorTurn(_)
+            | FromWorker::ExecutorFailure(_) => {}
             FromWorker::Turn(turn) => self.agent_input(index, |core, now| core.on_turn(turn, now)),
             FromWorker::TaskState(state) => {
                 self.agent_input(index, |core, now| core.on_wasm(key, state, Ok(Vec::new()), now));

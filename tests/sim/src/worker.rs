@@ -147,8 +147,7 @@ impl Worker {
             version: "sim".to_owned(),
             engine: "engine".to_owned(),
             instances: instances.collect(),
-            tasks: self.tasks.values().map(|task| task.state.clone()).collect(),
-        };
+            tasks: self.tasks.values().map(|task| task.state.clone()).collect(), ..Default::default() };
         for slot in self.instances.values() {
             if let Phase::Outstanding(turn) = &slot.phase {
                 wishes.push(Wish::Say(FromWorker::Turn(turn.clone())));
@@ -182,7 +181,11 @@ impl Worker {
                 self.tasks.remove(&(ack.framework, ack.task, ack.attempt));
                 Vec::new()
             }
-            ToWorker::Shutdown(_) => Vec::new(),
+            ToWorker::StartExecutor(_)
+            | ToWorker::StopExecutor(_)
+            | ToWorker::ExecutorBatch(_)
+            | ToWorker::ExecutorTurnKept(_)
+            | ToWorker::Shutdown(_) => Vec::new(),
         }
     }
 
@@ -286,8 +289,7 @@ impl Worker {
                 key: Some(slot.key),
                 reason: "TRAPPED".to_owned(),
                 message: "the guest trapped".to_owned(),
-                will_retry: true,
-            };
+                will_retry: true, ..Default::default() };
             let pause_us = REBUILD_FIRST_US << slot.failures.min(5);
             slot.failures += 1;
             let mut wishes = vec![Wish::Say(FromWorker::InstanceFailed(failed))];

@@ -8,7 +8,7 @@ use crate::bindings::tessera::framework::{events as ev, http, types as wit};
 use crate::draft::{Refused, task_id};
 use crate::state::WriteRefused;
 use tessera_types::{
-    AgentInfo, Digest, Event, FileSpec, HttpAnswer, HttpRequest, Launch, LogLevel, NativeCommand,
+    AgentInfo, Digest, Event, ExecutorTask, FileSpec, HttpAnswer, HttpRequest, Launch, LogLevel, NativeCommand,
     Offer, Quantities, Subscription, TaskBody, TaskSpec, TaskState, TaskStatus, TurnHeader,
 };
 
@@ -57,6 +57,21 @@ pub(crate) fn event(event: Event) -> ev::Event {
         Event::Timer { id, due_ms } => ev::Event::Timer(ev::TimerFired { id, due_ms }),
         Event::Http(request) => ev::Event::Http(http_request(request)),
         Event::Again => ev::Event::Again,
+        Event::ConfigChanged { config, .. } => ev::Event::ConfigChanged(config),
+        Event::Message(message) => ev::Event::Message(ev::Message {
+            agent: message.agent.0,
+            executor: message.executor.into(),
+            data: message.data,
+        }),
+        Event::ExecutorFailed {
+            agent,
+            executor,
+            message,
+        } => ev::Event::ExecutorFailed(ev::ExecutorFailure {
+            agent: agent.0,
+            executor: executor.into(),
+            message,
+        }),
     }
 }
 
@@ -196,7 +211,16 @@ fn task_body(body: wit::TaskBody) -> Result<TaskBody, Refused> {
             args: command.args,
         },
         wit::TaskBody::Image(_) => return unsupported("body.image: running OCI images"),
-        wit::TaskBody::Executor(_) => return unsupported("body.executor: custom executors"),
+        wit::TaskBody::Executor(task) => TaskBody::Executor(ExecutorTask {
+            executor: task
+                .executor
+                .parse()
+                .map_err(|error| Refused::Invalid(format!("body.executor: {error}")))?,
+            component: digest("body.component", &task.component)?,
+            resources: quantities(task.resources)?,
+            config: task.config,
+            data: task.data,
+        }),
     })
 }
 

@@ -8,7 +8,7 @@
 use crate::limits::{LimitPassed, Limits};
 use std::collections::{BTreeMap, BTreeSet};
 use tessera_types::{
-    Digest, Filters, HttpAnswer, InvalidSpec, Launch, OfferId, Operation, ResourcesError, TaskId,
+    Digest, Filters, HttpAnswer, InvalidSpec, Launch, OfferId, Member, Operation, ResourcesError, TaskId,
     TaskSpec, TimeMs, limits, validate_launch, validate_spec,
 };
 
@@ -268,8 +268,9 @@ impl Draft {
         }
         self.push(Operation::Accept {
             offers,
-            launches,
+            launches: launches.into_iter().map(Member::from).collect(),
             filters,
+            gang: 0,
         })?;
         self.named.append(&mut named);
         self.named_bytes = named_bytes;
@@ -361,7 +362,7 @@ fn size(operation: &Operation) -> usize {
             offers, launches, ..
         } => {
             let words = |args: &[String]| args.iter().map(|arg| arg.len() + 4).sum::<usize>();
-            let one = |launch: &Launch| {
+            let one = |Member { launch, .. }: &Member| {
                 launch.task.as_str().len() + words(&launch.args) + pairs(&launch.env) + 48
             };
             offers.len() * 10 + launches.iter().map(one).sum::<usize>()
@@ -371,6 +372,8 @@ fn size(operation: &Operation) -> usize {
         Operation::Reconcile { tasks } => tasks.iter().map(|task| task.as_str().len() + 4).sum(),
         Operation::SetTimer { id, .. } | Operation::CancelTimer { id } => id.len(),
         Operation::Respond { answer, .. } => answer.body.len() + pairs(&answer.headers),
+        Operation::SendMessage(message) => message.executor.as_str().len() + message.data.len(),
+        Operation::ShutdownExecutor { executor, .. } => executor.as_str().len(),
         Operation::Revive | Operation::Suppress | Operation::CallAgain => 0,
     }
 }

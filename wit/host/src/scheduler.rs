@@ -276,6 +276,7 @@ impl Scheduler {
             operations,
             writes: guest.state.writes(),
             specs,
+            migration: None,
         })
     }
 
@@ -312,6 +313,7 @@ fn into_state(store: Store<Guest>) -> State {
 fn consumed(events: &[Event]) -> Vec<Consumed> {
     let mut updates: BTreeMap<&TaskId, u64> = BTreeMap::new();
     let mut timers: BTreeMap<&String, TimeMs> = BTreeMap::new();
+    let mut config = None;
     for event in events {
         match event {
             Event::Update { sequence, status } if *sequence > 0 => {
@@ -322,6 +324,7 @@ fn consumed(events: &[Event]) -> Vec<Consumed> {
                 let seen = timers.entry(id).or_default();
                 *seen = (*seen).max(*due_ms);
             }
+            Event::ConfigChanged { version, .. } => config = config.max(Some(*version)),
             Event::Update { .. }
             | Event::Subscribed(_)
             | Event::Resumed(_)
@@ -329,9 +332,12 @@ fn consumed(events: &[Event]) -> Vec<Consumed> {
             | Event::Offers(_)
             | Event::Rescinded(_)
             | Event::Http(_)
+            | Event::Message(_)
+            | Event::ExecutorFailed { .. }
             | Event::Again => {}
         }
     }
+    let config = config.map(|version| Consumed::Config { version });
     let updates = updates
         .into_iter()
         .map(|(task, sequence)| Consumed::Update {
@@ -342,7 +348,7 @@ fn consumed(events: &[Event]) -> Vec<Consumed> {
         id: id.clone(),
         due_ms,
     });
-    updates.chain(timers).collect()
+    updates.chain(timers).chain(config).collect()
 }
 
 fn cut(mut text: String, max: usize) -> String {

@@ -317,10 +317,8 @@ impl Agent {
                 epoch: 1,
                 component: image.digest.0.to_vec(),
                 config,
-                seed: 7,
-            }),
-            image: image.path.to_str().unwrap().to_owned(),
-        }));
+                seed: 7, ..Default::default() }),
+            image: image.path.to_str().unwrap().to_owned(), ..Default::default() }));
         self.send(to_worker::Message::InstanceState(v1::InstanceState {
             key: instance.key(),
             chunk: Some(v1::StateChunk {

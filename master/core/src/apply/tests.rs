@@ -133,8 +133,7 @@ fn random_command(random: &mut impl FnMut(u64) -> u64) -> C {
         1 => C::AddComponent(v1::AddComponent {
             digest: vec![1; 32],
             size_bytes: 1,
-            world: v1::World::Scheduler.into(),
-        }),
+            world: v1::World::Scheduler.into(), ..Default::default() }),
         2 if random(4) == 0 => C::RemoveFramework(v1::RemoveFramework { framework }),
         2 => C::CreateFramework(v1::CreateFramework {
             name: format!("n{}", random(3)),
@@ -215,6 +214,5 @@ fn random_turn(
             },
         ],
         writes: vec![v1::KeyWrite { key: "k".into(), value: Some(vec![0; 3]) }],
-        specs: vec![v1::SpecBytes { digest, encoded: spec }],
-    })
+        specs: vec![v1::SpecBytes { digest, encoded: spec }], ..Default::default() })
 }

@@ -178,6 +178,7 @@ fn step(framework: FrameworkId, operation: Planned) -> Result<Step, WireError> {
                 .map_err(|error| WireError::new("kill.task", error.to_string()))?,
             grace_ms: kill.grace_ms,
         },
+        Planned::EndExecutor(_) => return Err(WireError::new("end_executor", "is not carried out by this version")),
         Planned::Suppress(suppress) => Step::Suppress(suppress),
         Planned::SetTimer(set) => Step::SetTimer { id: timer(set.id)?, due_ms: set.due_ms },
         Planned::CancelTimer(id) => Step::CancelTimer(timer(id)?),
@@ -287,6 +288,7 @@ fn perform(apply: &mut Apply<'_>, turn: Checked, sizes: (u64, u64)) -> Result<()
         match consumed {
             Consumed::Update { task, sequence } => apply.consume_update(id, &task, sequence),
             Consumed::Timer { id: timer, due_ms } => consume_timer(apply, id, timer, due_ms),
+            Consumed::Config { .. } => {}
         }
     }
     for write in turn.writes {

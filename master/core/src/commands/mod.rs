@@ -39,6 +39,12 @@ pub(crate) fn run(apply: &mut Apply<'_>, command: C) -> Result<CommandResult, Ap
         C::CommitTurn(command) => return commit_turn::run(apply, command),
         C::KillTask(command) => kill_task::run(apply, command),
         C::RecordFailure(command) => record_failure::run(apply, command),
+        C::SetLimits(_)
+        | C::UpgradeFramework(_)
+        | C::RollBackFramework(_)
+        | C::SetConfig(_)
+        | C::ReleaseFramework(_)
+        | C::MergeState(_) => invalid("command", "is not carried out by this version"),
     };
     Ok(result.unwrap_or_else(CommandResult::Refused))
 }

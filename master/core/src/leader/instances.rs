@@ -269,7 +269,7 @@ impl Desk<'_> {
         }
         self.withdraw_framework(id);
         if record {
-            let command = v1::RecordFailure { framework: id.0, epoch, reason, message };
+            let command = v1::RecordFailure { framework: id.0, epoch, reason, message, ..Default::default() };
             let command = v1::command::Command::RecordFailure(command);
             self.propose("", command, Pending::Nobody);
         }

@@ -28,8 +28,7 @@ impl Desk<'_> {
                 Command::AddComponent(v1::AddComponent {
                     digest: digest.0.to_vec(),
                     size_bytes,
-                    world: v1::World::from(world).into(),
-                })
+                    world: v1::World::from(world).into(), ..Default::default() })
             }
             Request::CreateFramework { name, role, component, config } => {
                 validate_config(&config)?;

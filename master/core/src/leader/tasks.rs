@@ -148,7 +148,7 @@ impl Desk<'_> {
             return;
         }
         let mut desired =
-            v1::Desired { generation: 0, full: link.full, tasks: vec![], removed: vec![], instances: vec![] };
+            v1::Desired { generation: 0, full: link.full, tasks: vec![], removed: vec![], instances: vec![], ..Default::default() };
         let changed = std::mem::take(&mut link.changed);
         if link.full {
             link.sent.clear();
@@ -207,8 +207,7 @@ impl Desk<'_> {
                 epoch: framework.epoch.0,
                 component: framework.component.0.to_vec(),
                 config: crate::codec::pairs(&framework.config),
-                seed: seed(&self.state.meta.cluster, *id, framework.epoch.0),
-            })
+                seed: seed(&self.state.meta.cluster, *id, framework.epoch.0), ..Default::default() })
             .collect()
     }
 }
@@ -244,6 +243,5 @@ fn desired_task(
         role: owner.role.to_string(),
         launch: Some((&task.launch).into()),
         spec: spec.encoded.to_vec(),
-        kill_grace_ms: task.kill.map(|kill| kill.grace_ms),
-    })
+        kill_grace_ms: task.kill.map(|kill| kill.grace_ms), ..Default::default() })
 }

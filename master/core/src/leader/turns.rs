@@ -162,8 +162,7 @@ impl Desk<'_> {
             consumed: turn.consumed.iter().map(Into::into).collect(),
             operations: Vec::new(),
             writes: turn.writes.iter().map(Into::into).collect(),
-            specs: self.new_specs(id, &turn),
-        };
+            specs: self.new_specs(id, &turn), ..Default::default() };
         validate_turn(&command)?;
         let plan = self.plan(&turn);
         command.operations = plan.operations;
@@ -237,8 +236,9 @@ impl Desk<'_> {
         let changes = turn.changes_state();
         for operation in &turn.operations {
             match operation {
-                Operation::Accept { offers, launches, filters } => {
-                    self.plan_accept(turn, &mut plan, offers, launches, *filters);
+                Operation::Accept { offers, launches, filters, gang: _ } => {
+                    let launches: Vec<_> = launches.iter().map(|m| m.launch.clone()).collect();
+                    self.plan_accept(turn, &mut plan, offers, &launches, *filters);
                 }
                 Operation::Decline { offers, filters } => {
                     let declines = offers.iter().map(|offer| (*offer, filters.refuse_ms));
@@ -266,6 +266,7 @@ impl Desk<'_> {
                     self.plan_answer(turn, &mut plan, changes, *request, answer);
                 }
                 Operation::CallAgain => plan.after.again = true,
+                Operation::SendMessage(_) | Operation::ShutdownExecutor { .. } => {}
             }
         }
         plan
@@ -526,7 +527,6 @@ impl Plan {
             launch: Some(launch.into()),
             agent: agent.0,
             drop_reason: reason.code().to_owned(),
-            drop_message: message.to_owned(),
-        }));
+            drop_message: message.to_owned(), ..Default::default() }));
     }
 }

@@ -258,8 +258,7 @@ impl Cluster {
                 attributes: vec![],
                 total: Some(quantities(words)),
                 reserved: Some(reserved),
-                version: "0.1.0".into(),
-            }),
+                version: "0.1.0".into(), ..Default::default() }),
             tasks_hash: self.hash_of(&[]),
             protocol: 1,
         };
@@ -409,8 +408,7 @@ impl Cluster {
             key: Some(key),
             reason: words.plain(1).into(),
             message: "as the script says".into(),
-            will_retry: !words.plain.contains(&"for-good"),
-        };
+            will_retry: !words.plain.contains(&"for-good"), ..Default::default() };
         self.from_agent(&agent, In::InstanceFailed(failed));
     }
 

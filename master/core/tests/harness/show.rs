@@ -75,6 +75,7 @@ impl Cluster {
             Out::Registered(r) => {
                 format!("{to} <- registered as a{} tasks-equal={}", r.agent, r.tasks_equal)
             }
+            Out::ToExecutor(message) => format!("{to} <- message to {}", message.executor),
             Out::Refused(refused) => format!("{to} <- refused {}: {}", refused.field, refused.rule),
             Out::Desired(desired) => self.desired(to, desired),
             Out::StatusAcks(acks) => {
@@ -135,6 +136,9 @@ impl Cluster {
                 Event::Timer { id, due_ms } => {
                     consumed.push(Consumed::Timer { id: id.clone(), due_ms: *due_ms });
                 }
+                Event::ConfigChanged { version, .. } => {
+                    consumed.push(Consumed::Config { version: *version });
+                }
                 _ => {}
             }
             shown.push(self.event(event));
@@ -178,6 +182,11 @@ impl Cluster {
                 format!("http h{id} {}", request.path)
             }
             Event::Again => "again".into(),
+            Event::ConfigChanged { version, .. } => format!("config-changed #{version}"),
+            Event::Message(message) => format!("message {} {:?}", message.executor, message.data),
+            Event::ExecutorFailed { executor, message, .. } => {
+                format!("executor-failed {executor} {message}")
+            }
         }
     }
 

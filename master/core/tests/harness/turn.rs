@@ -63,6 +63,7 @@ impl Cluster {
             operations: vec![],
             writes: vec![],
             specs: vec![],
+            migration: None,
         };
         for operation in operations.split(';').map(str::trim).filter(|text| !text.is_empty()) {
             self.operation(&mut turn, operation);
@@ -88,8 +89,8 @@ impl Cluster {
                 let offers = self.offer_ids(words.plain(0));
                 let launches = rest.split_whitespace().skip(1).filter(|w| !w.starts_with("refuse="));
                 let words: Vec<String> = launches.flat_map(expand).collect();
-                let launches = words.iter().map(|word| self.launch(turn, word)).collect();
-                Operation::Accept { offers, launches, filters }
+                let launches = words.iter().map(|word| self.launch(turn, word).into()).collect();
+                Operation::Accept { offers, launches, filters, gang: 0 }
             }
             "decline" => Operation::Decline { offers: self.offer_ids(words.plain(0)), filters },
             "revive" => Operation::Revive,
