@@ -5,7 +5,7 @@
 
 use crate::Error;
 use crate::bindings::tessera::framework::types::{
-    self, File, FileContent, NativeCommand, TaskBody, WasmCommand,
+    self, ExecutorTask, File, FileContent, NativeCommand, TaskBody, WasmCommand,
 };
 pub use crate::bindings::tessera::framework::types::{TaskState, TaskStatus};
 use crate::host::specs;
@@ -87,6 +87,50 @@ impl TaskSpec {
                 args,
             }),
         )
+    }
+
+    /// A task for this framework's own executor `executor`, whose component has this digest
+    /// (`sha256:…`); 0.1 cpus and 32 MiB for the task, and as much for the executor, unless changed.
+    pub fn executor(executor: impl Into<String>, component: impl Into<String>) -> Self {
+        Self::new(
+            "executor",
+            TaskBody::Executor(ExecutorTask {
+                executor: executor.into(),
+                component: component.into(),
+                resources: Resources {
+                    cpus_milli: DEFAULT_CPUS_MILLI,
+                    mem_mib: DEFAULT_MEM_MIB,
+                    disk_mib: 0,
+                },
+                config: Vec::new(),
+                data: Vec::new(),
+            }),
+        )
+    }
+
+    /// What the executor itself is charged for, once per agent; nothing for other tasks. Its memory is
+    /// also what its instance may have.
+    pub fn executor_resources(mut self, resources: Resources) -> Self {
+        if let TaskBody::Executor(task) = &mut self.spec.body {
+            task.resources = resources;
+        }
+        self
+    }
+
+    /// One more entry of the executor's configuration; nothing for other tasks.
+    pub fn executor_config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        if let TaskBody::Executor(task) = &mut self.spec.body {
+            task.config.push((key.into(), value.into()));
+        }
+        self
+    }
+
+    /// What the executor is to do, in whatever form it reads, at most 64 KiB; nothing for other tasks.
+    pub fn data(mut self, data: impl Into<Vec<u8>>) -> Self {
+        if let TaskBody::Executor(task) = &mut self.spec.body {
+            task.data = data.into();
+        }
+        self
     }
 
     /// A name for people, at most 255 bytes.
@@ -208,7 +252,7 @@ impl TaskSpec {
             TaskBody::Native(NativeCommand::Argv(argv)) => texts(argv),
             TaskBody::Wasm(command) => command.component.len() + texts(&command.args),
             TaskBody::Image(image) => image.len(),
-            TaskBody::Executor(data) => data.len(),
+            TaskBody::Executor(task) => task.component.len() + task.data.len() + pairs(&task.config),
         };
         let files: usize = spec
             .files
