@@ -8,3 +8,15 @@ wasmtime::component::bindgen!({
     path: "../framework",
     world: "scheduler-framework",
 });
+
+/// The world of executors, whose nouns and log are those of schedulers.
+pub mod executor {
+    wasmtime::component::bindgen!({
+        path: "../framework",
+        world: "executor-framework",
+        with: {
+            "tessera:framework/types": crate::bindings::tessera::framework::types,
+            "tessera:framework/log": crate::bindings::tessera::framework::log,
+        },
+    });
+}

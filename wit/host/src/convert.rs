@@ -126,7 +126,7 @@ const fn task_state(state: TaskState) -> wit::TaskState {
     }
 }
 
-fn task_status(status: TaskStatus) -> wit::TaskStatus {
+pub(crate) fn task_status(status: TaskStatus) -> wit::TaskStatus {
     wit::TaskStatus {
         task: status.task.into(),
         agent: status.agent.0,

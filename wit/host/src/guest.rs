@@ -9,6 +9,7 @@ use crate::bindings::tessera::framework::{driver, events, http, log, specs, stat
 use crate::clock::Clock;
 use crate::convert;
 use crate::draft::{Draft, Refused};
+use crate::executor_draft::ExecutorDraft;
 use crate::limits::{Account, Budget, Limits};
 use crate::log::Log;
 use crate::random::Random;
@@ -17,7 +18,7 @@ use tessera_types::{Filters, OfferId};
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::WasiCtx;
 
-/// Everything that belongs to one instance of a scheduler.
+/// Everything that belongs to one instance of a scheduler or an executor.
 pub(crate) struct Guest {
     pub(crate) wasi: WasiCtx,
     pub(crate) table: ResourceTable,
@@ -30,7 +31,10 @@ pub(crate) struct Guest {
     pub(crate) hash_seed: (u64, u64),
     pub(crate) log: Log,
     pub(crate) state: State,
+    /// A scheduler's turn; of an executor it stays empty.
     pub(crate) draft: Draft,
+    /// An executor's turn; of a scheduler it stays empty.
+    pub(crate) executor: ExecutorDraft,
 }
 
 fn refuse<T>(what: &str) -> Result<T, Error> {

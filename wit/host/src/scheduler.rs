@@ -9,6 +9,7 @@ use crate::clock::Clock;
 use crate::convert;
 use crate::draft::Draft;
 use crate::engine::Ticker;
+use crate::executor_draft::ExecutorDraft;
 use crate::guest::Guest;
 use crate::limits::{Account, Budget, LimitPassed, Limits, ThreadControl};
 use crate::log::{Log, Logged};
@@ -147,36 +148,47 @@ impl SchedulerHost {
 /// A failure, the committed state as it was, and what was logged until then.
 pub type Failed = (Failure, State, Logged);
 
+/// A store under these limits, with the time of `init` running.
+pub(crate) fn new_store(
+    engine: &Engine,
+    thread: ThreadControl,
+    limits: Limits,
+    seed: u64,
+    state: State,
+) -> Store<Guest> {
+    let log = Log::default();
+    let mut hashes = Random::new(seed, 2);
+    let mut table = ResourceTable::new();
+    table.set_max_capacity(limits.handles);
+    let guest = Guest {
+        wasi: wasi::context(&log),
+        table,
+        limits,
+        account: Account::new(limits.memory_bytes, limits),
+        budget: Budget::start(thread, limits.init_cpu, limits.init_wall),
+        clock: Clock::default(),
+        random: Random::new(seed, 0),
+        insecure: Random::new(seed, 1),
+        hash_seed: (hashes.u64(), hashes.u64()),
+        log,
+        state,
+        draft: Draft::new(limits),
+        executor: ExecutorDraft::default(),
+    };
+    let mut store = Store::new(engine, guest);
+    store.limiter(|guest| &mut guest.account);
+    store.set_hostcall_fuel(limits.hostcall_bytes);
+    store.set_max_component_handles(limits.handles);
+    store.epoch_deadline_callback(|mut context| {
+        context.data_mut().budget.check()?;
+        Ok(UpdateDeadline::Continue(1))
+    });
+    store
+}
+
 impl SchedulerImage {
     fn store(&self, start: &Start, state: State) -> Store<Guest> {
-        let log = Log::default();
-        let mut hashes = Random::new(start.seed, 2);
-        let limits = self.limits;
-        let mut table = ResourceTable::new();
-        table.set_max_capacity(limits.handles);
-        let guest = Guest {
-            wasi: wasi::context(&log),
-            table,
-            limits,
-            account: Account::new(limits.memory_bytes, limits),
-            budget: Budget::start(self.thread, limits.init_cpu, limits.init_wall),
-            clock: Clock::default(),
-            random: Random::new(start.seed, 0),
-            insecure: Random::new(start.seed, 1),
-            hash_seed: (hashes.u64(), hashes.u64()),
-            log,
-            state,
-            draft: Draft::new(limits),
-        };
-        let mut store = Store::new(self.pre.engine(), guest);
-        store.limiter(|guest| &mut guest.account);
-        store.set_hostcall_fuel(limits.hostcall_bytes);
-        store.set_max_component_handles(limits.handles);
-        store.epoch_deadline_callback(|mut context| {
-            context.data_mut().budget.check()?;
-            Ok(UpdateDeadline::Continue(1))
-        });
-        store
+        new_store(self.pre.engine(), self.thread, self.limits, start.seed, state)
     }
 
     /// Build an instance without calling it and ask what it says of itself.
@@ -303,7 +315,7 @@ impl Scheduler {
     }
 }
 
-fn into_state(store: Store<Guest>) -> State {
+pub(crate) fn into_state(store: Store<Guest>) -> State {
     let mut state = store.into_data().state;
     state.discard();
     state
@@ -351,7 +363,7 @@ fn consumed(events: &[Event]) -> Vec<Consumed> {
     updates.chain(timers).chain(config).collect()
 }
 
-fn cut(mut text: String, max: usize) -> String {
+pub(crate) fn cut(mut text: String, max: usize) -> String {
     let mut end = text.len().min(max);
     while !text.is_char_boundary(end) {
         end -= 1;
@@ -361,7 +373,7 @@ fn cut(mut text: String, max: usize) -> String {
 }
 
 /// What a failed call into a guest means.
-fn failure(store: &mut Store<Guest>, error: &wasmtime::Error) -> Failure {
+pub(crate) fn failure(store: &mut Store<Guest>, error: &wasmtime::Error) -> Failure {
     let limits = store.data().limits;
     let refused = store.data_mut().account.take_refused();
     let failure = explain(error, refused, limits.error_bytes);

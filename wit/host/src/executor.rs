@@ -1,0 +1,195 @@
+//! One instance of a custom executor: built from its durable state, called with batches, giving turns.
+//!
+//! Invariants: as for schedulers: a call either gives a whole turn or a failure, after which the instance
+//! is not called again; every call into the guest, instantiation included, stands under a budget. What a
+//! turn writes is state only once [`Executor::commit`] says so. This file must never decide when an
+//! instance is rebuilt, or what becomes of an operation.
+
+use crate::bindings::executor::{ExecutorFramework, ExecutorFrameworkPre};
+use crate::engine::Ticker;
+use crate::executor_convert::{self, ExecutorName};
+use crate::executor_draft::ExecutorDraft;
+use crate::guest::Guest;
+use crate::limits::{Budget, Limits, ThreadControl};
+use crate::log::Logged;
+use crate::scheduler::{Failure, cut, failure, new_store};
+use crate::state::State;
+use crate::wasi;
+use std::sync::Arc;
+use tessera_types::{EffectiveLimits, TimeMs, TurnNumber};
+use tessera_wire::v1;
+use wasmtime::component::{Component, HasSelf, Linker};
+use wasmtime::{Engine, Store};
+
+/// What an executor may use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExecutorLimits {
+    /// Those of its framework's role.
+    pub role: EffectiveLimits,
+    /// Bytes of its linear memories: what it is charged for.
+    pub memory_bytes: u64,
+}
+
+impl ExecutorLimits {
+    fn of_instance(&self) -> Limits {
+        Limits { memory_bytes: self.memory_bytes, ..Limits::default() }
+    }
+}
+
+/// What an instance is made from, beside its state.
+#[derive(Clone, Debug, Default)]
+pub struct ExecutorStart {
+    /// Who it is.
+    pub name: ExecutorName,
+    /// Of the instance's randomness.
+    pub seed: u64,
+    /// The executor's configuration.
+    pub config: Vec<(String, String)>,
+    /// What it may use.
+    pub limits: ExecutorLimits,
+}
+
+/// Links executors. One per engine.
+pub struct ExecutorHost {
+    linker: Linker<Guest>,
+    thread: ThreadControl,
+    ticker: Arc<Ticker>,
+}
+
+/// A component that is linked and can be built any number of times.
+#[derive(Clone)]
+pub struct ExecutorImage {
+    pre: ExecutorFrameworkPre<Guest>,
+    thread: ThreadControl,
+    ticker: Arc<Ticker>,
+}
+
+/// A living instance.
+pub struct Executor {
+    store: Store<Guest>,
+    bindings: ExecutorFramework,
+    name: ExecutorName,
+    thread: ThreadControl,
+    ticker: Arc<Ticker>,
+}
+
+impl ExecutorHost {
+    /// Make the linker.
+    ///
+    /// # Errors
+    /// When an interface is defined twice.
+    pub fn new(engine: &Engine, ticker: Arc<Ticker>, thread: ThreadControl) -> wasmtime::Result<Self> {
+        let mut linker = Linker::new(engine);
+        wasi::link(&mut linker)?;
+        ExecutorFramework::add_to_linker::<_, HasSelf<Guest>>(&mut linker, |guest| guest)?;
+        Ok(Self { linker, thread, ticker })
+    }
+
+    /// Link a component.
+    ///
+    /// # Errors
+    /// [`Failure::Unusable`] when it does not fit the contract, with the import or export named.
+    pub fn link(&self, component: &Component) -> Result<ExecutorImage, Failure> {
+        let pre = self
+            .linker
+            .instantiate_pre(component)
+            .and_then(ExecutorFrameworkPre::new)
+            .map_err(|error| Failure::Unusable(format!("{error:#}")))?;
+        Ok(ExecutorImage { pre, thread: self.thread, ticker: self.ticker.clone() })
+    }
+}
+
+impl ExecutorImage {
+    /// Build an instance on this state and call its `init`. What it enqueues belongs to its first turn.
+    ///
+    /// # Errors
+    /// The failure, and what was logged until then.
+    pub fn build(&self, start: ExecutorStart, state: State) -> Result<Executor, (Failure, Logged)> {
+        let limits = start.limits.of_instance();
+        let mut store = new_store(self.pre.engine(), self.thread, limits, start.seed, state);
+        store.data_mut().executor = ExecutorDraft::new(start.limits.role);
+        let built = {
+            let _running = self.ticker.run();
+            store.set_epoch_deadline(1);
+            self.pre.instantiate(&mut store).and_then(|bindings| {
+                let guest = bindings.tessera_framework_executor();
+                let answer = guest.call_init(&mut store, &start.config)?;
+                Ok((bindings, answer))
+            })
+        };
+        store.data_mut().budget.end();
+        let failure = match built {
+            Ok((bindings, Ok(()))) => {
+                let (thread, ticker) = (self.thread, self.ticker.clone());
+                return Ok(Executor { store, bindings, name: start.name, thread, ticker });
+            }
+            Ok((_, Err(text))) => Failure::Guest(cut(text, limits.error_bytes)),
+            Err(error) => failure(&mut store, &error),
+        };
+        let logged = store.data().log.take();
+        Err((failure, logged))
+    }
+}
+
+impl Executor {
+    /// Give the instance one batch. After an error the instance must be dropped.
+    ///
+    /// # Errors
+    /// Why there is no turn.
+    pub fn turn(
+        &mut self,
+        number: u64,
+        time_ms: TimeMs,
+        batch: Vec<v1::ExecutorEvent>,
+    ) -> Result<v1::ExecutorTurn, Failure> {
+        let guest = self.store.data_mut();
+        guest.clock.begin_turn(time_ms);
+        guest.log.begin(time_ms, TurnNumber(number));
+        guest.executor.begin(time_ms);
+        guest.account.take_refused();
+        let limits = guest.limits;
+        let mut events = Vec::with_capacity(batch.len());
+        for event in batch {
+            for (child, state) in executor_convert::children_of(&event) {
+                guest.executor.see_child(child, state);
+            }
+            let event = executor_convert::event(&self.name, event)
+                .map_err(|error| Failure::Unusable(format!("batch.{error}")))?;
+            events.push(event);
+        }
+        let answer = {
+            let _running = self.ticker.run();
+            self.store.set_epoch_deadline(1);
+            self.store.data_mut().budget =
+                Budget::start(self.thread, limits.turn_cpu, limits.turn_wall);
+            let guest = self.bindings.tessera_framework_executor();
+            guest.call_handle(&mut self.store, time_ms, &events)
+        };
+        self.store.data_mut().budget.end();
+        match answer {
+            Ok(Ok(())) => {}
+            Ok(Err(text)) => return Err(Failure::Guest(cut(text, limits.error_bytes))),
+            Err(error) => return Err(failure(&mut self.store, &error)),
+        }
+        let guest = self.store.data_mut();
+        Ok(v1::ExecutorTurn {
+            key: Some(v1::ExecutorKey {
+                framework: self.name.framework,
+                executor: self.name.executor.clone(),
+            }),
+            number,
+            operations: guest.executor.finish_turn(),
+            writes: guest.state.writes().into_iter().map(|write| (&write).into()).collect(),
+        })
+    }
+
+    /// The last turn is on record: what it wrote is state now.
+    pub fn commit(&mut self) {
+        self.store.data_mut().state.commit();
+    }
+
+    /// What was logged since the last call of this.
+    pub fn take_logged(&mut self) -> Logged {
+        self.store.data().log.take()
+    }
+}
