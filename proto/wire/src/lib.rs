@@ -8,6 +8,7 @@
 mod common;
 mod error;
 pub mod frame;
+pub mod recording;
 mod tasks_hash;
 mod turn;
 
