@@ -6,7 +6,7 @@ use crate::auth::Forbidden;
 use crate::rows::RowChange;
 use crate::effect::Effect;
 use tessera_types::{
-    AgentId, Digest, Epoch, FrameworkId, FrameworkName, HttpAnswer, Launch, OfferId, Quantities,
+    AgentId, Digest, Epoch, ExecutorId, FrameworkId, FrameworkName, HttpAnswer, Launch, OfferId, Quantities,
     RoleName, TaskId, TaskState, TaskStatus, TimeMs, TurnNumber,
 };
 use tessera_wire::v1;
@@ -417,6 +417,10 @@ pub struct TaskView {
     pub kill_requested: bool,
     /// Number in the history, when it is there.
     pub history: Option<u64>,
+    /// Its task group, unique in its framework.
+    pub group: Option<u64>,
+    /// The executor that runs it, as long as its spec is known.
+    pub executor: Option<ExecutorId>,
 }
 
 /// Which tasks to list.
@@ -500,6 +504,8 @@ pub struct Counts {
     pub offers: usize,
     /// Requests that wait for schedulers.
     pub http_in_flight: usize,
+    /// Messages between schedulers and executors that could not be delivered since this master leads.
+    pub messages_dropped: u64,
     /// What all agents have.
     pub total: Quantities,
     /// What tasks are charged for.

@@ -1,13 +1,14 @@
 //! Applying one log entry: decode, run each command, write the rows that changed.
 //!
 //! Owns the only way in which the state changes. Invariants: deterministic; a command either is
-//! carried out or changes nothing; each changed row is written once per entry; a task's charge, its
-//! agent's charge and its spec's uses change together. Must never look at leader-only state.
+//! carried out or changes nothing; each changed row is written once per entry; charges change with the
+//! tasks that they are for. Must never look at leader-only state.
 
 use crate::api::{Applied, EventId, RequestError};
 use crate::codec::{self, LoadError};
 use crate::commands;
 use crate::effect::{CommandResult, Effect};
+use crate::ledger;
 use crate::limits;
 use crate::rows::{self, Overlay, Rows, RowsError};
 use crate::state::{State, StoredUpdate, Task};
@@ -159,14 +160,8 @@ impl Apply<'_> {
         let id = task.launch.task.clone();
         let Some(owner) = self.state.frameworks.get_mut(&framework) else { return };
         if !task.state.is_terminal() {
-            owner.charged = owner.charged.plus(task.charge);
-            owner.live += 1;
-            if let Some(spec) = owner.specs.get_mut(&task.launch.spec) {
-                spec.uses += 1;
-            }
             if let Some(agent) = self.state.agents.get_mut(&task.agent) {
-                agent.charged = agent.charged.plus(task.charge);
-                agent.tasks.insert((framework, id.clone()));
+                ledger::charge(framework, owner, agent, &task.launch, task.charge);
             }
             self.effects.push(Effect::Task { agent: task.agent, framework, task: id.clone() });
         }
@@ -201,6 +196,7 @@ impl Apply<'_> {
             status.reason = kill.reason;
         }
         let ends = status.state.is_terminal();
+        let kind = format!("task.{}", status.state);
         let agent = task.agent;
         task.sequence += 1;
         task.state = status.state;
@@ -217,21 +213,15 @@ impl Apply<'_> {
         let stored = StoredUpdate { sequence: task.sequence, status };
         if ends {
             task.terminal = Some(stored);
-            owner.charged = owner.charged.minus(task.charge);
-            owner.live -= 1;
-            if let Some(spec) = owner.specs.get_mut(&task.launch.spec) {
-                spec.uses = spec.uses.saturating_sub(1);
-            }
+            let (launch, charge) = (task.launch.clone(), task.charge);
             if let Some(agent) = self.state.agents.get_mut(&agent) {
-                agent.charged = agent.charged.minus(task.charge);
-                agent.tasks.remove(&(framework, id.clone()));
+                ledger::release(framework, owner, agent, &launch, charge);
             }
             self.effects.push(Effect::Freed);
             self.effects.push(Effect::Task { agent, framework, task: id.clone() });
         } else {
             task.latest = Some(stored);
         }
-        let kind = format!("task.{}", task.state);
         let removing = owner.removing;
         self.mark(Dirty::Framework(framework));
         self.mark(Dirty::Task(framework, id.clone()));

@@ -5,10 +5,12 @@
 
 use crate::Core;
 use crate::leader::Leader;
-use crate::state::{Framework, State};
+use crate::state::{Executor, Framework, State, Task};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
-use tessera_types::{AgentId, Digest, FrameworkId, Quantities, TaskId};
+use tessera_types::{
+    AgentId, Digest, ExecutorId, ExecutorTask, FrameworkId, Quantities, TaskBody, TaskId, TaskState,
+};
 
 macro_rules! ensure {
     ($condition:expr, $($text:tt)+) => {
@@ -67,6 +69,7 @@ fn differ_maps<K: Ord + Debug, V: PartialEq + Debug>(
 fn check_state(state: &State) -> Result<(), String> {
     let mut charged: BTreeMap<AgentId, Quantities> = BTreeMap::new();
     let mut running: BTreeMap<AgentId, BTreeSet<(FrameworkId, TaskId)>> = BTreeMap::new();
+    let mut executors: BTreeMap<AgentId, Executors> = BTreeMap::new();
     for (id, framework) in &state.frameworks {
         check_framework(*id, framework)?;
         for (task_id, task) in framework.tasks.iter().filter(|(_, t)| !t.state.is_terminal()) {
@@ -78,6 +81,16 @@ fn check_state(state: &State) -> Result<(), String> {
             let sum = charged.entry(task.agent).or_default();
             *sum = sum.plus(task.charge);
             running.entry(task.agent).or_default().insert((*id, task_id.clone()));
+            if let Some(named) = executor_of(framework, task) {
+                let here = executors.entry(task.agent).or_default();
+                let key = (*id, named.executor.clone());
+                let (first, tasks) = here.entry(key).or_insert_with(|| (named, BTreeSet::new()));
+                tasks.insert(task_id.clone());
+                let same = first.component == named.component
+                    && first.resources == named.resources
+                    && first.config == named.config;
+                ensure!(same, "{id} {task_id} names its executor otherwise than another task");
+            }
         }
         if let Some(agent) = framework.agent {
             ensure!(state.agents.contains_key(&agent), "{id} is placed on {agent}, not known");
@@ -87,8 +100,17 @@ fn check_state(state: &State) -> Result<(), String> {
     }
     ensure!(state.names.len() == state.frameworks.len(), "names and frameworks differ in number");
     for (id, agent) in &state.agents {
-        let sum = charged.get(id).copied().unwrap_or_default();
+        let named = executors.remove(id).unwrap_or_default();
+        let tasks_need = charged.get(id).copied().unwrap_or_default();
+        let sum = named.values().fold(tasks_need, |sum, (first, _)| sum.plus(first.resources));
         ensure!(agent.charged == sum, "{id} is charged {} but its tasks need {sum}", agent.charged);
+        let expected = named.into_iter().map(|(key, (first, tasks))| {
+            let config = first.config.clone();
+            let (component, resources) = (first.component, first.resources);
+            (key, Executor { component, resources, config, tasks })
+        });
+        let expected: BTreeMap<_, _> = expected.collect();
+        ensure!(agent.executors == expected, "{id} lists other executors than its tasks name");
         let tasks = running.remove(id).unwrap_or_default();
         ensure!(agent.tasks == tasks, "{id} lists other tasks than run on it");
         ensure!(state.agent_keys.get(&agent.key) == Some(id), "{id} is not found by its key");
@@ -104,9 +126,34 @@ fn check_state(state: &State) -> Result<(), String> {
     Ok(())
 }
 
+/// Executors of one agent as its tasks name them, and those tasks.
+type Executors<'a> = BTreeMap<(FrameworkId, ExecutorId), (&'a ExecutorTask, BTreeSet<TaskId>)>;
+
+fn executor_of<'a>(framework: &'a Framework, task: &Task) -> Option<&'a ExecutorTask> {
+    match &framework.specs.get(&task.launch.spec)?.spec.body {
+        TaskBody::Executor(named) => Some(named),
+        TaskBody::Native(_) | TaskBody::Wasm { .. } => None,
+    }
+}
+
+/// The members of a task group are on one agent, and all were launched or all were dropped.
+fn check_groups(id: FrameworkId, framework: &Framework) -> Result<(), String> {
+    let mut groups: BTreeMap<u64, &Task> = BTreeMap::new();
+    for (task_id, task) in framework.tasks.iter().filter(|(_, task)| task.group != 0) {
+        ensure!(task.group <= framework.next_group, "{id} {task_id} is in a group of the future");
+        let first = groups.entry(task.group).or_insert(task);
+        ensure!(first.agent == task.agent, "{id} {task_id} is not where its group is");
+        let launched = |task: &Task| task.agent_sequence > 0 || task.state != TaskState::Dropped;
+        ensure!(launched(first) == launched(task), "{id}: group {} was launched in part", task.group);
+    }
+    Ok(())
+}
+
 fn check_framework(id: FrameworkId, framework: &Framework) -> Result<(), String> {
     let mut uses: BTreeMap<Digest, usize> = BTreeMap::new();
+    check_groups(id, framework)?;
     let (mut charged, mut live) = (Quantities::ZERO, 0);
+    let mut executors = BTreeSet::new();
     let mut updates = BTreeMap::new();
     for (task_id, task) in &framework.tasks {
         ensure!(task_id == &task.launch.task, "{id} {task_id} is stored under another id");
@@ -125,6 +172,11 @@ fn check_framework(id: FrameworkId, framework: &Framework) -> Result<(), String>
                 "{id} {task_id} lives and its spec is gone"
             );
             charged = charged.plus(task.charge);
+            if let Some(named) = executor_of(framework, task)
+                && executors.insert((task.agent, &named.executor))
+            {
+                charged = charged.plus(named.resources);
+            }
             live += 1;
             *uses.entry(task.launch.spec).or_default() += 1;
         }

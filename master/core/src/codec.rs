@@ -4,6 +4,7 @@
 //! exactly the memory that applying built. Must never apply rules beyond the form of a row.
 
 use crate::api::{EventId, World};
+use crate::ledger;
 use crate::rows::{self, Rows, RowsError};
 use crate::state::{
     Agent, AnswerKey, Component, Framework, KillIntent, Meta, Spec, State, StoredUpdate, Task,
@@ -162,6 +163,7 @@ impl Framework {
             state_keys: self.state_keys,
             used_ids: self.used_ids,
             next_order: self.next_order,
+            next_group: self.next_group,
             history_first: self.history_first,
             history_next: self.history_next,
             placed_ms: self.placed_ms, ..Default::default() }
@@ -203,7 +205,9 @@ impl Task {
                 grace_ms: kill.grace_ms,
                 reason: kill.reason.code().to_owned(),
             }),
-            name: self.name.clone(), ..Default::default() }
+            name: self.name.clone(),
+            group: self.group,
+        }
         .encode_to_vec()
     }
 
@@ -229,6 +233,7 @@ impl Task {
             name: row.name,
             agent: AgentId(row.agent),
             charge: row.charge.unwrap_or_default().into(),
+            group: row.group,
             state,
             attempt: row.attempt,
             created_ms: row.created_ms,
@@ -319,6 +324,7 @@ impl Load<'_> {
                 unreachable_ms: row.unreachable_ms,
                 charged: Quantities::ZERO,
                 tasks: BTreeSet::new(),
+                executors: BTreeMap::new(),
             },
         );
         Ok(())
@@ -363,6 +369,7 @@ impl Load<'_> {
             state_keys: row.state_keys,
             used_ids: row.used_ids,
             next_order: row.next_order,
+            next_group: row.next_group,
             history_first: row.history_first,
             history_next: row.history_next,
             specs: BTreeMap::new(),
@@ -420,18 +427,14 @@ impl Load<'_> {
             framework.updates.insert(task.order, task_id.clone());
         }
         if !task.state.is_terminal() {
-            framework.charged = framework.charged.plus(task.charge);
-            framework.live += 1;
-            if let Some(spec) = framework.specs.get_mut(&task.launch.spec) {
-                spec.uses += 1;
-            }
+            let agent = state.agents.get_mut(&task.agent);
+            let agent = agent.ok_or_else(|| bad(TABLE, "no such agent"))?;
+            let framework = state.frameworks.get_mut(&id);
+            let framework = framework.ok_or_else(|| bad(TABLE, format!("{id} is not there")))?;
+            ledger::charge(id, framework, agent, &task.launch, task.charge);
         }
-        let (live, agent, charge) = (!task.state.is_terminal(), task.agent, task.charge);
-        framework.tasks.insert(task_id.clone(), task);
-        if live {
-            let agent = state.agents.get_mut(&agent).ok_or_else(|| bad(TABLE, "no such agent"))?;
-            agent.charged = agent.charged.plus(charge);
-            agent.tasks.insert((id, task_id));
+        if let Some(framework) = state.frameworks.get_mut(&id) {
+            framework.tasks.insert(task_id, task);
         }
         Ok(())
     }
@@ -486,6 +489,7 @@ mod tests {
             name: "count".into(),
             agent: AgentId(3),
             charge: Quantities { cpus_milli: 100, mem_mib: 32, disk_mib: 0 },
+            group: 0,
             state: TaskState::Running,
             attempt: 1,
             created_ms: 16,

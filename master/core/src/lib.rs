@@ -2,8 +2,9 @@
 //! deterministic.
 //!
 //! Map: `apply` runs one log entry, `commands` has one file per command, `state` the tables, `codec`
-//! their rows, `leader` sessions, offers, batches and turns, `allocator` who is offered what, `query`
-//! the views, `check` the whole-state self-check, `auth` the one `authorize`.
+//! their rows, `ledger` what tasks and executors are charged, `leader` sessions, offers, batches and
+//! turns, `allocator` who is offered what, `query` the views, `check` the whole-state self-check, `auth`
+//! the one `authorize`.
 //!
 //! Invariants: replicated state changes only in [`Core::apply`]; leader-only state is dropped by
 //! [`Core::follow`]; time, ids of clusters and rows are arguments; input from users, guests and peers is
@@ -19,6 +20,7 @@ mod codec;
 mod commands;
 mod effect;
 mod leader;
+mod ledger;
 pub mod limits;
 mod query;
 pub mod rows;

@@ -24,6 +24,10 @@ pub const HTTP_IN_FLIGHT_MAX: usize = 64;
 pub const HTTP_RETRY_AFTER_S: u32 = 1;
 /// Notices (updates that are not stored) that wait for one scheduler.
 pub const NOTICES_MAX: usize = 10_000;
+/// Messages and failures of executors that wait for one scheduler: the oldest go.
+pub const EXECUTOR_EVENTS_MAX: usize = 64;
+/// Bytes of those.
+pub const EXECUTOR_EVENTS_BYTES_MAX: usize = 1 << 20;
 /// Memory of an agent's reserved slice that each scheduler is counted with, in MiB.
 pub const SCHEDULER_MEM_MIB: i64 = 64;
 /// Smallest offer: less is not worth a scheduler's turn.

@@ -3,7 +3,7 @@
 use crate::Core;
 use crate::api::{
     AgentView, ComponentView, Counts, EventId, EventRecord, EventsPage, FrameworkView, LookupError,
-    OfferView, TaskFilter, TaskView, Waiting,
+    OfferView, TaskFilter, TaskView, Waiting, World,
 };
 use crate::codec::{self, ROW_VERSION};
 use crate::limits::LIST_MAX;
@@ -12,7 +12,7 @@ use crate::state::{Agent, Component, Framework, Task};
 use prost::Message;
 use std::ops::Bound;
 use tessera_types::{
-    AgentId, Digest, FrameworkId, KeyWrite, Quantities, RoleName, TaskId, TimeMs,
+    AgentId, Digest, FrameworkId, KeyWrite, Quantities, RoleName, TaskBody, TaskId, TimeMs,
 };
 use tessera_wire::v1;
 
@@ -28,7 +28,17 @@ impl ComponentView {
     }
 }
 
-fn task_view(framework: FrameworkId, task: &Task, history: Option<u64>) -> TaskView {
+fn task_view(
+    framework: FrameworkId,
+    owner: Option<&Framework>,
+    task: &Task,
+    history: Option<u64>,
+) -> TaskView {
+    let spec = owner.and_then(|owner| owner.specs.get(&task.launch.spec));
+    let executor = spec.and_then(|spec| match &spec.spec.body {
+        TaskBody::Executor(task) => Some(task.executor.clone()),
+        TaskBody::Native(_) | TaskBody::Wasm { .. } => None,
+    });
     TaskView {
         framework,
         launch: task.launch.clone(),
@@ -41,6 +51,8 @@ fn task_view(framework: FrameworkId, task: &Task, history: Option<u64>) -> TaskV
         status: task.status.clone(),
         kill_requested: task.kill.is_some(),
         history,
+        group: (task.group != 0).then_some(task.group),
+        executor,
     }
 }
 
@@ -220,7 +232,7 @@ impl Core {
                 let wanted = filter.agent.is_none_or(|agent| task.agent == agent)
                     && !(filter.live_only && task.state.is_terminal());
                 if wanted {
-                    found.push(task_view(*id, task, None));
+                    found.push(task_view(*id, Some(framework), task, None));
                     if found.len() >= page(filter.limit) {
                         return found;
                     }
@@ -240,8 +252,9 @@ impl Core {
         task: &TaskId,
         rows: &dyn Rows,
     ) -> Result<Option<TaskView>, RowsError> {
-        if let Some(found) = self.state.task(framework, task) {
-            return Ok(Some(task_view(framework, found, None)));
+        let owner = self.state.frameworks.get(&framework);
+        if let Some(found) = owner.and_then(|owner| owner.tasks.get(task)) {
+            return Ok(Some(task_view(framework, owner, found, None)));
         }
         let Some(used) = rows.get(rows::USED_IDS, &rows::task_key(framework, task))? else {
             return Ok(None);
@@ -250,7 +263,7 @@ impl Core {
         let key = rows::history_key(framework, used.history);
         let Some(row) = rows.get(rows::HISTORY, &key)? else { return Ok(None) };
         let found = Task::decode(rows::HISTORY, &row).map_err(unreadable)?;
-        Ok(Some(task_view(framework, &found, Some(used.history))))
+        Ok(Some(task_view(framework, owner, &found, Some(used.history))))
     }
 
     /// Ended tasks of a framework, oldest first.
@@ -274,7 +287,7 @@ impl Core {
                 let number = rows::split_owned(&key)
                     .and_then(|(_, rest)| rest.try_into().ok())
                     .map(u64::from_be_bytes);
-                Ok(task_view(framework, &task, number))
+                Ok(task_view(framework, self.state.frameworks.get(&framework), &task, number))
             })
             .collect()
     }
@@ -354,6 +367,7 @@ impl Core {
             tasks_live: self.state.frameworks.values().map(|framework| framework.live).sum(),
             offers: leader.map_or(0, |leader| leader.offers.standing.len()),
             http_in_flight: leader.map_or(0, |leader| leader.waiters.by_request.len()),
+            messages_dropped: leader.map_or(0, |leader| leader.messages_dropped),
             total: self.state.total(),
             used: agents.fold(Quantities::ZERO, |sum, agent| sum.plus(agent.charged)),
         }
@@ -384,7 +398,8 @@ impl Core {
             .collect()
     }
 
-    /// Whether the agent of a session may fetch a component: it hosts a scheduler or a task of it.
+    /// Whether the agent of a session may fetch a component: it hosts a scheduler or a task of it, or an
+    /// executor, which may start any command.
     #[must_use]
     pub fn may_fetch_component(&self, agent: AgentId, digest: &Digest) -> bool {
         let hosts = |f: &Framework| f.agent == Some(agent) && f.component == *digest;
@@ -392,13 +407,18 @@ impl Core {
             return true;
         }
         let Some(row) = self.state.agents.get(&agent) else { return false };
+        // What an executor starts inside of itself is known to its agent alone.
+        let component = self.state.components.get(digest);
+        if !row.executors.is_empty() && component.is_some_and(|c| c.world == World::Command) {
+            return true;
+        }
         row.tasks.iter().any(|(framework, task)| {
             let owner = self.state.frameworks.get(framework);
             let spec = owner.and_then(|f| f.specs.get(&f.tasks.get(task)?.launch.spec));
             spec.is_some_and(|spec| match &spec.spec.body {
-                tessera_types::TaskBody::Wasm { component, .. } => component == digest,
-                tessera_types::TaskBody::Executor(task) => task.component == *digest,
-                tessera_types::TaskBody::Native(_) => false,
+                TaskBody::Wasm { component, .. } => component == digest,
+                TaskBody::Executor(task) => task.component == *digest,
+                TaskBody::Native(_) => false,
             })
         })
     }

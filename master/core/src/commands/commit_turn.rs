@@ -21,7 +21,7 @@ use tessera_types::limits::{
     TURN_KEYS_MAX, TURN_SPEC_BYTES_MAX, TURN_SPECS_MAX, TURN_STATE_BYTES_MAX,
 };
 use tessera_types::{
-    Consumed, Digest, Epoch, FrameworkId, HttpAnswer, KeyWrite, Reason, TaskId, TaskSpec,
+    AgentId, Consumed, Digest, Epoch, ExecutorId, FrameworkId, HttpAnswer, KeyWrite, Reason, TaskId, TaskSpec,
     TaskState, TaskStatus, TurnNumber, TurnOutcome, TurnRefusal,
 };
 use tessera_wire::v1::planned_operation::Operation as Planned;
@@ -71,7 +71,9 @@ struct Checked {
 }
 
 enum Step {
-    Launch(launch::Planned),
+    /// Launches that stand or fall together.
+    Launch(Vec<launch::Planned>),
+    EndExecutor { agent: AgentId, executor: ExecutorId },
     Kill { task: TaskId, grace_ms: Option<u64> },
     Suppress(bool),
     SetTimer { id: String, due_ms: u64 },
@@ -140,6 +142,7 @@ fn check(id: FrameworkId, command: v1::CommitTurn) -> Result<Checked, WireError>
         let operation = operation.operation.ok_or_else(|| WireError::missing("operations"))?;
         operations.push(step(id, operation)?);
     }
+    let operations = joined(operations);
     let mut specs = Vec::with_capacity(command.specs.len());
     for spec in command.specs {
         let digest = Digest::from_slice(&spec.digest)
@@ -164,6 +167,28 @@ fn check(id: FrameworkId, command: v1::CommitTurn) -> Result<Checked, WireError>
     })
 }
 
+/// Launches of one unit become one step, in the place of the first.
+fn joined(steps: Vec<Step>) -> Vec<Step> {
+    let mut joined: Vec<Step> = Vec::with_capacity(steps.len());
+    let mut places = BTreeMap::new();
+    for step in steps {
+        match step {
+            Step::Launch(planned) => {
+                let unit = planned.first().and_then(launch::Planned::unit);
+                let place = unit.map_or(joined.len(), |unit| {
+                    *places.entry(unit).or_insert(joined.len())
+                });
+                match joined.get_mut(place) {
+                    Some(Step::Launch(members)) => members.extend(planned),
+                    _ => joined.push(Step::Launch(planned)),
+                }
+            }
+            step => joined.push(step),
+        }
+    }
+    joined
+}
+
 fn step(framework: FrameworkId, operation: Planned) -> Result<Step, WireError> {
     let timer = |id: String| {
         if id.is_empty() || id.len() > KEY_BYTES_MAX {
@@ -172,13 +197,17 @@ fn step(framework: FrameworkId, operation: Planned) -> Result<Step, WireError> {
         Ok(id)
     };
     Ok(match operation {
-        Planned::Launch(planned) => Step::Launch(launch::decode(planned)?),
+        Planned::Launch(planned) => Step::Launch(vec![launch::decode(planned)?]),
         Planned::Kill(kill) => Step::Kill {
             task: TaskId::try_from(kill.task)
                 .map_err(|error| WireError::new("kill.task", error.to_string()))?,
             grace_ms: kill.grace_ms,
         },
-        Planned::EndExecutor(_) => return Err(WireError::new("end_executor", "is not carried out by this version")),
+        Planned::EndExecutor(end) => Step::EndExecutor {
+            agent: AgentId(end.agent),
+            executor: ExecutorId::try_from(end.executor)
+                .map_err(|error| WireError::new("end_executor.executor", error.to_string()))?,
+        },
         Planned::Suppress(suppress) => Step::Suppress(suppress),
         Planned::SetTimer(set) => Step::SetTimer { id: timer(set.id)?, due_ms: set.due_ms },
         Planned::CancelTimer(id) => Step::CancelTimer(timer(id)?),
@@ -226,7 +255,11 @@ fn check_operations(apply: &Apply<'_>, turn: &Checked) -> Result<(), TurnRefusal
             Step::CancelTimer(id) => {
                 new.remove(id.as_str());
             }
-            Step::Launch(_) | Step::Kill { .. } | Step::Suppress(_) | Step::Answer { .. } => {}
+            Step::Launch(_)
+            | Step::EndExecutor { .. }
+            | Step::Kill { .. }
+            | Step::Suppress(_)
+            | Step::Answer { .. } => {}
         }
     }
     let max = usize::try_from(TIMERS_MAX).unwrap_or(usize::MAX);
@@ -308,12 +341,20 @@ fn perform(apply: &mut Apply<'_>, turn: Checked, sizes: (u64, u64)) -> Result<()
 
 fn operate(apply: &mut Apply<'_>, framework: FrameworkId, step: Step) -> Result<(), ApplyError> {
     match step {
-        Step::Launch(planned) => launch::run(apply, framework, planned)?,
+        Step::Launch(unit) => launch::run(apply, framework, unit)?,
+        Step::EndExecutor { agent, executor } => {
+            let tasks = apply.state.executor(framework, agent, &executor);
+            let tasks = tasks.map(|executor| executor.tasks.clone()).unwrap_or_default();
+            for task in tasks {
+                let grace_ms = grace_ms(apply.state, framework, &task, None);
+                intend(apply, framework, &task, grace_ms, Reason::SchedulerKill);
+            }
+        }
         Step::Kill { task, grace_ms: asked } => {
             if apply.state.task(framework, &task).is_none() {
                 let status = TaskStatus::new(
                     task,
-                    tessera_types::AgentId(0),
+                    AgentId(0),
                     TaskState::Unknown,
                     apply.time_ms,
                 )

@@ -101,6 +101,7 @@ fn new(name: FrameworkName, role: RoleName, component: Digest) -> Framework {
         state_keys: 0,
         used_ids: 0,
         next_order: 1,
+        next_group: 0,
         history_first: 1,
         history_next: 1,
         specs: BTreeMap::new(),

@@ -1,17 +1,22 @@
-//! One launch of a turn: checked again against the state of the moment, and either charged or dropped
-//! in the same commit.
+//! Launches of a turn: checked again against the state of the moment, and either charged or dropped in
+//! the same commit.
+//!
+//! Invariants: a unit, that is a task group, a gang, or a launch that is in neither, is judged as a whole
+//! against the ledger as it would become; all of it is charged, or nothing.
 
 use crate::api::World;
-use crate::apply::Apply;
+use crate::apply::{Apply, Dirty};
 use crate::effect::Effect;
 use crate::limits::USED_IDS_MAX;
 use crate::rows;
 use crate::rows::RowsError;
-use crate::state::{StoredUpdate, Task};
+use crate::state::{Executor, StoredUpdate, Task};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use tessera_types::limits::TASKS_LIVE_MAX;
 use tessera_types::{
-    AgentId, FrameworkId, Launch, Quantities, Reason, TaskBody, TaskState, TaskStatus,
-    validate_launch,
+    AgentId, Digest, ExecutorId, ExecutorTask, FrameworkId, Launch, Quantities, Reason, TaskBody,
+    TaskId, TaskSpec, TaskState, TaskStatus, validate_launch,
 };
 use tessera_wire::{WireError, v1};
 
@@ -21,6 +26,28 @@ pub(super) struct Planned {
     pub(super) agent: AgentId,
     /// Why the leader gave it up already.
     pub(super) dropped: Option<(Reason, String)>,
+    /// Number of its task group within the turn; 0 is none.
+    pub(super) group: u32,
+    /// Number of its gang within the turn; 0 is none.
+    pub(super) gang: u32,
+}
+
+/// Which launches of a turn stand or fall together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum UnitKey {
+    Group(u32),
+    Gang(u32),
+}
+
+impl Planned {
+    /// The unit that it belongs to, if it does not stand alone. A gang takes in the groups in it.
+    pub(super) const fn unit(&self) -> Option<UnitKey> {
+        match (self.gang, self.group) {
+            (0, 0) => None,
+            (0, group) => Some(UnitKey::Group(group)),
+            (gang, _) => Some(UnitKey::Gang(gang)),
+        }
+    }
 }
 
 /// What a launch that stands is charged.
@@ -29,52 +56,139 @@ struct Granted {
     name: String,
 }
 
+enum Refused {
+    /// It is recorded as dropped.
+    Dropped(Reason, String),
+    /// It cannot even be recorded under its id: the scheduler hears of it once.
+    Unrecorded(Reason, String),
+}
+
 type Dropped = (Reason, String);
 
-/// Carry it out.
+/// What a unit takes of the ledger before anything of it is written down.
+#[derive(Default)]
+struct Draft {
+    taken: BTreeMap<AgentId, Quantities>,
+    executors: BTreeMap<(AgentId, ExecutorId), Arc<TaskSpec>>,
+    tasks: BTreeSet<TaskId>,
+}
+
+/// Carry out a unit.
 pub(super) fn run(
     apply: &mut Apply<'_>,
     framework: FrameworkId,
-    planned: Planned,
+    unit: Vec<Planned>,
 ) -> Result<(), RowsError> {
-    let id = planned.launch.task.clone();
-    let key = rows::task_key(framework, &id);
-    if apply.state.task(framework, &id).is_some() || apply.rows.get(rows::USED_IDS, &key)?.is_some()
-    {
-        notice(apply, framework, &planned, Reason::DuplicateTask, "the task id was used before");
-        return Ok(());
+    let mut draft = Draft::default();
+    let mut verdicts = Vec::with_capacity(unit.len());
+    for planned in &unit {
+        verdicts.push(judge(apply, framework, planned, &mut draft)?);
     }
-    let Some(owner) = apply.state.frameworks.get(&framework) else { return Ok(()) };
-    if owner.tasks.len() >= TASKS_LIVE_MAX {
+    let culprits: Vec<(u32, TaskId)> = unit
+        .iter()
+        .zip(&verdicts)
+        .filter(|(_, verdict)| verdict.is_err())
+        .map(|(planned, _)| (planned.group, planned.launch.task.clone()))
+        .collect();
+    let mut groups = BTreeMap::new();
+    for (planned, mut verdict) in unit.into_iter().zip(verdicts) {
+        if verdict.is_ok()
+            && let Some((reason, message)) = drawn_in(&planned, &culprits)
+        {
+            verdict = Err(Refused::Dropped(reason, message));
+        }
+        if let Err(Refused::Unrecorded(reason, message)) = &verdict {
+            notice(apply, framework, &planned, *reason, message);
+            continue;
+        }
+        let group = match planned.group {
+            0 => 0,
+            group => *groups.entry(group).or_insert_with(|| number_group(apply, framework)),
+        };
+        record(apply, framework, planned, group, verdict);
+    }
+    Ok(())
+}
+
+/// Why a launch that could stand falls: another one of its group, or else of its gang, cannot.
+fn drawn_in(planned: &Planned, culprits: &[(u32, TaskId)]) -> Option<Dropped> {
+    let same_group = |(group, _): &&(u32, TaskId)| *group != 0 && *group == planned.group;
+    if let Some((_, task)) = culprits.iter().find(same_group) {
+        let message = format!("task {task} of the same task group could not be launched");
+        return Some((Reason::TaskGroup, message));
+    }
+    let (_, task) = culprits.first()?;
+    Some((Reason::Gang, format!("task {task} of the same gang could not be launched")))
+}
+
+fn number_group(apply: &mut Apply<'_>, framework: FrameworkId) -> u64 {
+    apply.mark(Dirty::Framework(framework));
+    apply.state.frameworks.get_mut(&framework).map_or(0, |owner| {
+        owner.next_group += 1;
+        owner.next_group
+    })
+}
+
+fn judge(
+    apply: &Apply<'_>,
+    framework: FrameworkId,
+    planned: &Planned,
+    draft: &mut Draft,
+) -> Result<Result<Granted, Refused>, RowsError> {
+    let id = &planned.launch.task;
+    let key = rows::task_key(framework, id);
+    let unrecorded = |reason, message: String| Ok(Err(Refused::Unrecorded(reason, message)));
+    let used = apply.state.task(framework, id).is_some()
+        || apply.rows.get(rows::USED_IDS, &key)?.is_some()
+        || draft.tasks.contains(id);
+    if used {
+        return unrecorded(Reason::DuplicateTask, "the task id was used before".into());
+    }
+    let Some(owner) = apply.state.frameworks.get(&framework) else {
+        return unrecorded(Reason::Other, "the framework is not there".into());
+    };
+    if owner.tasks.len() + draft.tasks.len() >= TASKS_LIVE_MAX {
         let rule = format!("TASKS_LIVE_MAX: at most {TASKS_LIVE_MAX} tasks");
-        notice(apply, framework, &planned, Reason::FrameworkLimit, &rule);
-        return Ok(());
+        return unrecorded(Reason::FrameworkLimit, rule);
     }
-    if owner.used_ids >= USED_IDS_MAX {
+    if owner.used_ids + draft.tasks.len() as u64 >= USED_IDS_MAX {
         let rule = format!("USED_IDS_MAX: at most {USED_IDS_MAX} task ids in a framework's life");
-        notice(apply, framework, &planned, Reason::FrameworkLimit, &rule);
-        return Ok(());
+        return unrecorded(Reason::FrameworkLimit, rule);
     }
-    let (state, granted, status) = match check(apply, framework, &planned) {
+    draft.tasks.insert(id.clone());
+    let verdict = check(apply, framework, planned, draft);
+    Ok(verdict.map_err(|(reason, message)| Refused::Dropped(reason, message)))
+}
+
+/// Write down what became of a launch.
+fn record(
+    apply: &mut Apply<'_>,
+    framework: FrameworkId,
+    planned: Planned,
+    group: u64,
+    verdict: Result<Granted, Refused>,
+) {
+    let id = planned.launch.task.clone();
+    let (state, granted, status) = match verdict {
         Ok(granted) => {
             let status = TaskStatus::new(id, planned.agent, TaskState::Staging, apply.time_ms);
             (TaskState::Staging, granted, status)
         }
-        Err((reason, message)) => {
+        Err(Refused::Dropped(reason, message) | Refused::Unrecorded(reason, message)) => {
             let granted = Granted { charge: Quantities::ZERO, name: String::new() };
             let status = TaskStatus::new(id, planned.agent, TaskState::Dropped, apply.time_ms)
                 .because(reason, &message);
             (TaskState::Dropped, granted, status)
         }
     };
-    insert(apply, framework, planned, state, granted, status);
-    Ok(())
+    insert(apply, framework, planned, group, state, granted, status);
 }
 
 fn insert(
     apply: &mut Apply<'_>,
     framework: FrameworkId,
     planned: Planned,
+    group: u64,
     state: TaskState,
     granted: Granted,
     status: TaskStatus,
@@ -85,6 +199,7 @@ fn insert(
         name: granted.name,
         agent: planned.agent,
         charge: granted.charge,
+        group,
         state,
         attempt: 1,
         created_ms: apply.time_ms,
@@ -133,6 +248,7 @@ fn check(
     apply: &Apply<'_>,
     framework: FrameworkId,
     planned: &Planned,
+    draft: &mut Draft,
 ) -> Result<Granted, Dropped> {
     if let Some((reason, message)) = &planned.dropped {
         return Err((*reason, message.clone()));
@@ -147,32 +263,71 @@ fn check(
         .ok_or_else(|| (Reason::SpecUnknown, format!("spec {digest} was not defined")))?;
     validate_launch(&planned.launch, spec)
         .map_err(|error| (Reason::InvalidSpec, error.to_string()))?;
-    if let TaskBody::Wasm { component, .. } = &spec.body {
-        match state.components.get(component).map(|component| component.world) {
-            Some(World::Command) => {}
-            Some(world) => {
-                let message = format!("component {component} is a {}, not a command", world.name());
-                return Err((Reason::ComponentUnknown, message));
-            }
-            None => {
-                let message = format!("component {component} was not uploaded");
-                return Err((Reason::ComponentUnknown, message));
+    let agent = planned.agent;
+    let mut needed = spec.resources;
+    match &spec.body {
+        TaskBody::Native(_) => {}
+        TaskBody::Wasm { component, .. } => check_world(apply, component, World::Command)?,
+        TaskBody::Executor(task) => {
+            check_world(apply, &task.component, World::Executor)?;
+            if !has_executor(apply, framework, agent, task, draft)? {
+                needed = needed.plus(task.resources);
             }
         }
     }
-    let agent = planned.agent;
     let unavailable = |why: &str| (Reason::AgentUnavailable, format!("agent {agent} {why}"));
     let reachable =
         state.agents.get(&agent).ok_or_else(|| unavailable("is not known"))?.unreachable_ms;
     if reachable.is_some() {
         return Err(unavailable("does not answer"));
     }
-    let free = apply.free(agent).unwrap_or(Quantities::ZERO);
-    if !free.contains(spec.resources) {
-        let message = format!("{} are needed, {free} are free on {agent}", spec.resources);
+    let taken = draft.taken.get(&agent).copied().unwrap_or_default();
+    let free = apply.free(agent).unwrap_or(Quantities::ZERO).minus(taken);
+    if !free.contains(needed) {
+        let message = format!("{needed} are needed, {free} are free on {agent}");
         return Err((Reason::NotEnough, message));
     }
+    draft.taken.insert(agent, taken.plus(needed));
+    if let TaskBody::Executor(task) = &spec.body {
+        draft.executors.insert((agent, task.executor.clone()), Arc::clone(spec));
+    }
     Ok(Granted { charge: spec.resources, name: spec.name.clone() })
+}
+
+fn check_world(apply: &Apply<'_>, component: &Digest, needed: World) -> Result<(), Dropped> {
+    match apply.state.components.get(component).map(|component| component.world) {
+        Some(world) if world == needed => Ok(()),
+        Some(world) => {
+            let (world, needed) = (world.name(), needed.name());
+            let message = format!("component {component} is a {world}, not a {needed}");
+            Err((Reason::ComponentUnknown, message))
+        }
+        None => {
+            let message = format!("component {component} was not uploaded");
+            Err((Reason::ComponentUnknown, message))
+        }
+    }
+}
+
+/// Whether the executor lives on the agent already, or is about to by this unit.
+fn has_executor(
+    apply: &Apply<'_>,
+    framework: FrameworkId,
+    agent: AgentId,
+    task: &ExecutorTask,
+    draft: &Draft,
+) -> Result<bool, Dropped> {
+    let id = &task.executor;
+    let differs = |what: &str| {
+        let message = format!("executor {id} lives on {agent} with another {what}; use that, or another executor's name");
+        (Reason::InvalidSpec, message)
+    };
+    if let Some(executor) = apply.state.executor(framework, agent, id) {
+        return executor.differs(task).map_or(Ok(true), |what| Err(differs(what)));
+    }
+    let begun = draft.executors.get(&(agent, id.clone())).map(|spec| &spec.body);
+    let Some(TaskBody::Executor(begun)) = begun else { return Ok(false) };
+    Executor::of(begun).differs(task).map_or(Ok(true), |what| Err(differs(what)))
 }
 
 /// The planned launch of a message.
@@ -185,6 +340,7 @@ pub(super) fn decode(launch: v1::PlannedLaunch) -> Result<Planned, WireError> {
         launch: launch.launch.ok_or_else(|| WireError::missing("launch"))?.try_into()?,
         agent: AgentId(launch.agent),
         dropped,
+        group: launch.group,
+        gang: launch.gang,
     })
 }
-

@@ -7,7 +7,7 @@ use crate::codec;
 use crate::effect::{CommandResult, Effect};
 use crate::limits::{AGENT_KEY_BYTES_MAX, AGENTS_MAX};
 use crate::state::Agent;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use tessera_types::{AgentId, Quantities};
 use tessera_wire::v1;
 
@@ -49,6 +49,7 @@ pub(super) fn run(
         unreachable_ms: None,
         charged: Quantities::ZERO,
         tasks: BTreeSet::new(),
+        executors: BTreeMap::new(),
     });
     agent.boot = command.boot;
     agent.hostname.clone_from(&description.hostname);

@@ -3,6 +3,7 @@
 //! Invariants: at most one batch or turn of a framework is under way; durable events come from rows and
 //! before all others; nothing goes to an instance of another epoch.
 
+use super::executors::ExecutorEvents;
 use super::{Desk, Pending};
 use crate::api::FetchRefusal;
 use crate::limits::{FAILURE_RECORD_MS, NOTICES_MAX, REPEAT_WAIT_MS};
@@ -37,6 +38,7 @@ pub(super) struct Outstanding {
     rescinded: Vec<OfferId>,
     offers: Vec<Offer>,
     notices: Vec<TaskStatus>,
+    executor_events: Vec<Event>,
     again: bool,
 }
 
@@ -75,6 +77,7 @@ pub(crate) struct Instance {
     pub(super) rescinded: Vec<OfferId>,
     pub(super) agents: BTreeSet<AgentId>,
     pub(super) notices: VecDeque<TaskStatus>,
+    pub(super) executor_events: ExecutorEvents,
     /// Tasks after this one are still to be reported: a question for all.
     pub(super) reconcile_all: Option<Option<TaskId>>,
     pub(super) http: VecDeque<u64>,
@@ -193,7 +196,9 @@ impl Desk<'_> {
         }
         instance.fetched = false;
         let lost = match lost {
-            Some(lost) if !anew => {
+            Some(mut lost) if !anew => {
+                // It may have been handled after all, and messages are delivered once.
+                lost.executor_events.retain(|event| !matches!(event, Event::Message(_)));
                 self.take_back(id, lost);
                 None
             }
@@ -228,6 +233,9 @@ impl Desk<'_> {
         for status in lost.notices.into_iter().rev() {
             instance.notices.push_front(status);
         }
+        let events = lost.executor_events.into_iter().rev();
+        let room = events.map(|event| instance.executor_events.push_front(event));
+        leader.messages_dropped += room.filter(|room| !room).count() as u64;
         instance.first = instance.first.or(lost.first);
         instance.again |= lost.again;
         instance.agents.extend(lost.agents);
@@ -378,6 +386,12 @@ impl Desk<'_> {
                 break;
             }
             instance.reconcile_all = Some(Some(task.clone()));
+        }
+        while let Some(event) = instance.executor_events.front() {
+            if !batch.push(event) {
+                break;
+            }
+            carried.executor_events.extend(instance.executor_events.pop());
         }
         while let Some(request) = instance.http.front().copied() {
             if let Some(waiter) = self.leader.waiters.by_request.get(&request) {

@@ -4,10 +4,12 @@
 //! needed after a failover; every input ends in [`Desk::settle`], which looks at what is to be and
 //! does what is undone, so that a new leader has no path of its own. Must never change the state.
 
+mod executors;
 mod http;
 mod instances;
 mod offers;
 mod placement;
+mod plan;
 mod requests;
 mod results;
 mod sessions;
@@ -45,6 +47,8 @@ pub(crate) struct Leader {
     pub(crate) offers: Offers,
     pub(crate) waiters: Waiters,
     pub(crate) pending: BTreeMap<u64, Pending>,
+    /// Messages between schedulers and executors that could not be delivered.
+    pub(crate) messages_dropped: u64,
     dirty_frameworks: BTreeSet<FrameworkId>,
     dirty_links: BTreeSet<AgentId>,
     allocate: bool,
@@ -94,6 +98,7 @@ impl Leader {
             offers: Offers::default(),
             waiters: Waiters::default(),
             pending: BTreeMap::new(),
+            messages_dropped: 0,
             dirty_frameworks: state.frameworks.keys().copied().collect(),
             dirty_links: BTreeSet::new(),
             allocate: true,

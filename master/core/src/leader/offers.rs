@@ -145,6 +145,18 @@ impl Desk<'_> {
         }
     }
 
+    /// Offers of an agent of which more was charged than had been accepted: an executor ended while a
+    /// task of it was being launched, and was charged anew.
+    pub(super) fn withdraw_excess(&mut self, agent: AgentId) {
+        let Some(row) = self.state.agents.get(&agent) else { return };
+        let standing = self.leader.offers.standing_of(agent);
+        let accepting = self.leader.offers.held_of(agent).minus(standing);
+        let free = row.resources.total.minus(row.charged).minus(accepting);
+        if standing != Quantities::ZERO && !free.contains(standing) {
+            self.withdraw_agent(agent);
+        }
+    }
+
     /// Take back an offer that its framework gives up, and do not offer the same for a while.
     pub(super) fn decline(&mut self, framework: FrameworkId, offer: OfferId, refuse_ms: u64) {
         let offers = &mut self.leader.offers;

@@ -192,7 +192,8 @@ impl Desk<'_> {
             Some(In::InstanceReady(ready)) => self.on_instance_ready(agent, &ready),
             Some(In::InstanceFailed(failed)) => self.on_instance_failed(agent, failed),
             Some(In::Turn(turn)) => self.on_turn(session, agent, turn),
-            Some(In::FromExecutor(_) | In::ExecutorLost(_)) => Ok(()),
+            Some(In::FromExecutor(message)) => self.on_from_executor(agent, message),
+            Some(In::ExecutorLost(lost)) => self.on_executor_lost(agent, lost),
             Some(In::Register(_)) => Err(WireError::new("register", "only as the first message")),
             None => Err(WireError::missing("message")),
         };

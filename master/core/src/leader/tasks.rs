@@ -243,5 +243,7 @@ fn desired_task(
         role: owner.role.to_string(),
         launch: Some((&task.launch).into()),
         spec: spec.encoded.to_vec(),
-        kill_grace_ms: task.kill.map(|kill| kill.grace_ms), ..Default::default() })
+        kill_grace_ms: task.kill.map(|kill| kill.grace_ms),
+        group: task.group,
+    })
 }

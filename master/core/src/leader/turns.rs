@@ -1,24 +1,21 @@
-//! Turns: fenced, planned, proposed or read, answered.
+//! Turns: fenced, proposed or read, answered.
 //!
 //! Invariants: a turn counts only from the agent that hosts its framework under its epoch; a repeated
 //! turn is answered as the first time; what a plan takes from offers is either charged or given back;
 //! an answer leaves only after its commit or after a read that proves that nothing was overtaken.
 
-use super::http::request_hash;
+use super::plan::After;
 use super::{Desk, Pending};
 use crate::api::Output;
 use crate::commands::validate_turn;
 use crate::effect::CommandResult;
 use crate::limits::COMMAND_BYTES_MAX;
 use prost::Message;
-use std::collections::BTreeSet;
-use tessera_types::limits::TIMER_MIN_MS;
 use tessera_types::{
-    AgentId, Digest, Epoch, Filters, FrameworkId, HttpAnswer, Launch, OfferId, Operation,
-    Quantities, Reason, TaskId, Turn, TurnNumber, TurnOutcome, TurnRefusal,
+    AgentId, Digest, Epoch, FrameworkId, HttpAnswer, Turn, TurnNumber, TurnOutcome, TurnRefusal,
 };
-use tessera_wire::v1::{self, master_message::Message as Out, planned_operation::Operation as Planned};
-use tessera_wire::{WireError, decode_spec};
+use tessera_wire::WireError;
+use tessera_wire::v1::{self, master_message::Message as Out};
 
 /// A turn that waits for its commit, or for a read.
 #[derive(Debug)]
@@ -33,25 +30,6 @@ pub(crate) struct PendingTurn {
     after: After,
     /// For a turn that is only read.
     answers: Vec<(u64, HttpAnswer)>,
-}
-
-/// What is done once the turn stands.
-#[derive(Debug, Default)]
-struct After {
-    declines: Vec<(OfferId, u64)>,
-    rests: Vec<(AgentId, Quantities, u64)>,
-    revive: bool,
-    again: bool,
-    reconcile: Vec<TaskId>,
-    reconcile_all: bool,
-}
-
-#[derive(Default)]
-struct Plan {
-    operations: Vec<v1::PlannedOperation>,
-    accepted: Vec<(FrameworkId, AgentId, Quantities)>,
-    answers: Vec<(u64, HttpAnswer)>,
-    after: After,
 }
 
 impl Desk<'_> {
@@ -114,8 +92,10 @@ impl Desk<'_> {
             self.refuse_turn(id, session, result(TurnOutcome::Refused(refusal)), &[]);
             return Ok(());
         }
-        let http = match instance.outstanding.take() {
-            Some(sent) if sent.time_ms == header.time_ms => sent.http,
+        let sent = instance.outstanding.take();
+        let first = sent.as_ref().is_some_and(|sent| sent.time_ms == header.time_ms);
+        let http = match sent {
+            Some(sent) if first => sent.http,
             // A repeated turn: the worker passes over the batch that was sent meanwhile.
             Some(sent) => {
                 self.take_back(id, sent);
@@ -129,7 +109,7 @@ impl Desk<'_> {
         };
         let submitted = Turn::try_from(turn)
             .map_err(malformed)
-            .and_then(|turn| self.submit(session, turn, hash, http.clone()));
+            .and_then(|turn| self.submit((session, first), turn, hash, http.clone()));
         if let Err(refusal) = submitted {
             self.refuse_turn(id, session, result(TurnOutcome::Refused(refusal)), &http);
         }
@@ -148,7 +128,7 @@ impl Desk<'_> {
 
     fn submit(
         &mut self,
-        session: u64,
+        (session, first): (u64, bool),
         turn: Turn,
         hash: Vec<u8>,
         http: Vec<u64>,
@@ -164,7 +144,12 @@ impl Desk<'_> {
             writes: turn.writes.iter().map(Into::into).collect(),
             specs: self.new_specs(id, &turn), ..Default::default() };
         validate_turn(&command)?;
-        let plan = self.plan(&turn);
+        let mut plan = self.plan(&turn);
+        if !first && !turn.changes_state() {
+            // Nothing tells whether its messages were sent already, and they are sent at most once.
+            let messages = std::mem::take(&mut plan.after.messages);
+            self.leader.messages_dropped += messages.len() as u64;
+        }
         command.operations = plan.operations;
         if command.encoded_len() > COMMAND_BYTES_MAX {
             let text = format!("a turn takes at most {COMMAND_BYTES_MAX} bytes of the log");
@@ -189,7 +174,7 @@ impl Desk<'_> {
             if !plan.accepted.is_empty() {
                 self.leader.offers.accepting.insert(ticket, plan.accepted);
             }
-        } else if plan.answers.is_empty() {
+        } else if plan.answers.is_empty() && pending.after.messages.is_empty() {
             self.note_taken(session, &turn);
             self.turn_stands(&pending, pending.number);
             return Ok(());
@@ -212,181 +197,13 @@ impl Desk<'_> {
         }
     }
 
-    /// Specs that the state does not hold yet. Those that break a rule are left out; their launches are
-    /// dropped by the plan.
-    fn new_specs(&self, id: FrameworkId, turn: &Turn) -> Vec<v1::SpecBytes> {
-        let known = self.state.frameworks.get(&id);
-        let mut seen = BTreeSet::new();
-        turn.specs
-            .iter()
-            .filter(|(digest, encoded)| {
-                !known.is_some_and(|framework| framework.specs.contains_key(digest))
-                    && seen.insert(*digest)
-                    && decode_spec(encoded).is_ok()
-            })
-            .map(|(digest, encoded)| v1::SpecBytes {
-                digest: digest.0.to_vec(),
-                encoded: encoded.clone(),
-            })
-            .collect()
-    }
-
-    fn plan(&mut self, turn: &Turn) -> Plan {
-        let mut plan = Plan::default();
-        let changes = turn.changes_state();
-        for operation in &turn.operations {
-            match operation {
-                Operation::Accept { offers, launches, filters, gang: _ } => {
-                    let launches: Vec<_> = launches.iter().map(|m| m.launch.clone()).collect();
-                    self.plan_accept(turn, &mut plan, offers, &launches, *filters);
-                }
-                Operation::Decline { offers, filters } => {
-                    let declines = offers.iter().map(|offer| (*offer, filters.refuse_ms));
-                    plan.after.declines.extend(declines);
-                }
-                Operation::Revive => {
-                    plan.after.revive = true;
-                    plan.push(Planned::Suppress(false));
-                }
-                Operation::Suppress => plan.push(Planned::Suppress(true)),
-                Operation::Kill { task, grace_ms } => plan.push(Planned::Kill(v1::Kill {
-                    task: task.to_string(),
-                    grace_ms: *grace_ms,
-                })),
-                Operation::Reconcile { tasks } if tasks.is_empty() => {
-                    plan.after.reconcile_all = true;
-                }
-                Operation::Reconcile { tasks } => plan.after.reconcile.extend(tasks.iter().cloned()),
-                Operation::SetTimer { id, due_ms } => plan.push(Planned::SetTimer(v1::TimerEvent {
-                    id: id.clone(),
-                    due_ms: (*due_ms).max(turn.header.time_ms.saturating_add(TIMER_MIN_MS)),
-                })),
-                Operation::CancelTimer { id } => plan.push(Planned::CancelTimer(id.clone())),
-                Operation::Respond { request, answer } => {
-                    self.plan_answer(turn, &mut plan, changes, *request, answer);
-                }
-                Operation::CallAgain => plan.after.again = true,
-                Operation::SendMessage(_) | Operation::ShutdownExecutor { .. } => {}
-            }
-        }
-        plan
-    }
-
-    fn plan_answer(
-        &self,
-        turn: &Turn,
-        plan: &mut Plan,
-        changes: bool,
-        request: u64,
-        answer: &HttpAnswer,
-    ) {
-        let waiter = self.leader.waiters.by_request.get(&request);
-        let Some(waiter) = waiter.filter(|w| w.framework == turn.header.framework) else { return };
-        if !changes {
-            plan.answers.push((request, answer.clone()));
-            return;
-        }
-        let key = waiter.request.idempotency_key.clone();
-        plan.push(Planned::Answer(v1::PlannedAnswer {
-            request,
-            answer: Some(answer.into()),
-            principal: waiter.request.principal.clone(),
-            request_hash: match key {
-                Some(_) => request_hash(&waiter.request).0.to_vec(),
-                None => Vec::new(),
-            },
-            idempotency_key: key.unwrap_or_default(),
-        }));
-    }
-
-    fn plan_accept(
-        &mut self,
-        turn: &Turn,
-        plan: &mut Plan,
-        offers: &[OfferId],
-        launches: &[Launch],
-        filters: Filters,
-    ) {
-        let id = turn.header.framework;
-        if launches.is_empty() {
-            plan.after.declines.extend(offers.iter().map(|offer| (*offer, filters.refuse_ms)));
-            return;
-        }
-        let (agent, mut left) = match self.take_offers(id, offers) {
-            Ok(taken) => taken,
-            Err(message) => {
-                for launch in launches {
-                    plan.launch(launch, AgentId(0), Some((Reason::InvalidOffer, &message)));
-                }
-                // Whatever of them does stand is given back.
-                plan.after.declines.extend(offers.iter().map(|offer| (*offer, 0)));
-                return;
-            }
-        };
-        plan.accepted.push((id, agent, left));
-        for launch in launches {
-            match self.needs(turn, launch) {
-                Err(message) => {
-                    plan.launch(launch, agent, Some((Reason::InvalidSpec, &message)));
-                }
-                Ok(Some(needs)) if !left.contains(needs) => {
-                    let message = format!("{needs} are needed, {left} are left of the offer");
-                    plan.launch(launch, agent, Some((Reason::NotEnough, &message)));
-                }
-                Ok(needs) => {
-                    left = left.minus(needs.unwrap_or(Quantities::ZERO));
-                    plan.launch(launch, agent, None);
-                }
-            }
-        }
-        plan.after.rests.push((agent, left, filters.refuse_ms));
-    }
-
-    /// Take offers of one agent off the table: the agent, and how much they are together.
-    fn take_offers(
-        &mut self,
-        framework: FrameworkId,
-        offers: &[OfferId],
-    ) -> Result<(AgentId, Quantities), String> {
-        let standing = &mut self.leader.offers.standing;
-        let mut taken: Option<(AgentId, Quantities)> = None;
-        let mut seen = BTreeSet::new();
-        for offer in offers {
-            let found = standing.get(offer).filter(|found| found.framework == framework);
-            let Some(found) = found else {
-                return Err(format!("offer {offer} is unknown, was used before, or has expired"));
-            };
-            if !seen.insert(*offer) {
-                return Err(format!("offer {offer} is named twice"));
-            }
-            let (agent, sum) = taken.unwrap_or((found.agent, Quantities::ZERO));
-            if agent != found.agent {
-                return Err(format!("offer {offer} is of {}, another one of {agent}", found.agent));
-            }
-            taken = Some((agent, sum.plus(found.quantities)));
-        }
-        for offer in offers {
-            standing.remove(offer);
-        }
-        taken.ok_or_else(|| "no offer is named".to_owned())
-    }
-
-    /// What a launch needs; none if its spec is not known, which the commit will find.
-    fn needs(&self, turn: &Turn, launch: &Launch) -> Result<Option<Quantities>, String> {
-        let known = self.state.frameworks.get(&turn.header.framework);
-        if let Some(spec) = known.and_then(|framework| framework.specs.get(&launch.spec)) {
-            return Ok(Some(spec.spec.resources));
-        }
-        let Some((_, encoded)) = turn.specs.iter().find(|(digest, _)| *digest == launch.spec) else {
-            return Ok(None);
-        };
-        decode_spec(encoded).map(|spec| Some(spec.resources)).map_err(|error| error.to_string())
-    }
-
     /// A turn was committed or refused.
     pub(super) fn turn_done(&mut self, ticket: u64, pending: &PendingTurn, result: CommandResult) {
         if self.leader.offers.accepting.remove(&ticket).is_some() {
             self.leader.allocate = true;
+        }
+        for agent in &pending.after.executors_on {
+            self.withdraw_excess(*agent);
         }
         let outcome = match result {
             CommandResult::Turn(outcome) => outcome,
@@ -440,6 +257,9 @@ impl Desk<'_> {
         }
         if after.revive {
             self.revive(id);
+        }
+        for message in &after.messages {
+            self.send_to_executor(id, message);
         }
         let named: Vec<_> = after
             .reconcile
@@ -514,19 +334,4 @@ fn turn_result(id: FrameworkId, epoch: Epoch, number: TurnNumber, outcome: &Turn
         number: number.0,
         outcome: Some(outcome.into()),
     })
-}
-
-impl Plan {
-    fn push(&mut self, operation: Planned) {
-        self.operations.push(v1::PlannedOperation { operation: Some(operation) });
-    }
-
-    fn launch(&mut self, launch: &Launch, agent: AgentId, dropped: Option<(Reason, &str)>) {
-        let (reason, message) = dropped.unwrap_or((Reason::None, ""));
-        self.push(Planned::Launch(v1::PlannedLaunch {
-            launch: Some(launch.into()),
-            agent: agent.0,
-            drop_reason: reason.code().to_owned(),
-            drop_message: message.to_owned(), ..Default::default() }));
-    }
 }
