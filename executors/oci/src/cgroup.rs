@@ -223,8 +223,25 @@ impl Cgroups {
         for path in self.directories(name)? {
             make(&path)?;
         }
+        self.pass_down(name)?;
         self.set_limits(name, limits)?;
         self.files(name)
+    }
+
+    /// Let the groups above a nested one hand their v2 controllers down to it. Such groups have groups in
+    /// them and no processes of their own, as v2 demands.
+    fn pass_down(&self, name: &str) -> Result<(), CgroupError> {
+        let (Some(mount), Some((parents, _))) = (&self.v2, name.rsplit_once('/')) else {
+            return Ok(());
+        };
+        let mut level = mount.join(&self.root);
+        for part in parents.split('/') {
+            level.push(part);
+            for name in &self.v2_controllers {
+                enable(&level, name)?;
+            }
+        }
+        Ok(())
     }
 
     /// A group without limits, for processes that only have to be out of another group.
@@ -328,12 +345,27 @@ impl Cgroups {
             });
             let whole = path.join("memory.oom.group");
             let memory = MemController::new(path, base, v2);
-            memory.set_limit(bytes).map_err(refused("memory limit"))?;
-            // Swap accounting may be switched off; then there is no file and nothing to limit.
-            if swap.exists() {
+            let set_swap = || -> Result<(), CgroupError> {
+                // Swap accounting may be switched off; then there is no file and nothing to limit.
+                if !swap.exists() {
+                    return Ok(());
+                }
                 memory
                     .set_memswap_limit(if v2 { 0 } else { bytes })
-                    .map_err(refused("swap limit"))?;
+                    .map(drop)
+                    .map_err(refused("swap limit"))
+            };
+            // In v1 memory and swap together are never less than memory: which one has to move first
+            // depends on the direction.
+            let grows = !v2
+                && fs::read_to_string(&swap)
+                    .is_ok_and(|now| now.trim().parse::<i64>().is_ok_and(|now| now < bytes));
+            if grows {
+                set_swap()?;
+            }
+            memory.set_limit(bytes).map_err(refused("memory limit"))?;
+            if !grows {
+                set_swap()?;
             }
             if v2 && whole.exists() {
                 fs::write(&whole, "1").map_err(|source| CgroupError::Io {
