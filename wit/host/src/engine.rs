@@ -21,6 +21,11 @@ const WASM_STACK_BYTES: usize = 512 << 10;
 pub const THREAD_STACK_BYTES: usize = 2 << 20;
 /// Frames of a trap that are told: a guest writes its own panic texts.
 const BACKTRACE_FRAMES: NonZeroUsize = NonZeroUsize::new(8).unwrap();
+/// For tests of upgrades only: its value is appended to the key of the engine, which is then another
+/// one. At most [`KEY_SUFFIX_MAX`] of `a-z 0-9` count.
+const KEY_SUFFIX: &str = "TESSERA_ENGINE_KEY_SUFFIX";
+/// Characters of the suffix: the key stays part of file names.
+const KEY_SUFFIX_MAX: usize = 8;
 /// Time between two epochs, and so between two looks at a guest's CPU time.
 pub const EPOCH: Duration = Duration::from_millis(10);
 /// Epochs without a guest after which the ticker sleeps: an idle worker costs nothing.
@@ -69,9 +74,16 @@ pub fn engine_key(engine: &Engine) -> String {
     let mut hasher = std::hash::SipHasher::new();
     engine.precompile_compatibility_hash().hash(&mut hasher);
     format!(
-        "wasmtime-{RUNTIME_VERSION}-{POLICY}-{:016x}",
-        hasher.finish()
+        "wasmtime-{RUNTIME_VERSION}-{POLICY}-{:016x}{}",
+        hasher.finish(),
+        key_suffix()
     )
+}
+
+fn key_suffix() -> String {
+    let given = std::env::var(KEY_SUFFIX).unwrap_or_default();
+    let plain = |c: &char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    given.chars().filter(plain).take(KEY_SUFFIX_MAX).collect()
 }
 
 #[derive(Debug, Default)]
