@@ -15,7 +15,7 @@ use tessera_types::{
 };
 use tessera_wire::v1;
 use tessera_wit_host::{
-    Limits, Scheduler, SchedulerHost, SchedulerImage, Start, State, THREAD_STACK_BYTES, Ticker,
+    Scheduler, SchedulerHost, SchedulerImage, Start, State, THREAD_STACK_BYTES, Ticker,
     new_engine,
 };
 use wasmtime::component::Component;
@@ -120,7 +120,7 @@ fn load(component: &Path) -> Result<SchedulerImage, String> {
     let component =
         Component::from_binary(&engine, &bytes).map_err(|error| format!("{error:#}"))?;
     let ticker = Arc::new(Ticker::start(&engine).map_err(|error| error.to_string())?);
-    let host = SchedulerHost::new(&engine, ticker, thread::CONTROL, Limits::default())
+    let host = SchedulerHost::new(&engine, ticker, thread::CONTROL)
         .map_err(|error| error.to_string())?;
     host.link(&component).map_err(|failure| failure.to_string())
 }
@@ -128,7 +128,7 @@ fn load(component: &Path) -> Result<SchedulerImage, String> {
 fn build(image: &SchedulerImage) -> Result<Scheduler, String> {
     let start = Start {
         seed: 1,
-        config: Vec::new(),
+        ..Start::default()
     };
     image
         .build(&start, State::default())

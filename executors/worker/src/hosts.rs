@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tessera_types::Digest;
-use tessera_wit_host::{Limits, SchedulerHost, TaskHost, Ticker, new_engine};
+use tessera_wit_host::{ExecutorHost, Limits, SchedulerHost, TaskHost, Ticker, new_engine};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
@@ -29,6 +29,8 @@ pub struct Hosts {
     pub engine: Engine,
     /// Links schedulers.
     pub schedulers: SchedulerHost,
+    /// Links executors.
+    pub executors: ExecutorHost,
     /// Links tasks.
     pub tasks: TaskHost,
     /// The way to the agent.
@@ -44,12 +46,14 @@ impl Hosts {
     pub fn new(limits: Limits) -> wasmtime::Result<Self> {
         let engine = new_engine()?;
         let ticker = Arc::new(Ticker::start(&engine)?);
-        let schedulers = SchedulerHost::new(&engine, ticker.clone(), thread::CONTROL, limits)?;
+        let schedulers = SchedulerHost::new(&engine, ticker.clone(), thread::CONTROL)?;
+        let executors = ExecutorHost::new(&engine, ticker.clone(), thread::CONTROL)?;
         let tasks = TaskHost::new(&engine, ticker, limits)?;
         let outbox = Arc::new(Outbox::default());
         Ok(Self {
             engine,
             schedulers,
+            executors,
             tasks,
             outbox,
             images: Mutex::default(),

@@ -19,9 +19,9 @@ use tessera_types::{
     Digest, Epoch, Event, FrameworkId, KeyWrite, TurnHeader, TurnNumber, TurnOutcome, TurnRefusal,
 };
 use tessera_wire::v1::from_worker::Message;
-use tessera_wire::{WireError, v1};
+use tessera_wire::{WireError, effective_limits, v1};
 use tessera_wit_host::{
-    Failure, Logged, Scheduler, SchedulerImage, Start, State, THREAD_STACK_BYTES, rebuild_backoff,
+    Failure, Limits, Logged, Scheduler, SchedulerImage, Start, State, THREAD_STACK_BYTES, rebuild_backoff,
 };
 
 /// Messages that may wait for an instance: one batch, one result and the chunks of a state that is
@@ -270,6 +270,8 @@ impl Life {
                 .iter()
                 .map(|p| (p.key.clone(), p.value.clone()))
                 .collect(),
+            limits: Limits::of(&effective_limits(&self.desired.limits)),
+            migrate_from: self.desired.migrate_from,
         };
         let image = match self.link() {
             Ok(image) => image,
@@ -474,7 +476,8 @@ impl Life {
     }
 }
 
-fn now_ms() -> u64 {
+/// Time of this machine, for log lines that belong to no turn.
+pub fn now_ms() -> u64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

@@ -77,7 +77,7 @@ impl Judge {
         let ticker =
             Ticker::start(&engine).map_err(|error| JudgeError::Engine(error.to_string()))?;
         let (ticker, limits) = (Arc::new(ticker), Limits::default());
-        let schedulers = SchedulerHost::new(&engine, ticker.clone(), thread::CONTROL, limits);
+        let schedulers = SchedulerHost::new(&engine, ticker.clone(), thread::CONTROL);
         let tasks = TaskHost::new(&engine, ticker, limits).map_err(fault)?;
         Ok(Self {
             schedulers: schedulers.map_err(fault)?,

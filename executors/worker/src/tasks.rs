@@ -69,6 +69,7 @@ fn ended(key: &Key, end: &TaskEnd) -> WasmTaskState {
                 F::Limit(_) => Reason::GuestLimit,
                 F::Trapped(_) | F::Guest(_) => Reason::Trapped,
                 F::Unusable(_) => Reason::LaunchFailed,
+                F::NoRoom(_) => Reason::WorkerLost,
             };
             state(key, TaskState::TaskFailed, reason, &failure.to_string())
         }

@@ -22,6 +22,7 @@ impl From<Refused> for wit::Error {
         match refused {
             Refused::Invalid(_) => Self::Invalid(text),
             Refused::NotFound(_) => Self::NotFound(text),
+            Refused::Denied(_) => Self::Denied(text),
             Refused::Limit(_) => Self::Limit(text),
             Refused::Unsupported(_) => Self::Unsupported(text),
         }

@@ -8,8 +8,9 @@
 use crate::limits::{LimitPassed, Limits};
 use std::collections::{BTreeMap, BTreeSet};
 use tessera_types::{
-    Digest, Filters, HttpAnswer, InvalidSpec, Launch, OfferId, Member, Operation, ResourcesError, TaskId,
-    TaskSpec, TimeMs, limits, validate_launch, validate_spec,
+    AgentId, Digest, ExecutorId, ExecutorMessage, Filters, HttpAnswer, InvalidSpec, Launch, LimitName,
+    Member, OfferId, Operation, ResourcesError, TaskId, TaskSpec, TimeMs, limits, validate_launch,
+    validate_spec,
 };
 
 /// Why a call was not taken.
@@ -21,6 +22,9 @@ pub enum Refused {
     /// The thing named does not exist.
     #[error("{0}")]
     NotFound(String),
+    /// It may not be called now.
+    #[error("{0}")]
+    Denied(String),
     /// A limit would be passed.
     #[error(transparent)]
     Limit(#[from] LimitPassed),
@@ -44,7 +48,13 @@ fn invalid<T>(field: &str, rule: &str) -> Result<T, Refused> {
     Err(Refused::Invalid(format!("{field}: {rule}")))
 }
 
-fn limit<T>(name: &'static str, max: impl std::fmt::Display) -> Result<T, Refused> {
+/// A limit with a row in the table.
+fn limit<T>(name: LimitName, max: usize) -> Result<T, Refused> {
+    Err(LimitPassed::of(name, format!("at most {max}")).into())
+}
+
+/// A limit that is the same for everybody.
+fn fixed<T>(name: &'static str, max: usize) -> Result<T, Refused> {
     Err(LimitPassed::new(name, format!("at most {max}")).into())
 }
 
@@ -99,6 +109,33 @@ impl SpecBook {
     }
 }
 
+/// The launches of one accept, in order, with the task groups that they are in.
+#[derive(Debug, Default)]
+pub(crate) struct Groups {
+    members: Vec<Member>,
+    /// Groups so far.
+    count: u32,
+}
+
+impl Groups {
+    /// A launch of its own.
+    pub(crate) fn single(&mut self, launch: Launch) {
+        self.members.push(launch.into());
+    }
+
+    /// Launches that are launched all or none, and end together.
+    pub(crate) fn together(&mut self, launches: Vec<Launch>) -> Result<(), Refused> {
+        if launches.is_empty() {
+            return invalid("operations.launch-group", "at least one launch");
+        }
+        self.count += 1;
+        let group = self.count;
+        let members = launches.into_iter();
+        self.members.extend(members.map(|launch| Member { launch, group }));
+        Ok(())
+    }
+}
+
 /// One turn under construction, and what the instance carries from turn to turn for it.
 #[derive(Debug)]
 pub(crate) struct Draft {
@@ -107,6 +144,14 @@ pub(crate) struct Draft {
     open_requests: BTreeSet<u64>,
     /// Added to `after` by `set_timer`; zero during `init`, whose turn has no time yet.
     time_ms: TimeMs,
+    /// Nothing may be enqueued: the instance migrates.
+    closed: bool,
+    /// Task groups so far.
+    groups: u32,
+    /// Gangs so far.
+    gangs: u32,
+    /// The last gang is open: every accept belongs to it.
+    in_gang: bool,
     operations: Vec<Operation>,
     /// Operations, with each launch of an accept counted.
     count: usize,
@@ -128,6 +173,10 @@ impl Draft {
             book: SpecBook::default(),
             open_requests: BTreeSet::new(),
             time_ms: 0,
+            closed: false,
+            groups: 0,
+            gangs: 0,
+            in_gang: false,
             operations: Vec::new(),
             count: 0,
             bytes: 0,
@@ -137,6 +186,16 @@ impl Draft {
             named: BTreeSet::new(),
             named_bytes: 0,
         }
+    }
+
+    /// From here on these limits hold; what is enqueued already stays.
+    pub(crate) const fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
+    /// From here on nothing may be enqueued.
+    pub(crate) const fn close(&mut self) {
+        self.closed = true;
     }
 
     /// The turn with this time begins. What `init` enqueued stays and gets the turn's time.
@@ -152,7 +211,7 @@ impl Draft {
     /// A request arrived; the oldest one without an answer is forgotten when there are too many.
     pub(crate) fn open_request(&mut self, id: u64) {
         self.open_requests.insert(id);
-        if self.open_requests.len() > self.limits.open_requests {
+        while self.open_requests.len() > self.limits.open_requests {
             self.open_requests.pop_first();
         }
     }
@@ -160,6 +219,8 @@ impl Draft {
     /// The turn has ended.
     pub(crate) fn finish(&mut self) -> Finished {
         (self.count, self.bytes, self.calls_again) = (0, 0, false);
+        // A gang that was left open ends with its turn.
+        (self.groups, self.gangs, self.in_gang) = (0, 0, false);
         (self.defined, self.defined_bytes, self.named_bytes) = (0, 0, 0);
         let operations = std::mem::take(&mut self.operations);
         let specs = std::mem::take(&mut self.named)
@@ -175,50 +236,61 @@ impl Draft {
     }
 
     fn push(&mut self, operation: Operation) -> Result<(), Refused> {
+        self.check_open()?;
         let count = self.count
             + match &operation {
                 Operation::Accept { launches, .. } => launches.len().max(1),
                 _ => 1,
             };
+        let max = self.limits.turn_operations;
         let reserved = match &operation {
             Operation::Respond { .. } => 0,
-            _ => self.open_requests.len().min(ANSWERS_RESERVED),
+            _ => self.open_requests.len().min(ANSWERS_RESERVED).min(max / 2),
         };
-        if count > limits::TURN_OPERATIONS_MAX - reserved {
-            return limit("turn-operations", limits::TURN_OPERATIONS_MAX);
+        if count > max - reserved {
+            return limit(LimitName::TurnOperations, max);
         }
         let bytes = self.bytes + size(&operation);
-        if bytes > self.limits.operation_bytes {
-            return limit("turn-operation-bytes", self.limits.operation_bytes);
+        if bytes > self.limits.turn_operation_bytes {
+            return limit(LimitName::TurnOperationBytes, self.limits.turn_operation_bytes);
         }
         (self.count, self.bytes) = (count, bytes);
         self.operations.push(operation);
         Ok(())
     }
 
+    fn check_open(&self) -> Result<(), Refused> {
+        if self.closed {
+            let text = "a migration may use nothing but state and log";
+            return Err(Refused::Denied(text.to_owned()));
+        }
+        Ok(())
+    }
+
     /// Check a spec, and remember it under its digest.
     pub(crate) fn define(&mut self, spec: TaskSpec) -> Result<Digest, Refused> {
+        self.check_open()?;
         validate_spec(&spec)?;
         let encoded = tessera_wire::encode_spec(&spec);
         if encoded.len() > limits::SPEC_BYTES_MAX {
-            return limit("spec-bytes", limits::SPEC_BYTES_MAX);
+            return fixed("task-spec-bytes", limits::SPEC_BYTES_MAX);
         }
         let digest = Digest::of(&encoded);
         if self.book.contains(&digest) {
             return Ok(digest);
         }
-        if self.defined >= limits::TURN_SPECS_MAX {
-            return limit("turn-specs", limits::TURN_SPECS_MAX);
+        if self.defined >= self.limits.turn_specs {
+            return limit(LimitName::TurnSpecs, self.limits.turn_specs);
         }
-        if self.defined_bytes + encoded.len() > limits::TURN_SPEC_BYTES_MAX {
-            return limit("turn-spec-bytes", limits::TURN_SPEC_BYTES_MAX);
+        if self.defined_bytes + encoded.len() > self.limits.turn_spec_bytes {
+            return limit(LimitName::TurnSpecBytes, self.limits.turn_spec_bytes);
         }
         self.book.make_room(encoded.len(), &self.limits);
         if self.book.specs.len() >= self.limits.specs {
-            return limit("instance-specs", self.limits.specs);
+            return limit(LimitName::Specs, self.limits.specs);
         }
         if self.book.bytes + encoded.len() > self.limits.spec_bytes {
-            return limit("instance-spec-bytes", self.limits.spec_bytes);
+            return limit(LimitName::SpecBytes, self.limits.spec_bytes);
         }
         self.defined += 1;
         self.defined_bytes += encoded.len();
@@ -236,7 +308,7 @@ impl Draft {
     pub(crate) fn accept(
         &mut self,
         offers: Vec<OfferId>,
-        launches: Vec<Launch>,
+        groups: Groups,
         filters: Filters,
     ) -> Result<(), Refused> {
         check_offers(&offers)?;
@@ -244,7 +316,7 @@ impl Draft {
         let mut named = BTreeSet::new();
         let mut named_bytes = self.named_bytes;
         let mut tasks = BTreeSet::new();
-        for launch in &launches {
+        for Member { launch, .. } in &groups.members {
             let Some(defined) = self.book.specs.get(&launch.spec) else {
                 let text = format!(
                     "launch.spec: {} is not defined by this instance",
@@ -260,18 +332,25 @@ impl Draft {
                 named_bytes += defined.encoded.len();
             }
         }
-        if self.named.len() + named.len() > limits::TURN_SPECS_MAX {
-            return limit("turn-specs", limits::TURN_SPECS_MAX);
+        if self.named.len() + named.len() > self.limits.turn_specs {
+            return limit(LimitName::TurnSpecs, self.limits.turn_specs);
         }
-        if named_bytes > limits::TURN_SPEC_BYTES_MAX {
-            return limit("turn-spec-bytes", limits::TURN_SPEC_BYTES_MAX);
+        if named_bytes > self.limits.turn_spec_bytes {
+            return limit(LimitName::TurnSpecBytes, self.limits.turn_spec_bytes);
         }
+        // Groups are numbered over the whole turn.
+        let mut launches = groups.members;
+        for member in launches.iter_mut().filter(|member| member.group > 0) {
+            member.group += self.groups;
+        }
+        let gang = if self.in_gang { self.gangs } else { 0 };
         self.push(Operation::Accept {
             offers,
-            launches: launches.into_iter().map(Member::from).collect(),
+            launches,
             filters,
-            gang: 0,
+            gang,
         })?;
+        self.groups += groups.count;
         self.named.append(&mut named);
         self.named_bytes = named_bytes;
         Ok(())
@@ -309,6 +388,42 @@ impl Draft {
             .map(|task| task_id("tasks", task))
             .collect::<Result<_, _>>()?;
         self.push(Operation::Reconcile { tasks })
+    }
+
+    /// From here on every accept belongs to one gang.
+    pub(crate) fn begin_gang(&mut self) -> Result<(), Refused> {
+        self.check_open()?;
+        if self.in_gang {
+            return invalid("begin-group", "the group before has not ended; groups do not nest");
+        }
+        self.gangs += 1;
+        self.in_gang = true;
+        Ok(())
+    }
+
+    /// The gang is complete.
+    pub(crate) fn end_gang(&mut self) -> Result<(), Refused> {
+        if !std::mem::take(&mut self.in_gang) {
+            return invalid("end-group", "no group has begun");
+        }
+        Ok(())
+    }
+
+    pub(crate) fn send(&mut self, agent: AgentId, executor: &str, data: Vec<u8>) -> Result<(), Refused> {
+        let executor = executor_id(executor)?;
+        if data.len() > limits::MESSAGE_DATA_BYTES_MAX {
+            return fixed("message-bytes", limits::MESSAGE_DATA_BYTES_MAX);
+        }
+        self.push(Operation::SendMessage(ExecutorMessage {
+            agent,
+            executor,
+            data,
+        }))
+    }
+
+    pub(crate) fn shutdown_executor(&mut self, agent: AgentId, executor: &str) -> Result<(), Refused> {
+        let executor = executor_id(executor)?;
+        self.push(Operation::ShutdownExecutor { agent, executor })
     }
 
     /// "Call me again" once per turn; saying it again changes nothing.
@@ -383,6 +498,11 @@ pub(crate) fn task_id(field: &str, text: &str) -> Result<TaskId, Refused> {
         .map_err(|error| Refused::Invalid(format!("{field}: {error}")))
 }
 
+fn executor_id(text: &str) -> Result<ExecutorId, Refused> {
+    text.parse()
+        .map_err(|error| Refused::Invalid(format!("executor: {error}")))
+}
+
 fn check_offers(offers: &[OfferId]) -> Result<(), Refused> {
     if offers.is_empty() {
         return invalid("offers", "at least one");
@@ -416,14 +536,14 @@ fn check_answer(answer: &HttpAnswer) -> Result<(), Refused> {
         return invalid("answer.status", "200 to 599");
     }
     if answer.body.len() > limits::HTTP_ANSWER_BYTES_MAX {
-        return limit("http-answer-bytes", limits::HTTP_ANSWER_BYTES_MAX);
+        return fixed("http-answer-bytes", limits::HTTP_ANSWER_BYTES_MAX);
     }
     if answer.headers.len() > limits::HTTP_HEADERS_MAX {
-        return limit("http-headers", limits::HTTP_HEADERS_MAX);
+        return fixed("http-headers", limits::HTTP_HEADERS_MAX);
     }
     for (name, value) in &answer.headers {
         if name.len() + value.len() > limits::HTTP_HEADER_BYTES_MAX {
-            return limit("http-header-bytes", limits::HTTP_HEADER_BYTES_MAX);
+            return fixed("http-header-bytes", limits::HTTP_HEADER_BYTES_MAX);
         }
         let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
         if name.is_empty() || !name.bytes().all(token) {
@@ -487,6 +607,12 @@ mod tests {
 
     const OFFER: OfferId = OfferId(1);
 
+    fn singles(launches: Vec<Launch>) -> Groups {
+        let mut groups = Groups::default();
+        launches.into_iter().for_each(|launch| groups.single(launch));
+        groups
+    }
+
     #[test]
     fn launches_carry_their_specs_once() {
         let mut draft = draft();
@@ -496,13 +622,13 @@ mod tests {
         );
         let launches = vec![launch("1", a), launch("2", a)];
         draft
-            .accept(vec![OFFER], launches, Filters::default())
+            .accept(vec![OFFER], singles(launches), Filters::default())
             .unwrap();
         let (operations, specs) = draft.finish();
         assert_eq!(operations.len(), 1);
         assert_eq!(specs, vec![(a, tessera_wire::encode_spec(&spec("a")))]);
         draft
-            .accept(vec![OFFER], vec![launch("3", b)], Filters::default())
+            .accept(vec![OFFER], singles(vec![launch("3", b)]), Filters::default())
             .unwrap();
         assert_eq!(
             draft.finish().1.len(),
@@ -538,7 +664,7 @@ mod tests {
             (vec![OFFER], vec![], far, "filters.refuse-ms"),
         ] {
             let error = draft
-                .accept(offers, launches, filters)
+                .accept(offers, singles(launches), filters)
                 .unwrap_err()
                 .to_string();
             assert!(error.starts_with(field), "{field}: {error}");
@@ -597,7 +723,7 @@ mod tests {
             draft.define(spec(&n.to_string())).unwrap();
             let launch = launch(&format!("t{n}"), kept);
             draft
-                .accept(vec![OFFER], vec![launch], Filters::default())
+                .accept(vec![OFFER], singles(vec![launch]), Filters::default())
                 .unwrap();
             assert_eq!(
                 draft.finish().1.len(),
@@ -614,7 +740,7 @@ mod tests {
         let full = draft.define(spec("one more")).map(|_| ());
         assert_eq!(
             limit_name(full),
-            "instance-specs",
+            "specs",
             "what this turn defined stays"
         );
     }
@@ -665,5 +791,71 @@ mod tests {
             draft.respond(1, answer),
             Err(Refused::NotFound(_))
         ));
+    }
+
+    #[test]
+    fn groups_and_gangs_are_numbered_in_a_turn() {
+        let mut draft = draft();
+        let known = draft.define(spec("a")).unwrap();
+        let accept = |draft: &mut Draft, tasks: [&str; 2]| {
+            let mut groups = Groups::default();
+            groups.together(tasks.map(|task| launch(task, known)).to_vec()).unwrap();
+            groups.single(launch(&format!("{}-alone", tasks[0]), known));
+            draft.accept(vec![OFFER], groups, Filters::default())
+        };
+        accept(&mut draft, ["a", "b"]).unwrap();
+        draft.begin_gang().unwrap();
+        accept(&mut draft, ["c", "d"]).unwrap();
+        assert!(draft.begin_gang().is_err(), "gangs do not nest");
+        draft.end_gang().unwrap();
+        assert!(draft.end_gang().is_err());
+        assert!(accept(&mut draft, ["e", "e"]).is_err());
+        draft.begin_gang().unwrap();
+        accept(&mut draft, ["f", "g"]).unwrap();
+        let numbers = |operations: Vec<Operation>| -> Vec<(u32, Vec<u32>)> {
+            let accepts = operations.into_iter().map(|operation| match operation {
+                Operation::Accept { gang, launches, .. } => {
+                    (gang, launches.iter().map(|member| member.group).collect())
+                }
+                other => panic!("{other:?}"),
+            });
+            accepts.collect()
+        };
+        let first = numbers(draft.finish().0);
+        assert_eq!(first, [(0, vec![1, 1, 0]), (1, vec![2, 2, 0]), (2, vec![3, 3, 0])]);
+        accept(&mut draft, ["h", "i"]).unwrap();
+        let second = numbers(draft.finish().0);
+        assert_eq!(second, [(0, vec![1, 1, 0])], "the gang that was left open has ended");
+        assert!(Groups::default().together(vec![]).is_err());
+    }
+
+    #[test]
+    fn messages_to_executors_are_checked() {
+        let mut draft = draft();
+        let agent = AgentId(7);
+        let largest = vec![0; limits::MESSAGE_DATA_BYTES_MAX];
+        draft.send(agent, "builder", largest.clone()).unwrap();
+        let larger = [&largest[..], &[0]].concat();
+        assert_eq!(limit_name(draft.send(agent, "builder", larger)), "message-bytes");
+        assert!(matches!(draft.send(agent, "a/b", vec![]), Err(Refused::Invalid(_))));
+        draft.shutdown_executor(agent, "builder").unwrap();
+        assert!(matches!(draft.shutdown_executor(agent, ""), Err(Refused::Invalid(_))));
+        assert_eq!(draft.finish().0.len(), 2);
+    }
+
+    #[test]
+    fn a_migration_enqueues_nothing() {
+        let mut draft = draft();
+        draft.close();
+        for refused in [
+            draft.revive(),
+            draft.call_again(),
+            draft.begin_gang(),
+            draft.set_timer("t".into(), 1_000),
+            draft.define(spec("a")).map(|_| ()),
+        ] {
+            assert!(matches!(refused, Err(Refused::Denied(_))), "{refused:?}");
+        }
+        assert_eq!(draft.finish(), (vec![], vec![]));
     }
 }

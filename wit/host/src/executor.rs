@@ -10,10 +10,10 @@ use crate::engine::Ticker;
 use crate::executor_convert::{self, ExecutorName};
 use crate::executor_draft::ExecutorDraft;
 use crate::guest::Guest;
-use crate::limits::{Budget, Limits, ThreadControl};
+use crate::limits::{Call, Limits, ThreadControl};
 use crate::log::Logged;
-use crate::scheduler::{Failure, cut, failure, new_store};
 use crate::state::State;
+use crate::store::{Failure, answered, call, new_store, set_limits};
 use crate::wasi;
 use std::sync::Arc;
 use tessera_types::{EffectiveLimits, TimeMs, TurnNumber};
@@ -32,7 +32,7 @@ pub struct ExecutorLimits {
 
 impl ExecutorLimits {
     fn of_instance(&self) -> Limits {
-        Limits { memory_bytes: self.memory_bytes, ..Limits::default() }
+        Limits::of_executor(&self.role, self.memory_bytes)
     }
 }
 
@@ -81,7 +81,7 @@ impl ExecutorHost {
     pub fn new(engine: &Engine, ticker: Arc<Ticker>, thread: ThreadControl) -> wasmtime::Result<Self> {
         let mut linker = Linker::new(engine);
         wasi::link(&mut linker)?;
-        ExecutorFramework::add_to_linker::<_, HasSelf<Guest>>(&mut linker, |guest| guest)?;
+        ExecutorFramework::add_to_linker::<_, HasSelf<Guest>>(&mut linker, Guest::called)?;
         Ok(Self { linker, thread, ticker })
     }
 
@@ -108,23 +108,18 @@ impl ExecutorImage {
         let limits = start.limits.of_instance();
         let mut store = new_store(self.pre.engine(), self.thread, limits, start.seed, state);
         store.data_mut().executor = ExecutorDraft::new(start.limits.role);
-        let built = {
-            let _running = self.ticker.run();
-            store.set_epoch_deadline(1);
-            self.pre.instantiate(&mut store).and_then(|bindings| {
-                let guest = bindings.tessera_framework_executor();
-                let answer = guest.call_init(&mut store, &start.config)?;
-                Ok((bindings, answer))
-            })
-        };
-        store.data_mut().budget.end();
-        let failure = match built {
-            Ok((bindings, Ok(()))) => {
+        let with = (&*self.ticker, self.thread);
+        let (built, _) = call(&mut store, with, Call::Init, |store| {
+            let bindings = self.pre.instantiate(&mut *store)?;
+            let answer = bindings.tessera_framework_executor().call_init(store, &start.config)?;
+            Ok(answer.map(|()| bindings))
+        });
+        let failure = match answered(built, &limits) {
+            Ok(bindings) => {
                 let (thread, ticker) = (self.thread, self.ticker.clone());
                 return Ok(Executor { store, bindings, name: start.name, thread, ticker });
             }
-            Ok((_, Err(text))) => Failure::Guest(cut(text, limits.error_bytes)),
-            Err(error) => failure(&mut store, &error),
+            Err(failure) => failure,
         };
         let logged = store.data().log.take();
         Err((failure, logged))
@@ -132,6 +127,12 @@ impl ExecutorImage {
 }
 
 impl Executor {
+    /// From the next turn on it may use this.
+    pub fn set_limits(&mut self, limits: ExecutorLimits) {
+        set_limits(&mut self.store, limits.of_instance());
+        self.store.data_mut().executor.set_limits(limits.role);
+    }
+
     /// Give the instance one batch. After an error the instance must be dropped.
     ///
     /// # Errors
@@ -146,7 +147,6 @@ impl Executor {
         guest.clock.begin_turn(time_ms);
         guest.log.begin(time_ms, TurnNumber(number));
         guest.executor.begin(time_ms);
-        guest.account.take_refused();
         let limits = guest.limits;
         let mut events = Vec::with_capacity(batch.len());
         for event in batch {
@@ -157,20 +157,11 @@ impl Executor {
                 .map_err(|error| Failure::Unusable(format!("batch.{error}")))?;
             events.push(event);
         }
-        let answer = {
-            let _running = self.ticker.run();
-            self.store.set_epoch_deadline(1);
-            self.store.data_mut().budget =
-                Budget::start(self.thread, limits.turn_cpu, limits.turn_wall);
-            let guest = self.bindings.tessera_framework_executor();
-            guest.call_handle(&mut self.store, time_ms, &events)
-        };
-        self.store.data_mut().budget.end();
-        match answer {
-            Ok(Ok(())) => {}
-            Ok(Err(text)) => return Err(Failure::Guest(cut(text, limits.error_bytes))),
-            Err(error) => return Err(failure(&mut self.store, &error)),
-        }
+        let with = (&*self.ticker, self.thread);
+        let (called, _) = call(&mut self.store, with, Call::Turn, |store| {
+            self.bindings.tessera_framework_executor().call_handle(store, time_ms, &events)
+        });
+        answered(called, &limits)?;
         let guest = self.store.data_mut();
         Ok(v1::ExecutorTurn {
             key: Some(v1::ExecutorKey {

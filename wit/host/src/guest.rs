@@ -8,13 +8,13 @@ use crate::bindings::tessera::framework::types::Error;
 use crate::bindings::tessera::framework::{driver, events, http, log, specs, state, timers, types};
 use crate::clock::Clock;
 use crate::convert;
-use crate::draft::{Draft, Refused};
+use crate::draft::{Draft, Groups, Refused};
 use crate::executor_draft::ExecutorDraft;
 use crate::limits::{Account, Budget, Limits};
 use crate::log::Log;
 use crate::random::Random;
 use crate::state::State;
-use tessera_types::{Filters, OfferId};
+use tessera_types::{AgentId, Filters, OfferId};
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::WasiCtx;
 
@@ -35,6 +35,15 @@ pub(crate) struct Guest {
     pub(crate) draft: Draft,
     /// An executor's turn; of a scheduler it stays empty.
     pub(crate) executor: ExecutorDraft,
+}
+
+impl Guest {
+    /// Every function that a guest calls reaches its store through here, or through what WASI is given,
+    /// and is counted.
+    pub(crate) const fn called(&mut self) -> &mut Self {
+        self.budget.count_host_call();
+        self
+    }
 }
 
 fn refuse<T>(what: &str) -> Result<T, Error> {
@@ -88,12 +97,15 @@ impl driver::Host for Guest {
         if operation_id.is_some() {
             return refuse("operation-id: an operation with an outcome of its own");
         }
-        let mut launches = Vec::with_capacity(operations.len());
+        let mut groups = Groups::default();
         for operation in operations {
             use driver::Operation as O;
             match operation {
-                O::Launch(launch) => launches.push(convert::launch(launch)?),
-                O::LaunchGroup(_) => return refuse("operations.launch-group"),
+                O::Launch(launch) => groups.single(convert::launch(launch)?),
+                O::LaunchGroup(launches) => {
+                    let launches = launches.into_iter().map(convert::launch);
+                    groups.together(launches.collect::<Result<_, _>>()?)?;
+                }
                 O::Reserve(_) => return refuse("operations.reserve"),
                 O::Unreserve(_) => return refuse("operations.unreserve"),
                 O::CreateVolume(_) => return refuse("operations.create-volume"),
@@ -105,7 +117,7 @@ impl driver::Host for Guest {
         }
         Ok(self
             .draft
-            .accept(offer_ids(offers), launches, filters(decline))?)
+            .accept(offer_ids(offers), groups, filters(decline))?)
     }
 
     fn decline(&mut self, offers: Vec<u64>, decline: driver::Filters) -> Result<(), Error> {
@@ -128,12 +140,12 @@ impl driver::Host for Guest {
         Ok(self.draft.reconcile(&tasks)?)
     }
 
-    fn send(&mut self, _agent: u64, _executor: String, _data: Vec<u8>) -> Result<(), Error> {
-        refuse("send: a message to an executor")
+    fn send(&mut self, agent: u64, executor: String, data: Vec<u8>) -> Result<(), Error> {
+        Ok(self.draft.send(AgentId(agent), &executor, data)?)
     }
 
-    fn shutdown_executor(&mut self, _agent: u64, _executor: String) -> Result<(), Error> {
-        refuse("shutdown-executor")
+    fn shutdown_executor(&mut self, agent: u64, executor: String) -> Result<(), Error> {
+        Ok(self.draft.shutdown_executor(AgentId(agent), &executor)?)
     }
 
     fn accept_inverse(&mut self, _offers: Vec<u64>) -> Result<(), Error> {
@@ -155,11 +167,11 @@ impl driver::Host for Guest {
     }
 
     fn begin_group(&mut self) -> Result<(), Error> {
-        refuse("begin-group: an all-or-nothing group")
+        Ok(self.draft.begin_gang()?)
     }
 
     fn end_group(&mut self) -> Result<(), Error> {
-        refuse("end-group: an all-or-nothing group")
+        Ok(self.draft.end_gang()?)
     }
 }
 

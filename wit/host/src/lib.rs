@@ -21,6 +21,7 @@ mod log;
 mod random;
 mod scheduler;
 mod state;
+mod store;
 mod task;
 mod wasi;
 
@@ -29,10 +30,11 @@ pub use engine::{EPOCH, RUNTIME_VERSION, THREAD_STACK_BYTES, Ticker, engine_key,
 pub use executor::{Executor, ExecutorHost, ExecutorImage, ExecutorLimits, ExecutorStart};
 pub use executor_convert::ExecutorName;
 pub use inspect::{CONTRACT_VERSION, Inspection, Inspector, Unusable, World, check_bytes};
-pub use limits::{LimitPassed, Limits, ThreadControl};
+pub use limits::{LimitPassed, Limits, LogLimits, StateLimits, ThreadControl};
 pub use log::Logged;
 pub use scheduler::{
-    Description, Failed, Failure, Scheduler, SchedulerHost, SchedulerImage, Start, rebuild_backoff,
+    Description, Failed, Scheduler, SchedulerHost, SchedulerImage, Start, rebuild_backoff,
 };
 pub use state::{State, WriteRefused};
+pub use store::Failure;
 pub use task::{Kill, OUTPUT_BYTES_MAX, TaskEnd, TaskHost, TaskImage, TaskStart, is_memory_limit};

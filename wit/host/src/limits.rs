@@ -1,73 +1,152 @@
-//! The one table of what a guest may use, and the accounts that are kept per store.
+//! What a guest may use as this host counts it, and the accounts that are kept per store.
 //!
 //! Invariants: every limit has a name, which is what a guest, an operator and a log line get to see;
 //! memory is summed over all memories and tables of a store. This file must never grant more on one
 //! path than on another.
 
 use std::time::{Duration, Instant};
+use tessera_types::{EffectiveLimits, LimitName};
 use wasmtime::ResourceLimiter;
 
-/// What one guest may use. `Default` is what the cluster enforces; tests make it smaller.
+/// What one guest may use, in the units of this machine. Each field is a row of the table in
+/// `tessera_types`, which says what it is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the rows of the table say it")]
 pub struct Limits {
-    /// Bytes of all linear memories of a store together: what an agent's slice is divided by.
     pub memory_bytes: u64,
-    /// Elements of all tables of a store together, at 8 bytes of host memory each.
     pub table_elements: usize,
-    /// Core instances of a component: toolchains make fewer than ten, adapters included.
     pub instances: usize,
-    /// Tables of a store.
     pub tables: usize,
-    /// Linear memories of a store.
     pub memories: usize,
-    /// Live resource handles, in the guest's tables and in the host's.
     pub handles: usize,
-    /// Bytes that one call may carry from guest to host. Above the largest legal argument, so that
-    /// those who pass it break a documented limit with a named error first.
     pub hostcall_bytes: usize,
-    /// CPU time of one turn, as counted for its thread.
-    pub turn_cpu: Duration,
-    /// Wall time of one turn: larger, because a busy machine is not the guest's fault.
-    pub turn_wall: Duration,
-    /// CPU time of instantiation and `init` together.
-    pub init_cpu: Duration,
-    /// Wall time of instantiation and `init` together.
-    pub init_wall: Duration,
-    /// Bytes of one request for randomness.
+    pub host_calls: u64,
     pub random_bytes: u64,
-    /// Task specs that one instance may have defined at a time.
-    pub specs: usize,
-    /// Bytes of all task specs of one instance.
-    pub spec_bytes: usize,
-    /// Bytes of all operations of one turn: a turn stays below the 4 MiB that a message may have.
-    pub operation_bytes: usize,
-    /// Requests without an answer that one instance is held to remember.
-    pub open_requests: usize,
-    /// Bytes of a guest's error text that are kept.
+    pub init_cpu: Duration,
+    pub init_wall: Duration,
+    pub turn_cpu: Duration,
+    pub turn_wall: Duration,
+    pub minute_cpu: Duration,
     pub error_bytes: usize,
+    pub turn_operations: usize,
+    pub turn_operation_bytes: usize,
+    pub turn_specs: usize,
+    pub turn_spec_bytes: usize,
+    pub specs: usize,
+    pub spec_bytes: usize,
+    pub open_requests: usize,
+    pub log: LogLimits,
+    pub state: StateLimits,
 }
+
+/// What one call may log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the rows of the table say it")]
+pub struct LogLimits {
+    pub lines: usize,
+    pub bytes: usize,
+    pub line_bytes: usize,
+}
+
+/// What a state may hold, and what one turn may write of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the rows of the table say it")]
+pub struct StateLimits {
+    pub bytes: u64,
+    pub keys: u64,
+    pub turn_bytes: usize,
+    pub turn_keys: usize,
+    /// Under which names `bytes` and `keys` are refused.
+    pub names: [LimitName; 2],
+}
+
+impl Default for LogLimits {
+    fn default() -> Self {
+        Limits::default().log
+    }
+}
+
+impl Default for StateLimits {
+    fn default() -> Self {
+        Limits::default().state
+    }
+}
+
+impl Limits {
+    /// Those of a scheduler, or of a Wasm task, whose role has these.
+    #[must_use]
+    pub fn of(limits: &EffectiveLimits) -> Self {
+        use LimitName as L;
+        let ms = |name| Duration::from_millis(limits.get(name));
+        Self {
+            memory_bytes: limits.get(L::MemoryBytes),
+            table_elements: limits.size(L::TableElements),
+            instances: limits.size(L::Instances),
+            tables: limits.size(L::Tables),
+            memories: limits.size(L::Memories),
+            handles: limits.size(L::Handles),
+            hostcall_bytes: limits.size(L::HostcallBytes),
+            host_calls: limits.get(L::HostCalls),
+            random_bytes: limits.get(L::RandomBytes),
+            init_cpu: ms(L::InitCpuMs),
+            init_wall: ms(L::InitWallMs),
+            turn_cpu: ms(L::TurnCpuMs),
+            turn_wall: ms(L::TurnWallMs),
+            minute_cpu: ms(L::MinuteCpuMs),
+            error_bytes: limits.size(L::ErrorBytes),
+            turn_operations: limits.size(L::TurnOperations),
+            turn_operation_bytes: limits.size(L::TurnOperationBytes),
+            turn_specs: limits.size(L::TurnSpecs),
+            turn_spec_bytes: limits.size(L::TurnSpecBytes),
+            specs: limits.size(L::Specs),
+            spec_bytes: limits.size(L::SpecBytes),
+            open_requests: limits.size(L::OpenRequests),
+            log: LogLimits {
+                lines: limits.size(L::LogLines),
+                bytes: limits.size(L::LogBytes),
+                line_bytes: limits.size(L::LogLineBytes),
+            },
+            state: StateLimits {
+                bytes: limits.get(L::StateBytes),
+                keys: limits.get(L::StateKeys),
+                turn_bytes: limits.size(L::TurnStateBytes),
+                turn_keys: limits.size(L::TurnKeys),
+                names: [L::StateBytes, L::StateKeys],
+            },
+        }
+    }
+
+    /// Those of a custom executor: its state is smaller, and its memory is what it is charged for.
+    #[must_use]
+    pub fn of_executor(limits: &EffectiveLimits, memory_bytes: u64) -> Self {
+        let own = Self::of(limits);
+        Self {
+            memory_bytes,
+            state: StateLimits {
+                bytes: limits.get(LimitName::ExecutorStateBytes),
+                keys: limits.get(LimitName::ExecutorStateKeys),
+                names: [LimitName::ExecutorStateBytes, LimitName::ExecutorStateKeys],
+                ..own.state
+            },
+            ..own
+        }
+    }
+
+    /// The same without any that is about time: for calls that are repeated elsewhere.
+    #[must_use]
+    pub fn without_time(self) -> Self {
+        let (init_cpu, init_wall) = (UNLIMITED_TIME, UNLIMITED_TIME);
+        let (turn_cpu, turn_wall) = (UNLIMITED_TIME, UNLIMITED_TIME);
+        Self { init_cpu, init_wall, turn_cpu, turn_wall, ..self }
+    }
+}
+
+/// What a repeated call may take before it is given up: far more than any that was recorded took.
+const UNLIMITED_TIME: Duration = Duration::from_secs(600);
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            memory_bytes: 64 << 20,
-            table_elements: 100_000,
-            instances: 64,
-            tables: 64,
-            memories: 16,
-            handles: 4_096,
-            hostcall_bytes: 4 << 20,
-            turn_cpu: Duration::from_secs(1),
-            turn_wall: Duration::from_secs(5),
-            init_cpu: Duration::from_secs(1),
-            init_wall: Duration::from_secs(5),
-            random_bytes: 64 << 10,
-            specs: 4_096,
-            spec_bytes: 16 << 20,
-            operation_bytes: 1 << 20,
-            open_requests: 1_024,
-            error_bytes: 2_048,
-        }
+        Self::of(&EffectiveLimits::default())
     }
 }
 
@@ -82,6 +161,11 @@ pub struct LimitPassed {
 }
 
 impl LimitPassed {
+    pub(crate) fn of(name: LimitName, text: impl Into<String>) -> Self {
+        Self::new(name.row().name, text)
+    }
+
+    /// For a limit that is the same for everybody and so has no row in the table.
     pub(crate) fn new(name: &'static str, text: impl Into<String>) -> Self {
         Self {
             name,
@@ -94,21 +178,24 @@ impl LimitPassed {
 #[derive(Debug)]
 pub(crate) struct Account {
     memory_bytes: u64,
-    memory_bytes_max: u64,
     table_elements: usize,
     limits: Limits,
     refused: Option<LimitPassed>,
 }
 
 impl Account {
-    pub(crate) fn new(memory_bytes_max: u64, limits: Limits) -> Self {
+    pub(crate) const fn new(limits: Limits) -> Self {
         Self {
             memory_bytes: 0,
-            memory_bytes_max,
             table_elements: 0,
             limits,
             refused: None,
         }
+    }
+
+    /// From here on these hold; what is in use stays.
+    pub(crate) const fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
     }
 
     /// Take the note of a refused growth: a guest that traps after one has most likely run out of it.
@@ -131,9 +218,9 @@ impl ResourceLimiter for Account {
     ) -> wasmtime::Result<bool> {
         let more = desired.saturating_sub(current) as u64;
         let total = self.memory_bytes.saturating_add(more);
-        if total > self.memory_bytes_max {
-            let text = format!("{total} bytes asked for, {} allowed", self.memory_bytes_max);
-            self.refused = Some(LimitPassed::new("memory", text));
+        if total > self.limits.memory_bytes {
+            let text = format!("{total} bytes asked for, {} allowed", self.limits.memory_bytes);
+            self.refused = Some(LimitPassed::of(LimitName::MemoryBytes, text));
             return Ok(false);
         }
         self.memory_bytes = total;
@@ -151,7 +238,7 @@ impl ResourceLimiter for Account {
             .saturating_add(desired.saturating_sub(current));
         if total > self.limits.table_elements {
             let text = format!("{total} elements, {} allowed", self.limits.table_elements);
-            self.refused = Some(LimitPassed::new("table-elements", text));
+            self.refused = Some(LimitPassed::of(LimitName::TableElements, text));
             return Ok(false);
         }
         self.table_elements = total;
@@ -185,52 +272,102 @@ pub struct ThreadControl {
 /// allowed, so that who spins disturbs its neighbours for a moment only.
 const SOFT_CPU: Duration = Duration::from_millis(30);
 
-/// The time budget of one call into a guest, looked at whenever the epoch advances.
+/// Which of a guest's exports is called: each has its own budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    /// Instantiation and `init`.
+    Init,
+    /// A turn.
+    Turn,
+}
+
+impl Call {
+    const fn allowed(self, limits: &Limits) -> (Duration, Duration) {
+        match self {
+            Self::Init => (limits.init_cpu, limits.init_wall),
+            Self::Turn => (limits.turn_cpu, limits.turn_wall),
+        }
+    }
+
+    const fn names(self) -> (LimitName, LimitName) {
+        match self {
+            Self::Init => (LimitName::InitCpuMs, LimitName::InitWallMs),
+            Self::Turn => (LimitName::TurnCpuMs, LimitName::TurnWallMs),
+        }
+    }
+}
+
+/// What one call into a guest may spend: time, looked at whenever the epoch advances, and calls of the
+/// host, looked at then and at the end.
 #[derive(Debug)]
 pub(crate) struct Budget {
     thread: ThreadControl,
+    call: Call,
     is_behind: bool,
     cpu_start: Duration,
     cpu_max: Duration,
     wall_start: Instant,
     wall_max: Duration,
+    host_calls: u64,
+    host_calls_max: u64,
 }
 
 impl Budget {
-    pub(crate) fn start(thread: ThreadControl, cpu_max: Duration, wall_max: Duration) -> Self {
+    pub(crate) fn start(thread: ThreadControl, call: Call, limits: &Limits) -> Self {
         let (cpu_start, wall_start) = ((thread.cpu_time)(), Instant::now());
+        let (cpu_max, wall_max) = call.allowed(limits);
         Self {
             thread,
+            call,
             is_behind: false,
             cpu_start,
             cpu_max,
             wall_start,
             wall_max,
+            host_calls: 0,
+            host_calls_max: limits.host_calls,
         }
     }
 
+    /// The guest has called the host.
+    pub(crate) const fn count_host_call(&mut self) {
+        self.host_calls += 1;
+    }
+
     pub(crate) fn check(&mut self) -> Result<(), LimitPassed> {
+        self.check_host_calls()?;
         let cpu = (self.thread.cpu_time)().saturating_sub(self.cpu_start);
         if cpu >= SOFT_CPU && !self.is_behind {
             self.is_behind = true;
             (self.thread.set_behind)(true);
         }
+        let (cpu_name, wall_name) = self.call.names();
         if cpu >= self.cpu_max {
             let text = format!("{} ms of CPU time are used up", self.cpu_max.as_millis());
-            return Err(LimitPassed::new("cpu", text));
+            return Err(LimitPassed::of(cpu_name, text));
         }
         if self.wall_start.elapsed() >= self.wall_max {
             let text = format!("{} ms have passed", self.wall_max.as_millis());
-            return Err(LimitPassed::new("wall", text));
+            return Err(LimitPassed::of(wall_name, text));
         }
         Ok(())
     }
 
-    /// The call is over.
-    pub(crate) fn end(&mut self) {
+    /// The text says nothing of when it was noticed: it is the same whenever the call is repeated.
+    pub(crate) fn check_host_calls(&self) -> Result<(), LimitPassed> {
+        if self.host_calls > self.host_calls_max {
+            let text = format!("more than {} calls of the host", self.host_calls_max);
+            return Err(LimitPassed::of(LimitName::HostCalls, text));
+        }
+        Ok(())
+    }
+
+    /// The call is over; the CPU time that it took.
+    pub(crate) fn end(&mut self) -> Duration {
         if std::mem::take(&mut self.is_behind) {
             (self.thread.set_behind)(false);
         }
+        (self.thread.cpu_time)().saturating_sub(self.cpu_start)
     }
 }
 
@@ -241,11 +378,11 @@ mod tests {
 
     #[test]
     fn memory_is_summed_over_memories() {
-        let mut account = Account::new(100, Limits::default());
+        let mut account = Account::new(Limits { memory_bytes: 100, ..Limits::default() });
         assert!(account.memory_growing(0, 60, None).is_ok_and(|ok| ok));
         assert!(account.memory_growing(0, 40, None).is_ok_and(|ok| ok));
         assert!(account.memory_growing(40, 41, None).is_ok_and(|ok| !ok));
-        assert_eq!(account.take_refused().map(|l| l.name), Some("memory"));
+        assert_eq!(account.take_refused().map(|l| l.name), Some("memory-bytes"));
         assert_eq!(account.memory_bytes(), 100);
     }
 
@@ -255,7 +392,7 @@ mod tests {
             table_elements: 10,
             ..Limits::default()
         };
-        let mut account = Account::new(100, limits);
+        let mut account = Account::new(limits);
         assert!(account.table_growing(0, 10, None).is_ok_and(|ok| ok));
         assert!(account.table_growing(0, 1, None).is_ok_and(|ok| !ok));
         assert_eq!(
@@ -264,23 +401,31 @@ mod tests {
         );
     }
 
+    fn limits(cpu: Duration, wall: Duration) -> Limits {
+        Limits {
+            turn_cpu: cpu,
+            turn_wall: wall,
+            host_calls: 2,
+            ..Limits::default()
+        }
+    }
+
     #[test]
-    fn a_budget_ends_by_cpu_or_by_wall_time() {
+    fn a_budget_ends_by_cpu_or_by_wall_time_or_by_calls() {
         let thread = ThreadControl {
             cpu_time: || Duration::ZERO,
             set_behind: |_| (),
         };
         let hour = Duration::from_secs(3600);
-        assert_eq!(Budget::start(thread, hour, hour).check(), Ok(()));
-        let name = |mut budget: Budget| budget.check().map_err(|limit| limit.name);
-        assert_eq!(
-            name(Budget::start(thread, Duration::ZERO, hour)),
-            Err("cpu")
-        );
-        assert_eq!(
-            name(Budget::start(thread, hour, Duration::ZERO)),
-            Err("wall")
-        );
+        let name = |limits: Limits, calls: u32| {
+            let mut budget = Budget::start(thread, Call::Turn, &limits);
+            (0..calls).for_each(|_| budget.count_host_call());
+            budget.check().map_err(|limit| limit.name)
+        };
+        assert_eq!(name(limits(hour, hour), 2), Ok(()));
+        assert_eq!(name(limits(hour, hour), 3), Err("host-calls"));
+        assert_eq!(name(limits(Duration::ZERO, hour), 0), Err("turn-cpu-ms"));
+        assert_eq!(name(limits(hour, Duration::ZERO), 0), Err("turn-wall-ms"));
     }
 
     #[test]
@@ -294,11 +439,11 @@ mod tests {
             set_behind: |behind| BEHIND.set(behind),
         };
         let hour = Duration::from_secs(3600);
-        let mut budget = Budget::start(thread, hour, hour);
+        let mut budget = Budget::start(thread, Call::Turn, &limits(hour, hour));
         assert_eq!((budget.check(), BEHIND.get()), (Ok(()), false));
         CPU.set(SOFT_CPU);
         assert_eq!((budget.check(), BEHIND.get()), (Ok(()), true));
-        budget.end();
+        assert_eq!(budget.end(), SOFT_CPU);
         assert!(!BEHIND.get());
     }
 }

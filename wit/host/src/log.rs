@@ -1,11 +1,11 @@
 //! What a guest logs during a call, bounded.
 //!
-//! Invariants: a line has at most `LOG_LINE_BYTES_MAX` bytes, a call at most `TURN_LOG_LINES_MAX` lines
-//! and `TURN_LOG_BYTES_MAX` bytes; control characters never get through, so that a log can be shown on
+//! Invariants: lines, bytes and bytes of one line stay within the limits of the guest's role; control characters never get through, so that a log can be shown on
 //! a terminal. What is dropped is counted. This file must never write anywhere.
 
+use crate::limits::LogLimits;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tessera_types::{LogLevel, LogLine, TimeMs, TurnNumber, limits};
+use tessera_types::{LogLevel, LogLine, TimeMs, TurnNumber};
 
 /// Fields of one line that are kept.
 const FIELDS_MAX: usize = 32;
@@ -28,6 +28,7 @@ pub(crate) enum Stream {
 
 #[derive(Debug, Default)]
 struct Buffer {
+    limits: LogLimits,
     logged: Logged,
     bytes: usize,
     at_ms: TimeMs,
@@ -57,6 +58,11 @@ impl Log {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// From here on, this is kept.
+    pub(crate) fn set_limits(&self, limits: LogLimits) {
+        self.buffer().limits = limits;
+    }
+
     /// From here on, lines belong to this turn.
     pub(crate) fn begin(&self, at_ms: TimeMs, turn: TurnNumber) {
         let mut buffer = self.buffer();
@@ -70,7 +76,8 @@ impl Log {
         text: &str,
         fields: &[(String, String)],
     ) {
-        let mut rest = limits::LOG_LINE_BYTES_MAX;
+        let limits = self.buffer().limits;
+        let mut rest = limits.line_bytes;
         let mut take = |text: &str| {
             let part = clean(text, rest);
             rest -= part.len();
@@ -82,10 +89,9 @@ impl Log {
             .take(FIELDS_MAX)
             .map(|(k, v)| (take(k), take(v)))
             .collect();
-        let size = limits::LOG_LINE_BYTES_MAX - rest;
+        let size = limits.line_bytes - rest;
         let mut buffer = self.buffer();
-        if buffer.logged.lines.len() >= limits::TURN_LOG_LINES_MAX
-            || buffer.bytes + size > limits::TURN_LOG_BYTES_MAX
+        if buffer.logged.lines.len() >= limits.lines || buffer.bytes + size > limits.bytes
         {
             buffer.logged.dropped += 1;
             return;
@@ -119,8 +125,8 @@ impl Log {
     /// dropped.
     pub(crate) fn has_room(&self) -> bool {
         let mut buffer = self.buffer();
-        let room = buffer.logged.lines.len() < limits::TURN_LOG_LINES_MAX
-            && buffer.bytes < limits::TURN_LOG_BYTES_MAX;
+        let limits = buffer.limits;
+        let room = buffer.logged.lines.len() < limits.lines && buffer.bytes < limits.bytes;
         buffer.logged.dropped += u64::from(!room);
         room
     }
@@ -130,8 +136,10 @@ impl Log {
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
             let line = part.strip_suffix(b"\n");
             {
-                let partial = &mut self.buffer().partial[stream as usize];
-                let room = limits::LOG_LINE_BYTES_MAX.saturating_sub(partial.len());
+                let mut buffer = self.buffer();
+                let line_bytes = buffer.limits.line_bytes;
+                let partial = &mut buffer.partial[stream as usize];
+                let room = line_bytes.saturating_sub(partial.len());
                 let more = line.unwrap_or(part);
                 partial.extend_from_slice(&more[..more.len().min(room)]);
             }
@@ -166,6 +174,7 @@ impl Log {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tessera_types::limits;
 
     fn texts(log: &Log) -> Vec<String> {
         log.take().lines.into_iter().map(|line| line.text).collect()

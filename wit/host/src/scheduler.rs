@@ -5,52 +5,25 @@
 //! included, stands under a budget. This file must never decide when an instance is rebuilt.
 
 use crate::bindings::{SchedulerFramework, SchedulerFrameworkPre};
-use crate::clock::Clock;
 use crate::convert;
-use crate::draft::Draft;
 use crate::engine::Ticker;
-use crate::executor_draft::ExecutorDraft;
 use crate::guest::Guest;
-use crate::limits::{Account, Budget, LimitPassed, Limits, ThreadControl};
-use crate::log::{Log, Logged};
-use crate::random::Random;
+use crate::limits::{Call, Limits, ThreadControl};
+use crate::log::Logged;
 use crate::state::State;
+use crate::store::{Failure, answered, call, into_state, new_store, set_limits};
 use crate::wasi;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
-use tessera_types::{Consumed, Event, LogLevel, TaskId, TimeMs, Turn, TurnHeader};
-use wasmtime::component::{Component, HasSelf, Linker, ResourceTable};
-use wasmtime::{Engine, Store, Trap, UpdateDeadline};
+use tessera_types::{Consumed, Event, MigrationStep, TaskId, TimeMs, Turn, TurnHeader};
+use wasmtime::component::{Component, HasSelf, Instance, Linker, TypedFunc};
+use wasmtime::{Engine, Store};
 
-/// Why an instance is no more.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
-    /// The guest trapped.
-    #[error("trapped: {0}")]
-    Trapped(String),
-    /// A limit ended the call.
-    #[error(transparent)]
-    Limit(#[from] LimitPassed),
-    /// The guest returned an error.
-    #[error("the guest returned an error: {0}")]
-    Guest(String),
-    /// It cannot be built at all.
-    #[error("unusable: {0}")]
-    Unusable(String),
-}
+/// The optional export that carries state from an older version to this one.
+const MIGRATION: &str = "tessera:framework/migration@0.1.0";
 
-impl Failure {
-    /// Upper-case code, as in `InstanceFailed`.
-    #[must_use]
-    pub const fn code(&self) -> &'static str {
-        match self {
-            Self::Trapped(_) => "TRAPPED",
-            Self::Limit(_) => "GUEST_LIMIT",
-            Self::Guest(_) => "GUEST_ERROR",
-            Self::Unusable(_) => "COMPONENT_UNUSABLE",
-        }
-    }
-}
+type Step = TypedFunc<(u32,), (Result<bool, String>,)>;
 
 /// What a component says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +32,9 @@ pub struct Description {
     pub writes_state: u32,
     /// Versions that it can start from.
     pub reads_state: Vec<u32>,
+    /// It exports `migration`, and so can carry state of the versions that it reads to the one that it
+    /// writes.
+    pub migrates: bool,
 }
 
 /// What an instance is made from, beside its state.
@@ -68,32 +44,41 @@ pub struct Start {
     pub seed: u64,
     /// The framework's configuration.
     pub config: Vec<(String, String)>,
+    /// What it may use.
+    pub limits: Limits,
+    /// It migrates the state from this version, and does nothing else.
+    pub migrate_from: Option<u32>,
 }
 
 /// Links schedulers. One per engine.
 pub struct SchedulerHost {
-    engine: Engine,
     linker: Linker<Guest>,
-    limits: Limits,
     thread: ThreadControl,
-    ticker: std::sync::Arc<Ticker>,
+    ticker: Arc<Ticker>,
 }
 
 /// A component that is linked and can be built any number of times.
 #[derive(Clone)]
 pub struct SchedulerImage {
     pre: SchedulerFrameworkPre<Guest>,
-    limits: Limits,
     thread: ThreadControl,
-    ticker: std::sync::Arc<Ticker>,
+    ticker: Arc<Ticker>,
+}
+
+/// Which export takes the turns of an instance.
+enum Export {
+    Handle(SchedulerFramework),
+    /// With the version to migrate from.
+    Step(Step, u32),
 }
 
 /// A living instance.
 pub struct Scheduler {
     store: Store<Guest>,
-    bindings: SchedulerFramework,
-    ticker: std::sync::Arc<Ticker>,
+    export: Export,
+    ticker: Arc<Ticker>,
     thread: ThreadControl,
+    cpu: Duration,
 }
 
 impl SchedulerHost {
@@ -101,28 +86,15 @@ impl SchedulerHost {
     ///
     /// # Errors
     /// When an interface is defined twice.
-    pub fn new(
-        engine: &Engine,
-        ticker: std::sync::Arc<Ticker>,
-        thread: ThreadControl,
-        limits: Limits,
-    ) -> wasmtime::Result<Self> {
+    pub fn new(engine: &Engine, ticker: Arc<Ticker>, thread: ThreadControl) -> wasmtime::Result<Self> {
         let mut linker = Linker::new(engine);
         wasi::link(&mut linker)?;
-        SchedulerFramework::add_to_linker::<_, HasSelf<Guest>>(&mut linker, |guest| guest)?;
+        SchedulerFramework::add_to_linker::<_, HasSelf<Guest>>(&mut linker, Guest::called)?;
         Ok(Self {
-            engine: engine.clone(),
             linker,
-            limits,
             thread,
             ticker,
         })
-    }
-
-    /// The engine that components have to be compiled with.
-    #[must_use]
-    pub const fn engine(&self) -> &Engine {
-        &self.engine
     }
 
     /// Link a component.
@@ -135,11 +107,9 @@ impl SchedulerHost {
             .instantiate_pre(component)
             .and_then(SchedulerFrameworkPre::new)
             .map_err(|error| Failure::Unusable(format!("{error:#}")))?;
-        let (limits, thread) = (self.limits, self.thread);
         Ok(SchedulerImage {
             pre,
-            limits,
-            thread,
+            thread: self.thread,
             ticker: self.ticker.clone(),
         })
     }
@@ -148,47 +118,28 @@ impl SchedulerHost {
 /// A failure, the committed state as it was, and what was logged until then.
 pub type Failed = (Failure, State, Logged);
 
-/// A store under these limits, with the time of `init` running.
-pub(crate) fn new_store(
-    engine: &Engine,
-    thread: ThreadControl,
-    limits: Limits,
-    seed: u64,
-    state: State,
-) -> Store<Guest> {
-    let log = Log::default();
-    let mut hashes = Random::new(seed, 2);
-    let mut table = ResourceTable::new();
-    table.set_max_capacity(limits.handles);
-    let guest = Guest {
-        wasi: wasi::context(&log),
-        table,
-        limits,
-        account: Account::new(limits.memory_bytes, limits),
-        budget: Budget::start(thread, limits.init_cpu, limits.init_wall),
-        clock: Clock::default(),
-        random: Random::new(seed, 0),
-        insecure: Random::new(seed, 1),
-        hash_seed: (hashes.u64(), hashes.u64()),
-        log,
-        state,
-        draft: Draft::new(limits),
-        executor: ExecutorDraft::default(),
+/// The migration's one function; none when the component does not export it.
+fn migration(store: &mut Store<Guest>, instance: &Instance) -> wasmtime::Result<Option<Step>> {
+    let Some(interface) = instance.get_export_index(&mut *store, None, MIGRATION) else {
+        return Ok(None);
     };
-    let mut store = Store::new(engine, guest);
-    store.limiter(|guest| &mut guest.account);
-    store.set_hostcall_fuel(limits.hostcall_bytes);
-    store.set_max_component_handles(limits.handles);
-    store.epoch_deadline_callback(|mut context| {
-        context.data_mut().budget.check()?;
-        Ok(UpdateDeadline::Continue(1))
-    });
-    store
+    let step = instance.get_export_index(&mut *store, Some(&interface), "step");
+    let step = step.ok_or_else(|| wasmtime::format_err!("{MIGRATION} has no `step`"))?;
+    instance.get_typed_func(store, &step).map(Some)
 }
 
 impl SchedulerImage {
     fn store(&self, start: &Start, state: State) -> Store<Guest> {
-        new_store(self.pre.engine(), self.thread, self.limits, start.seed, state)
+        new_store(self.pre.engine(), self.thread, start.limits, start.seed, state)
+    }
+
+    fn instantiate(
+        &self,
+        store: &mut Store<Guest>,
+    ) -> wasmtime::Result<(SchedulerFramework, Option<Step>)> {
+        let instance = self.pre.instance_pre().instantiate(&mut *store)?;
+        let bindings = SchedulerFramework::new(&mut *store, &instance)?;
+        Ok((bindings, migration(store, &instance)?))
     }
 
     /// Build an instance without calling it and ask what it says of itself.
@@ -197,53 +148,52 @@ impl SchedulerImage {
     /// When it cannot be built, or fails.
     pub fn describe(&self) -> Result<Description, Failure> {
         let mut store = self.store(&Start::default(), State::default());
-        let _running = self.ticker.run();
-        store.set_epoch_deadline(1);
-        let described = self.pre.instantiate(&mut store).and_then(|bindings| {
-            bindings
-                .tessera_framework_scheduler()
-                .call_describe(&mut store)
+        let with = (&*self.ticker, self.thread);
+        let (described, _) = call(&mut store, with, Call::Init, |store| {
+            let (bindings, step) = self.instantiate(store)?;
+            let guest = bindings.tessera_framework_scheduler();
+            Ok((guest.call_describe(store)?, step.is_some()))
         });
-        store.data_mut().budget.end();
-        let said = described.map_err(|error| failure(&mut store, &error))?;
+        let (said, migrates) = described?;
         Ok(Description {
             writes_state: said.writes_state,
             reads_state: said.reads_state,
+            migrates,
         })
     }
 
-    /// Build an instance on this state and call its `init`. What it enqueues commits with its first
-    /// turn.
+    /// Build an instance on this state. Call its `init`, whose operations commit with its first turn;
+    /// or, when it is to migrate, nothing yet.
     ///
     /// # Errors
     /// The failure, with the state handed back.
     pub fn build(&self, start: &Start, state: State) -> Result<Scheduler, Box<Failed>> {
         let mut store = self.store(start, state);
-        let built = {
-            let _running = self.ticker.run();
-            store.set_epoch_deadline(1);
-            self.pre.instantiate(&mut store).and_then(|bindings| {
+        let with = (&*self.ticker, self.thread);
+        let (built, cpu) = call(&mut store, with, Call::Init, |store| {
+            let (bindings, step) = self.instantiate(store)?;
+            let Some(from) = start.migrate_from else {
                 let guest = bindings.tessera_framework_scheduler();
-                let answer = guest.call_init(&mut store, &start.config)?;
-                Ok((bindings, answer))
-            })
-        };
-        store.data_mut().budget.end();
-        let failure = match built {
-            Ok((bindings, Ok(()))) => {
-                let (ticker, thread) = (self.ticker.clone(), self.thread);
-                return Ok(Scheduler {
-                    store,
-                    bindings,
-                    ticker,
-                    thread,
-                });
+                let answer = guest.call_init(store, &start.config)?;
+                return Ok(answer.map(|()| Export::Handle(bindings)));
+            };
+            let step = step.ok_or_else(|| wasmtime::format_err!("{MIGRATION} is not exported"))?;
+            store.data_mut().draft.close();
+            Ok(Ok(Export::Step(step, from)))
+        });
+        match answered(built, &start.limits) {
+            Ok(export) => Ok(Scheduler {
+                store,
+                export,
+                ticker: self.ticker.clone(),
+                thread: self.thread,
+                cpu,
+            }),
+            Err(failure) => {
+                let logged = store.data().log.take();
+                Err(Box::new((failure, into_state(store), logged)))
             }
-            Ok((_, Err(text))) => Failure::Guest(cut(text, self.limits.error_bytes)),
-            Err(error) => failure(&mut store, &error),
-        };
-        let logged = store.data().log.take();
-        Err(Box::new((failure, into_state(store), logged)))
+        }
     }
 }
 
@@ -258,43 +208,53 @@ impl Scheduler {
         guest.clock.begin_turn(header.time_ms);
         guest.log.begin(header.time_ms, header.number);
         guest.draft.begin(header.time_ms);
-        guest.account.take_refused();
-        let limits = guest.limits;
         for event in &events {
             if let Event::Http(request) = event {
                 guest.draft.open_request(request.id);
             }
         }
+        let limits = guest.limits;
         let events: Vec<_> = events.into_iter().map(convert::event).collect();
-        let answer = {
-            let _running = self.ticker.run();
-            self.store.set_epoch_deadline(1);
-            self.store.data_mut().budget =
-                Budget::start(self.thread, limits.turn_cpu, limits.turn_wall);
-            let guest = self.bindings.tessera_framework_scheduler();
-            guest.call_handle(&mut self.store, convert::turn_info(&header), &events)
-        };
-        self.store.data_mut().budget.end();
-        match answer {
-            Ok(Ok(())) => {}
-            Ok(Err(text)) => return Err(Failure::Guest(cut(text, limits.error_bytes))),
-            Err(error) => return Err(failure(&mut self.store, &error)),
-        }
+        let with = (&*self.ticker, self.thread);
+        let (called, cpu) = call(&mut self.store, with, Call::Turn, |store| match &self.export {
+            Export::Handle(bindings) => {
+                let guest = bindings.tessera_framework_scheduler();
+                let answer = guest.call_handle(store, convert::turn_info(&header), &events)?;
+                Ok(answer.map(|()| None))
+            }
+            Export::Step(step, from) => {
+                let (answer,) = step.call(store, (*from,))?;
+                Ok(answer.map(|done| Some(MigrationStep { done })))
+            }
+        });
+        self.cpu = cpu;
+        let migration = answered(called, &limits)?;
         let guest = self.store.data_mut();
         let (operations, specs) = guest.draft.finish();
         Ok(Turn {
             header,
-            consumed,
+            consumed: if migration.is_some() { Vec::new() } else { consumed },
             operations,
             writes: guest.state.writes(),
             specs,
-            migration: None,
+            migration,
         })
     }
 
     /// The last turn was committed: what it wrote is state now.
     pub fn commit(&mut self) {
         self.store.data_mut().state.commit();
+    }
+
+    /// From the next turn on these limits hold; what is in use already stays.
+    pub fn set_limits(&mut self, limits: Limits) {
+        set_limits(&mut self.store, limits);
+    }
+
+    /// CPU time of the last call into the guest.
+    #[must_use]
+    pub const fn cpu_time(&self) -> Duration {
+        self.cpu
     }
 
     /// What was logged since the last call of this.
@@ -313,12 +273,6 @@ impl Scheduler {
     pub fn into_state(self) -> State {
         into_state(self.store)
     }
-}
-
-pub(crate) fn into_state(store: Store<Guest>) -> State {
-    let mut state = store.into_data().state;
-    state.discard();
-    state
 }
 
 /// The durable events of a batch, each object once.
@@ -361,51 +315,6 @@ fn consumed(events: &[Event]) -> Vec<Consumed> {
         due_ms,
     });
     updates.chain(timers).chain(config).collect()
-}
-
-pub(crate) fn cut(mut text: String, max: usize) -> String {
-    let mut end = text.len().min(max);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.truncate(end);
-    text
-}
-
-/// What a failed call into a guest means.
-pub(crate) fn failure(store: &mut Store<Guest>, error: &wasmtime::Error) -> Failure {
-    let limits = store.data().limits;
-    let refused = store.data_mut().account.take_refused();
-    let failure = explain(error, refused, limits.error_bytes);
-    let Failure::Trapped(cause) = &failure else {
-        return failure;
-    };
-    // Where it happened is for the author, in the log; what the guest said last is for everybody.
-    let log = &store.data().log;
-    let said = log.last_stderr();
-    log.write(LogLevel::Error, "host", &error.to_string(), &[]);
-    match said {
-        Some(said) => Failure::Trapped(cut(format!("{said} ({cause})"), limits.error_bytes)),
-        None => failure,
-    }
-}
-
-/// Tell limits, which have names, from other traps.
-pub(crate) fn explain(
-    error: &wasmtime::Error,
-    refused: Option<LimitPassed>,
-    error_bytes: usize,
-) -> Failure {
-    if let Some(passed) = error.downcast_ref::<LimitPassed>() {
-        return passed.clone().into();
-    }
-    if matches!(error.downcast_ref::<Trap>(), Some(Trap::StackOverflow)) {
-        return LimitPassed::new("stack", "the guest's stack is full").into();
-    }
-    if let Some(refused) = refused {
-        return refused.into();
-    }
-    Failure::Trapped(cut(error.root_cause().to_string(), error_bytes))
 }
 
 /// Pause between attempts to build an instance again after this many failures in a row.

@@ -2,13 +2,13 @@
 //! has written over it.
 //!
 //! Invariants: `committed` changes only by [`State::commit`] and [`State::load`]; totals are those of
-//! the state as the turn would leave it; nothing exceeds the limits of `tessera_types::limits`. This
+//! the state as the turn would leave it; nothing exceeds the limits of the framework's role. This
 //! file must never know a guest.
 
-use crate::limits::LimitPassed;
+use crate::limits::{LimitPassed, StateLimits};
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use tessera_types::{KeyWrite, limits};
+use tessera_types::{KeyWrite, LimitName, limits};
 
 /// Why a write was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,6 +24,7 @@ pub enum WriteRefused {
 /// Committed state with one turn's writes over it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
+    limits: StateLimits,
     committed: BTreeMap<String, Vec<u8>>,
     overlay: BTreeMap<String, Option<Vec<u8>>>,
     /// Bytes of keys and values that the overlay holds.
@@ -39,6 +40,11 @@ fn size(key: &str, value: Option<&[u8]>) -> usize {
 }
 
 impl State {
+    /// From the next write on these limits hold; what is there already stays.
+    pub const fn set_limits(&mut self, limits: StateLimits) {
+        self.limits = limits;
+    }
+
     /// Take over committed entries, as they come from the master. Not bound by the limits of a turn.
     pub fn load(&mut self, entries: impl IntoIterator<Item = KeyWrite>) {
         for KeyWrite { key, value } in entries {
@@ -88,27 +94,30 @@ impl State {
             .as_ref()
             .is_some_and(|value| value.len() > limits::VALUE_BYTES_MAX)
         {
-            return limit("state-value-bytes", limits::VALUE_BYTES_MAX);
+            let text = format!("at most {}", limits::VALUE_BYTES_MAX);
+            return Err(LimitPassed::new("state-value-bytes", text).into());
         }
         let replaced = self.overlay.get(key);
         let written = replaced.map_or(0, |old| size(key, old.as_deref()));
         let overlay_bytes = self.overlay_bytes - written + new_size;
-        if overlay_bytes > limits::TURN_STATE_BYTES_MAX {
-            return limit("turn-state-bytes", limits::TURN_STATE_BYTES_MAX);
+        let allowed = self.limits;
+        if overlay_bytes > allowed.turn_bytes {
+            return limit(LimitName::TurnStateBytes, allowed.turn_bytes as u64);
         }
-        if replaced.is_none() && self.overlay.len() >= limits::TURN_KEYS_MAX {
-            return limit("turn-state-keys", limits::TURN_KEYS_MAX);
+        if replaced.is_none() && self.overlay.len() >= allowed.turn_keys {
+            return limit(LimitName::TurnKeys, allowed.turn_keys as u64);
         }
         let before = self.get(key).map(|old| size(key, Some(old)) as u64);
         let after = value.as_ref().map(|_| new_size as u64);
         let bytes = self.bytes - before.unwrap_or(0) + after.unwrap_or(0);
         let keys = self.keys - u64::from(before.is_some()) + u64::from(after.is_some());
         // What makes the state smaller is always allowed.
-        if bytes > limits::STATE_BYTES_MAX && bytes > self.bytes {
-            return limit("state-bytes", limits::STATE_BYTES_MAX);
+        let [bytes_name, keys_name] = allowed.names;
+        if bytes > allowed.bytes && bytes > self.bytes {
+            return limit(bytes_name, allowed.bytes);
         }
-        if keys > limits::STATE_KEYS_MAX && keys > self.keys {
-            return limit("state-keys", limits::STATE_KEYS_MAX);
+        if keys > allowed.keys && keys > self.keys {
+            return limit(keys_name, allowed.keys);
         }
         (self.overlay_bytes, self.bytes, self.keys) = (overlay_bytes, bytes, keys);
         self.overlay.insert(key.to_owned(), value);
@@ -190,8 +199,8 @@ impl State {
     }
 }
 
-fn limit(name: &'static str, max: impl std::fmt::Display) -> Result<(), WriteRefused> {
-    Err(LimitPassed::new(name, format!("at most {max}")).into())
+fn limit(name: LimitName, max: u64) -> Result<(), WriteRefused> {
+    Err(LimitPassed::of(name, format!("at most {max}")).into())
 }
 
 #[cfg(test)]
@@ -296,7 +305,7 @@ mod tests {
         }
         assert_eq!(
             name(state.write("one more", Some(Vec::new()))),
-            "turn-state-keys"
+            "turn-keys"
         );
         assert_eq!(name(state.write("0", Some(vec![1]))), "ok");
     }

@@ -6,7 +6,7 @@
 
 use crate::engine::Ticker;
 use crate::limits::{Account, LimitPassed, Limits};
-use crate::scheduler::{Failure, explain};
+use crate::store::{Failure, explain};
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -181,7 +181,8 @@ impl TaskImage {
             .preopened_dir(&start.sandbox, "/", FsPerms::ReadWrite)?;
         let mut table = ResourceTable::new();
         table.set_max_capacity(self.limits.handles);
-        let account = Account::new(start.memory_bytes, self.limits);
+        let memory_bytes = start.memory_bytes;
+        let account = Account::new(Limits { memory_bytes, ..self.limits });
         let mut store = Store::new(
             self.pre.engine(),
             TaskGuest {
@@ -217,7 +218,7 @@ impl TaskImage {
                 Some(exit) => TaskEnd::Exited(exit.0),
                 None => {
                     let refused = store.data_mut().account.take_refused();
-                    TaskEnd::Failed(explain(&error, refused, self.limits.error_bytes))
+                    TaskEnd::Failed(explain(&error, refused, &self.limits))
                 }
             },
         }
@@ -227,7 +228,7 @@ impl TaskImage {
 /// Whether a failure is for want of memory.
 #[must_use]
 pub fn is_memory_limit(failure: &Failure) -> bool {
-    matches!(failure, Failure::Limit(LimitPassed { name: "memory", .. }))
+    matches!(failure, Failure::Limit(LimitPassed { name: "memory-bytes", .. }))
 }
 
 #[derive(Debug)]

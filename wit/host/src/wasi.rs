@@ -7,11 +7,13 @@
 
 use crate::clock::Clock;
 use crate::guest::Guest;
+use crate::limits::LimitPassed;
 use crate::log::{Log, Stream};
 use crate::random::Random;
 use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
+use tessera_types::LimitName;
 use tokio::io::AsyncWrite;
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
 use wasmtime::{Result, bail};
@@ -27,6 +29,7 @@ use wasmtime_wasi_io::bindings::wasi::io::{poll as io_poll, streams as io_stream
 
 impl WasiView for Guest {
     fn ctx(&mut self) -> WasiCtxView<'_> {
+        self.called();
         WasiCtxView {
             ctx: &mut self.wasi,
             table: &mut self.table,
@@ -56,11 +59,11 @@ pub(crate) fn context(log: &Log) -> WasiCtx {
 pub(crate) fn link(linker: &mut Linker<Guest>) -> Result<()> {
     wasmtime_wasi::p2::add_to_linker_sync(linker)?;
     linker.allow_shadowing(true);
-    wall_clock::add_to_linker::<_, HasSelf>(linker, |guest| guest)?;
-    monotonic_clock::add_to_linker::<_, HasSelf>(linker, |guest| guest)?;
-    random::add_to_linker::<_, HasSelf>(linker, |guest| guest)?;
-    insecure::add_to_linker::<_, HasSelf>(linker, |guest| guest)?;
-    insecure_seed::add_to_linker::<_, HasSelf>(linker, |guest| guest)?;
+    wall_clock::add_to_linker::<_, HasSelf>(linker, Guest::called)?;
+    monotonic_clock::add_to_linker::<_, HasSelf>(linker, Guest::called)?;
+    random::add_to_linker::<_, HasSelf>(linker, Guest::called)?;
+    insecure::add_to_linker::<_, HasSelf>(linker, Guest::called)?;
+    insecure_seed::add_to_linker::<_, HasSelf>(linker, Guest::called)?;
     poll::add_to_linker::<_, HasIo>(linker, io)?;
     streams::add_to_linker::<_, HasIo>(linker, io)?;
     linker.allow_shadowing(false);
@@ -84,6 +87,7 @@ struct Io<'a> {
 }
 
 fn io(guest: &mut Guest) -> Io<'_> {
+    guest.called();
     Io {
         table: &mut guest.table,
         clock: &guest.clock,
@@ -157,7 +161,8 @@ impl monotonic_clock::Host for &mut Guest {
 
 fn random_bytes(random: &mut Random, len: u64, max: u64) -> Result<Vec<u8>> {
     if len > max {
-        bail!("limit random-bytes: {len} asked for, {max} allowed at once");
+        let text = format!("{len} asked for, {max} allowed at once");
+        return Err(LimitPassed::of(LimitName::RandomBytes, text).into());
     }
     Ok(random.bytes(usize::try_from(len)?))
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tessera_types::{Epoch, Event, FrameworkId, TurnHeader, TurnNumber, limits};
 use tessera_wire::v1::{self, from_worker, to_worker};
-use tessera_wit_host::{Limits, SchedulerHost, Start, State, ThreadControl, Ticker, new_engine};
+use tessera_wit_host::{SchedulerHost, Start, State, ThreadControl, Ticker, new_engine};
 
 fn subscribed(instance: &Instance) -> Event {
     Event::Subscribed(instance.subscription())
@@ -152,7 +152,7 @@ fn limits_are_enforced_and_named() {
     agent.ready(&instance);
     for (path, name) in [
         ("/state/value", "state-value-bytes"),
-        ("/state/keys", "turn-state-keys"),
+        ("/state/keys", "turn-keys"),
         ("/state/bytes", "turn-state-bytes"),
         ("/ops", "turn-operations"),
         ("/timers", "turn-operations"),
@@ -231,7 +231,7 @@ fn a_spinning_guest_is_stopped_and_its_neighbour_keeps_half_of_its_turns() {
             (failed.reason.as_str(), failed.will_retry),
             ("GUEST_LIMIT", true)
         );
-        assert!(failed.message.contains("limit cpu"), "{}", failed.message);
+        assert_eq!(failed.limit, "turn-cpu-ms");
         assert!(agent.ready(&bad).rebuilt);
     }
     println!("turns of the neighbour: quiet {quiet}, disturbed {disturbed}");
@@ -250,7 +250,7 @@ fn spinning_in_init_backs_off_and_spares_the_worker() {
     for _ in 0..2 {
         let failed = agent.failed(&instance);
         assert!(
-            failed.will_retry && failed.message.contains("limit cpu"),
+            failed.will_retry && failed.limit == "init-cpu-ms",
             "{}",
             failed.message
         );
@@ -285,11 +285,12 @@ fn life(seed: u64) -> Vec<Vec<u8>> {
         cpu_time: || Duration::ZERO,
         set_behind: |_| (),
     };
-    let host = SchedulerHost::new(&engine, ticker, thread, Limits::default()).unwrap();
+    let host = SchedulerHost::new(&engine, ticker, thread).unwrap();
     let image = host.link(&component).unwrap();
     let start = Start {
         seed,
         config: vec![("a".into(), "b".into())],
+        ..Start::default()
     };
     let mut scheduler = image
         .build(&start, State::default())
