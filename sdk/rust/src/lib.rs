@@ -1,4 +1,4 @@
-//! Write Tessera schedulers as WebAssembly components.
+//! Write Tessera schedulers, and the executors of their tasks, as WebAssembly components.
 //!
 //! A scheduler is a type that handles events. The cluster calls it with batches of them; what it
 //! asks for in return, and what it writes to its state, commits as one transaction: the *turn*.
@@ -62,6 +62,7 @@ pub mod bindings;
 mod config;
 mod error;
 pub mod event;
+pub mod executor;
 mod host;
 pub mod http;
 pub mod log;

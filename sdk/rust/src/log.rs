@@ -4,6 +4,17 @@
 
 pub use crate::bindings::tessera::framework::types::Level;
 use crate::host::log as host;
+use std::cell::Cell;
+
+thread_local! {
+    /// What the guest is, where it does not say which part of it speaks.
+    static TARGET: Cell<&'static str> = const { Cell::new("scheduler") };
+}
+
+/// The guest is this.
+pub(crate) fn set_target(target: &'static str) {
+    TARGET.set(target);
+}
 
 /// Write one line with named values beside its text. `target` names the part that speaks.
 pub fn write(level: Level, target: &str, text: &str, fields: &[(&str, String)]) {
@@ -18,20 +29,20 @@ pub fn write(level: Level, target: &str, text: &str, fields: &[(&str, String)]) 
 
 /// Write a line for developers.
 pub fn debug(text: impl AsRef<str>) {
-    write(Level::Debug, "scheduler", text.as_ref(), &[]);
+    write(Level::Debug, TARGET.get(), text.as_ref(), &[]);
 }
 
 /// Write a line about something that is as it should be.
 pub fn info(text: impl AsRef<str>) {
-    write(Level::Info, "scheduler", text.as_ref(), &[]);
+    write(Level::Info, TARGET.get(), text.as_ref(), &[]);
 }
 
 /// Write a line about something that may need attention.
 pub fn warn(text: impl AsRef<str>) {
-    write(Level::Warn, "scheduler", text.as_ref(), &[]);
+    write(Level::Warn, TARGET.get(), text.as_ref(), &[]);
 }
 
 /// Write a line about something that is wrong.
 pub fn error(text: impl AsRef<str>) {
-    write(Level::Error, "scheduler", text.as_ref(), &[]);
+    write(Level::Error, TARGET.get(), text.as_ref(), &[]);
 }

@@ -268,6 +268,11 @@ impl TaskSpec {
         OVERHEAD_BYTES + spec.name.len() + body + files + pairs(&spec.env) + pairs(&spec.labels)
     }
 
+    /// As the contract has it.
+    pub(crate) fn into_contract(self) -> types::TaskSpec {
+        self.spec
+    }
+
     /// Have the host check the spec and return the digest under which it is launched.
     pub(crate) fn define(&self) -> Result<String, Error> {
         Ok(specs::define(&self.spec)?)
