@@ -25,6 +25,8 @@ pub enum Kind {
     Native,
     /// The component `wordcount-task`.
     Wasm,
+    /// The component `wordcount-executor`.
+    Executor,
 }
 
 /// Where a chunk stands.
@@ -86,6 +88,8 @@ pub struct Progress {
     pub native_done: usize,
     /// Done by Wasm tasks.
     pub wasm_done: usize,
+    /// Done by the executor.
+    pub executor_done: usize,
     /// Given up.
     pub failed: usize,
     /// Launches beyond the first of each chunk.
@@ -202,6 +206,7 @@ impl Jobs {
             match chunk.phase {
                 Phase::Done(Kind::Native) => progress.native_done += 1,
                 Phase::Done(Kind::Wasm) => progress.wasm_done += 1,
+                Phase::Done(Kind::Executor) => progress.executor_done += 1,
                 Phase::Failed(_) => progress.failed += 1,
                 Phase::Waiting | Phase::Launched(_) => {}
             }

@@ -1,4 +1,4 @@
-//! The demo: word frequencies over many texts, counted by native and Wasm tasks.
+//! The demo: word frequencies over many texts, counted by native and Wasm tasks and by an executor.
 //!
 //! HTTP, below `/frameworks/<name>`:
 //! - `PUT /texts/NAME` (or POST) with a text of at most 960 KiB: 201, or 200 if it was there;
@@ -15,7 +15,9 @@
 //! sort -k1,1nr -k2,2 | sed 's/^ *//'` under `LC_ALL=C`.
 //!
 //! Configuration: `wasm-task` is the digest of the component `wordcount-task`; with it every other
-//! chunk is counted by a Wasm task, without it all are native. `chunk-kib` (4 to 24, default 24) is
+//! chunk is counted by a Wasm task, without it all are native. `executor` is the digest of the component
+//! `wordcount-executor`; with both, every third chunk is given to it, which counts it twice, with a native
+//! and a Wasm child, and compares. `chunk-kib` (4 to 24, default 24) is
 //! the size of a chunk. `pace-ms` (0 to 60,000, default 0) makes each task wait so long before it
 //! counts, so that there is time to disturb it. What is changed later holds from the next instance.
 //!
@@ -34,7 +36,7 @@ use serde::{Deserialize, Serialize};
 use tessera_sdk::http::{Request, Response};
 use tessera_sdk::state::{self, Map};
 use tessera_sdk::{
-    Config, Error, Event, Offer, Pending, REFUSE_MS, Scheduler, TaskSpec, TaskState, TaskStatus,
+    Config, Error, Event, Offer, Pending, REFUSE_MS, Resources, Scheduler, TaskSpec, TaskState, TaskStatus,
     Turn, log,
 };
 use text::Counts;
@@ -66,6 +68,7 @@ struct Text {
 
 struct Settings {
     wasm_task: Option<String>,
+    executor: Option<String>,
     chunk_bytes: usize,
     pace_ms: u64,
 }
@@ -83,23 +86,39 @@ impl Settings {
         let chunk_kib = limits("chunk-kib", config.parse_or("chunk-kib", 24)?, 4, 24)?;
         Ok(Self {
             wasm_task: config.get("wasm-task").map(str::to_owned),
+            executor: config.get("executor").map(str::to_owned),
             chunk_bytes: usize::try_from(chunk_kib * 1024).unwrap_or(24 * 1024),
             pace_ms: limits("pace-ms", config.parse_or("pace-ms", 0)?, 0, 60_000)?,
         })
     }
 
-    /// Chunks are dealt to the two kinds in turn.
+    /// Chunks are dealt to the kinds that there are in turn.
     fn kind(&self, chunk: u32) -> Kind {
-        if chunk % 2 == 1 && self.wasm_task.is_some() {
-            Kind::Wasm
-        } else {
-            Kind::Native
+        match (&self.wasm_task, &self.executor) {
+            (None, _) => Kind::Native,
+            (Some(_), None) => [Kind::Native, Kind::Wasm][chunk as usize % 2],
+            (Some(_), Some(_)) => [Kind::Native, Kind::Wasm, Kind::Executor][chunk as usize % 3],
         }
     }
 
+    /// The executor's task: it and its two children have the memory of three tasks.
+    fn executor_task(&self, executor: &str, wasm_task: &str, input: Vec<u8>) -> TaskSpec {
+        TaskSpec::executor("twice", executor)
+            .executor_resources(Resources::new(0.05, TASK_MEM_MIB))
+            .executor_config("wasm-task", wasm_task)
+            .executor_config("pace-ms", self.pace_ms.to_string())
+            .data(input)
+            .name("wordcount")
+            .cpus(0.1)
+            .mem_mib(2 * TASK_MEM_MIB)
+    }
+
     fn task(&self, chunk: u32, input: Vec<u8>) -> TaskSpec {
-        let spec = match (&self.wasm_task, self.kind(chunk)) {
-            (Some(component), Kind::Wasm) => TaskSpec::wasm(component, ["input", "counts"])
+        let spec = match (&self.wasm_task, self.kind(chunk), &self.executor) {
+            (Some(component), Kind::Executor, Some(executor)) => {
+                return self.executor_task(executor, component, input);
+            }
+            (Some(component), Kind::Wasm, _) => TaskSpec::wasm(component, ["input", "counts"])
                 .env("PACE_MS", self.pace_ms.to_string()),
             _ => {
                 // A pipeline ends as its last command does, so what could fail first is tested.
@@ -371,7 +390,7 @@ impl WordCount {
 
     fn progress(&self) -> Response {
         let progress = self.jobs.progress();
-        let done = progress.native_done + progress.wasm_done;
+        let done = progress.native_done + progress.wasm_done + progress.executor_done;
         let all_ended = done + progress.failed == progress.total;
         Response::json(&Report {
             state: match (self.started, all_ended) {
@@ -384,6 +403,7 @@ impl WordCount {
             tasks_done: done,
             native_done: progress.native_done,
             wasm_done: progress.wasm_done,
+            executor_done: progress.executor_done,
             failed: progress.failed,
             repeated: progress.repeated,
             words: text::total(&self.totals.counts),
@@ -543,6 +563,7 @@ struct Report {
     tasks_done: usize,
     native_done: usize,
     wasm_done: usize,
+    executor_done: usize,
     failed: usize,
     /// Launches beyond the first of each chunk.
     repeated: u64,

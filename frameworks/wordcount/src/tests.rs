@@ -57,6 +57,11 @@ fn coreutils(input: &[u8]) -> String {
 
 /// Do what an agent would, and return the terminal status.
 fn run(task: &Launched) -> TaskStatus {
+    if let TaskBody::Executor(given) = &task.spec.body {
+        let mut ended = status(&task.task, TaskState::Finished);
+        ended.data = lines_of(&given.data);
+        return ended;
+    }
     let [file] = task.spec.files.as_slice() else {
         panic!("one file: {:?}", task.spec.files)
     };
@@ -156,7 +161,8 @@ fn sample(lines: u32) -> Vec<u8> {
     text.into_bytes()
 }
 
-const CONFIG: &[(&str, &str)] = &[("wasm-task", "sha256:00"), ("chunk-kib", "4")];
+const CONFIG: &[(&str, &str)] =
+    &[("wasm-task", "sha256:00"), ("executor", "sha256:00"), ("chunk-kib", "4")];
 
 #[test]
 fn the_answer_is_that_of_coreutils_whatever_is_lost_doubled_or_restarted() {
@@ -204,10 +210,9 @@ fn the_answer_is_that_of_coreutils_whatever_is_lost_doubled_or_restarted() {
     }
     let report = progress(&mut cluster);
     assert_eq!(report["failed"], 0);
-    assert!(
-        report["native_done"].as_u64() > Some(5) && report["wasm_done"].as_u64() > Some(5),
-        "{report}"
-    );
+    for kind in ["native_done", "wasm_done", "executor_done"] {
+        assert!(report[kind].as_u64() > Some(2), "{kind}: {report}");
+    }
     let expected = coreutils(&texts.concat());
     assert_eq!(all_lines(&mut cluster, 100_000), expected);
     assert_eq!(all_lines(&mut cluster, 700), expected);

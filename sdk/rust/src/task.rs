@@ -268,6 +268,14 @@ impl TaskSpec {
         OVERHEAD_BYTES + spec.name.len() + body + files + pairs(&spec.env) + pairs(&spec.labels)
     }
 
+    /// The executor that runs it, and what that is charged for itself.
+    pub(crate) fn executor_charge(&self) -> Option<(&str, Resources)> {
+        match &self.spec.body {
+            TaskBody::Executor(task) => Some((&task.executor, task.resources)),
+            _ => None,
+        }
+    }
+
     /// As the contract has it.
     pub(crate) fn into_contract(self) -> types::TaskSpec {
         self.spec

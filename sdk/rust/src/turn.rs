@@ -3,6 +3,8 @@
 //! Every function only enqueues. All of it, and everything written to the state, commits together
 //! when the scheduler returns, or not at all; what became of it arrives as events of later turns.
 
+use std::collections::BTreeSet;
+
 use crate::Error;
 use crate::bindings::exports::tessera::framework::scheduler::TurnInfo;
 use crate::bindings::tessera::framework::driver::{Filters, Operation};
@@ -32,6 +34,34 @@ pub struct Turn {
     info: TurnInfo,
     spec_bytes: usize,
     specs: usize,
+}
+
+/// Executors that tasks of this turn bring to an offer: each is charged once, with its first task.
+/// Whether one runs there already is not known here, so that room is always left for it.
+#[derive(Default)]
+struct Seats(BTreeSet<(usize, String)>);
+
+impl Seats {
+    /// The first offer with room for a task and, if it is the executor's first one there, its executor.
+    fn take_first_fit(&self, free: &mut [Resources], spec: &TaskSpec) -> Option<usize> {
+        let Some((executor, own)) = spec.executor_charge() else {
+            return take_first_fit(free, &spec.resources());
+        };
+        free.iter_mut().enumerate().find_map(|(index, left)| {
+            let mut rest = left.minus(&spec.resources())?;
+            if !self.0.contains(&(index, executor.to_owned())) {
+                rest = rest.minus(&own)?;
+            }
+            *left = rest;
+            Some(index)
+        })
+    }
+
+    fn keep(&mut self, slot: Option<usize>, spec: &TaskSpec) {
+        if let (Some(index), Some((executor, _))) = (slot, spec.executor_charge()) {
+            self.0.insert((index, executor.to_owned()));
+        }
+    }
 }
 
 /// What [`Turn::place`] did.
@@ -83,6 +113,7 @@ impl Turn {
         let mut free: Vec<Resources> = offers.iter().map(|offer| offer.available).collect();
         let mut operations: Vec<Vec<Operation>> = offers.iter().map(|_| Vec::new()).collect();
         let mut placed = Placed::default();
+        let mut seats = Seats::default();
         let mut misses = 0;
         let mut cut_short = false;
         for task in pending {
@@ -91,7 +122,7 @@ impl Turn {
                 break;
             }
             let mut rest = free.clone();
-            let slot = take_first_fit(&mut rest, &task.spec.resources());
+            let slot = seats.take_first_fit(&mut rest, &task.spec);
             let Some(list) = slot.and_then(|index| operations.get_mut(index)) else {
                 misses += 1;
                 if misses >= MAX_MISSES_PER_PLACE || free.is_empty() {
@@ -109,6 +140,7 @@ impl Turn {
                     }));
                     placed.launched.push(task.task);
                     free = rest;
+                    seats.keep(slot, &task.spec);
                 }
                 Err(Error::Limit(_)) if self.specs > 0 => {
                     cut_short = true;
