@@ -3,11 +3,12 @@
 //! Invariant: everything here is owned data; no view borrows from the state. Must never hold a rule.
 
 use crate::auth::Forbidden;
-use crate::rows::RowChange;
 use crate::effect::Effect;
+use crate::lifecycle::{Failures, FrameworkVersion, Phase, Quarantine, StateVersions, Upgrade};
+use crate::rows::RowChange;
 use tessera_types::{
-    AgentId, Digest, Epoch, ExecutorId, FrameworkId, FrameworkName, HttpAnswer, Launch, OfferId, Quantities,
-    RoleName, TaskId, TaskState, TaskStatus, TimeMs, TurnNumber,
+    AgentId, Digest, Epoch, ExecutorId, FrameworkId, FrameworkName, HttpAnswer, Launch, LimitName,
+    OfferId, Quantities, RoleName, TaskId, TaskState, TaskStatus, TimeMs, TurnNumber,
 };
 use tessera_wire::v1;
 
@@ -162,6 +163,12 @@ pub enum Request {
         size_bytes: u64,
         /// What it is.
         world: World,
+        /// Of a scheduler: the state that it keeps.
+        state: StateVersions,
+        /// Where it came from, `oci://…@sha256:…`; empty when it was uploaded.
+        source: String,
+        /// What its inspection found, as JSON; at most 64 KiB.
+        report: String,
     },
     /// Create a framework.
     CreateFramework {
@@ -188,6 +195,43 @@ pub enum Request {
         /// Time between TERM and KILL; the spec's when absent.
         grace_ms: Option<u64>,
     },
+    /// Set limits of a role, or of the whole cluster: all of them or none.
+    SetLimits {
+        /// Whose; none is the cluster.
+        role: Option<RoleName>,
+        /// To be set.
+        set: Vec<(LimitName, u64)>,
+        /// To fall back to what the parent role says.
+        unset: Vec<LimitName>,
+    },
+    /// Change the component of a framework.
+    UpgradeFramework {
+        /// Which.
+        framework: FrameworkId,
+        /// A scheduler that reads the framework's state.
+        component: Digest,
+    },
+    /// Go back to an earlier component; while an upgrade is on trial or migrating, give it up.
+    RollBackFramework {
+        /// Which.
+        framework: FrameworkId,
+        /// Of its history; the one before if absent.
+        version: Option<u64>,
+    },
+    /// Replace the configuration; the scheduler is told.
+    SetConfig {
+        /// Which.
+        framework: FrameworkId,
+        /// All of it.
+        config: Vec<(String, String)>,
+        /// Refused if another version is in force.
+        expected_version: Option<u64>,
+    },
+    /// Let a quarantined scheduler run again.
+    ReleaseFramework {
+        /// Which.
+        framework: FrameworkId,
+    },
 }
 
 /// What became of a request.
@@ -202,6 +246,8 @@ pub enum Reply {
     },
     /// The framework was created.
     Framework(FrameworkId),
+    /// The component, or the configuration, has this version now.
+    Version(u64),
     /// It is committed.
     Done,
 }
@@ -306,6 +352,10 @@ pub struct AgentView {
     pub attributes: Vec<(String, String)>,
     /// Version of its software.
     pub version: String,
+    /// Protections that it cannot give: name and why.
+    pub missing: Vec<(String, String)>,
+    /// Key of its compiled images.
+    pub engine: String,
     /// What is offered of it, when free.
     pub total: Quantities,
     /// Its slice for schedulers.
@@ -341,6 +391,32 @@ pub struct ComponentView {
     pub principal: String,
     /// When.
     pub added_ms: TimeMs,
+    /// Of a scheduler: the state that it keeps.
+    pub state: StateVersions,
+    /// Where it came from; empty when it was uploaded.
+    pub source: String,
+}
+
+/// Where the value of a limit comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LimitSource {
+    /// Nothing is set.
+    Default,
+    /// Set for the cluster.
+    Cluster,
+    /// Set for this role.
+    Role(String),
+}
+
+/// A limit in force. Unit, default and bounds are in its row of the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitView {
+    /// Which.
+    pub name: LimitName,
+    /// The value in force.
+    pub value: u64,
+    /// Who set it.
+    pub from: LimitSource,
 }
 
 /// A framework.
@@ -390,6 +466,24 @@ pub struct FrameworkView {
     pub used: Quantities,
     /// Offered to it now.
     pub offered: Quantities,
+    /// What its scheduler is doing.
+    pub phase: Phase,
+    /// Failures on record that count towards quarantine.
+    pub failing: Failures,
+    /// It is kept from running.
+    pub quarantine: Option<Quarantine>,
+    /// What it has run, oldest first; the last one is in force.
+    pub versions: Vec<FrameworkVersion>,
+    /// An upgrade that is not final.
+    pub upgrade: Option<Upgrade>,
+    /// Version of its state.
+    pub state_version: u32,
+    /// Counts replacements of the configuration, from 1.
+    pub config_version: u64,
+    /// The newest configuration that a committed turn of its scheduler has seen.
+    pub config_seen: u64,
+    /// What a finished upgrade wrote is being folded into the state; another upgrade has to wait.
+    pub merging: bool,
 }
 
 /// A task.

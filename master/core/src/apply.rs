@@ -53,8 +53,8 @@ pub enum ApplyError {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Dirty {
     Agent(AgentId),
-    Component(Digest),
     Framework(FrameworkId),
+    Limits(String),
     Spec(FrameworkId, Digest),
     Timer(FrameworkId, String),
     Task(FrameworkId, TaskId),
@@ -306,6 +306,7 @@ impl Apply<'_> {
             rows::TASKS,
             rows::USED_IDS,
             rows::VALUES,
+            rows::GENERATION,
             rows::HISTORY,
             rows::TIMERS,
         ];
@@ -324,7 +325,7 @@ impl Apply<'_> {
         }
         self.dirty.retain(|dirty| match dirty {
             Dirty::Spec(id, _) | Dirty::Timer(id, _) | Dirty::Task(id, _) => *id != framework,
-            Dirty::Agent(_) | Dirty::Component(_) | Dirty::Framework(_) => true,
+            Dirty::Agent(_) | Dirty::Limits(_) | Dirty::Framework(_) => true,
         });
         self.mark(Dirty::Framework(framework));
         self.effect(Effect::Framework(framework));
@@ -370,10 +371,10 @@ impl Apply<'_> {
                 rows::agent_key(*id),
                 state.agents.get(id).map(|agent| agent.encode(*id)),
             ),
-            Dirty::Component(digest) => (
-                rows::COMPONENTS,
-                digest.0.to_vec(),
-                state.components.get(digest).map(|component| component.encode(digest)),
+            Dirty::Limits(role) => (
+                rows::LIMITS,
+                role.as_bytes().to_vec(),
+                state.limits.get(role).map(|limits| codec::encode_limits(role, limits)),
             ),
             Dirty::Framework(id) => (
                 rows::FRAMEWORKS,

@@ -48,6 +48,8 @@ pub enum Action {
     Create,
     /// Remove.
     Remove,
+    /// Change what is there: limits, components, configurations.
+    Change,
     /// End a task.
     Kill,
     /// Call a scheduler.
@@ -64,6 +66,7 @@ impl Action {
             Self::ReadLogs => "read the logs of",
             Self::Create => "create",
             Self::Remove => "remove",
+            Self::Change => "change",
             Self::Kill => "kill",
             Self::Call => "call",
             Self::Serve => "serve",
@@ -80,6 +83,11 @@ pub enum Object {
     Agent,
     /// Components.
     Component,
+    /// The limits of a role.
+    Limits {
+        /// The role; none is the cluster.
+        role: Option<String>,
+    },
     /// A framework, its tasks included.
     Framework {
         /// Its role; none when it is not known yet.
@@ -93,6 +101,7 @@ impl Object {
             Self::Cluster => "the cluster",
             Self::Agent => "agents",
             Self::Component => "components",
+            Self::Limits { .. } => "limits",
             Self::Framework { .. } => "frameworks",
         }
     }
@@ -123,6 +132,7 @@ pub fn authorize(principal: &Principal, action: Action, object: &Object) -> Resu
             | Action::ReadLogs
             | Action::Create
             | Action::Remove
+            | Action::Change
             | Action::Kill
             | Action::Call
             | Action::Serve,
@@ -149,6 +159,7 @@ mod tests {
             Action::ReadLogs,
             Action::Create,
             Action::Remove,
+            Action::Change,
             Action::Kill,
             Action::Call,
             Action::Serve,

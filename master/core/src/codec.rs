@@ -3,7 +3,12 @@
 //! Invariants: encoding is deterministic; a row of a newer version is refused by name; loading rebuilds
 //! exactly the memory that applying built. Must never apply rules beyond the form of a row.
 
+mod lifecycle;
+
+pub(crate) use lifecycle::encode_limits;
+
 use crate::api::{EventId, World};
+use crate::lifecycle::Failures;
 use crate::ledger;
 use crate::rows::{self, Rows, RowsError};
 use crate::state::{
@@ -124,19 +129,27 @@ impl Agent {
             attributes: pairs(&self.attributes),
             total: Some((&self.resources.total).into()),
             reserved: Some((&self.resources.reserved).into()),
-            version: self.version.clone(), ..Default::default() }
+            version: self.version.clone(),
+            missing: pairs(&self.missing),
+            engine: self.engine.clone(),
+        }
     }
 }
 
 impl Component {
-    pub(crate) fn encode(&self, digest: &Digest) -> Vec<u8> {
+    /// The row; the report is nowhere else.
+    pub(crate) fn encode(&self, digest: &Digest, report: String) -> Vec<u8> {
         v1::ComponentRow {
             version: ROW_VERSION,
             digest: digest.0.to_vec(),
             size_bytes: self.size_bytes,
             world: v1::World::from(self.world).into(),
             principal: self.principal.clone(),
-            added_ms: self.added_ms, ..Default::default() }
+            added_ms: self.added_ms,
+            state: Some((&self.state).into()),
+            source: self.source.clone(),
+            report,
+        }
         .encode_to_vec()
     }
 }
@@ -159,6 +172,14 @@ impl Framework {
             last_turn_hash: self.last_turn_hash.clone(),
             suppressed: self.suppressed,
             removing: self.removing,
+            versions: self.versions.iter().map(Into::into).collect(),
+            upgrade: self.upgrade.as_ref().map(Into::into),
+            failures: (self.failures != Failures::default()).then(|| (&self.failures).into()),
+            quarantine: self.quarantine.as_ref().map(Into::into),
+            config_version: self.config_version,
+            config_seen: self.config_seen,
+            state_version: self.state_version,
+            merging: self.merging,
             state_bytes: self.state_bytes,
             state_keys: self.state_keys,
             used_ids: self.used_ids,
@@ -166,7 +187,8 @@ impl Framework {
             next_group: self.next_group,
             history_first: self.history_first,
             history_next: self.history_next,
-            placed_ms: self.placed_ms, ..Default::default() }
+            placed_ms: self.placed_ms,
+        }
         .encode_to_vec()
     }
 }
@@ -275,6 +297,7 @@ pub(crate) fn load(rows: &dyn Rows) -> Result<State, LoadError> {
     load.each(rows::AGENTS, Load::agent)?;
     load.each(rows::COMPONENTS, Load::component)?;
     load.each(rows::FRAMEWORKS, Load::framework)?;
+    load.each(rows::LIMITS, Load::limits)?;
     load.each(rows::SPECS, Load::spec)?;
     load.each(rows::TIMERS, Load::timer)?;
     load.each(rows::TASKS, Load::task)?;
@@ -319,6 +342,8 @@ impl Load<'_> {
                 hostname: description.hostname,
                 attributes: unpair(description.attributes),
                 version: description.version,
+                missing: unpair(description.missing),
+                engine: description.engine,
                 resources,
                 registered_ms: row.registered_ms,
                 unreachable_ms: row.unreachable_ms,
@@ -340,6 +365,8 @@ impl Load<'_> {
             world,
             principal: row.principal,
             added_ms: row.added_ms,
+            state: row.state.map(Into::into).unwrap_or_default(),
+            source: row.source,
         };
         state.components.insert(digest, component);
         Ok(())
@@ -350,6 +377,8 @@ impl Load<'_> {
         let row: v1::FrameworkRow = decode(TABLE, value)?;
         version(TABLE, row.version)?;
         let id = FrameworkId(row.framework);
+        let versions = row.versions.into_iter().map(lifecycle::framework_version);
+        let versions = versions.collect::<Result<_, _>>()?;
         let framework = Framework {
             name: row.name.try_into().map_err(|error| bad(TABLE, error))?,
             role: row.role.try_into().map_err(|error| bad(TABLE, error))?,
@@ -365,6 +394,14 @@ impl Load<'_> {
             last_turn_hash: row.last_turn_hash,
             suppressed: row.suppressed,
             removing: row.removing,
+            config_version: row.config_version,
+            config_seen: row.config_seen,
+            versions,
+            upgrade: row.upgrade.map(Into::into),
+            failures: row.failures.map(Into::into).unwrap_or_default(),
+            quarantine: row.quarantine.map(Into::into),
+            state_version: row.state_version,
+            merging: row.merging,
             state_bytes: row.state_bytes,
             state_keys: row.state_keys,
             used_ids: row.used_ids,
@@ -383,6 +420,16 @@ impl Load<'_> {
         let name = (framework.role.tenant().to_owned(), framework.name.to_string());
         state.names.insert(name, id);
         state.frameworks.insert(id, framework);
+        Ok(())
+    }
+
+    fn limits(state: &mut State, _key: &[u8], value: &[u8]) -> Result<(), LoadError> {
+        let row: v1::LimitsRow = decode(rows::LIMITS, value)?;
+        version(rows::LIMITS, row.version)?;
+        let limits = lifecycle::role_limits(&row.limits)?;
+        if !limits.is_empty() {
+            state.limits.insert(row.role, limits);
+        }
         Ok(())
     }
 
@@ -469,6 +516,7 @@ pub(crate) fn event_id(key: &[u8]) -> Option<EventId> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lifecycle::StateVersions;
     use crate::rows::RowChange;
     use crate::testing::MemRows;
     use tessera_types::{Launch, TaskStatus};
@@ -520,8 +568,10 @@ mod tests {
             world: World::Command,
             principal: "admin".into(),
             added_ms: 9,
+            state: StateVersions { writes: 2, reads: vec![1], migrates: true },
+            source: "oci://r".into(),
         };
-        assert_eq!(hex(&component.encode(&Digest([1; 32]))), "08011220010101010101010101010101010101010101010101010101010101010101010118ac0220032a0561646d696e3009");
+        assert_eq!(hex(&component.encode(&Digest([1; 32]), "{}".into())), "08011220010101010101010101010101010101010101010101010101010101010101010118ac0220032a0561646d696e30093a070802120101180142076f63693a2f2f724a027b7d");
         assert_eq!(hex(&encode_timer(1000)), "080110e807");
         assert_eq!(hex(&task().encode()), "080112310a027431122007070707070707070707070707070707070707070707070707070707070707071a016122060a014b1201761803220508c80110402803300138104002480250055a100802120c0a02743110031803480150116a0c0a0274311003180348015011720e08b8171209555345525f4b494c4c7a05636f756e74");
     }

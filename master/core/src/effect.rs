@@ -45,6 +45,8 @@ pub enum Effect {
     Agent(AgentId),
     /// The list of schedulers that an agent hosts changed.
     Hosting(AgentId),
+    /// The limits in force for some role changed.
+    Limits,
     /// Resources became free.
     Freed,
     /// A framework's placement changed, or there is news for its scheduler.
@@ -72,6 +74,8 @@ pub enum CommandResult {
     },
     /// The framework was created.
     Framework(FrameworkId),
+    /// The framework's component, or its configuration, has this version now.
+    Version(u64),
     /// The scheduler was placed under this epoch.
     Placed(Epoch),
     /// What became of the turn.

@@ -22,11 +22,11 @@ impl Executor {
     /// What another task names differently, if it does.
     pub(crate) fn differs(&self, task: &ExecutorTask) -> Option<&'static str> {
         if self.component != task.component {
-            Some("component")
+            Some("body.component")
         } else if self.resources != task.resources {
-            Some("resources")
+            Some("body.resources")
         } else if self.config != task.config {
-            Some("configuration")
+            Some("body.config")
         } else {
             None
         }

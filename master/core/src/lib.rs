@@ -19,7 +19,9 @@ mod check;
 mod codec;
 mod commands;
 mod effect;
+mod generation;
 mod leader;
+mod lifecycle;
 mod ledger;
 pub mod limits;
 mod query;
@@ -29,13 +31,17 @@ pub mod testing;
 
 pub use api::{
     AgentView, Applied, ComponentView, Config, Counts, EventId, EventRecord, EventsPage,
-    FetchRefusal, FrameworkView, HttpFailure, LookupError, Now, OfferView, Output, Reply, Request,
-    RequestError, TaskFilter, TaskView, Waiting, World,
+    FetchRefusal, FrameworkView, HttpFailure, LimitSource, LimitView, LookupError, Now, OfferView,
+    Output, Reply, Request, RequestError, TaskFilter, TaskView, Waiting, World,
 };
 pub use apply::ApplyError;
 pub use auth::{Action, Forbidden, Object, Principal, PrincipalKind, authorize};
 pub use codec::LoadError;
 pub use effect::{CommandResult, Effect};
+pub use lifecycle::{
+    Failures, FrameworkVersion, Phase, Quarantine, StateVersions, Upgrade, VersionOrigin,
+    VersionOutcome,
+};
 pub use rows::{RowChange, Rows, RowsError};
 
 use leader::{Desk, Leader};

@@ -14,6 +14,23 @@ pub const AGENTS_MAX: usize = 50_000;
 pub const FRAMEWORKS_MAX: usize = 10_000;
 /// Components of a cluster: every master keeps all files.
 pub const COMPONENTS_MAX: usize = 10_000;
+/// Bytes of what is said of where a component came from: in every master's memory.
+pub const SOURCE_BYTES_MAX: usize = 1 << 10;
+/// Bytes of the report of a component's inspection: on disk only.
+pub const REPORT_BYTES_MAX: usize = 64 << 10;
+/// Versions of the state that a component reads beside its own.
+pub const STATE_READS_MAX: usize = 64;
+/// Roles for which limits are set: all are in every master's memory, and told to every agent.
+pub const LIMITED_ROLES_MAX: usize = 10_000;
+/// Keys that one command folds from the new generation of a state into the old one, so that it holds up
+/// no other.
+pub const MERGE_KEYS_MAX: usize = 1_000;
+/// Bytes that one such command folds, up to one value more.
+pub const MERGE_BYTES_MAX: usize = 1 << 20;
+/// Turns that a migration may take: a guest that never says that it is done is given up.
+pub const MIGRATION_TURNS_MAX: u64 = 10_000;
+/// How long a new component may take to be ready on an agent that answers, before it is given up.
+pub const TRIAL_READY_MS: u64 = 60_000;
 /// Task specs of one framework that live tasks refer to.
 pub const SPECS_MAX: usize = 10_000;
 /// Bytes of those specs: they are in every master's memory.

@@ -2,17 +2,21 @@
 
 use crate::Core;
 use crate::api::{
-    AgentView, ComponentView, Counts, EventId, EventRecord, EventsPage, FrameworkView, LookupError,
+    AgentView, ComponentView, Counts, EventId, EventRecord, EventsPage, FrameworkView, LimitSource,
+    LimitView, LookupError,
     OfferView, TaskFilter, TaskView, Waiting, World,
 };
 use crate::codec::{self, ROW_VERSION};
+use crate::generation;
+use crate::leader::Instance;
+use crate::lifecycle::Phase;
 use crate::limits::LIST_MAX;
 use crate::rows::{self, Rows, RowsError};
 use crate::state::{Agent, Component, Framework, Task};
 use prost::Message;
 use std::ops::Bound;
 use tessera_types::{
-    AgentId, Digest, FrameworkId, KeyWrite, Quantities, RoleName, TaskBody, TaskId, TimeMs,
+    AgentId, Digest, EffectiveLimits, FrameworkId, KeyWrite, LimitName, Quantities, RoleName, TaskBody, TaskId, TimeMs,
 };
 use tessera_wire::v1;
 
@@ -24,6 +28,8 @@ impl ComponentView {
             world: component.world,
             principal: component.principal.clone(),
             added_ms: component.added_ms,
+            state: component.state.clone(),
+            source: component.source.clone(),
         }
     }
 }
@@ -53,6 +59,21 @@ fn task_view(
         history,
         group: (task.group != 0).then_some(task.group),
         executor,
+    }
+}
+
+fn phase(framework: &Framework, instance: Option<&Instance>) -> Phase {
+    let ready = instance.is_some_and(|instance| instance.ready);
+    let failed = instance.is_some_and(|instance| instance.last_error.is_some());
+    match &framework.upgrade {
+        _ if framework.removing => Phase::Removing,
+        _ if framework.quarantine.is_some() => Phase::Quarantined,
+        Some(upgrade) if upgrade.migrating => Phase::Migrating,
+        Some(_) => Phase::Trial,
+        None if framework.agent.is_none() => Phase::Unplaced,
+        None if ready => Phase::Running,
+        None if failed => Phase::BackingOff,
+        None => Phase::Starting,
     }
 }
 
@@ -104,6 +125,8 @@ impl Core {
             hostname: agent.hostname.clone(),
             attributes: agent.attributes.clone(),
             version: agent.version.clone(),
+            missing: agent.missing.clone(),
+            engine: agent.engine.clone(),
             total: agent.resources.total,
             reserved: agent.resources.reserved,
             used: agent.charged,
@@ -167,7 +190,56 @@ impl Core {
             tasks_total: framework.used_ids,
             used: framework.charged,
             offered: leader.map_or(Quantities::ZERO, |leader| leader.offers.held_by(id)),
+            phase: phase(framework, instance),
+            failing: framework.failures.clone(),
+            quarantine: framework.quarantine.clone(),
+            versions: framework.versions.clone(),
+            upgrade: framework.upgrade.clone(),
+            state_version: framework.state_version,
+            config_version: framework.config_version,
+            config_seen: framework.config_seen,
+            merging: framework.merging,
         }
+    }
+
+    /// The limits in force for a role, or for the cluster.
+    #[must_use]
+    pub fn limits(&self, role: Option<&RoleName>) -> Vec<LimitView> {
+        let lineage: Vec<&str> =
+            std::iter::once("").chain(role.into_iter().flat_map(RoleName::lineage)).collect();
+        let limits = self.effective_limits(role);
+        let from = |name: LimitName| {
+            let sets = |role: &&&str| {
+                self.state.limits.get(**role).is_some_and(|limits| limits.get(name).is_some())
+            };
+            match lineage.iter().rev().find(sets) {
+                None => LimitSource::Default,
+                Some(&"") => LimitSource::Cluster,
+                Some(role) => LimitSource::Role((*role).to_owned()),
+            }
+        };
+        let all = LimitName::ALL.iter();
+        all.map(|name| LimitView { name: *name, value: limits.get(*name), from: from(*name) }).collect()
+    }
+
+    /// The same as values alone.
+    #[must_use]
+    pub fn effective_limits(&self, role: Option<&RoleName>) -> EffectiveLimits {
+        role.map_or_else(|| self.state.cluster_limits(), |role| self.state.limits_of(role))
+    }
+
+    /// What the inspection of a component found, as JSON; empty if nothing was recorded.
+    ///
+    /// # Errors
+    /// When rows cannot be read.
+    pub fn component_report(
+        &self,
+        digest: &Digest,
+        rows: &dyn Rows,
+    ) -> Result<Option<String>, RowsError> {
+        let Some(row) = rows.get(rows::COMPONENTS, &digest.0)? else { return Ok(None) };
+        let row = v1::ComponentRow::decode(row.as_slice()).map_err(unreadable)?;
+        Ok(Some(row.report))
     }
 
     /// Find a framework by name, or by its number written as `f12`.
@@ -384,9 +456,9 @@ impl Core {
         limit: usize,
         rows: &dyn Rows,
     ) -> Result<Vec<KeyWrite>, RowsError> {
-        let prefix = rows::framework_key(framework);
+        let two = self.state.frameworks.get(&framework).is_some_and(Framework::two_generations);
         let after = after.map(|key| rows::owned_key(framework, key.as_bytes()));
-        let found = rows.scan(rows::VALUES, &prefix, after.as_deref(), page(limit))?;
+        let found = generation::page(rows, two, framework, after, page(limit))?;
         found
             .into_iter()
             .map(|(key, value)| {

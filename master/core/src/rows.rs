@@ -31,6 +31,16 @@ pub const EVENTS: u8 = 10;
 pub const ANSWERS: u8 = 11;
 /// Timers by framework and id.
 pub const TIMERS: u8 = 12;
+/// What an upgrade that is not folded in yet has written over the values, by framework and key:
+/// [`WRITTEN`] and the value, or [`DELETED`].
+pub const GENERATION: u8 = 13;
+/// Limits that are set, by role; the empty role is the cluster.
+pub const LIMITS: u8 = 14;
+
+/// First byte of a row of [`GENERATION`] that holds a value.
+pub(crate) const WRITTEN: u8 = 1;
+/// The row of [`GENERATION`] of a key that was deleted.
+pub(crate) const DELETED: u8 = 0;
 
 /// Rows that one page of a scan returns: bounds the memory that loading takes beside the state.
 pub(crate) const SCAN_PAGE: usize = 512;
@@ -173,6 +183,40 @@ impl<'a> Overlay<'a> {
             return Ok(None);
         }
         self.below.get(table, key)
+    }
+
+    /// At most `limit` rows of a prefix after a key, in order.
+    pub(crate) fn scan(
+        &self,
+        table: u8,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, RowsError> {
+        let within = |key: &[u8]| key.starts_with(prefix) && after.is_none_or(|after| key > after);
+        let from = (table, after.unwrap_or(prefix).to_vec());
+        let changed = self.changed.range(from..);
+        let changed = changed.take_while(|((t, key), _)| *t == table && key.starts_with(prefix));
+        let changed = changed.filter(|((_, key), _)| within(key));
+        let mut found: BTreeMap<Vec<u8>, Vec<u8>> = changed
+            .filter_map(|((_, key), value)| Some((key.clone(), value.clone()?)))
+            .collect();
+        let hidden = |key: &[u8]| {
+            self.changed.contains_key(&(table, key.to_vec()))
+                || self.removed.iter().any(|(t, gone)| *t == table && key.starts_with(gone))
+        };
+        let mut below = 0;
+        let mut last = after.map(<[u8]>::to_vec);
+        while below < limit {
+            let page = self.below.scan(table, prefix, last.as_deref(), limit)?;
+            let Some((end, _)) = page.last() else { break };
+            last = Some(end.clone());
+            for (key, value) in page.into_iter().filter(|(key, _)| !hidden(key)) {
+                below += 1;
+                found.insert(key, value);
+            }
+        }
+        Ok(found.into_iter().take(limit).collect())
     }
 
     pub(crate) fn put(&mut self, table: u8, key: Vec<u8>, value: Vec<u8>) {

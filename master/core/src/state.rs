@@ -6,11 +6,12 @@
 //! hold what is not derived from commands.
 
 use crate::api::{EventId, World};
+use crate::lifecycle::{Failures, FrameworkVersion, Quarantine, StateVersions, Upgrade};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use tessera_types::{
-    AgentId, AgentInfo, AgentResources, Digest, Epoch, ExecutorId, FrameworkId, FrameworkName, Launch,
-    Quantities, Reason, RoleName, TaskId, TaskSpec, TaskState, TaskStatus, TimeMs, TurnNumber,
+    AgentId, AgentInfo, AgentResources, Digest, EffectiveLimits, Epoch, ExecutorId, FrameworkId,
+    FrameworkName, Launch, Quantities, Reason, RoleLimits, RoleName, TaskId, TaskSpec, TaskState, TaskStatus, TimeMs, TurnNumber,
 };
 
 /// Everything.
@@ -21,6 +22,8 @@ pub(crate) struct State {
     pub(crate) agent_keys: BTreeMap<String, AgentId>,
     pub(crate) components: BTreeMap<Digest, Component>,
     pub(crate) frameworks: BTreeMap<FrameworkId, Framework>,
+    /// By role; the empty one is the cluster. None of them is empty.
+    pub(crate) limits: BTreeMap<String, RoleLimits>,
     /// By tenant and name.
     pub(crate) names: BTreeMap<(String, String), FrameworkId>,
     pub(crate) event_ids: VecDeque<EventId>,
@@ -55,6 +58,8 @@ pub(crate) struct Agent {
     pub(crate) hostname: String,
     pub(crate) attributes: Vec<(String, String)>,
     pub(crate) version: String,
+    pub(crate) missing: Vec<(String, String)>,
+    pub(crate) engine: String,
     pub(crate) resources: AgentResources,
     pub(crate) registered_ms: TimeMs,
     pub(crate) unreachable_ms: Option<TimeMs>,
@@ -92,6 +97,8 @@ pub(crate) struct Component {
     pub(crate) world: World,
     pub(crate) principal: String,
     pub(crate) added_ms: TimeMs,
+    pub(crate) state: StateVersions,
+    pub(crate) source: String,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -112,6 +119,18 @@ pub(crate) struct Framework {
     pub(crate) suppressed: bool,
     pub(crate) removing: bool,
 
+    pub(crate) config_version: u64,
+    pub(crate) config_seen: u64,
+    /// Oldest first; the last one is in force.
+    pub(crate) versions: Vec<FrameworkVersion>,
+    pub(crate) upgrade: Option<Upgrade>,
+    pub(crate) failures: Failures,
+    pub(crate) quarantine: Option<Quarantine>,
+    pub(crate) state_version: u32,
+    /// Values of the new generation are being folded into the old one.
+    pub(crate) merging: bool,
+
+    /// Of the state that its instances see: values, and those of the new generation above them.
     pub(crate) state_bytes: u64,
     pub(crate) state_keys: u64,
     pub(crate) used_ids: u64,
@@ -141,6 +160,20 @@ impl Framework {
 
     pub(crate) fn spec_bytes(&self) -> usize {
         self.specs.values().map(|spec| spec.encoded.len()).sum()
+    }
+
+    pub(crate) fn migrating(&self) -> bool {
+        self.upgrade.as_ref().is_some_and(|upgrade| upgrade.migrating)
+    }
+
+    /// Whether values may lie in the new generation.
+    pub(crate) fn two_generations(&self) -> bool {
+        self.upgrade.is_some() || self.merging
+    }
+
+    /// Number of the version in force.
+    pub(crate) fn version(&self) -> u64 {
+        self.versions.last().map_or(0, |last| last.version)
     }
 }
 
@@ -199,6 +232,17 @@ impl State {
     /// A task that has not ended.
     pub(crate) fn live_task(&self, framework: FrameworkId, task: &TaskId) -> Option<&Task> {
         self.task(framework, task).filter(|task| !task.state.is_terminal())
+    }
+
+    /// The limits in force for a role.
+    pub(crate) fn limits_of(&self, role: &RoleName) -> EffectiveLimits {
+        let lineage = std::iter::once("").chain(role.lineage());
+        EffectiveLimits::resolve(lineage.filter_map(|role| self.limits.get(role)))
+    }
+
+    /// The limits in force where no role has a say.
+    pub(crate) fn cluster_limits(&self) -> EffectiveLimits {
+        EffectiveLimits::resolve(self.limits.get(""))
     }
 
     pub(crate) fn schedulers_on(&self, agent: AgentId) -> usize {

@@ -1,20 +1,23 @@
-//! `/v1/components`: uploads are streamed to disk, judged in another process, and only then known.
+//! `/v1/components`: what is sent or pulled is streamed to disk, judged in another process, and only then
+//! known.
 
 use super::Api;
 use super::error::ApiError;
-use super::extract::{Path, Query};
+use super::extract::{Document, Path, Query};
 use super::views::{ComponentJson, List};
-use crate::store::UploadError;
+use crate::inspect::Inspection;
+use crate::oci::Reference;
+use crate::store::{Staged, UploadError};
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Extension, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::{Extension, FromRequest, Request as HttpRequest, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use serde::Deserialize;
-use tessera_master_core::{Principal, Reply, Request, World};
-use tessera_types::Digest;
-use tessera_types::limits::COMPONENT_BYTES_MAX;
+use tessera_master_core::{Principal, Reply, Request, StateVersions, World};
+use tessera_types::{Digest, EffectiveLimits, LimitName};
+use tokio_util::io::ReaderStream;
 
 /// Parameters of an upload.
 #[derive(Deserialize)]
@@ -23,76 +26,152 @@ pub struct UploadQuery {
     digest: Option<String>,
 }
 
+/// Where a component is to be pulled from.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Source {
+    source: String,
+    #[serde(default)]
+    plain_http: bool,
+}
+
 fn digest(text: &str) -> Result<Digest, ApiError> {
     text.parse()
         .map_err(|error: tessera_types::DigestError| ApiError::invalid("digest", error.to_string()))
 }
 
-/// Take a component.
-pub async fn upload(
+/// Take a component: its bytes, or a document that says where they are.
+pub async fn add(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,
     Query(query): Query<UploadQuery>,
-    headers: HeaderMap,
-    body: Body,
+    request: HttpRequest,
 ) -> Result<Response, ApiError> {
     let named = query.digest.as_deref().map(digest).transpose()?;
-    let announced = headers
+    let limits = api.node.query(|core, _| core.effective_limits(None)).await?;
+    let most = limits.get(LimitName::ComponentBytes);
+    let (staged, source) = if is_json(request.headers()) {
+        if named.is_some() {
+            return Err(ApiError::invalid("digest", "a source names its digest itself")
+                .hint("write oci://HOST/REPOSITORY@sha256:…"));
+        }
+        let Document(source) = Document::<Source>::from_request(request, &()).await?;
+        pull(&api, &source, most).await?
+    } else {
+        if api.puller.wants_signatures() && !api.allow_unsigned_uploads {
+            return Err(ApiError::unsigned_upload());
+        }
+        let staged = receive(&api, request, most, named).await?;
+        (staged, String::new())
+    };
+    if let Some(known) = known(&api, staged.digest).await? {
+        return Ok((StatusCode::OK, Json(known)).into_response());
+    }
+    let made = api.store.beside();
+    let inspection = api.inspector.inspect(staged.path(), made.path(), &limits).await?;
+    let sent = staged.digest;
+    match api.store.take(made, most).await? {
+        Some(made) => keep(&api, principal, made, Some(sent), &inspection, source).await,
+        None => keep(&api, principal, staged, None, &inspection, source).await,
+    }
+}
+
+/// A document has to be called one: bytes are what everything else is.
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let kind = kind.and_then(|kind| kind.split(';').next()).unwrap_or_default();
+    kind.trim().eq_ignore_ascii_case("application/json")
+}
+
+async fn pull(api: &Api, source: &Source, most: u64) -> Result<(Staged, String), ApiError> {
+    let reference: Reference = source
+        .source
+        .parse()
+        .map_err(|error: crate::oci::ReferenceError| ApiError::invalid("source", error.to_string()))?;
+    let upload = api.store.begin(most).await?;
+    let pulled = api.puller.pull(&reference, source.plain_http, most, upload).await?;
+    Ok((pulled.staged, pulled.source.to_string()))
+}
+
+async fn receive(
+    api: &Api,
+    request: HttpRequest,
+    most: u64,
+    named: Option<Digest>,
+) -> Result<Staged, ApiError> {
+    let announced = request
+        .headers()
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|bytes| bytes > COMPONENT_BYTES_MAX) {
-        return Err(UploadError::TooLarge.into());
+    if announced.is_some_and(|bytes| bytes > most) {
+        return Err(UploadError::TooLarge { most }.into());
     }
-    let mut upload = api.store.begin().await?;
-    let mut pieces = body.into_data_stream();
+    let mut upload = api.store.begin(most).await?;
+    let mut pieces = request.into_body().into_data_stream();
     while let Some(piece) = pieces.next().await {
         let piece = piece
             .map_err(|error| ApiError::invalid("body", format!("the upload broke off: {error}")))?;
         upload.write(&piece).await?;
     }
-    let staged = upload.finish(named).await?;
-    let (digest, size_bytes) = (staged.digest, staged.size);
-    if let Some(view) = api
-        .node
-        .query(move |core, _| core.component(&digest))
-        .await?
-    {
-        return Ok((StatusCode::OK, Json(ComponentJson::of(view, false))).into_response());
-    }
-    let inspection = api.inspector.inspect(staged.path()).await?;
+    Ok(upload.finish(named).await?)
+}
+
+async fn known(api: &Api, digest: Digest) -> Result<Option<ComponentJson>, ApiError> {
+    let view = api.node.query(move |core, _| core.component(&digest)).await?;
+    Ok(view.map(|view| ComponentJson::of(view, false)))
+}
+
+/// Store what was judged, and make it known.
+async fn keep(
+    api: &Api,
+    principal: Principal,
+    staged: Staged,
+    sent: Option<Digest>,
+    inspection: &Inspection,
+    source: String,
+) -> Result<Response, ApiError> {
     let world = match inspection.world.as_str() {
         "scheduler" => World::Scheduler,
         "command" => World::Command,
-        "executor" => {
-            return Err(ApiError::invalid(
-                "component",
-                "this is an executor; custom executors are not supported by this version",
-            ));
-        }
+        "executor" => World::Executor,
         other => {
             return Err(ApiError::invalid(
                 "component",
-                format!("the component's world is {other:?}; it exports neither a scheduler nor wasi:cli/run"),
+                format!(
+                    "the component's world is {other:?}; it exports neither a scheduler nor an \
+                     executor nor wasi:cli/run"
+                ),
             )
             .hint("build a scheduler with the SDK, or a command for the target wasm32-wasip2"));
         }
     };
+    let (digest, size_bytes) = (staged.digest, staged.size);
+    // What was made from other bytes may be known although these are not.
+    if let Some(known) = known(api, digest).await? {
+        return Ok((StatusCode::OK, Json(known.made_from(sent))).into_response());
+    }
     api.store.keep(staged).await?;
     let request = Request::AddComponent {
         digest,
         size_bytes,
         world,
+        state: StateVersions {
+            writes: inspection.writes_state.unwrap_or_default(),
+            reads: inspection.reads_state.clone(),
+            migrates: inspection.migrates,
+        },
+        source,
+        report: inspection.report(sent.map(|digest| digest.to_string()).as_deref()),
     };
     match api.node.request(principal, request).await? {
         Reply::Component { view, created } => {
-            let status = if created {
-                StatusCode::CREATED
-            } else {
-                StatusCode::OK
-            };
-            Ok((status, Json(ComponentJson::of(view, created))).into_response())
+            let status = if created { StatusCode::CREATED } else { StatusCode::OK };
+            let shown = ComponentJson::of(view, created).made_from(sent);
+            Ok((status, Json(shown)).into_response())
         }
-        Reply::Framework(_) | Reply::Done => Err(ApiError::internal("an unexpected reply")),
+        Reply::Framework(_) | Reply::Version(_) | Reply::Done => {
+            Err(ApiError::internal("an unexpected reply"))
+        }
     }
 }
 
@@ -109,16 +188,35 @@ pub async fn list(State(api): State<Api>) -> Result<Json<List<ComponentJson>>, A
     Ok(Json(List { index, items }))
 }
 
-/// One component.
+/// One component, with what its judgement found.
 pub async fn inspect(
     State(api): State<Api>,
     Path(text): Path<String>,
 ) -> Result<Json<ComponentJson>, ApiError> {
     let digest = digest(&text)?;
-    let view = api
+    let (view, report) = api
         .node
-        .query(move |core, _| core.component(&digest))
+        .query(move |core, rows| (core.component(&digest), core.component_report(&digest, rows)))
         .await?;
-    view.map(|view| Json(ComponentJson::of(view, false)))
-        .ok_or_else(|| ApiError::not_found("component", digest))
+    let view = view.ok_or_else(|| ApiError::not_found("component", digest))?;
+    let report = report?.unwrap_or_default();
+    Ok(Json(ComponentJson::of(view, false).with_report(&report)))
+}
+
+/// The bytes of a component.
+pub async fn content(
+    State(api): State<Api>,
+    Path(text): Path<String>,
+) -> Result<Response, ApiError> {
+    let digest = digest(&text)?;
+    if known(&api, digest).await?.is_none() {
+        return Err(ApiError::not_found("component", digest));
+    }
+    let file = tokio::fs::File::open(api.store.path(&digest)).await.map_err(UploadError::from)?;
+    let size = file.metadata().await.map_err(UploadError::from)?.len();
+    let mut response = Response::new(Body::from_stream(ReaderStream::new(file)));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/wasm"));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(size));
+    Ok(response)
 }

@@ -32,7 +32,8 @@ fn default_role() -> String {
     "default".into()
 }
 
-async fn view(api: &Api, id: FrameworkId) -> Result<FrameworkJson, ApiError> {
+/// What is shown of a framework.
+pub async fn view(api: &Api, id: FrameworkId) -> Result<FrameworkJson, ApiError> {
     api.node
         .query(move |core, _| core.framework(id).map(|view| FrameworkJson::of(view, core)))
         .await?
@@ -75,7 +76,7 @@ pub async fn create(
         Ok(Reply::Framework(id)) => {
             Ok((StatusCode::CREATED, Json(view(&api, id).await?)).into_response())
         }
-        Ok(Reply::Component { .. } | Reply::Done) => Err(ApiError::internal("an unexpected reply")),
+        Ok(Reply::Component { .. } | Reply::Version(_) | Reply::Done) => Err(ApiError::internal("an unexpected reply")),
         Err(conflict @ RequestError::Conflict { .. }) => {
             let same = api
                 .node

@@ -6,7 +6,9 @@
 use crate::master::Inbound;
 use crate::queue::Event;
 use crate::world::World;
-use tessera_master_core::{Reply, Request, RequestError, TaskFilter, World as ComponentWorld};
+use tessera_master_core::{
+    Reply, Request, RequestError, StateVersions, TaskFilter, World as ComponentWorld,
+};
 use tessera_types::{Digest, FrameworkId, HttpRequest};
 
 /// Time after which a request without a reply is made again, in us.
@@ -49,7 +51,14 @@ impl User {
                 })
             })
             .collect();
-        let upload = |digest, world| Request::AddComponent { digest, size_bytes: 100, world };
+        let upload = |digest, world| Request::AddComponent {
+            digest,
+            size_bytes: 100,
+            world,
+            state: StateVersions { writes: 1, ..StateVersions::default() },
+            source: String::new(),
+            report: String::new(),
+        };
         steps.push(upload(command_component(), ComponentWorld::Command));
         steps.push(upload(scheduler_component(), ComponentWorld::Scheduler));
         Self { steps, asked_us: None, frameworks: 0, wanted: frameworks, removes: None }

@@ -2,13 +2,14 @@
 
 use super::invalid;
 use crate::api::RequestError;
-use crate::apply::{Apply, Dirty};
+use crate::apply::Apply;
 use crate::codec;
 use crate::effect::CommandResult;
-use crate::limits::COMPONENTS_MAX;
+use crate::lifecycle::StateVersions;
+use crate::limits::{COMPONENTS_MAX, REPORT_BYTES_MAX, SOURCE_BYTES_MAX, STATE_READS_MAX};
+use crate::rows;
 use crate::state::Component;
-use tessera_types::Digest;
-use tessera_types::limits::COMPONENT_BYTES_MAX;
+use tessera_types::{Digest, LimitName};
 use tessera_wire::v1;
 
 /// Carry it out.
@@ -22,11 +23,22 @@ pub(super) fn run(
     let Ok(digest) = Digest::from_slice(&command.digest) else {
         return invalid("digest", "32 bytes");
     };
-    if command.size_bytes == 0 || command.size_bytes > COMPONENT_BYTES_MAX {
-        return invalid("size_bytes", format!("1 to {COMPONENT_BYTES_MAX}"));
+    let state: StateVersions = command.state.map(Into::into).unwrap_or_default();
+    if state.reads.len() > STATE_READS_MAX {
+        return invalid("state.reads", format!("at most {STATE_READS_MAX} versions"));
+    }
+    if command.source.len() > SOURCE_BYTES_MAX {
+        return invalid("source", format!("at most {SOURCE_BYTES_MAX} bytes"));
+    }
+    if command.report.len() > REPORT_BYTES_MAX {
+        return invalid("report", format!("at most {REPORT_BYTES_MAX} bytes"));
     }
     if apply.state.components.contains_key(&digest) {
         return Ok(CommandResult::Component { digest, created: false });
+    }
+    let max = apply.state.cluster_limits().get(LimitName::ComponentBytes);
+    if command.size_bytes == 0 || command.size_bytes > max {
+        return invalid("size_bytes", format!("limit {}: 1 to {max}", LimitName::ComponentBytes));
     }
     if apply.state.components.len() >= COMPONENTS_MAX {
         let rule = format!("at most {COMPONENTS_MAX}");
@@ -37,9 +49,12 @@ pub(super) fn run(
         world,
         principal: apply.principal.clone(),
         added_ms: apply.time_ms,
+        state,
+        source: command.source,
     };
+    let row = component.encode(&digest, command.report);
+    apply.rows.put(rows::COMPONENTS, digest.0.to_vec(), row);
     apply.state.components.insert(digest, component);
-    apply.mark(Dirty::Component(digest));
     apply.event("component.added", None, None, None, &format!("{digest} ({})", world.name()));
     Ok(CommandResult::Component { digest, created: true })
 }

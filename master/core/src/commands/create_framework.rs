@@ -6,11 +6,14 @@ use crate::apply::{Apply, Dirty};
 use crate::codec;
 use crate::effect::{CommandResult, Effect};
 use crate::limits::FRAMEWORKS_MAX;
-use crate::state::Framework;
+use crate::lifecycle::{
+    Failures, FrameworkVersion, StateVersions, VersionOrigin, VersionOutcome,
+};
+use crate::state::{Framework, State};
 use std::collections::{BTreeMap, BTreeSet};
 use tessera_types::limits::{CONFIG_BYTES_MAX, CONFIG_ENTRIES_MAX};
 use tessera_types::{
-    Digest, Epoch, FrameworkId, FrameworkName, Quantities, RoleName, TurnNumber,
+    Digest, Epoch, FrameworkId, FrameworkName, LimitName, Quantities, RoleName, TurnNumber,
 };
 use tessera_wire::v1;
 
@@ -47,13 +50,7 @@ pub(super) fn run(
     };
     let config = codec::unpair(command.config);
     validate_config(&config)?;
-    match apply.state.components.get(&component).map(|component| component.world) {
-        None => return not_found("component", component),
-        Some(World::Scheduler) => {}
-        Some(world) => {
-            return invalid("component", format!("is a {}, not a scheduler", world.name()));
-        }
-    }
+    let state = scheduler_state(apply.state, component)?;
     let key = (role.tenant().to_owned(), name.to_string());
     if apply.state.names.contains_key(&key) {
         let rule = format!("{name} exists already in tenant {}", role.tenant());
@@ -63,21 +60,67 @@ pub(super) fn run(
         let rule = format!("at most {FRAMEWORKS_MAX}");
         return Err(RequestError::Limit { name: "FRAMEWORKS_MAX", rule });
     }
+    check_room(apply.state, &role)?;
     apply.state.meta.next_framework += 1;
     let id = FrameworkId(apply.state.meta.next_framework);
     let text = format!("{name} as {role}");
+    let first = FrameworkVersion {
+        version: 1,
+        component,
+        writes_state: state.writes,
+        since_ms: apply.time_ms,
+        principal: apply.principal.clone(),
+        origin: VersionOrigin::Created,
+        outcome: VersionOutcome::Running,
+    };
     let framework = Framework {
         config,
         principal: apply.principal.clone(),
         created_ms: apply.time_ms,
+        versions: vec![first],
+        state_version: state.writes,
         ..new(name, role, component)
     };
     apply.state.frameworks.insert(id, framework);
     apply.state.names.insert(key, id);
     apply.mark(Dirty::Framework(id));
     apply.effect(Effect::Framework(id));
+    if !apply.state.limits.is_empty() {
+        // Agents may not have heard of the limits of its role.
+        apply.effect(Effect::Limits);
+    }
     apply.event("framework.created", Some(id), None, None, &text);
     Ok(CommandResult::Framework(id))
+}
+
+/// What a scheduler component says of its state; refused if it is no scheduler.
+pub(super) fn scheduler_state(
+    state: &State,
+    component: Digest,
+) -> Result<StateVersions, RequestError> {
+    match state.components.get(&component) {
+        None => not_found("component", component),
+        Some(found) if found.world == World::Scheduler => Ok(found.state.clone()),
+        Some(found) => {
+            invalid("component", format!("is a {}, not a scheduler", found.world.name()))
+        }
+    }
+}
+
+/// Whether the role and each role above it may have one more framework.
+fn check_room(state: &State, role: &RoleName) -> Result<(), RequestError> {
+    let name = LimitName::Frameworks;
+    for above in role.lineage() {
+        let Ok(parent) = RoleName::try_from(above.to_owned()) else { continue };
+        let max = state.limits_of(&parent).get(name);
+        let inside = |other: &RoleName| other.lineage().any(|role| role == above);
+        let count = state.frameworks.values().filter(|f| inside(&f.role)).count();
+        if count as u64 >= max {
+            let rule = format!("at most {max} in role {above} and the roles below it");
+            return Err(RequestError::Limit { name: name.row().name, rule });
+        }
+    }
+    Ok(())
 }
 
 /// A framework that has not run yet.
@@ -97,6 +140,14 @@ fn new(name: FrameworkName, role: RoleName, component: Digest) -> Framework {
         last_turn_hash: Vec::new(),
         suppressed: false,
         removing: false,
+        config_version: 1,
+        config_seen: 1,
+        versions: Vec::new(),
+        upgrade: None,
+        failures: Failures::default(),
+        quarantine: None,
+        state_version: 0,
+        merging: false,
         state_bytes: 0,
         state_keys: 0,
         used_ids: 0,

@@ -298,8 +298,9 @@ fn check_world(apply: &Apply<'_>, component: &Digest, needed: World) -> Result<(
     match apply.state.components.get(component).map(|component| component.world) {
         Some(world) if world == needed => Ok(()),
         Some(world) => {
-            let (world, needed) = (world.name(), needed.name());
-            let message = format!("component {component} is a {world}, not a {needed}");
+            let world = world.name();
+            let needed = if needed == World::Executor { "an executor" } else { "a command" };
+            let message = format!("component {component} is a {world}, not {needed}");
             Err((Reason::ComponentUnknown, message))
         }
         None => {
@@ -319,7 +320,8 @@ fn has_executor(
 ) -> Result<bool, Dropped> {
     let id = &task.executor;
     let differs = |what: &str| {
-        let message = format!("executor {id} lives on {agent} with another {what}; use that, or another executor's name");
+        let rule = "say the same, or name another executor";
+        let message = format!("{what}: executor {id} has live tasks on {agent} that say otherwise; {rule}");
         (Reason::InvalidSpec, message)
     };
     if let Some(executor) = apply.state.executor(framework, agent, id) {

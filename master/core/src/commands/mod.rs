@@ -14,6 +14,7 @@ pub(crate) mod reconcile_agent;
 mod record_failure;
 mod register_agent;
 mod remove_framework;
+mod set_limits;
 mod update_statuses;
 
 pub(crate) use commit_turn::validate as validate_turn;
@@ -39,8 +40,8 @@ pub(crate) fn run(apply: &mut Apply<'_>, command: C) -> Result<CommandResult, Ap
         C::CommitTurn(command) => return commit_turn::run(apply, command),
         C::KillTask(command) => kill_task::run(apply, command),
         C::RecordFailure(command) => record_failure::run(apply, command),
-        C::SetLimits(_)
-        | C::UpgradeFramework(_)
+        C::SetLimits(command) => set_limits::run(apply, command),
+        C::UpgradeFramework(_)
         | C::RollBackFramework(_)
         | C::SetConfig(_)
         | C::ReleaseFramework(_)

@@ -44,6 +44,8 @@ pub(super) fn run(
         hostname: String::new(),
         attributes: Vec::new(),
         version: String::new(),
+        missing: Vec::new(),
+        engine: String::new(),
         resources,
         registered_ms: time_ms,
         unreachable_ms: None,
@@ -56,6 +58,9 @@ pub(super) fn run(
     agent.attributes = codec::unpair(description.attributes);
     agent.attributes.sort();
     agent.version = description.version;
+    agent.missing = codec::unpair(description.missing);
+    agent.missing.sort();
+    agent.engine = description.engine;
     agent.resources = resources;
     agent.unreachable_ms = None;
     apply.state.agent_keys.insert(command.agent_key, id);

@@ -7,6 +7,7 @@
 mod executors;
 mod http;
 mod instances;
+mod limits;
 mod offers;
 mod placement;
 mod plan;
@@ -17,12 +18,12 @@ mod tasks;
 mod turns;
 
 pub(crate) use http::not_leader;
+pub(crate) use instances::Instance;
 
 use crate::api::{Config, Now, Output};
 use crate::limits::CLOCK_JUMP_MAX_MS;
 use crate::state::State;
 use http::Waiters;
-use instances::Instance;
 use offers::Offers;
 use sessions::{Link, Session};
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,6 +52,8 @@ pub(crate) struct Leader {
     pub(crate) messages_dropped: u64,
     dirty_frameworks: BTreeSet<FrameworkId>,
     dirty_links: BTreeSet<AgentId>,
+    /// Limits as agents are told them; none until somebody needs them.
+    limits: Option<Vec<v1::RoleLimits>>,
     allocate: bool,
     out: Vec<Output>,
 }
@@ -101,6 +104,7 @@ impl Leader {
             messages_dropped: 0,
             dirty_frameworks: state.frameworks.keys().copied().collect(),
             dirty_links: BTreeSet::new(),
+            limits: None,
             allocate: true,
             out: Vec::new(),
         }

@@ -24,11 +24,15 @@ impl Desk<'_> {
     fn command(&self, principal: &Principal, request: Request) -> Result<Command, RequestError> {
         authorize(principal, action(&request), &self.object(&request))?;
         Ok(match request {
-            Request::AddComponent { digest, size_bytes, world } => {
+            Request::AddComponent { digest, size_bytes, world, state, source, report } => {
                 Command::AddComponent(v1::AddComponent {
                     digest: digest.0.to_vec(),
                     size_bytes,
-                    world: v1::World::from(world).into(), ..Default::default() })
+                    world: v1::World::from(world).into(),
+                    state: Some((&state).into()),
+                    source,
+                    report,
+                })
             }
             Request::CreateFramework { name, role, component, config } => {
                 validate_config(&config)?;
@@ -47,6 +51,36 @@ impl Desk<'_> {
                 task: task.to_string(),
                 grace_ms,
             }),
+            Request::SetLimits { role, set, unset } => Command::SetLimits(v1::SetLimits {
+                role: role.map(|role| role.to_string()).unwrap_or_default(),
+                set: set.into_iter().map(Into::into).collect(),
+                unset: unset.iter().map(ToString::to_string).collect(),
+            }),
+            Request::UpgradeFramework { framework, component } => {
+                Command::UpgradeFramework(v1::UpgradeFramework {
+                    framework: framework.0,
+                    component: component.0.to_vec(),
+                })
+            }
+            Request::RollBackFramework { framework, version } => {
+                Command::RollBackFramework(v1::RollBackFramework {
+                    framework: framework.0,
+                    version: version.unwrap_or(0),
+                    failed_version: 0,
+                    reason: String::new(),
+                })
+            }
+            Request::SetConfig { framework, config, expected_version } => {
+                validate_config(&config)?;
+                Command::SetConfig(v1::SetConfig {
+                    framework: framework.0,
+                    config: codec::pairs(&config),
+                    expected_version: expected_version.unwrap_or(0),
+                })
+            }
+            Request::ReleaseFramework { framework } => {
+                Command::ReleaseFramework(v1::ReleaseFramework { framework: framework.0 })
+            }
         })
     }
 
@@ -59,9 +93,15 @@ impl Desk<'_> {
             Request::CreateFramework { role, .. } => {
                 Object::Framework { role: Some(role.to_string()) }
             }
-            Request::RemoveFramework { framework } | Request::KillTask { framework, .. } => {
-                of(framework)
+            Request::SetLimits { role, .. } => {
+                Object::Limits { role: role.as_ref().map(ToString::to_string) }
             }
+            Request::RemoveFramework { framework }
+            | Request::KillTask { framework, .. }
+            | Request::UpgradeFramework { framework, .. }
+            | Request::RollBackFramework { framework, .. }
+            | Request::SetConfig { framework, .. }
+            | Request::ReleaseFramework { framework } => of(framework),
         }
     }
 }
@@ -71,5 +111,10 @@ const fn action(request: &Request) -> Action {
         Request::AddComponent { .. } | Request::CreateFramework { .. } => Action::Create,
         Request::RemoveFramework { .. } => Action::Remove,
         Request::KillTask { .. } => Action::Kill,
+        Request::SetLimits { .. }
+        | Request::UpgradeFramework { .. }
+        | Request::RollBackFramework { .. }
+        | Request::SetConfig { .. }
+        | Request::ReleaseFramework { .. } => Action::Change,
     }
 }

@@ -34,6 +34,7 @@ impl Desk<'_> {
             Effect::Hosting(agent) => {
                 self.leader.dirty_links.insert(agent);
             }
+            Effect::Limits => self.limits_changed(),
             Effect::Freed => self.leader.allocate = true,
             Effect::Framework(framework) => {
                 self.leader.dirty_frameworks.insert(framework);
@@ -106,6 +107,7 @@ impl Desk<'_> {
             CommandResult::Done
             | CommandResult::Component { .. }
             | CommandResult::Framework(_)
+            | CommandResult::Version(_)
             | CommandResult::Placed(_)
             | CommandResult::Turn(_) => {}
         }
@@ -122,6 +124,7 @@ impl Desk<'_> {
                 Ok(Reply::Component { view: ComponentView::of(digest, component), created })
             }
             CommandResult::Framework(id) => Ok(Reply::Framework(id)),
+            CommandResult::Version(version) => Ok(Reply::Version(version)),
             CommandResult::Refused(error) => Err(error),
             CommandResult::Done
             | CommandResult::Agent(_)

@@ -7,7 +7,7 @@ use super::{Desk, Pending};
 use crate::api::Output;
 use crate::limits::AGENT_KEY_BYTES_MAX;
 use std::collections::{BTreeMap, BTreeSet};
-use tessera_types::{AgentId, Epoch, FrameworkId, TaskId};
+use tessera_types::{AgentId, EffectiveLimits, Epoch, FrameworkId, TaskId};
 use tessera_wire::v1::{self, agent_message::Message as In, master_message::Message as Out};
 use tessera_wire::{SESSION_PROTOCOL, WireError, tasks_hash};
 
@@ -21,6 +21,10 @@ pub(crate) struct Session {
     /// Messages of statuses that wait for their commit.
     pub(crate) statuses_in_flight: usize,
 }
+
+/// What tells a desired instance from what the agent was told of it: its epoch, the version of its
+/// configuration, and its limits.
+pub(crate) type InstanceKey = (FrameworkId, Epoch, u64, EffectiveLimits);
 
 /// What the leader knows of an agent, with or without a session.
 #[derive(Debug)]
@@ -37,7 +41,8 @@ pub(crate) struct Link {
     pub(crate) full: bool,
     /// What the agent was told: task and kill grace.
     pub(crate) sent: BTreeMap<(FrameworkId, TaskId), Option<u64>>,
-    pub(crate) sent_instances: Vec<(FrameworkId, Epoch)>,
+    pub(crate) sent_instances: Vec<InstanceKey>,
+    pub(crate) sent_limits: Vec<v1::RoleLimits>,
     pub(crate) changed: BTreeSet<(FrameworkId, TaskId)>,
 }
 
@@ -53,6 +58,7 @@ impl Link {
             full: true,
             sent: BTreeMap::new(),
             sent_instances: Vec::new(),
+            sent_limits: Vec::new(),
             changed: BTreeSet::new(),
         }
     }
@@ -81,6 +87,7 @@ impl Desk<'_> {
         let unchanged = unchanged.filter(|(_, row)| {
             let mut description = register.description.clone().unwrap_or_default();
             description.attributes.sort_by(|a, b| (&a.key, &a.value).cmp(&(&b.key, &b.value)));
+            description.missing.sort_by(|a, b| (&a.key, &a.value).cmp(&(&b.key, &b.value)));
             row.boot == register.boot
                 && row.unreachable_ms.is_none()
                 && row.description() == description

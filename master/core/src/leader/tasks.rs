@@ -6,7 +6,8 @@
 use super::{Desk, Pending};
 use crate::commands::reconcile_agent::verdict;
 use crate::limits::{COMMAND_BYTES_MAX, STATUSES_IN_FLIGHT_MAX, STATUSES_MAX, TASK_SET_MAX};
-use crate::state::Task;
+use super::sessions::InstanceKey;
+use crate::state::{Framework, Task};
 use prost::Message;
 use std::collections::BTreeMap;
 use tessera_types::{AgentId, Digest, FrameworkId, TaskId, TaskState, TaskStatus};
@@ -136,7 +137,8 @@ impl Desk<'_> {
 
     /// Send what changed since the agent was last told, or everything to a new session.
     pub(super) fn send_desired(&mut self, agent: AgentId) {
-        let instances = self.desired_instances(agent);
+        let keys = self.instance_keys(agent);
+        let limits = self.desired_limits();
         let state = self.state;
         let term = self.leader.term;
         let Some(link) = self.leader.links.get_mut(&agent) else { return };
@@ -176,39 +178,51 @@ impl Desk<'_> {
                 }
             }
         }
-        let keys: Vec<_> = instances
-            .iter()
-            .map(|i| (FrameworkId(i.framework), tessera_types::Epoch(i.epoch)))
-            .collect();
         if !link.full
             && desired.tasks.is_empty()
             && desired.removed.is_empty()
             && keys == link.sent_instances
+            && limits == link.sent_limits
         {
             return;
         }
         link.full = false;
-        link.sent_instances = keys;
+        link.sent_instances.clone_from(&keys);
+        link.sent_limits.clone_from(&limits);
         // Above every generation of an older leader.
         link.generation = (link.generation + 1).max((term << super::TERM_SHIFT) + 1);
         desired.generation = link.generation;
-        desired.instances = instances;
+        desired.instances = self.desired_instances(keys);
+        desired.limits = limits;
         self.send(session, Out::Desired(desired));
     }
 
-    fn desired_instances(&self, agent: AgentId) -> Vec<v1::DesiredInstance> {
-        let here = |f: &&crate::state::Framework| f.agent == Some(agent) && !f.removing;
+    /// What the agent is to host.
+    fn instance_keys(&self, agent: AgentId) -> Vec<InstanceKey> {
+        let here = |f: &&Framework| f.agent == Some(agent) && !f.removing;
         let frameworks = self.state.frameworks.iter().filter(|(_, f)| here(f));
         frameworks
-            .map(|(id, framework)| v1::DesiredInstance {
+            .map(|(id, f)| (*id, f.epoch, f.config_version, self.state.limits_of(&f.role)))
+            .collect()
+    }
+
+    fn desired_instances(&self, keys: Vec<InstanceKey>) -> Vec<v1::DesiredInstance> {
+        let instance = |(id, _, _, limits): InstanceKey| {
+            let framework = self.state.frameworks.get(&id)?;
+            let upgrade = framework.upgrade.as_ref();
+            Some(v1::DesiredInstance {
                 framework: id.0,
                 name: framework.name.to_string(),
                 role: framework.role.to_string(),
                 epoch: framework.epoch.0,
                 component: framework.component.0.to_vec(),
                 config: crate::codec::pairs(&framework.config),
-                seed: seed(&self.state.meta.cluster, *id, framework.epoch.0), ..Default::default() })
-            .collect()
+                seed: seed(&self.state.meta.cluster, id, framework.epoch.0),
+                limits: super::limits::changed(&limits),
+                migrate_from: upgrade.filter(|u| u.migrating).map(|u| u.migrate_from),
+            })
+        };
+        keys.into_iter().filter_map(instance).collect()
     }
 }
 

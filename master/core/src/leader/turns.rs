@@ -215,6 +215,7 @@ impl Desk<'_> {
             | CommandResult::Agent(_)
             | CommandResult::Component { .. }
             | CommandResult::Framework(_)
+            | CommandResult::Version(_)
             | CommandResult::Placed(_) => return,
         };
         match outcome {

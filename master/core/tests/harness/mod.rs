@@ -7,7 +7,7 @@ mod turn;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use tessera_master_core::testing::MemRows;
-use tessera_master_core::{Config, Core, Effect, Now, Output, Principal, Request, World};
+use tessera_master_core::{Config, Core, Effect, Now, Output, Principal, Request, StateVersions, World};
 use tessera_types::{Consumed, Digest, FrameworkId, HttpRequest, TaskSpec};
 use tessera_wire::v1::{self, agent_message::Message as In};
 
@@ -355,7 +355,17 @@ impl Cluster {
         };
         self.components.insert(words.plain(0).into(), digest);
         let size_bytes = u64::try_from(words.number("size", 1000)).expect("a size");
-        self.request(Request::AddComponent { digest, size_bytes, world });
+        let list = |name: &str| -> Vec<u32> {
+            let text = words.named.get(name).copied().unwrap_or_default();
+            text.split(',').filter_map(|n| n.parse().ok()).collect()
+        };
+        let state = StateVersions {
+            writes: u32::try_from(words.number("writes", 1)).expect("a version"),
+            reads: list("reads"),
+            migrates: words.plain.contains(&"migrates"),
+        };
+        let (source, report) = (String::new(), String::new());
+        self.request(Request::AddComponent { digest, size_bytes, world, state, source, report });
     }
 
     fn framework(&mut self, words: &Words<'_>) {

@@ -61,6 +61,7 @@ impl Cluster {
             Output::Reply { result, .. } => match result {
                 Ok(Reply::Framework(id)) => format!("reply: framework {id}"),
                 Ok(Reply::Component { created, .. }) => format!("reply: component created={created}"),
+                Ok(Reply::Version(version)) => format!("reply: version {version}"),
                 Ok(Reply::Done) => "reply: done".into(),
                 Err(error) => format!("reply: refused: {error}"),
             },
