@@ -7,26 +7,37 @@
 
 use crate::hosts::Hosts;
 use crate::logs::LogGate;
+use crate::minute::MinuteCpu;
 use crate::outbox;
+use crate::recorder::Recorder;
+use prost::Message as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tessera_types::limits::{BATCH_EVENTS_MAX, STATE_BYTES_MAX};
+use tessera_types::limits::BATCH_EVENTS_MAX;
 use tessera_types::{
-    Digest, Epoch, Event, FrameworkId, KeyWrite, TurnHeader, TurnNumber, TurnOutcome, TurnRefusal,
+    Digest, Epoch, Event, FrameworkId, KeyWrite, LimitName, LogLevel, LogLine, TurnHeader, TurnNumber,
+    TurnOutcome, TurnRefusal,
 };
 use tessera_wire::v1::from_worker::Message;
+use tessera_wire::recording::RECORDING_FORMAT;
 use tessera_wire::{WireError, effective_limits, v1};
 use tessera_wit_host::{
-    Failure, Limits, Logged, Scheduler, SchedulerImage, Start, State, THREAD_STACK_BYTES, rebuild_backoff,
+    CONTRACT_VERSION, Failure, Limits, Logged, Scheduler, SchedulerImage, Start, State,
+    THREAD_STACK_BYTES, engine_key, rebuild_backoff,
 };
 
 /// Messages that may wait for an instance: one batch, one result and the chunks of a state that is
 /// being sent. A peer that sends more waits, or is not heard.
 const INBOX_MAX: usize = 64;
+/// Bytes of state that a peer may send: twice the most that a framework can be given, because an upgrade
+/// has two generations.
+const STATE_BYTES_MAX: u64 = 2 * LimitName::StateBytes.row().max;
+/// How often one who waits for the next minute looks whether it has been given more.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What an instance is told.
 pub enum ToInstance {
@@ -56,11 +67,19 @@ pub struct Status {
 struct Shared {
     stopped: AtomicBool,
     status: Mutex<Status>,
+    /// Limits that are to hold from the next turn on; none when nothing has changed.
+    new_limits: Mutex<Option<Vec<v1::Limit>>>,
 }
 
 impl Shared {
     fn status(&self) -> MutexGuard<'_, Status> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn new_limits(&self) -> MutexGuard<'_, Option<Vec<v1::Limit>>> {
+        self.new_limits
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -77,13 +96,14 @@ impl InstanceHandle {
     /// When there can be no more threads.
     pub fn start(
         hosts: Arc<Hosts>,
+        start: v1::StartInstance,
         desired: v1::DesiredInstance,
-        image: PathBuf,
     ) -> std::io::Result<Self> {
         let (inbox, messages) = sync_channel(INBOX_MAX);
         let shared = Arc::new(Shared {
             stopped: AtomicBool::new(false),
             status: Mutex::default(),
+            new_limits: Mutex::default(),
         });
         let key = v1::InstanceKey {
             framework: desired.framework,
@@ -94,7 +114,8 @@ impl InstanceHandle {
         let mut life = Life {
             hosts,
             desired,
-            image,
+            image: PathBuf::from(start.image),
+            recordings: PathBuf::from(start.recordings),
             key,
             messages,
             shared: shared.clone(),
@@ -103,6 +124,8 @@ impl InstanceHandle {
             was_ready: false,
             failures: 0,
             waiting: None,
+            minute: MinuteCpu::default(),
+            recorder: Recorder::default(),
         };
         std::thread::Builder::new()
             .name(name)
@@ -110,7 +133,7 @@ impl InstanceHandle {
             .spawn(move || {
                 if catch_unwind(AssertUnwindSafe(|| life.run())).is_err() {
                     life.shared.status().ready = false;
-                    life.say_failed("WORKER_LOST", "the host of the instance failed", false);
+                    life.say_failed(&Blame::nobody("WORKER_LOST", "the host of the instance failed"), false);
                 }
             })?;
         Ok(Self { inbox, shared })
@@ -120,6 +143,11 @@ impl InstanceHandle {
     #[must_use]
     pub fn inbox(&self) -> Inbox {
         Inbox(self.inbox.clone())
+    }
+
+    /// From its next turn on the instance is held to these limits.
+    pub fn set_limits(&self, limits: Vec<v1::Limit>) {
+        *self.shared.new_limits() = Some(limits);
     }
 
     /// What a new link has to know.
@@ -161,14 +189,49 @@ struct Stopped;
 
 /// Why a life goes on without the instance that it had.
 enum Lost {
-    Failed(Failure),
+    Failed(Blame),
     Refused(TurnRefusal),
+}
+
+/// What went wrong, and whose fault it is.
+struct Blame {
+    reason: &'static str,
+    message: String,
+    limit: String,
+    /// Number of the turn in which it happened; 0 outside of a turn.
+    turn: u64,
+    guest: bool,
+}
+
+impl Blame {
+    /// Something beside the guest failed.
+    fn nobody(reason: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            message: message.into(),
+            limit: String::new(),
+            turn: 0,
+            guest: false,
+        }
+    }
+
+    fn of(failure: &Failure, turn: u64) -> Self {
+        Self {
+            reason: failure.code(),
+            message: failure.to_string(),
+            limit: failure.limit().to_owned(),
+            turn,
+            guest: failure.is_guests(),
+        }
+    }
 }
 
 struct Life {
     hosts: Arc<Hosts>,
     desired: v1::DesiredInstance,
     image: PathBuf,
+    /// Directory of the recordings of its lives; empty when there are to be none.
+    recordings: PathBuf,
     key: v1::InstanceKey,
     messages: Receiver<ToInstance>,
     shared: Arc<Shared>,
@@ -179,6 +242,8 @@ struct Life {
     failures: u32,
     /// The newest batch that came while a turn was outstanding.
     waiting: Option<v1::Batch>,
+    minute: MinuteCpu,
+    recorder: Recorder,
 }
 
 impl Life {
@@ -214,18 +279,28 @@ impl Life {
         }
     }
 
-    fn say_failed(&self, reason: &str, message: &str, will_retry: bool) {
+    fn say_failed(&self, blame: &Blame, will_retry: bool) {
         tracing::warn!(
             framework = self.key.framework,
-            reason,
-            message,
+            reason = blame.reason,
+            message = blame.message,
             "the instance failed"
         );
         self.say(Message::InstanceFailed(v1::InstanceFailed {
             key: Some(self.key),
-            reason: reason.to_owned(),
-            message: message.to_owned(),
-            will_retry, ..Default::default() }));
+            reason: blame.reason.to_owned(),
+            message: blame.message.clone(),
+            will_retry,
+            limit: blame.limit.clone(),
+            turn: blame.turn,
+            guest: blame.guest,
+        }));
+    }
+
+    /// Nothing changes by trying again: somebody has to give something else.
+    fn give_up(&self, blame: &Blame) -> Stopped {
+        self.say_failed(blame, false);
+        Stopped
     }
 
     fn receive_state(&mut self) -> Result<State, Stopped> {
@@ -241,14 +316,14 @@ impl Life {
                 match KeyWrite::try_from(entry) {
                     Ok(entry) => entries.push(entry),
                     Err(error) => {
-                        self.say_failed("COMPONENT_UNUSABLE", &format!("state: {error}"), false);
-                        return Err(Stopped);
+                        let text = format!("state: {error}");
+                        return Err(self.give_up(&Blame::nobody("WORKER_LOST", text)));
                     }
                 }
             }
             if bytes > STATE_BYTES_MAX {
-                self.say_failed("COMPONENT_UNUSABLE", "state: larger than allowed", false);
-                return Err(Stopped);
+                let text = "state: larger than any framework's may be";
+                return Err(self.give_up(&Blame::nobody("WORKER_LOST", text)));
             }
             state.load(entries);
             if let Some(next_turn) = chunk.next_turn {
@@ -262,25 +337,23 @@ impl Life {
     /// One instance from being built to being lost. Gives the state for the next one, or nothing when
     /// there is to be no next one.
     fn live(&mut self, state: State) -> Result<Option<State>, Stopped> {
-        let start = Start {
-            seed: self.desired.seed,
-            config: self
-                .desired
-                .config
-                .iter()
-                .map(|p| (p.key.clone(), p.value.clone()))
-                .collect(),
-            limits: Limits::of(&effective_limits(&self.desired.limits)),
-            migrate_from: self.desired.migrate_from,
-        };
+        self.take_limits();
         let image = match self.link() {
             Ok(image) => image,
-            Err(failure) => {
-                // Nothing changes by trying again: the agent has to give another image.
-                self.say_failed(failure.code(), &failure.to_string(), false);
+            Err(blame) => {
+                self.give_up(&blame);
                 return Ok(None);
             }
         };
+        let config = self.desired.config.iter();
+        let start = Start {
+            seed: self.desired.seed,
+            config: config.map(|p| (p.key.clone(), p.value.clone())).collect(),
+            limits: self.limits(),
+            migrate_from: self.desired.migrate_from,
+        };
+        let limits = effective_limits(&self.desired.limits);
+        self.recorder = Recorder::begin(&self.recordings, self.header(), &state, &limits);
         let (lost, state) = match image.build(&start, state) {
             Ok(mut scheduler) => {
                 let logged = scheduler.take_logged();
@@ -293,23 +366,60 @@ impl Life {
             }
             Err(failed) => {
                 let (failure, state, logged) = *failed;
+                self.recorder.failure(&failure);
                 self.say_log(logged);
-                (Lost::Failed(failure), state)
+                (Lost::Failed(Blame::of(&failure, 0)), state)
             }
         };
+        // Its file is complete, and closed, before anybody hears of the end of this life.
+        self.recorder = Recorder::default();
         self.after_loss(lost, state)
     }
 
-    fn link(&self) -> Result<SchedulerImage, Failure> {
+    fn limits(&self) -> Limits {
+        Limits::of(&effective_limits(&self.desired.limits))
+    }
+
+    /// Take over limits that have changed; whether there were any.
+    fn take_limits(&mut self) -> bool {
+        let Some(limits) = self.shared.new_limits().take() else {
+            return false;
+        };
+        self.desired.limits = limits;
+        true
+    }
+
+    fn header(&self) -> v1::RecordingHeader {
+        let desired = &self.desired;
+        v1::RecordingHeader {
+            format: RECORDING_FORMAT,
+            framework: desired.framework,
+            name: desired.name.clone(),
+            role: desired.role.clone(),
+            epoch: desired.epoch,
+            life: 0,
+            component: desired.component.clone(),
+            engine: engine_key(&self.hosts.engine),
+            contract: CONTRACT_VERSION.to_owned(),
+            config: desired.config.clone(),
+            seed: desired.seed,
+            limits: desired.limits.clone(),
+            next_turn: self.next_turn,
+            migrate_from: desired.migrate_from,
+        }
+    }
+
+    fn link(&self) -> Result<SchedulerImage, Blame> {
         let (component, source) = self
             .hosts
             .image(Path::new(&self.image))
-            .map_err(|error| Failure::Unusable(error.to_string()))?;
+            .map_err(|error| Blame::nobody("COMPONENT_UNUSABLE", error.to_string()))?;
         if Digest::from_slice(&self.desired.component) != Ok(source) {
             let text = format!("the image is of {source}, not of the framework's component");
-            return Err(Failure::Unusable(text));
+            return Err(Blame::nobody("COMPONENT_UNUSABLE", text));
         }
-        self.hosts.schedulers.link(&component)
+        let linked = self.hosts.schedulers.link(&component);
+        linked.map_err(|failure| Blame::of(&failure, 0))
     }
 
     fn say_ready(&mut self) {
@@ -361,12 +471,18 @@ impl Life {
                 tracing::warn!(got = batch.number, next = self.next_turn, "a stale batch");
                 continue;
             }
+            let batch = self.wait_for_minute(batch)?;
+            if self.take_limits() {
+                scheduler.set_limits(self.limits());
+                self.recorder.limits(self.desired.limits.clone());
+            }
             self.shared.status().rebuilt = false;
+            let number = batch.number;
+            let config = new_config(&batch);
             let turn = match self.handle(scheduler, batch) {
                 Ok(turn) => turn,
-                Err(failure) => return Ok(Lost::Failed(failure)),
+                Err(blame) => return Ok(Lost::Failed(blame)),
             };
-            let number = turn.number;
             let frame = outbox::encode(Message::Turn(turn));
             self.shared.status().outstanding = Some(frame.clone());
             if !self.is_stopped() {
@@ -379,6 +495,9 @@ impl Life {
                     scheduler.commit();
                     self.next_turn = next.0;
                     self.failures = 0;
+                    if let Some(config) = config {
+                        self.desired.config = config;
+                    }
                     let mut status = self.shared.status();
                     status.outstanding = None;
                     status.next_turn = self.next_turn;
@@ -388,27 +507,74 @@ impl Life {
         }
     }
 
-    fn handle(&self, scheduler: &mut Scheduler, batch: v1::Batch) -> Result<v1::Turn, Failure> {
-        if batch.events.len() > BATCH_EVENTS_MAX {
-            return Err(Failure::Unusable(format!(
-                "batch.events: at most {BATCH_EVENTS_MAX}"
-            )));
+    /// Wait until the running minute has CPU time left for a turn with this batch; gives the newest one
+    /// that came meanwhile.
+    fn wait_for_minute(&mut self, mut batch: v1::Batch) -> Result<v1::Batch, Stopped> {
+        let mut is_told = false;
+        loop {
+            let waiting = self.shared.new_limits().clone();
+            let limits = effective_limits(waiting.as_ref().unwrap_or(&self.desired.limits));
+            let allowed = Limits::of(&limits).minute_cpu;
+            let left = self.minute.wait(allowed, Instant::now());
+            if left.is_zero() {
+                return Ok(batch);
+            }
+            if !std::mem::replace(&mut is_told, true) {
+                self.say_waits(&batch, allowed, left);
+            }
+            match self.messages.recv_timeout(left.min(LOOK)) {
+                _ if self.is_stopped() => return Err(Stopped),
+                Ok(ToInstance::Batch(newer)) if newer.number == self.next_turn => batch = newer,
+                Ok(_) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err(Stopped),
+            }
         }
-        let header = TurnHeader {
-            framework: FrameworkId(self.key.framework),
-            epoch: Epoch(self.key.epoch),
-            number: TurnNumber(batch.number),
-            time_ms: batch.time_ms,
+    }
+
+    fn say_waits(&mut self, batch: &v1::Batch, allowed: Duration, left: Duration) {
+        let text = format!(
+            "limit {}: {} ms of this minute are used up; turn {} waits for {} ms",
+            LimitName::MinuteCpuMs,
+            allowed.as_millis(),
+            batch.number,
+            left.as_millis()
+        );
+        let line = LogLine {
+            at_ms: batch.time_ms,
+            turn: TurnNumber(batch.number),
+            level: LogLevel::Warn,
+            target: "host".to_owned(),
+            text,
+            fields: Vec::new(),
         };
-        let events = batch
-            .events
-            .into_iter()
-            .map(Event::try_from)
-            .collect::<Result<Vec<_>, WireError>>()
-            .map_err(|error| Failure::Unusable(format!("batch.{error}")))?;
-        scheduler
-            .turn(header, events)
-            .map(|turn| v1::Turn::from(&turn))
+        self.say_log(Logged {
+            lines: vec![line],
+            dropped: 0,
+        });
+    }
+
+    fn handle(&mut self, scheduler: &mut Scheduler, batch: v1::Batch) -> Result<v1::Turn, Blame> {
+        self.recorder.batch(&batch);
+        let number = batch.number;
+        let (header, events) = open(batch).map_err(|text| Blame {
+            turn: number,
+            ..Blame::nobody("WORKER_LOST", text)
+        })?;
+        let turn = scheduler.turn(header, events);
+        self.minute.add(scheduler.cpu_time(), Instant::now());
+        match turn {
+            Ok(turn) => {
+                let turn = v1::Turn::from(&turn);
+                if self.recorder.is_open() {
+                    self.recorder.turn(turn.encode_to_vec());
+                }
+                Ok(turn)
+            }
+            Err(failure) => {
+                self.recorder.failure(&failure);
+                Err(Blame::of(&failure, number))
+            }
+        }
     }
 
     /// Wait for what became of a turn. A batch that comes before is kept: it may be the next one.
@@ -416,8 +582,12 @@ impl Life {
         loop {
             match self.receive()? {
                 ToInstance::Result(result) if result.number == number => {
-                    match result.outcome.map(TurnOutcome::try_from) {
-                        Some(Ok(outcome)) => return Ok(outcome),
+                    match result.outcome.clone().map(TurnOutcome::try_from) {
+                        Some(Ok(outcome)) => {
+                            let said = result.outcome.unwrap_or_default();
+                            self.recorder.outcome(number, said);
+                            return Ok(outcome);
+                        }
                         Some(Err(error)) => tracing::warn!(%error, "a result that says nothing"),
                         None => tracing::warn!("a result that says nothing"),
                     }
@@ -442,17 +612,24 @@ impl Life {
         self.waiting = None;
         self.failures = self.failures.saturating_add(1);
         match lost {
-            Lost::Failed(failure) => self.say_failed(failure.code(), &failure.to_string(), true),
-            Lost::Refused(refusal) => match refusal {
-                TurnRefusal::Limit { .. } => {
-                    self.say_failed("REFUSED", &refusal.to_string(), true);
+            Lost::Failed(blame) => self.say_failed(&blame, true),
+            Lost::Refused(refusal) => match &refusal {
+                // The guest asked for more than it may have, as the master counts.
+                TurnRefusal::Limit { name, .. } => {
+                    let blame = Blame {
+                        limit: name.clone(),
+                        turn: self.next_turn,
+                        guest: true,
+                        ..Blame::nobody("REFUSED", refusal.to_string())
+                    };
+                    self.say_failed(&blame, true);
                 }
                 TurnRefusal::WrongNumber { expected, .. } if expected.0 == self.next_turn => {}
                 // Others have gone on without this instance: its state is not the framework's.
                 TurnRefusal::WrongNumber { .. }
                 | TurnRefusal::WrongEpoch { .. }
                 | TurnRefusal::NoFramework => {
-                    self.say_failed("REFUSED", &refusal.to_string(), false);
+                    self.give_up(&Blame::nobody("REFUSED", refusal.to_string()));
                     return Ok(None);
                 }
             },
@@ -474,6 +651,37 @@ impl Life {
             }
         }
     }
+}
+
+/// The configuration that a batch brings.
+fn new_config(batch: &v1::Batch) -> Option<Vec<v1::Pair>> {
+    use v1::event::Event as E;
+    let events = batch.events.iter().rev();
+    let changed = events.filter_map(|event| match event.event.as_ref()? {
+        E::ConfigChanged(changed) => Some(changed.config.clone()),
+        _ => None,
+    });
+    changed.into_iter().next()
+}
+
+/// What a batch gives to a scheduler, or why it cannot be given.
+///
+/// # Errors
+/// When the batch is larger than one may be, or holds what is no event.
+pub fn open(batch: v1::Batch) -> Result<(TurnHeader, Vec<Event>), String> {
+    if batch.events.len() > BATCH_EVENTS_MAX {
+        return Err(format!("batch.events: at most {BATCH_EVENTS_MAX}"));
+    }
+    let key = batch.key.unwrap_or_default();
+    let header = TurnHeader {
+        framework: FrameworkId(key.framework),
+        epoch: Epoch(key.epoch),
+        number: TurnNumber(batch.number),
+        time_ms: batch.time_ms,
+    };
+    let events = batch.events.into_iter().map(Event::try_from);
+    let events = events.collect::<Result<Vec<_>, WireError>>();
+    Ok((header, events.map_err(|error| format!("batch.{error}"))?))
 }
 
 /// Time of this machine, for log lines that belong to no turn.

@@ -14,7 +14,7 @@ use std::io::{self, BufReader};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tessera_wire::frame;
@@ -220,13 +220,13 @@ impl Worker {
         }
     }
 
-    fn start_instance(&self, start: v1::StartInstance) {
-        let Some(desired) = start.instance else {
+    fn start_instance(&self, mut start: v1::StartInstance) {
+        let Some(desired) = start.instance.take() else {
             return;
         };
         let key = (desired.framework, desired.epoch);
         // Nothing is sent under the lock: greetings take it while they hold the outbox.
-        if let Err(message) = self.try_start(key, desired, PathBuf::from(start.image)) {
+        if let Err(message) = self.try_start(key, start, desired) {
             self.hosts
                 .outbox
                 .send(from_worker::Message::InstanceFailed(v1::InstanceFailed {
@@ -243,22 +243,20 @@ impl Worker {
     fn try_start(
         &self,
         key: Key,
+        start: v1::StartInstance,
         desired: v1::DesiredInstance,
-        image: PathBuf,
     ) -> Result<(), String> {
         let mut instances = self.instances();
         // One that waits for the rest of its state was left by an agent that is no more: the state is
         // sent again from its beginning.
-        if instances
-            .get(&key)
-            .is_some_and(|known| known.status().loaded)
-        {
+        if let Some(known) = instances.get(&key).filter(|known| known.status().loaded) {
+            known.set_limits(desired.limits);
             return Ok(());
         }
         if instances.len() >= INSTANCES_MAX {
             return Err(format!("limit worker-instances: at most {INSTANCES_MAX}"));
         }
-        let instance = InstanceHandle::start(self.hosts.clone(), desired, image)
+        let instance = InstanceHandle::start(self.hosts.clone(), start, desired)
             .map_err(|error| error.to_string())?;
         instances.insert(key, instance);
         Ok(())

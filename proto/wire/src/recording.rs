@@ -35,7 +35,7 @@ fn follow(chain: [u8; 32], item: &[u8]) -> [u8; 32] {
 }
 
 /// Makes frames, each bound to all before it.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Sealer {
     chain: [u8; 32],
 }

@@ -69,6 +69,12 @@ impl State {
             .sum()
     }
 
+    /// Committed keys and values, in byte order of the keys.
+    pub fn committed(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let entries = self.committed.iter();
+        entries.map(|(key, value)| (key.as_str(), value.as_slice()))
+    }
+
     /// The value that the turn sees.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&[u8]> {
