@@ -148,6 +148,7 @@ impl Cluster {
             "repeat-turn" => self.repeat_turn(&words),
             "status" => self.status(&words),
             "tasks" => self.task_set(&words),
+            "from-executor" | "executor-lost" => self.executor(verb, &words),
             "http" => self.http(&words),
             "close" => self.close(words.plain(0)),
             "reopen" => self.reopen(&words),
@@ -156,6 +157,12 @@ impl Cluster {
             "hold" => self.held = Some(Vec::new()),
             "commit" => {
                 let held = self.held.take().unwrap_or_default();
+                self.commit(held);
+            }
+            "commit-first" => {
+                let mut held = self.held.take().unwrap_or_default();
+                let rest = held.split_off(1);
+                self.held = Some(rest);
                 self.commit(held);
             }
             "lose" => self.lose(),
@@ -338,6 +345,23 @@ impl Cluster {
         let message = v1::AgentMessage { message: Some(message) };
         let outputs = self.core.on_agent_message(session, message, self.now);
         self.process(outputs);
+    }
+
+    /// `from-executor n1 web/ex hello`, `executor-lost n1 web/ex why`.
+    fn executor(&mut self, verb: &str, words: &Words<'_>) {
+        let (framework, executor) = words.plain(1).split_once('/').expect("framework/executor");
+        let (framework, executor) = (self.id(framework).0, executor.to_owned());
+        let message = words.plain(2).to_owned();
+        let message = if verb == "executor-lost" {
+            In::ExecutorLost(v1::ExecutorLost { framework, executor, message })
+        } else {
+            let bytes = usize::try_from(words.number("bytes", 0)).expect("a size");
+            let data = if bytes > 0 { vec![b'x'; bytes] } else { message.into_bytes() };
+            In::FromExecutor(v1::FromExecutor { framework, executor, data })
+        };
+        for _ in 0..words.number("times", 1) {
+            self.from_agent(words.plain(0), message.clone());
+        }
     }
 
     fn close(&mut self, name: &str) {

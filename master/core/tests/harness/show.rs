@@ -76,7 +76,12 @@ impl Cluster {
             Out::Registered(r) => {
                 format!("{to} <- registered as a{} tasks-equal={}", r.agent, r.tasks_equal)
             }
-            Out::ToExecutor(message) => format!("{to} <- message to {}", message.executor),
+            Out::ToExecutor(message) => format!(
+                "{to} <- message to {}/{}: {}",
+                self.name(message.framework),
+                message.executor,
+                String::from_utf8_lossy(&message.data)
+            ),
             Out::Refused(refused) => format!("{to} <- refused {}: {}", refused.field, refused.rule),
             Out::Desired(desired) => self.desired(to, desired),
             Out::StatusAcks(acks) => {
@@ -111,7 +116,8 @@ impl Cluster {
             assert!(decode_spec(&task.spec).is_ok(), "a desired task has a spec that can be read");
             let kill = task.kill_grace_ms.map(|grace| format!("(kill {grace}ms)"));
             let kill = kill.unwrap_or_default();
-            changes.push(format!(" +{}/{}{kill}", self.name(task.framework), launch.task));
+            let group = if task.group == 0 { String::new() } else { format!("(group {})", task.group) };
+            changes.push(format!(" +{}/{}{group}{kill}", self.name(task.framework), launch.task));
         }
         for task in &desired.removed {
             changes.push(format!(" -{}/{}", self.name(task.framework), task.task));
@@ -126,7 +132,7 @@ impl Cluster {
 
     fn batch(&mut self, batch: v1::Batch) -> String {
         let name = self.name(batch.key.map_or(0, |key| key.framework));
-        let mut shown = Vec::new();
+        let mut shown: Vec<String> = Vec::new();
         let mut consumed = Vec::new();
         for event in batch.events {
             let event = Event::try_from(event).expect("an event");
@@ -149,7 +155,9 @@ impl Cluster {
             framework.time_ms = batch.time_ms;
             framework.consumed = consumed;
         }
-        format!("{name} <- batch {}: {}", batch.number, shorten(shown, ", ", "update "))
+        let of_executors = shown.iter().any(|word| word.starts_with("message "));
+        let many = if of_executors { "message " } else { "update " };
+        format!("{name} <- batch {}: {}", batch.number, shorten(shown, ", ", many))
     }
 
     fn event(&mut self, event: Event) -> String {
@@ -184,9 +192,13 @@ impl Cluster {
             }
             Event::Again => "again".into(),
             Event::ConfigChanged { version, .. } => format!("config-changed #{version}"),
-            Event::Message(message) => format!("message {} {:?}", message.executor, message.data),
-            Event::ExecutorFailed { executor, message, .. } => {
-                format!("executor-failed {executor} {message}")
+            Event::Message(message) => {
+                let data = String::from_utf8_lossy(&message.data);
+                let data = if data.len() > 20 { format!("{} bytes", data.len()) } else { data.into() };
+                format!("message from {} on {}: {data}", message.executor, message.agent)
+            }
+            Event::ExecutorFailed { agent, executor, message } => {
+                format!("executor-failed {executor} on {agent}: {message}")
             }
         }
     }
@@ -223,9 +235,11 @@ impl Cluster {
                 let id = words.plain(2).parse().expect("a task id");
                 match self.core.task(framework, &id, &self.rows).expect("rows can be read") {
                     Some(task) => format!(
-                        "{id}: {} on {}{}",
+                        "{id}: {} on {}{}{}{}",
                         task.state,
                         task.agent,
+                        task.group.map(|n| format!(", group {n}")).unwrap_or_default(),
+                        task.executor.map(|name| format!(", executor {name}")).unwrap_or_default(),
                         task.history.map(|n| format!(", history {n}")).unwrap_or_default()
                     ),
                     None => format!("{id}: is not there"),
@@ -241,6 +255,7 @@ impl Cluster {
                 let waits = self.core.explain(id);
                 waits.iter().map(|w| format!("{}: {}", w.what, w.why)).collect::<Vec<_>>().join("; ")
             }
+            "messages" => format!("{} messages dropped", self.core.counts().messages_dropped),
             "events" => {
                 let page = self.core.events(None, 1000, &self.rows).expect("rows can be read");
                 let events = page.events.iter().map(|event| event.kind.clone());

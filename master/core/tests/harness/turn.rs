@@ -1,9 +1,10 @@
 //! Turns as scripts write them: `turn web: accept o1 t1=small; decline o2 refuse=5s; put k v`.
+//! `t1=small@2` is a member of task group 2, `accept o1 gang=1 t1=small` a part of gang 1.
 
 use super::{Cluster, Words, duration_ms, quantities};
 use tessera_types::{
-    Digest, Epoch, Filters, HttpAnswer, KeyWrite, Launch, NativeCommand, OfferId, Operation,
-    TaskBody, TaskSpec, Turn, TurnHeader, TurnNumber,
+    Digest, Epoch, ExecutorMessage, ExecutorTask, Filters, HttpAnswer, KeyWrite, Launch, Member,
+    NativeCommand, OfferId, Operation, Quantities, TaskBody, TaskSpec, Turn, TurnHeader, TurnNumber,
 };
 use tessera_wire::encode_spec;
 use tessera_wire::v1::{self, agent_message::Message as In};
@@ -21,11 +22,22 @@ pub(super) fn expand(word: &str) -> Vec<String> {
 
 impl Cluster {
     pub(super) fn spec(&mut self, words: &Words<'_>) {
-        let body = match words.named.get("wasm") {
-            Some(component) => TaskBody::Wasm {
-                component: Digest::of(component.as_bytes()),
-                args: vec![],
-            },
+        let component = |name: &str| Digest::of(words.named.get(name).unwrap_or(&"").as_bytes());
+        let body = match words.named.get("executor") {
+            Some(executor) => TaskBody::Executor(ExecutorTask {
+                executor: executor.parse().expect("an executor's name"),
+                component: component("component"),
+                resources: Quantities {
+                    cpus_milli: words.number("ex-cpus", 0) * 1000,
+                    mem_mib: words.number("ex-mem", 16),
+                    disk_mib: 0,
+                },
+                config: words.named.get("ex-config").map(|v| ("v".into(), (*v).into())).into_iter().collect(),
+                data: vec![],
+            }),
+            None if words.named.contains_key("wasm") => {
+                TaskBody::Wasm { component: component("wasm"), args: vec![] }
+            }
             None => TaskBody::Native(NativeCommand::Argv(vec!["true".into()])),
         };
         let spec = TaskSpec {
@@ -87,10 +99,12 @@ impl Cluster {
         let operation = match verb {
             "accept" => {
                 let offers = self.offer_ids(words.plain(0));
-                let launches = rest.split_whitespace().skip(1).filter(|w| !w.starts_with("refuse="));
+                let gang = u32::try_from(words.number("gang", 0)).expect("a gang");
+                let option = |w: &&str| w.starts_with("refuse=") || w.starts_with("gang=");
+                let launches = rest.split_whitespace().skip(1).filter(|w| !option(w));
                 let words: Vec<String> = launches.flat_map(expand).collect();
-                let launches = words.iter().map(|word| self.launch(turn, word).into()).collect();
-                Operation::Accept { offers, launches, filters, gang: 0 }
+                let launches = words.iter().map(|word| self.member(turn, word)).collect();
+                Operation::Accept { offers, launches, filters, gang }
             }
             "decline" => Operation::Decline { offers: self.offer_ids(words.plain(0)), filters },
             "revive" => Operation::Revive,
@@ -105,6 +119,15 @@ impl Cluster {
             },
             "cancel" => Operation::CancelTimer { id: words.plain(0).into() },
             "again" => Operation::CallAgain,
+            "send" => Operation::SendMessage(ExecutorMessage {
+                agent: words.plain(0).parse().expect("an agent"),
+                executor: words.plain(1).parse().expect("an executor"),
+                data: words.plain(2).into(),
+            }),
+            "shutdown" => Operation::ShutdownExecutor {
+                agent: words.plain(0).parse().expect("an agent"),
+                executor: words.plain(1).parse().expect("an executor"),
+            },
             "respond" => Operation::Respond {
                 request: self.request_id(words.plain(0)),
                 answer: HttpAnswer {
@@ -129,6 +152,11 @@ impl Cluster {
             other => panic!("no such operation: {other}"),
         };
         turn.operations.push(operation);
+    }
+
+    fn member(&self, turn: &mut Turn, word: &str) -> Member {
+        let (word, group) = word.split_once('@').unwrap_or((word, "0"));
+        Member { launch: self.launch(turn, word), group: group.parse().expect("a group") }
     }
 
     fn launch(&self, turn: &mut Turn, word: &str) -> Launch {
