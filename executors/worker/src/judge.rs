@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use tessera_types::{Digest, limits::COMPONENT_BYTES_MAX};
 use tessera_wit_host::{
-    Inspection, Inspector, Limits, SchedulerHost, TaskHost, Ticker, engine_key, new_engine,
+    ExecutorHost, Inspection, Inspector, Limits, SchedulerHost, TaskHost, Ticker, engine_key, new_engine,
 };
 use wasmtime::Engine;
 use wasmtime::component::Component;
@@ -67,6 +67,7 @@ pub enum JudgeError {
 struct Judge {
     engine: Engine,
     schedulers: SchedulerHost,
+    executors: ExecutorHost,
     tasks: TaskHost,
 }
 
@@ -78,21 +79,23 @@ impl Judge {
             Ticker::start(&engine).map_err(|error| JudgeError::Engine(error.to_string()))?;
         let (ticker, limits) = (Arc::new(ticker), Limits::default());
         let schedulers = SchedulerHost::new(&engine, ticker.clone(), thread::CONTROL);
+        let executors = ExecutorHost::new(&engine, ticker.clone(), thread::CONTROL).map_err(fault)?;
         let tasks = TaskHost::new(&engine, ticker, limits).map_err(fault)?;
         Ok(Self {
             schedulers: schedulers.map_err(fault)?,
+            executors,
             tasks,
             engine,
         })
     }
 
     fn inspect(&self, bytes: &[u8]) -> Result<(Inspection, Option<Component>), JudgeError> {
-        let (engine, schedulers, tasks) = (&self.engine, &self.schedulers, &self.tasks);
         let mut widened = Ok(());
         let found = Inspector {
-            engine,
-            schedulers,
-            tasks,
+            engine: &self.engine,
+            schedulers: &self.schedulers,
+            executors: &self.executors,
+            tasks: &self.tasks,
         }
         .inspect(bytes, || widened = jail::widen_for_run());
         widened?;

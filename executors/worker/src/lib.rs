@@ -1,4 +1,4 @@
-//! The sandbox process for components: hosts schedulers and Wasm tasks, and judges and compiles
+//! The sandbox process for components: hosts schedulers, executors and Wasm tasks, and judges and compiles
 //! components in throw-away processes.
 //!
 //! Invariants: guests run on threads of their own under `tessera_wit_host`'s limits; nothing that a
@@ -6,6 +6,8 @@
 //! crate must never hold cluster state or speak to a master.
 
 pub mod bench;
+mod executor;
+mod executors;
 mod hosts;
 mod image;
 mod instance;

@@ -14,10 +14,12 @@ const BURST_BYTES: u64 = 2 << 20;
 /// What a line costs beside its text.
 const LINE_BYTES: u64 = 32;
 
-/// The gate of one framework's log.
+/// The gate of one guest's log.
 #[derive(Debug)]
 pub struct LogGate {
     framework: u64,
+    /// Whose the log is; empty for the scheduler.
+    executor: String,
     allowance: u64,
     refilled: Option<Instant>,
     dropped: u64,
@@ -27,8 +29,15 @@ impl LogGate {
     /// A gate that is fully open.
     #[must_use]
     pub const fn new(framework: u64) -> Self {
+        Self::of_executor(framework, String::new())
+    }
+
+    /// Likewise for a custom executor of the framework.
+    #[must_use]
+    pub const fn of_executor(framework: u64, executor: String) -> Self {
         Self {
             framework,
+            executor,
             allowance: BURST_BYTES,
             refilled: None,
             dropped: 0,
@@ -66,7 +75,9 @@ impl LogGate {
         Some(v1::GuestLog {
             framework: self.framework,
             lines,
-            dropped, ..Default::default() })
+            dropped,
+            executor: self.executor.clone(),
+        })
     }
 
     /// Lines that were passed on in vain.

@@ -4,6 +4,7 @@
 //! may have missed; what a peer sends wrongly ends its link or is ignored, never the worker. The
 //! worker outlives its agent, but not for ever. This file must never touch a guest itself.
 
+use crate::executors::Executors;
 use crate::hosts::Hosts;
 use crate::instance::{InstanceHandle, Status, ToInstance};
 use crate::outbox::encode;
@@ -35,6 +36,7 @@ type Key = (u64, u64);
 pub struct Worker {
     hosts: Arc<Hosts>,
     tasks: Arc<Tasks>,
+    executors: Executors,
     instances: Mutex<BTreeMap<Key, InstanceHandle>>,
 }
 
@@ -67,6 +69,7 @@ impl Worker {
         Arc::new(Self {
             hosts,
             tasks: Arc::default(),
+            executors: Executors::default(),
             instances: Mutex::default(),
         })
     }
@@ -145,17 +148,21 @@ impl Worker {
             next_turn: status.next_turn,
             rebuilt: status.rebuilt,
         });
+        let (executors, outstanding) = self.executors.greeting();
         let hello = v1::Hello {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             engine: engine_key(&self.hosts.engine),
             instances: instances.collect(),
-            tasks: self.tasks.states(), ..Default::default() };
+            tasks: self.tasks.states(),
+            executors,
+        };
         let mut frames = vec![encode(from_worker::Message::Hello(hello))];
         frames.extend(
             statuses
                 .into_iter()
                 .filter_map(|(_, status)| status.outstanding),
         );
+        frames.extend(outstanding);
         frames
     }
 
@@ -199,11 +206,11 @@ impl Worker {
             Message::StartTask(start) => self.tasks.start(&self.hosts, start),
             Message::KillTask(kill) => self.tasks.kill(kill),
             Message::TaskAck(ack) => self.tasks.acknowledge(ack),
-            Message::StartExecutor(_)
-            | Message::StopExecutor(_)
-            | Message::ExecutorBatch(_)
-            | Message::ExecutorTurnKept(_)
-            | Message::Shutdown(_) => {}
+            Message::StartExecutor(start) => self.executors.start(&self.hosts, start),
+            Message::StopExecutor(stop) => self.executors.stop(stop),
+            Message::ExecutorBatch(batch) => self.executors.batch(batch),
+            Message::ExecutorTurnKept(kept) => self.executors.kept(kept),
+            Message::Shutdown(_) => {}
         }
     }
 

@@ -4,6 +4,7 @@
 //! what it is instead; compiled code is never accepted from outside. This file must never run a guest
 //! except for `describe`, which stands under limits.
 
+use crate::executor::ExecutorHost;
 use crate::scheduler::{Description, SchedulerHost};
 use crate::task::TaskHost;
 use tessera_types::limits::COMPONENT_BYTES_MAX;
@@ -25,7 +26,7 @@ pub enum World {
     Scheduler,
     /// A Wasm task.
     Command,
-    /// A framework's executor; not run by this version.
+    /// A framework's executor.
     Executor,
     /// Nothing that is known.
     None,
@@ -69,13 +70,11 @@ pub enum Unusable {
     },
     /// Exports nothing that could be called.
     #[error(
-        "exports neither tessera:framework/scheduler@{CONTRACT_VERSION} nor wasi:cli/run@0.2: \
-         it is neither a scheduler nor a task"
+        "exports none of tessera:framework/scheduler@{CONTRACT_VERSION}, \
+         tessera:framework/executor@{CONTRACT_VERSION} and wasi:cli/run@0.2: \
+         it is neither a scheduler nor an executor nor a task"
     )]
     NoWorld,
-    /// Not run by this version.
-    #[error("custom executors are not supported by this version")]
-    Executor,
     /// An import that does not exist, or has another type.
     #[error("does not link: {0}")]
     DoesNotLink(String),
@@ -123,6 +122,8 @@ pub struct Inspector<'a> {
     pub engine: &'a Engine,
     /// Links schedulers.
     pub schedulers: &'a SchedulerHost,
+    /// Links executors.
+    pub executors: &'a ExecutorHost,
     /// Links tasks.
     pub tasks: &'a TaskHost,
 }
@@ -199,7 +200,10 @@ impl Inspector<'_> {
         }
         match found.world {
             World::None => Err(Unusable::NoWorld),
-            World::Executor => Err(Unusable::Executor),
+            World::Executor => match self.executors.link(component) {
+                Ok(_) => Ok(()),
+                Err(failure) => Err(Unusable::DoesNotLink(failure.to_string())),
+            },
             World::Command => match self.tasks.link(component) {
                 Ok(_) => Ok(()),
                 Err(failure) => Err(Unusable::DoesNotLink(failure.to_string())),

@@ -74,7 +74,7 @@ fn everything_else_is_refused_by_what_it_is() {
         .position(|four| four == b"\x7fELF")
         .unwrap();
     for (bytes, what) in [
-        (bytes("bad_world"), "neither a scheduler nor a task"),
+        (bytes("bad_world"), "neither a scheduler nor an executor nor a task"),
         (
             text(
                 &echo,

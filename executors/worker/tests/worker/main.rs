@@ -3,6 +3,7 @@
 //! Invariants: guests are those of tests/guests, built by scripts/build-guests. This file must never
 //! reach into the worker other than through its link, its modes and its files.
 
+mod executors;
 mod harness;
 mod judging;
 mod schedulers;
