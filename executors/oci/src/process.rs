@@ -56,6 +56,32 @@ pub fn private_bytes(pid: i32) -> io::Result<u64> {
     Ok(kib * 1024)
 }
 
+/// Limit the writable memory that a running process has for itself. It may be widened again.
+///
+/// # Errors
+/// When the process is gone, or belongs to another user.
+#[allow(unsafe_code)]
+pub fn limit_data(process: &Identity, bytes: u64) -> io::Result<()> {
+    let Some(_pinned) = process.open()? else {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    };
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    let check = |result: libc::c_int| match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    };
+    // SAFETY: the pointers are null, which the call allows, or to a live value of our own.
+    unsafe {
+        let (pid, what) = (process.pid, libc::RLIMIT_DATA);
+        check(libc::prlimit(pid, what, std::ptr::null(), &raw mut limit))?;
+        limit.rlim_cur = bytes.min(limit.rlim_max);
+        check(libc::prlimit(pid, what, &raw const limit, std::ptr::null_mut()))
+    }
+}
+
 impl Identity {
     /// The identity of a running process.
     ///
@@ -134,6 +160,23 @@ pub fn signal(descriptor: &OwnedFd, signal: i32) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::process::Command;
+
+    #[test]
+    fn the_memory_of_a_process_is_limited_and_widened() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let identity = Identity::of(child.id() as i32).unwrap();
+        let limit = |bytes| {
+            limit_data(&identity, bytes).unwrap();
+            let limits = fs::read_to_string(format!("/proc/{}/limits", identity.pid)).unwrap();
+            let line = limits.lines().find(|l| l.starts_with("Max data size"));
+            line.unwrap().split_ascii_whitespace().nth(3).map(str::to_owned)
+        };
+        assert_eq!(limit(1 << 20), Some("1048576".into()));
+        assert_eq!(limit(1 << 30), Some("1073741824".into()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(limit_data(&identity, 1 << 20).is_err());
+    }
 
     #[test]
     fn an_identity_is_lost_with_its_process_or_its_boot() {

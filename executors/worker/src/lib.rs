@@ -11,6 +11,7 @@ mod executors;
 mod hosts;
 mod image;
 mod instance;
+pub mod isolation;
 pub mod jail;
 pub mod judge;
 mod logs;

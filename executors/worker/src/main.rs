@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use tessera_wit_host::{Limits, engine_key, new_engine};
+use tessera_worker::isolation::Isolation;
 use tessera_worker::{Hosts, bench, jail, judge, serve};
 
 /// The component cannot be used; why is on stdout.
@@ -45,12 +46,13 @@ enum Mode {
         /// What runs here.
         #[arg(long)]
         kind: Kind,
-        /// User to become; needs root.
-        #[arg(long)]
-        uid: Option<u32>,
-        /// Group to become; that of `--uid` by number when absent.
-        #[arg(long)]
-        gid: Option<u32>,
+        #[command(flatten)]
+        isolation: Isolation,
+    },
+    /// Try to be isolated, and say what this machine or this user cannot give.
+    ProbeIsolation {
+        #[command(flatten)]
+        isolation: Isolation,
     },
     /// Judge and compile a component.
     Compile {
@@ -123,15 +125,13 @@ fn run(mode: Mode) -> Result<ExitCode, String> {
             socket,
             tenant,
             kind,
-            uid,
-            gid,
+            isolation,
         } => {
+            isolation.join_group()?;
             let listener = serve::bind(&socket)
                 .map_err(|error| format!("cannot listen on {}: {error}", socket.display()))?;
             jail::enter_worker().map_err(|error| error.to_string())?;
-            if let Some(uid) = uid {
-                jail::become_user(uid, gid.unwrap_or(uid)).map_err(|error| error.to_string())?;
-            }
+            isolation.enter()?;
             let hosts = Hosts::new(Limits::default()).map_err(|error| format!("{error:#}"))?;
             tracing::info!(tenant, ?kind, socket = %socket.display(), "serving");
             let worker = serve::Worker::new(Arc::new(hosts));
@@ -140,6 +140,10 @@ fn run(mode: Mode) -> Result<ExitCode, String> {
         }
         Mode::Compile { input, output } => report(judge::compile(&input, &output)),
         Mode::Inspect { input } => report(judge::inspect(&input)),
+        Mode::ProbeIsolation { isolation } => {
+            print(&isolation.probe())?;
+            Ok(ExitCode::SUCCESS)
+        }
         Mode::EngineKey => {
             let engine = new_engine().map_err(|error| format!("{error:#}"))?;
             println!("{}", engine_key(&engine));

@@ -241,9 +241,9 @@ impl Worker {
                         framework: key.0,
                         epoch: key.1,
                     }),
-                    reason: "WORKER_LOST".into(),
+                    reason: "WORKER_FULL".into(),
                     message,
-                    will_retry: false, ..Default::default() }));
+                    will_retry: true, ..Default::default() }));
         }
     }
 

@@ -1,0 +1,94 @@
+//! What keeps a worker apart from the machine and from other workers: its control group, its network,
+//! its user. The agent says which of these this machine can give.
+//!
+//! Invariants: the group is joined before memory is taken that should count there; everything is done
+//! before the first thread and before the first byte of a peer is read, and what is asked for and cannot
+//! be had ends the process. This file must never leave a part out silently.
+
+use crate::jail;
+use nix::sched::{CloneFlags, unshare};
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// What is asked for.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Isolation {
+    /// `cgroup.procs` of a control group to join; once per hierarchy.
+    #[arg(long = "group", value_name = "FILE")]
+    groups: Vec<PathBuf>,
+    /// Have an empty network of its own; needs root.
+    #[arg(long)]
+    own_network: bool,
+    /// User to become; needs root.
+    #[arg(long)]
+    uid: Option<u32>,
+    /// Group to become; that of `--uid` by number when absent.
+    #[arg(long)]
+    gid: Option<u32>,
+}
+
+/// A protection that this machine or this user cannot give.
+#[derive(Debug, Serialize)]
+pub struct Missing {
+    name: &'static str,
+    why: String,
+}
+
+/// The answer of a probe.
+#[derive(Debug, Serialize)]
+pub struct Probe {
+    missing: Vec<Missing>,
+}
+
+impl Isolation {
+    /// Join the control group: the first thing that a worker does.
+    ///
+    /// # Errors
+    /// When a hierarchy refuses.
+    pub fn join_group(&self) -> Result<(), String> {
+        for path in &self.groups {
+            std::fs::write(path, "0")
+                .map_err(|error| format!("joining the group {}: {error}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Leave the machine's network and the user that this process was started as, for good.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn enter(&self) -> Result<(), String> {
+        if self.own_network {
+            leave_network().map_err(|error| format!("leaving the network: {error}"))?;
+        }
+        match self.uid {
+            Some(uid) => jail::become_user(uid, self.gid.unwrap_or(uid))
+                .map_err(|error| format!("becoming user {uid}: {error}")),
+            None => Ok(()),
+        }
+    }
+
+    /// Try what is asked for, one by one, and say what cannot be had.
+    #[must_use]
+    pub fn probe(&self) -> Probe {
+        let mut missing = Vec::new();
+        if self.own_network
+            && let Err(error) = leave_network()
+        {
+            let why = format!("an own network: {error}");
+            missing.push(Missing { name: "network", why });
+        }
+        if let Some(uid) = self.uid
+            && let Err(error) = jail::become_user(uid, self.gid.unwrap_or(uid))
+        {
+            let why = format!("user {uid}: {error}");
+            missing.push(Missing { name: "users", why });
+        }
+        Probe { missing }
+    }
+}
+
+/// A new network has nothing in it, not even a loopback interface that is up.
+fn leave_network() -> nix::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET)
+}
