@@ -25,8 +25,13 @@ use tessera_wit_host::engine_key;
 /// Time without an agent after which a worker without running tasks ends: longer than any restart or
 /// upgrade of an agent takes.
 const ORPHAN_TIMEOUT: Duration = Duration::from_secs(15 * 60);
-/// Instances of one worker: each has a thread and reserves 4 GiB of address space.
-const INSTANCES_MAX: usize = 1_024;
+/// Instances of one worker, where the kernel allows as many: each has a thread.
+const INSTANCES_MAX: usize = 4_096;
+/// Mappings that an instance takes: 11 were measured for a plain one, and one with more memories has more.
+const MAPPINGS_PER_INSTANCE: usize = 16;
+/// Where the kernel says how many mappings a process may have, and what it says where nothing was changed.
+const MAPPINGS_FILE: &str = "/proc/sys/vm/max_map_count";
+const MAPPINGS_USUAL: usize = 65_530;
 /// How often the loop looks at the time.
 const LOOK_MS: u16 = 1_000;
 
@@ -38,6 +43,14 @@ pub struct Worker {
     tasks: Arc<Tasks>,
     executors: Executors,
     instances: Mutex<BTreeMap<Key, InstanceHandle>>,
+    instances_max: usize,
+}
+
+/// What this machine can map bounds what a worker can host.
+fn instances_max() -> usize {
+    let said = std::fs::read_to_string(MAPPINGS_FILE).ok();
+    let mappings = said.and_then(|text| text.trim().parse::<usize>().ok());
+    (mappings.unwrap_or(MAPPINGS_USUAL) / MAPPINGS_PER_INSTANCE).clamp(1, INSTANCES_MAX)
 }
 
 /// Bind the socket on which the agent is expected, for the owner only. One that a dead worker left
@@ -71,6 +84,7 @@ impl Worker {
             tasks: Arc::default(),
             executors: Executors::default(),
             instances: Mutex::default(),
+            instances_max: instances_max(),
         })
     }
 
@@ -260,8 +274,11 @@ impl Worker {
             known.set_limits(desired.limits);
             return Ok(());
         }
-        if instances.len() >= INSTANCES_MAX {
-            return Err(format!("limit worker-instances: at most {INSTANCES_MAX}"));
+        if instances.len() >= self.instances_max {
+            return Err(format!(
+                "the worker is full: it has room for {} instances; this one waits until others leave",
+                self.instances_max
+            ));
         }
         let instance = InstanceHandle::start(self.hosts.clone(), start, desired)
             .map_err(|error| error.to_string())?;

@@ -6,5 +6,6 @@
 mod executors;
 mod harness;
 mod judging;
+mod many;
 mod schedulers;
 mod tasks;

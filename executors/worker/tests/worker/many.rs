@@ -1,0 +1,89 @@
+//! Many guests in one worker: a thousand schedulers live there, and what does not fit waits.
+
+use crate::harness::{Worker, get};
+use std::process::Command;
+use std::time::Instant;
+use tessera_types::Event;
+use tessera_wire::v1::{self, from_worker, to_worker};
+
+const MANY: u64 = 1_000;
+
+fn count(pid: u32, file: &str) -> usize {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
+    text.lines().count()
+}
+
+#[test]
+fn a_thousand_schedulers_live_in_one_worker() {
+    let worker = Worker::start();
+    let image = worker.compile("echo");
+    let (mut agent, _) = worker.connect();
+    let (begun, maps) = (Instant::now(), count(worker.pid(), "maps"));
+    let mut instances = Vec::new();
+    for framework in 1..=MANY {
+        let instance = agent.start_instance(framework, &image, &[], vec![]);
+        agent.ready(&instance);
+        instances.push(instance);
+    }
+    let ready = begun.elapsed();
+    let mapped = count(worker.pid(), "maps") - maps;
+    eprintln!("{MANY} instances ready after {ready:?}, {mapped} mappings");
+    // The kernel's default allows 65,530 mappings of one process.
+    assert!(mapped < 32_000, "{mapped}");
+    for at in [0, instances.len() - 1] {
+        let instance = &mut instances[at];
+        let first = Event::Subscribed(instance.subscription());
+        agent.committed_turn(instance, &[first]);
+        agent.committed_turn(instance, &[get(1, "/")]);
+    }
+}
+
+/// Bytes of address space that a process has.
+fn address_space(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
+    let pages: u64 = text.split(' ').next().unwrap().parse().unwrap();
+    pages * 4_096
+}
+
+#[test]
+fn what_does_not_fit_waits_until_there_is_room() {
+    let worker = Worker::start();
+    let image = worker.compile("echo");
+    let (mut agent, _) = worker.connect();
+    let first = agent.start_instance(1, &image, &[], vec![]);
+    agent.ready(&first);
+    // Room for a few memories, each of which reserves more than 4 GiB.
+    let limit = address_space(worker.pid()) + (14 << 30);
+    let limited = Command::new("prlimit")
+        .args([format!("--pid={}", worker.pid()), format!("--as={limit}")])
+        .status()
+        .unwrap();
+    assert!(limited.success());
+    let mut waiting = Vec::new();
+    let mut ready = vec![first];
+    for framework in 2..=6 {
+        let instance = agent.start_instance(framework, &image, &[], vec![]);
+        let failed = agent.wait(|message| match message {
+            from_worker::Message::InstanceReady(ready) if ready.key == instance.key() => Some(None),
+            from_worker::Message::InstanceFailed(failed) if failed.key == instance.key() => {
+                Some(Some(failed.clone()))
+            }
+            _ => None,
+        });
+        match failed {
+            None => ready.push(instance),
+            Some(failed) => {
+                assert!(failed.will_retry && !failed.guest, "{failed:?}");
+                waiting.push(instance);
+            }
+        }
+    }
+    assert!(ready.len() > 1 && !waiting.is_empty(), "{}", ready.len());
+    for instance in ready {
+        let stop = v1::StopInstance { key: instance.key() };
+        agent.send(to_worker::Message::StopInstance(stop));
+    }
+    for instance in &waiting {
+        agent.ready(instance);
+    }
+}
