@@ -12,6 +12,18 @@ wit_bindgen::generate!({
     additional_derives: [PartialEq, Eq],
 });
 
+/// The optional export of schedulers that carries state from an older version.
+pub mod migration {
+    wit_bindgen::generate!({
+        inline: "package tessera:migrating; world migrating { export tessera:framework/migration@0.1.0; }",
+        world: "tessera:migrating/migrating",
+        path: "../../wit/framework",
+        pub_export_macro: true,
+        export_macro_name: "export",
+        default_bindings_module: "::tessera_sdk::bindings::migration",
+    });
+}
+
 /// The world `executor-framework`, whose nouns and log are those of schedulers.
 pub mod executor {
     wit_bindgen::generate!({

@@ -98,6 +98,46 @@ pub trait Scheduler: Sized + 'static {
     }
 }
 
+/// Carries the state of an older version to this one, over as many turns as it takes. Export it with
+/// [`migration!`], beside the scheduler, which names the versions that it starts from in `reads`.
+///
+/// While a framework migrates it gets no events. What is written is kept apart from the old state until
+/// the new version has proved itself: an error, a trap or a limit drops it, and the old component goes
+/// on with the old state. So does an error in the new version's first turns.
+pub trait Migration {
+    /// Migrate a part of the state, within the limits of a turn; true when nothing is left. Each call
+    /// sees what the ones before wrote, and nothing else is remembered between them: it may run in
+    /// another instance. Only [`state`] and [`log`] can be used.
+    fn step(from: u32) -> Result<bool, Error>;
+}
+
+/// Export a [`Migration`] beside a [`scheduler!`].
+///
+/// ```ignore
+/// tessera_sdk::scheduler!(WordCount, state_version = 3, reads = [2]);
+/// tessera_sdk::migration!(WordCount);
+/// ```
+#[macro_export]
+macro_rules! migration {
+    ($migration:ty) => {
+        const _: () = {
+            struct Component;
+
+            impl $crate::bindings::migration::exports::tessera::framework::migration::Guest for Component {
+                fn step(from: u32) -> ::std::result::Result<bool, ::std::string::String> {
+                    $crate::runtime::step::<$migration>(from)
+                }
+            }
+
+            const _: fn() = $crate::runtime::assert_migrates::<Component>;
+
+            // Only a component has the symbols; unit tests run on the machine itself.
+            #[cfg(target_family = "wasm")]
+            $crate::bindings::migration::export!(Component with_types_in $crate::bindings::migration);
+        };
+    };
+}
+
 /// Export a [`Scheduler`] as the component's scheduler.
 ///
 /// `state_version` is the version of the state that it writes; `reads` lists older versions that

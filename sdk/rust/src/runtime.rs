@@ -5,10 +5,21 @@
 
 use crate::bindings::exports::tessera::framework::scheduler::{Description, Guest, TurnInfo};
 use crate::bindings::tessera::framework::events;
-use crate::{Config, Event, Scheduler, Turn, http, state};
+use crate::bindings::migration::exports::tessera::framework::migration;
+use crate::{Config, Event, Migration, Scheduler, Turn, http, state};
 
 /// Tells the compiler that the exports are used, also where they are not exported.
 pub fn assert_exported<G: Guest>() {}
+
+/// The same for a migration.
+pub fn assert_migrates<G: migration::Guest>() {}
+
+/// Migrate a part of the state.
+pub fn step<M: Migration>(from: u32) -> Result<bool, String> {
+    let done = M::step(from).map_err(|error| error.to_string())?;
+    state::reset_room();
+    Ok(done)
+}
 
 /// Describe the component.
 pub fn describe(writes: u32, reads: &[u32]) -> Description {

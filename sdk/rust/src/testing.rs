@@ -18,7 +18,7 @@ pub use crate::bindings::tessera::framework::types as contract;
 use crate::event::Subscription;
 use crate::http::{Request, Response};
 use crate::{
-    Config, Error, Event, Offer, Resources, Scheduler, TaskState, TaskStatus, Turn, http, state,
+    Config, Error, Event, Migration, Offer, Resources, Scheduler, TaskState, TaskStatus, Turn, http, state,
 };
 
 /// Time of the first turn, in ms since the Unix epoch.
@@ -73,14 +73,22 @@ impl<S: Scheduler> Harness<S> {
             time_ms: START_MS + self.turns * STEP_MS,
         });
         let mut outcome = Ok(());
+        let mut config = None;
         for event in events {
+            if let Event::ConfigChanged(changed) = &event {
+                config = Some(changed.clone());
+            }
             outcome = outcome.and_then(|()| self.scheduler.handle(&mut turn, event));
         }
         outcome = outcome.and_then(|()| self.scheduler.end_turn(&mut turn));
         state::reset_room();
         http::reset_answered();
         match outcome {
-            Ok(()) => Ok(calls::commit()),
+            Ok(()) => {
+                // What an instance has committed to know is what the next one starts with.
+                self.config = config.unwrap_or_else(|| self.config.clone());
+                Ok(calls::commit())
+            }
             Err(error) => {
                 calls::roll_back();
                 Err(error)
@@ -119,6 +127,25 @@ impl<S: Scheduler> Harness<S> {
     /// The committed state.
     pub fn state(&self) -> BTreeMap<String, Vec<u8>> {
         calls::committed()
+    }
+}
+
+/// Migrate a state from this version, step by step, each in a turn of its own. The state that comes
+/// out, and how many steps it took.
+pub fn migrate<M: Migration>(
+    state: BTreeMap<String, Vec<u8>>,
+    from: u32,
+) -> Result<(BTreeMap<String, Vec<u8>>, u64), Error> {
+    calls::restore(state);
+    let mut steps = 0;
+    loop {
+        steps += 1;
+        let done = M::step(from)?;
+        state::reset_room();
+        calls::commit();
+        if done {
+            return Ok((calls::committed(), steps));
+        }
     }
 }
 

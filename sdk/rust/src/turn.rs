@@ -194,6 +194,51 @@ impl Turn {
         Ok(digest)
     }
 
+    /// Launch tasks together on offers of one agent: all or none, and when one of them ends in any
+    /// other way than by finishing, the others are killed. What is left over is declined for
+    /// `refuse_ms`.
+    pub fn launch_group(
+        &mut self,
+        offers: &[Offer],
+        tasks: impl IntoIterator<Item = Pending>,
+        refuse_ms: u64,
+    ) -> Result<(), Error> {
+        let launches = tasks.into_iter().map(|task| {
+            Ok(Launch {
+                spec: self.define(&task.spec)?,
+                task: task.task,
+                args: task.args,
+                env: task.env,
+            })
+        });
+        let launches = launches.collect::<Result<Vec<_>, Error>>()?;
+        let ids: Vec<u64> = offers.iter().map(|offer| offer.id).collect();
+        let group = [Operation::LaunchGroup(launches)];
+        Ok(driver::accept(&ids, &group, Filters { refuse_ms }, None)?)
+    }
+
+    /// A gang: everything that is launched inside is launched, on all of its agents, or nothing is.
+    /// Gangs do not nest.
+    pub fn gang<T>(
+        &mut self,
+        inside: impl FnOnce(&mut Self) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        driver::begin_group()?;
+        let done = inside(self);
+        driver::end_group()?;
+        done
+    }
+
+    /// Send bytes to an executor, at most 64 KiB; they arrive at most once.
+    pub fn send(&mut self, agent: u64, executor: &str, data: &[u8]) -> Result<(), Error> {
+        Ok(driver::send(agent, executor, data)?)
+    }
+
+    /// End an executor; all of its tasks are killed.
+    pub fn shutdown_executor(&mut self, agent: u64, executor: &str) -> Result<(), Error> {
+        Ok(driver::shutdown_executor(agent, executor)?)
+    }
+
     /// Launch one task on an offer; what it leaves over is declined for `refuse_ms`.
     pub fn launch(&mut self, offer: &Offer, task: Pending, refuse_ms: u64) -> Result<(), Error> {
         let spec = self.define(&task.spec)?;

@@ -15,6 +15,8 @@ use crate::state::{MAX_TURN_BYTES, MAX_TURN_KEYS};
 const MAX_VALUE_BYTES: usize = 256 * 1024;
 /// Bytes of an answer.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
+/// Bytes of a message to an executor.
+const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 /// Specs defined per turn.
 const MAX_SPECS: usize = 256;
 /// Bytes of files in the specs of one turn; the rest of a spec is not counted here.
@@ -53,6 +55,21 @@ pub enum Call {
     SetTimer(String, u64),
     /// Forget a timer.
     CancelTimer(String),
+    /// A gang begins: accepts from here on belong to it.
+    BeginGroup,
+    /// The gang is complete.
+    EndGroup,
+    /// Send bytes to an executor.
+    Send {
+        /// Where it runs.
+        agent: u64,
+        /// Which one.
+        executor: String,
+        /// The bytes.
+        data: Vec<u8>,
+    },
+    /// End an executor on an agent.
+    ShutdownExecutor(u64, String),
 }
 
 /// A task that a scheduler launched.
@@ -66,6 +83,8 @@ pub struct Launched {
     pub args: Vec<String>,
     /// Its own environment.
     pub env: Vec<(String, String)>,
+    /// Its task group within the accept, from 1; 0 is none.
+    pub group: usize,
 }
 
 #[derive(Default)]
@@ -78,6 +97,7 @@ struct Recorder {
     defined_bytes: usize,
     specs: BTreeMap<String, TaskSpec>,
     calls: Vec<Call>,
+    in_gang: bool,
     answers: BTreeMap<u64, Response>,
 }
 
@@ -112,6 +132,15 @@ pub(crate) fn roll_back() {
     });
 }
 
+/// Forget everything, and begin with this state.
+pub(crate) fn restore(state: BTreeMap<String, Vec<u8>>) {
+    RECORDER.set(Recorder {
+        committed: state.clone(),
+        state,
+        ..Recorder::default()
+    });
+}
+
 pub(crate) fn committed() -> BTreeMap<String, Vec<u8>> {
     RECORDER.with_borrow(|recorder| recorder.committed.clone())
 }
@@ -126,6 +155,7 @@ impl Recorder {
         self.written_keys = 0;
         self.defined = 0;
         self.defined_bytes = 0;
+        self.in_gang = false;
         std::mem::take(&mut self.calls)
     }
 
@@ -214,8 +244,9 @@ pub(crate) mod specs {
 }
 
 pub(crate) mod driver {
-    use super::{Call, Error, Launched, RECORDER, record};
+    use super::{Call, Error, Launched, MAX_MESSAGE_BYTES, RECORDER, record};
     use crate::bindings::tessera::framework::driver::{Filters, Operation};
+    use crate::bindings::tessera::framework::types::Launch;
 
     pub(crate) fn accept(
         offers: &[u64],
@@ -223,26 +254,76 @@ pub(crate) mod driver {
         filters: Filters,
         _operation_id: Option<&str>,
     ) -> Result<(), Error> {
-        let launches: Result<Vec<Launched>, Error> = RECORDER.with_borrow(|recorder| {
-            let launches = operations.iter().map(|operation| match operation {
-                Operation::Launch(launch) => match recorder.specs.get(&launch.spec) {
-                    Some(spec) => Ok(Launched {
-                        task: launch.task.clone(),
-                        spec: spec.clone(),
-                        args: launch.args.clone(),
-                        env: launch.env.clone(),
-                    }),
-                    None => Err(Error::NotFound("spec".to_owned())),
-                },
-                _ => Err(Error::Unsupported("operation".to_owned())),
-            });
-            launches.collect()
-        });
+        let mut groups = 0;
+        let mut launches = Vec::new();
+        for operation in operations {
+            match operation {
+                Operation::Launch(launch) => launches.push(launched(launch, 0)?),
+                Operation::LaunchGroup(group) if group.is_empty() => {
+                    return Err(Error::Invalid("a group has at least one launch".to_owned()));
+                }
+                Operation::LaunchGroup(group) => {
+                    groups += 1;
+                    for launch in group {
+                        launches.push(launched(launch, groups)?);
+                    }
+                }
+                _ => return Err(Error::Unsupported("operation".to_owned())),
+            }
+        }
         record(Call::Accept {
             offers: offers.to_vec(),
-            launches: launches?,
+            launches,
             refuse_ms: filters.refuse_ms,
         })
+    }
+
+    fn launched(launch: &Launch, group: usize) -> Result<Launched, Error> {
+        RECORDER.with_borrow(|recorder| match recorder.specs.get(&launch.spec) {
+            Some(spec) => Ok(Launched {
+                task: launch.task.clone(),
+                spec: spec.clone(),
+                args: launch.args.clone(),
+                env: launch.env.clone(),
+                group,
+            }),
+            None => Err(Error::NotFound("spec".to_owned())),
+        })
+    }
+
+    pub(crate) fn begin_group() -> Result<(), Error> {
+        RECORDER.with_borrow_mut(|recorder| {
+            if std::mem::replace(&mut recorder.in_gang, true) {
+                return Err(Error::Invalid("groups do not nest".to_owned()));
+            }
+            recorder.calls.push(Call::BeginGroup);
+            Ok(())
+        })
+    }
+
+    pub(crate) fn end_group() -> Result<(), Error> {
+        RECORDER.with_borrow_mut(|recorder| {
+            if !std::mem::take(&mut recorder.in_gang) {
+                return Err(Error::Invalid("no group has begun".to_owned()));
+            }
+            recorder.calls.push(Call::EndGroup);
+            Ok(())
+        })
+    }
+
+    pub(crate) fn send(agent: u64, executor: &str, data: &[u8]) -> Result<(), Error> {
+        if data.len() > MAX_MESSAGE_BYTES {
+            return Err(Error::Limit("bytes of a message".to_owned()));
+        }
+        record(Call::Send {
+            agent,
+            executor: executor.to_owned(),
+            data: data.to_vec(),
+        })
+    }
+
+    pub(crate) fn shutdown_executor(agent: u64, executor: &str) -> Result<(), Error> {
+        record(Call::ShutdownExecutor(agent, executor.to_owned()))
     }
 
     pub(crate) fn decline(offers: &[u64], filters: Filters) -> Result<(), Error> {
