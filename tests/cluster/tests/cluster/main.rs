@@ -8,4 +8,5 @@ mod agent_death;
 mod bad_input;
 mod chaos;
 mod first_steps;
+mod hostile;
 mod restart;

@@ -1,22 +1,25 @@
-//! A good neighbour: each turn counts itself in the state and sets a timer 50 ms ahead, for ever.
+//! A good neighbour: each turn counts itself in the state and sets a timer `tick-ms` (50) ahead, for
+//! ever.
 //! `GET /` answers with the count as text; any other request is answered with its own body.
 
 use tessera_sdk::http::Response;
 use tessera_sdk::{Config, Error, Event, Scheduler, Turn, state};
 
-/// Time between turns, in ms.
+/// Time between turns unless the configuration says another, in ms.
 const TICK_MS: u64 = 50;
 
 struct Echo {
     turns: u64,
+    tick_ms: u64,
 }
 
 tessera_sdk::scheduler!(Echo, state_version = 1);
 
 impl Scheduler for Echo {
-    fn init(_config: &Config) -> Result<Self, Error> {
+    fn init(config: &Config) -> Result<Self, Error> {
         Ok(Self {
             turns: state::get("turns")?.unwrap_or(0),
+            tick_ms: config.parse_or("tick-ms", TICK_MS)?,
         })
     }
 
@@ -34,6 +37,6 @@ impl Scheduler for Echo {
     fn end_turn(&mut self, turn: &mut Turn) -> Result<(), Error> {
         self.turns += 1;
         state::set("turns", &self.turns)?;
-        turn.set_timer("tick", TICK_MS)
+        turn.set_timer("tick", self.tick_ms)
     }
 }
