@@ -7,11 +7,14 @@ use sha2::{Digest as _, Sha256};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use tessera_types::{Digest, limits::COMPONENT_BYTES_MAX};
+use tessera_types::{Digest, LimitName};
 use tessera_wire::v1;
 use tokio::fs::{self, File};
 use tokio::io::AsyncWriteExt;
 use tokio_stream::{Stream, StreamExt};
+
+/// Most bytes of a component that any operator can allow; the master holds what this one does.
+const COMPONENT_BYTES_MAX: u64 = LimitName::ComponentBytes.row().max;
 
 /// Why a component could not be had. All of these may pass; the agent tries again.
 #[derive(Debug, thiserror::Error)]

@@ -35,6 +35,144 @@ pub struct Component {
     pub uploaded_ms: u64,
     /// Whether this upload brought it.
     pub created: bool,
+    /// Who uploaded it.
+    pub uploaded_by: String,
+    /// Where it was pulled from.
+    pub source: Option<String>,
+    /// Of a scheduler.
+    pub state: Option<StateVersions>,
+    /// Digest of the bytes that it was made from.
+    pub componentized_from: Option<String>,
+    /// What its judgement found; in the document of one component only.
+    pub report: Option<Value>,
+}
+
+/// What a scheduler says of the state that it keeps.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct StateVersions {
+    /// The version that it writes.
+    pub writes: u32,
+    /// Older ones that it can start from.
+    pub reads: Vec<u32>,
+    /// It carries older ones over.
+    pub migrates: bool,
+}
+
+/// Failures that count towards quarantine.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Failures {
+    /// Without a committed turn between.
+    pub in_a_row: u32,
+    /// When, the newest ones.
+    pub at_ms: Vec<u64>,
+}
+
+/// Why a scheduler is kept from running.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Quarantine {
+    /// Since the Unix epoch.
+    pub since_ms: u64,
+    /// The limit on failures that was reached.
+    pub rule: String,
+    /// Upper-case reason of the last failure.
+    pub reason: Option<String>,
+    /// The limit that it hit.
+    pub limit: Option<String>,
+    /// For people.
+    pub message: Option<String>,
+    /// The turn in which it failed.
+    pub turn: u64,
+    /// The command that ends it.
+    pub release: String,
+}
+
+/// A component that a framework has run.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Version {
+    /// Counts from 1.
+    pub version: u64,
+    /// Its digest.
+    pub component: String,
+    /// Version of the state that it writes.
+    pub writes_state: u32,
+    /// Since the Unix epoch.
+    pub since_ms: u64,
+    /// Who asked for it.
+    pub by: String,
+    /// `created`, `upgraded` or `rolled-back`.
+    pub how: String,
+    /// `running`, `trial`, `migrating`, `replaced` or `failed: …`.
+    pub outcome: String,
+}
+
+/// The configuration of a framework.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// Names and values.
+    pub config: BTreeMap<String, String>,
+    /// Counts its replacements.
+    pub config_version: u64,
+    /// The newest one that the scheduler has seen.
+    pub config_seen: u64,
+}
+
+/// A recording of one life of a scheduler's instance.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Recording {
+    /// `e3-1`.
+    pub id: String,
+    /// The agent that has it.
+    pub agent: String,
+    /// Placement of the scheduler.
+    pub epoch: u64,
+    /// Which instance of that placement.
+    pub life: u64,
+    /// Its size.
+    pub bytes: u64,
+    /// First turn in it.
+    pub first_turn: Option<u64>,
+    /// Last turn in it.
+    pub last_turn: Option<u64>,
+    /// The instance lives on.
+    pub live: bool,
+    /// The limit of recordings was reached.
+    pub stopped: bool,
+}
+
+/// The limits of a role.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// All of the table.
+    pub limits: Vec<Limit>,
+}
+
+/// A limit in force.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Limit {
+    /// Kebab case.
+    pub name: String,
+    /// `bytes`, `ms` or `count`.
+    pub unit: String,
+    /// In force.
+    pub value: u64,
+    /// In force where nothing is set.
+    pub default: u64,
+    /// Smallest.
+    pub min: u64,
+    /// Largest.
+    pub max: u64,
+    /// `default`, `cluster` or a role.
+    pub from: String,
+    /// For people.
+    pub what: String,
 }
 
 /// A framework.
@@ -51,7 +189,7 @@ pub struct Framework {
     pub component: String,
     /// What it was created with.
     pub config: BTreeMap<String, String>,
-    /// `waiting`, `starting`, `running`, `backing-off` or `removing`.
+    /// `running`, `starting`, `backing-off`, `quarantined`, `migrating`, `trial`, `removing` or `unplaced`.
     pub state: String,
     /// Why what is pending waits.
     #[serde(deserialize_with = "texts")]
@@ -74,6 +212,20 @@ pub struct Framework {
     pub tasks: BTreeMap<String, u64>,
     /// The last failure of its scheduler.
     pub last_error: Option<String>,
+    /// Failures that count towards quarantine.
+    pub failures: Failures,
+    /// Why it is kept from running.
+    pub quarantine: Option<Quarantine>,
+    /// What it has run, oldest first.
+    pub versions: Vec<Version>,
+    /// An upgrade that is not final, if there is one.
+    pub upgrade: Option<Value>,
+    /// Version of its state.
+    pub state_version: u32,
+    /// Counts replacements of its configuration.
+    pub config_version: u64,
+    /// The newest one that its scheduler has seen.
+    pub config_seen: u64,
     /// Since the Unix epoch.
     pub created_ms: u64,
 }
@@ -106,6 +258,10 @@ pub struct Task {
     pub resources: Resources,
     /// For people.
     pub name: String,
+    /// Its task group, by number.
+    pub group: Option<u64>,
+    /// The executor that runs it.
+    pub executor: Option<String>,
     /// Since the Unix epoch.
     pub launched_ms: u64,
     /// Since the Unix epoch.
@@ -180,8 +336,22 @@ pub struct Agent {
     pub schedulers: u64,
     /// Its version.
     pub version: String,
+    /// Key of its compiled images.
+    pub engine: String,
+    /// Protections that it cannot give.
+    pub missing: Vec<Missing>,
     /// Since the Unix epoch.
     pub registered_ms: u64,
+}
+
+/// A protection that an agent cannot give.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Missing {
+    /// Which.
+    pub name: String,
+    /// Why.
+    pub why: String,
 }
 
 /// An event of `/v1/events`.

@@ -7,6 +7,8 @@ use crate::connection::ConnectionArgs;
 use crate::error::{CliError, Kind};
 use reqwest::{Method, Response, Url};
 use serde_json::Value;
+use std::fs::File;
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 /// How long a command waits for a master that does not answer or is not ready: longer than a
@@ -22,6 +24,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(40);
 /// Bytes of an answer that is held in memory: lists of 1,000 tasks are far below it.
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
+/// How long a file may take: the largest recording at the pace of a slow line.
+const FILE_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// What a request carries besides its path.
 #[derive(Clone, Debug, Default)]
@@ -45,8 +49,8 @@ pub struct Request {
     retry_for: Duration,
     /// Whether acting twice is the same as acting once.
     repeatable: bool,
-    /// Whether the answer may take for ever.
-    endless: bool,
+    /// How long the whole exchange may take; none is for ever.
+    within: Option<Duration>,
 }
 
 impl Request {
@@ -87,6 +91,13 @@ impl Request {
         self
     }
 
+    /// Acting twice on it would be something else than acting once.
+    #[must_use]
+    pub fn once(mut self) -> Self {
+        self.repeatable = false;
+        self
+    }
+
     /// Try for so long.
     #[must_use]
     pub fn retry_for(mut self, time: Duration) -> Self {
@@ -97,7 +108,14 @@ impl Request {
     /// The answer is a stream without an end.
     #[must_use]
     pub fn endless(mut self) -> Self {
-        self.endless = true;
+        self.within = None;
+        self
+    }
+
+    /// The whole exchange may take so long.
+    #[must_use]
+    pub fn within(mut self, time: Duration) -> Self {
+        self.within = Some(time);
         self
     }
 }
@@ -146,7 +164,7 @@ impl Client {
             headers: Vec::new(),
             retry_for: RETRY_FOR,
             repeatable,
-            endless: false,
+            within: Some(REQUEST_TIMEOUT),
         }
     }
 
@@ -158,6 +176,16 @@ impl Client {
     /// Post to these path segments.
     pub fn post(&self, segments: &[&str]) -> Request {
         self.request(Method::POST, segments)
+    }
+
+    /// Replace what stands under these path segments.
+    pub fn put(&self, segments: &[&str]) -> Request {
+        self.request(Method::PUT, segments)
+    }
+
+    /// Change what stands under these path segments.
+    pub fn patch(&self, segments: &[&str]) -> Request {
+        self.request(Method::PATCH, segments)
     }
 
     /// Delete what stands under these path segments.
@@ -196,8 +224,8 @@ impl Client {
             .http
             .request(request.method.clone(), request.url.clone())
             .bearer_auth(&self.token);
-        if !request.endless {
-            builder = builder.timeout(REQUEST_TIMEOUT);
+        if let Some(time) = request.within {
+            builder = builder.timeout(time);
         }
         for (name, value) in &request.headers {
             builder = builder.header(*name, value);
@@ -243,6 +271,21 @@ impl Client {
             .map_err(|error| self.unreachable(&error))
     }
 
+    /// Write what stands under these path segments to a file piece by piece; how many bytes it was.
+    ///
+    /// # Errors
+    /// The master's refusal, that the answer broke off, or that the file cannot be written.
+    pub async fn save(&self, request: Request, file: &mut File) -> Result<u64, CliError> {
+        let mut response = self.send(request.within(FILE_TIMEOUT)).await?;
+        let mut written = 0;
+        while let Some(piece) = response.chunk().await.map_err(|error| self.unreachable(&error))? {
+            written += piece.len() as u64;
+            file.write_all(&piece)
+                .map_err(|error| CliError::failed(format!("cannot write the file: {error}")))?;
+        }
+        Ok(written)
+    }
+
     /// An answer that says no, in the words of the master or of a scheduler.
     async fn refusal(&self, response: Response) -> CliError {
         let status = response.status();
@@ -264,6 +307,10 @@ impl Client {
                 format!("{path} was answered with {status}: {told}"),
             )
         });
+        let error = CliError {
+            status: Some(status.as_u16()),
+            ..error
+        };
         match (status.as_u16(), &error.hint) {
             (401, None) => error.hint("the token is not that of this cluster: see --token-file"),
             _ => error,

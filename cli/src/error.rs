@@ -65,6 +65,8 @@ pub struct CliError {
     pub hint: Option<String>,
     /// A child's exit code that is passed on instead of the kind's.
     pub exit_code: Option<u8>,
+    /// The HTTP status of a refusal.
+    pub status: Option<u16>,
 }
 
 impl fmt::Display for CliError {
@@ -85,6 +87,7 @@ impl CliError {
             message: message.into(),
             hint: None,
             exit_code: None,
+            status: None,
         }
     }
 

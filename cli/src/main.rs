@@ -16,7 +16,7 @@ mod sse;
 mod supervise;
 
 use clap::{Parser, Subcommand};
-use commands::{agent, component, dev, events, framework, master, run, task};
+use commands::{agent, component, dev, events, framework, master, role, run, task};
 use error::{CliError, EXIT_CODES_HELP};
 use output::Format;
 use std::process::ExitCode;
@@ -45,12 +45,15 @@ enum Command {
     Master(master::MasterArgs),
     /// Run an agent, or list and inspect the agents of the cluster
     Agent(agent::AgentArgs),
-    /// Upload and list components
+    /// Add, list, inspect and fetch components
     #[command(subcommand)]
     Component(component::ComponentCommand),
-    /// Create, list, inspect and remove frameworks, and read the logs of their schedulers
+    /// Create, inspect, upgrade, configure and remove frameworks, read and replay what they did
     #[command(subcommand)]
     Framework(framework::FrameworkCommand),
+    /// Show and set the limits of roles
+    #[command(subcommand)]
+    Role(role::RoleCommand),
     /// List, inspect and kill tasks, and read their output
     #[command(subcommand)]
     Task(task::TaskCommand),
@@ -101,6 +104,7 @@ fn main() -> ExitCode {
             Command::Agent(args) => agent::run(&context, args).await,
             Command::Component(command) => component::run(&context, command).await,
             Command::Framework(command) => framework::run(&context, command).await,
+            Command::Role(command) => role::run(&context, command).await,
             Command::Task(command) => task::run(&context, command).await,
             Command::Events(args) => events::run(&context, args).await,
             Command::Run(args) => run::run(&context, args).await,
@@ -137,6 +141,19 @@ mod tests {
             "tessera framework create w --component sha256:00 --config a=b --config c=",
             "tessera task logs -f --stderr w t",
             "tessera task ls --framework w --all",
+            "tessera role limits",
+            "tessera role limits eng/search --set state-bytes=64MiB --unset timers",
+            "tessera component add oci://ghcr.io/a/b:v1",
+            "tessera component push x.wasm",
+            "tessera component inspect sha256:00",
+            "tessera component get sha256:00 x.wasm",
+            "tessera framework upgrade w new.wasm --wait",
+            "tessera framework rollback w --to 3",
+            "tessera framework config get w",
+            "tessera framework config set w a=b c= --unset d",
+            "tessera framework release w",
+            "tessera framework recordings w",
+            "tessera framework replay w --recording e3-1 --component new.wasm --keep /tmp/x",
             "tessera run --cpus 0.5 --env A=b --timeout 3 -- sh -c exit",
         ] {
             assert!(Cli::try_parse_from(good.split(' ')).is_ok(), "{good}");
@@ -146,6 +163,9 @@ mod tests {
             "tessera run",
             "tessera framework create w",
             "tessera framework create w --component x --config novalue",
+            "tessera framework config set w novalue",
+            "tessera framework upgrade w",
+            "tessera role limits --set timers=many",
             "tessera run --cpus -1 -- true",
             "tessera run --env =x -- true",
         ] {

@@ -3,6 +3,7 @@
 //! Invariants: a [`MasterConfig`] that passed [`MasterConfig::validate`] is safe to run: without TLS it
 //! listens on loopback only, unless the operator said otherwise in so many words.
 
+use crate::oci::is_registry;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -23,6 +24,13 @@ pub struct MasterConfig {
     pub agent_timeout_ms: u64,
     /// How long an agent may be silent before the schedulers it hosts are placed elsewhere.
     pub scheduler_grace_ms: u64,
+    /// Registries that components may be pulled from, as `host` or `host:port`. None by default: a pull
+    /// makes the master connect to where a user says.
+    pub component_registries: Vec<String>,
+    /// A public key (PEM, ECDSA on P-256). With one, what is pulled must be signed.
+    pub component_key: Option<PathBuf>,
+    /// With a key: take components as plain bytes all the same, which nobody signed.
+    pub allow_unsigned_uploads: bool,
 }
 
 /// A setting that breaks a rule.
@@ -67,6 +75,20 @@ impl MasterConfig {
                 rule: format!("at least {AGENT_TIMEOUT_MIN_MS}"),
             });
         }
+        for registry in &self.component_registries {
+            if !is_registry(registry) {
+                return Err(InvalidConfig {
+                    field: "component-registry",
+                    rule: format!("{registry:?} is no host or host:port, in lower case"),
+                });
+            }
+        }
+        if self.allow_unsigned_uploads && self.component_key.is_none() {
+            return Err(InvalidConfig {
+                field: "allow-unsigned-uploads",
+                rule: "without --component-key nothing has to be signed; leave it out".into(),
+            });
+        }
         if self.scheduler_grace_ms == 0 || self.scheduler_grace_ms > self.agent_timeout_ms {
             return Err(InvalidConfig {
                 field: "scheduler-grace-ms",
@@ -90,6 +112,9 @@ mod tests {
             bin_dir: "/nonexistent".into(),
             agent_timeout_ms: 75_000,
             scheduler_grace_ms: 10_000,
+            component_registries: vec!["ghcr.io".into(), "localhost:5000".into()],
+            component_key: None,
+            allow_unsigned_uploads: false,
         }
     }
 
@@ -97,7 +122,7 @@ mod tests {
     fn each_rule_names_its_setting() {
         assert!(config().validate().is_ok());
         type Edit = fn(&mut MasterConfig);
-        let cases: [(&str, Edit); 5] = [
+        let cases: [(&str, Edit); 7] = [
             ("listen", |c| c.listen = ([0, 0, 0, 0], 5050).into()),
             ("agent-listen", |c| {
                 c.agent_listen = ([10, 0, 0, 1], 5051).into()
@@ -105,6 +130,10 @@ mod tests {
             ("agent-listen", |c| c.agent_listen = c.listen),
             ("agent-timeout-ms", |c| c.agent_timeout_ms = 10),
             ("scheduler-grace-ms", |c| c.scheduler_grace_ms = 100_000),
+            ("component-registry", |c| {
+                c.component_registries.push("https://ghcr.io".into())
+            }),
+            ("allow-unsigned-uploads", |c| c.allow_unsigned_uploads = true),
         ];
         for (field, edit) in cases {
             let mut bad = config();

@@ -3,24 +3,74 @@
 //! Invariants: no byte of a component is parsed in this process; one judgement runs at a time, and it
 //! ends within [`INSPECT_TIMEOUT`].
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
+use tessera_types::{EffectiveLimits, LimitName};
 use tokio::process::Command;
 use tokio::sync::Semaphore;
 
 /// Wall time of one judgement; the process limits its own CPU time and memory.
 const INSPECT_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// Limits that the judge enforces. Only what is set for the whole cluster counts: a component belongs to
+/// no role.
+const JUDGED: [LimitName; 6] = [
+    LimitName::ComponentBytes,
+    LimitName::ComponentFunctions,
+    LimitName::FunctionBytes,
+    LimitName::FunctionLocals,
+    LimitName::CompileCpuMs,
+    LimitName::CompileBytes,
+];
+
+/// Bytes of a report that are stored with a component.
+const REPORT_BYTES_MAX: usize = 64 << 10;
+
 /// What the worker found, as far as the master needs it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct Inspection {
     /// `scheduler`, `command`, `executor` or `none`.
     pub world: String,
-    /// Imported interfaces.
+    /// Of a scheduler: version of the state that it writes.
     #[serde(default)]
-    pub imports: Vec<String>,
+    pub writes_state: Option<u32>,
+    /// Of a scheduler: older versions that it can start from.
+    #[serde(default)]
+    pub reads_state: Vec<u32>,
+    /// Of a scheduler: it carries older state over.
+    #[serde(default)]
+    pub migrates: bool,
+    /// Everything, as the worker said it.
+    #[serde(skip)]
+    found: Map<String, Value>,
+}
+
+impl Inspection {
+    /// The report that is stored with the component: what was found, and what it was made from. Lists that
+    /// do not fit are left out, and named.
+    #[must_use]
+    pub fn report(&self, made_from: Option<&str>) -> String {
+        let mut found = self.found.clone();
+        // The component's own fields, which it is stored with anyway, and the verdict.
+        for known in ["ok", "error", "digest", "size_bytes", "world"] {
+            found.remove(known);
+        }
+        if let Some(digest) = made_from {
+            found.insert("componentized_from".into(), digest.into());
+        }
+        let mut text = Value::Object(found.clone()).to_string();
+        for long in ["imports", "exports", "grants"] {
+            if text.len() <= REPORT_BYTES_MAX {
+                return text;
+            }
+            found.insert(long.into(), format!("left out: more than {REPORT_BYTES_MAX} bytes").into());
+            text = Value::Object(found.clone()).to_string();
+        }
+        if text.len() <= REPORT_BYTES_MAX { text } else { String::new() }
+    }
 }
 
 /// Why a component was not accepted.
@@ -40,6 +90,12 @@ pub enum InspectError {
     /// The judge said something that is no verdict.
     #[error("the judging process gave no verdict: {0}")]
     NoVerdict(String),
+}
+
+/// Limits as the judge is told them, as far as they differ from their defaults.
+fn limit_arguments(limits: &EffectiveLimits) -> Vec<String> {
+    let set = JUDGED.iter().filter(|name| limits.get(**name) != name.row().default);
+    set.map(|name| format!("--limit={name}={}", limits.get(*name))).collect()
 }
 
 /// Runs one judgement at a time.
@@ -65,11 +121,15 @@ impl Inspector {
         }
     }
 
-    /// Judge a file.
+    /// Judge a file under the limits of the cluster.
     ///
     /// # Errors
     /// When it is refused, or cannot be judged.
-    pub async fn inspect(&self, file: &Path) -> Result<Inspection, InspectError> {
+    pub async fn inspect(
+        &self,
+        file: &Path,
+        limits: &EffectiveLimits,
+    ) -> Result<Inspection, InspectError> {
         let _permit = self
             .permit
             .acquire()
@@ -79,6 +139,7 @@ impl Inspector {
             .arg("inspect")
             .arg("--in")
             .arg(file)
+            .args(limit_arguments(limits))
             .stdin(Stdio::null())
             .stderr(Stdio::null())
             .kill_on_drop(true)
@@ -90,9 +151,11 @@ impl Inspector {
                 program: self.program.clone(),
                 source,
             })?;
-        if let Ok(inspection) = serde_json::from_slice::<Inspection>(&output.stdout)
-            && output.status.success()
+        if output.status.success()
+            && let Ok(found) = serde_json::from_slice::<Map<String, Value>>(&output.stdout)
+            && let Ok(mut inspection) = Inspection::deserialize(Value::Object(found.clone()))
         {
+            inspection.found = found;
             return Ok(inspection);
         }
         if let Ok(refusal) = serde_json::from_slice::<Refusal>(&output.stdout) {
@@ -106,5 +169,31 @@ impl Inspector {
             ))),
             None => Err(InspectError::NoVerdict(output.status.to_string())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn reports_keep_what_was_found_and_stay_small() {
+        let read = |value: Value| {
+            let Value::Object(found) = value else { panic!("an object") };
+            let mut inspection = Inspection::deserialize(Value::Object(found.clone())).unwrap();
+            inspection.found = found;
+            inspection
+        };
+        let small = read(json!({"ok": true, "world": "scheduler", "writes_state": 2, "imports": ["a"], "functions": 7}));
+        assert_eq!(small.writes_state, Some(2));
+        let report: Value = serde_json::from_str(&small.report(Some("sha256:0"))).unwrap();
+        let expected = json!({"writes_state": 2, "imports": ["a"], "functions": 7, "componentized_from": "sha256:0"});
+        assert_eq!(report, expected);
+        let names: Vec<String> = (0..10_000).map(|n| format!("interface-{n}")).collect();
+        let large = read(json!({"world": "command", "imports": names, "functions": 7}));
+        let report: Value = serde_json::from_str(&large.report(None)).unwrap();
+        assert_eq!(report["functions"], 7);
+        assert!(report["imports"].as_str().unwrap().starts_with("left out"), "{report}");
     }
 }

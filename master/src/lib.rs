@@ -11,11 +11,13 @@ mod inspect;
 mod listener;
 pub mod node;
 mod node_loop;
+mod oci;
 mod sessions;
 mod store;
 mod token;
 
 pub use config::{InvalidConfig, MasterConfig};
+pub use oci::KeyError;
 pub use token::{TOKEN_FILE, TokenError};
 
 use crate::api::Api;
@@ -24,6 +26,7 @@ use crate::inspect::Inspector;
 use crate::listener::Bounded;
 use crate::node::{Node, NodeOpenError};
 use crate::node_loop::{NodeHandle, NodeLoop};
+use crate::oci::{Key, Puller};
 use crate::sessions::{AgentService, MESSAGE_BYTES_MAX, check_token};
 use crate::store::ComponentStore;
 use crate::token::Token;
@@ -76,6 +79,9 @@ pub enum RunError {
     /// The token cannot be used.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// The key of components cannot be used.
+    #[error("component-key: {0}")]
+    Key(#[from] KeyError),
     /// The disk cannot be opened.
     #[error("opening the replicated state: {0}")]
     Disk(#[from] DiskError),
@@ -119,6 +125,7 @@ pub async fn run(config: MasterConfig, shutdown: CancellationToken) -> Result<()
     config.validate()?;
     let _lock = lock_data_dir(&config.data_dir)?;
     let token = Token::load_or_make(&config.data_dir)?;
+    let key = config.component_key.as_deref().map(Key::load).transpose()?;
     let rest = listen("listen", config.listen).await?;
     let agents = listen("agent-listen", config.agent_listen).await?;
     let data_dir = |source| RunError::DataDir {
@@ -153,6 +160,8 @@ pub async fn run(config: MasterConfig, shutdown: CancellationToken) -> Result<()
         store,
         files,
         inspector: Arc::new(Inspector::new(&config.bin_dir)),
+        puller: Arc::new(Puller::new(config.component_registries.clone(), key)),
+        allow_unsigned_uploads: config.allow_unsigned_uploads,
         token,
     };
     let rest_shutdown = shutdown.clone();

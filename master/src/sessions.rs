@@ -133,15 +133,26 @@ impl v1::agent_session_server::AgentSession for AgentService {
         &self,
         request: Request<v1::FetchComponentRequest>,
     ) -> Result<Response<Self::FetchComponentStream>, Status> {
-        let digest = Digest::from_slice(&request.into_inner().digest)
+        let request = request.into_inner();
+        let digest = Digest::from_slice(&request.digest)
             .map_err(|error| Status::invalid_argument(format!("digest: {error}")))?;
-        let known = self
+        let (agent, session) = (AgentId(request.agent), request.session);
+        let (known, may) = self
             .node
-            .query(move |core, _| core.component(&digest).is_some())
+            .query(move |core, _| {
+                let theirs = core.session_agent(session) == Some(agent);
+                let may = theirs && core.may_fetch_component(agent, &digest);
+                (core.component(&digest).is_some(), may)
+            })
             .await
             .map_err(gone)?;
         if !known {
             return Err(Status::not_found(format!("there is no component {digest}")));
+        }
+        if !may {
+            return Err(Status::permission_denied(format!(
+                "agent {agent} hosts nothing that needs component {digest}"
+            )));
         }
         let mut file = tokio::fs::File::open(self.store.path(&digest))
             .await

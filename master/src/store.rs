@@ -8,9 +8,12 @@ use sha2::{Digest as _, Sha256};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use tessera_types::{Digest, limits::COMPONENT_BYTES_MAX};
+use tessera_types::Digest;
 use tokio::fs::{self, File};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// Bytes read at once of what the judge wrote.
+const PIECE_BYTES: usize = 64 << 10;
 
 /// The folder of components.
 #[derive(Debug)]
@@ -23,8 +26,11 @@ pub struct ComponentStore {
 #[derive(Debug, thiserror::Error)]
 pub enum UploadError {
     /// Longer than allowed.
-    #[error("a component has at most {COMPONENT_BYTES_MAX} bytes")]
-    TooLarge,
+    #[error("limit component-bytes: at most {most}")]
+    TooLarge {
+        /// What is allowed.
+        most: u64,
+    },
     /// Nothing was sent.
     #[error("the body is empty; send the bytes of a component")]
     Empty,
@@ -66,12 +72,34 @@ impl Drop for Staged {
     }
 }
 
+/// A file that another process may write. Removed when dropped.
+#[derive(Debug)]
+pub struct Beside {
+    path: PathBuf,
+}
+
+impl Beside {
+    /// Where it is to be written.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        // It was taken, or never written: either way nothing is left behind.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
 /// Takes bytes piece by piece.
 #[derive(Debug)]
 pub struct Upload {
     file: File,
     staged: Staged,
     hash: Sha256,
+    most: u64,
 }
 
 impl ComponentStore {
@@ -100,13 +128,18 @@ impl ComponentStore {
         self.dir.join(format!("sha256-{}.wasm", digest.hex()))
     }
 
-    /// Begin an upload.
+    /// A path for something that may be dropped again, and is when the process ends.
+    fn temporary(&self) -> PathBuf {
+        let number = self.uploads.fetch_add(1, Ordering::Relaxed);
+        self.dir.join(format!("upload-{number}"))
+    }
+
+    /// Begin an upload of at most `most` bytes.
     ///
     /// # Errors
     /// Those of the disk.
-    pub async fn begin(&self) -> Result<Upload, UploadError> {
-        let number = self.uploads.fetch_add(1, Ordering::Relaxed);
-        let path = self.dir.join(format!("upload-{number}"));
+    pub async fn begin(&self, most: u64) -> Result<Upload, UploadError> {
+        let path = self.temporary();
         let file = File::create(&path).await?;
         let staged = Staged {
             path,
@@ -117,7 +150,36 @@ impl ComponentStore {
             file,
             staged,
             hash: Sha256::new(),
+            most,
         })
+    }
+
+    /// A path beside a staged file for what its judge may write.
+    #[must_use]
+    pub fn beside(&self) -> Beside {
+        Beside {
+            path: self.temporary(),
+        }
+    }
+
+    /// Take what the judge wrote, if it wrote anything.
+    ///
+    /// # Errors
+    /// When it is longer than `most`, or the disk refuses.
+    pub async fn take(&self, written: Beside, most: u64) -> Result<Option<Staged>, UploadError> {
+        let mut source = match File::open(&written.path).await {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let mut upload = self.begin(most).await?;
+        let mut piece = vec![0; PIECE_BYTES];
+        loop {
+            match source.read(&mut piece).await? {
+                0 => return upload.finish(None).await.map(Some),
+                read => upload.write(&piece[..read]).await?,
+            }
+        }
     }
 
     /// Give staged bytes their name.
@@ -138,8 +200,8 @@ impl Upload {
     /// When the whole becomes too long, or the disk refuses.
     pub async fn write(&mut self, piece: &[u8]) -> Result<(), UploadError> {
         self.staged.size += piece.len() as u64;
-        if self.staged.size > COMPONENT_BYTES_MAX {
-            return Err(UploadError::TooLarge);
+        if self.staged.size > self.most {
+            return Err(UploadError::TooLarge { most: self.most });
         }
         self.hash.update(piece);
         self.file.write_all(piece).await?;
@@ -168,11 +230,13 @@ impl Upload {
 mod tests {
     use super::*;
 
+    const MOST: u64 = 5;
+
     #[tokio::test]
     async fn bytes_are_found_by_digest_and_failures_leave_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let store = ComponentStore::open(dir.path()).unwrap();
-        let mut upload = store.begin().await.unwrap();
+        let mut upload = store.begin(MOST).await.unwrap();
         upload.write(b"ab").await.unwrap();
         upload.write(b"c").await.unwrap();
         let staged = upload.finish(Some(Digest::of(b"abc"))).await.unwrap();
@@ -182,20 +246,27 @@ mod tests {
             b"abc"
         );
 
-        let mut upload = store.begin().await.unwrap();
+        let mut upload = store.begin(MOST).await.unwrap();
         upload.write(b"x").await.unwrap();
         let error = upload.finish(Some(Digest::of(b"y"))).await.unwrap_err();
         assert!(matches!(error, UploadError::WrongDigest { .. }));
-        let empty = store.begin().await.unwrap().finish(None).await.unwrap_err();
+        let empty = store.begin(MOST).await.unwrap().finish(None).await.unwrap_err();
         assert!(matches!(empty, UploadError::Empty));
-        let mut large = store.begin().await.unwrap();
-        let piece = vec![0; usize::try_from(COMPONENT_BYTES_MAX).unwrap()];
-        large.write(&piece).await.unwrap();
+        let mut large = store.begin(MOST).await.unwrap();
+        large.write(b"12345").await.unwrap();
         assert!(matches!(
-            large.write(b"1").await,
-            Err(UploadError::TooLarge)
+            large.write(b"6").await,
+            Err(UploadError::TooLarge { most: MOST })
         ));
         drop(large);
+
+        let unwritten = store.beside();
+        assert!(store.take(unwritten, MOST).await.unwrap().is_none());
+        let written = store.beside();
+        std::fs::write(written.path(), b"made").unwrap();
+        let taken = store.take(written, MOST).await.unwrap().unwrap();
+        assert_eq!((taken.digest, taken.size), (Digest::of(b"made"), 4));
+        drop(taken);
         assert_eq!(
             std::fs::read_dir(dir.path().join("components"))
                 .unwrap()

@@ -245,8 +245,13 @@ fn inspect(a: &Agent) -> Result<(), CliError> {
         ("tasks", a.tasks.to_string()),
         ("schedulers", a.schedulers.to_string()),
         ("version", a.version.clone()),
+        ("engine", a.engine.clone()),
         ("registered", output::time(a.registered_ms)),
-    ])
+    ])?;
+    for missing in &a.missing {
+        output::fields(&[("missing", format!("{}: {}", missing.name, missing.why))])?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

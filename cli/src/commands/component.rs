@@ -1,4 +1,4 @@
-//! `tessera component`: upload and list components.
+//! `tessera component`: add, list, inspect and fetch components.
 //!
 //! Invariants: a component is named by the digest of its bytes, computed here too, so that a
 //! transfer that went wrong is noticed. Must never judge a component.
@@ -7,23 +7,54 @@ use crate::api::{Component, read, read_items};
 use crate::client::Client;
 use crate::error::{CliError, Kind, io_error};
 use crate::{Context, output};
-use serde_json::Value;
-use std::io::Read as _;
+use serde_json::{Value, json};
+use std::fs::File;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use tessera_types::{Digest, limits};
+use std::time::Duration;
+use tessera_types::{Digest, LimitName};
+
+/// How a source in a registry begins.
+const OCI_SCHEME: &str = "oci://";
+
+/// How long a pull and its judgement may take: as long as the master waits for both.
+const PULL_TIMEOUT: Duration = Duration::from_secs(200);
+
+/// Most bytes that any operator can allow; the master holds what this one does.
+const COMPONENT_BYTES_MAX: u64 = LimitName::ComponentBytes.row().max;
 
 /// What to do with components.
 #[derive(Debug, clap::Subcommand)]
 pub enum ComponentCommand {
-    /// Upload a component; one that is known already is not stored twice
-    #[command(after_help = "Example:\n  tessera component push wordcount.wasm")]
-    Push {
-        /// The component, a .wasm file
-        file: PathBuf,
+    /// Add a component from a file or a registry; one that is known already is not stored twice
+    #[command(
+        visible_alias = "push",
+        after_help = "Examples:\n  tessera component add wordcount.wasm\n  tessera component add oci://ghcr.io/example/wordcount:v1\n  tessera component add oci://127.0.0.1:5000/wordcount@sha256:0f3a… --plain-http\n\nA registry is asked by the master, and has to be one that its operator listed with --component-registry.\nA tag is resolved once: the component keeps the digest that it had then."
+    )]
+    Add {
+        /// A .wasm file, or oci://HOST/REPOSITORY:TAG or @sha256:…
+        #[arg(value_name = "FILE|oci://…")]
+        source: String,
+        /// Ask the registry without TLS; only for one on the master's machine
+        #[arg(long)]
+        plain_http: bool,
     },
     /// List the components that the cluster has
     Ls,
+    /// Show what a component is, what it asks for, and where it came from
+    Inspect {
+        /// Its digest
+        digest: String,
+    },
+    /// Fetch the bytes of a component
+    #[command(after_help = "Example:\n  tessera component get sha256:0f3a… wordcount.wasm")]
+    Get {
+        /// Its digest
+        digest: String,
+        /// Where to write them
+        file: PathBuf,
+    },
 }
 
 /// Run it.
@@ -33,52 +64,177 @@ pub enum ComponentCommand {
 pub async fn run(context: &Context, command: ComponentCommand) -> Result<ExitCode, CliError> {
     let client = context.client()?;
     match command {
-        ComponentCommand::Push { file } => {
-            let value = push(&client, &file).await?;
+        ComponentCommand::Add { source, plain_http } => {
+            let value = if source.starts_with(OCI_SCHEME) {
+                pull(&client, &source, plain_http).await?
+            } else if plain_http {
+                let text = "--plain-http is for oci:// only";
+                return Err(CliError::new(Kind::Usage, text));
+            } else {
+                push(&client, Path::new(&source)).await?
+            };
+            added(context, &source, &value)?;
+        }
+        ComponentCommand::Ls => list(context, &client).await?,
+        ComponentCommand::Inspect { digest } => {
+            let value = client
+                .json(client.get(&["v1", "components", &digest]))
+                .await?;
             if context.is_json() {
                 output::json(&value)?;
             } else {
-                let component: Component = read(&value)?;
-                let what = if component.created {
-                    "uploaded"
-                } else {
-                    "was there already"
-                };
-                output::note(&format!(
-                    "{} ({}, {}) {what}",
-                    file.display(),
-                    component.world,
-                    output::bytes(component.size)
-                ));
-                output::line(&component.digest)?;
+                inspect(&read(&value)?)?;
             }
         }
-        ComponentCommand::Ls => {
-            let list = client.json(client.get(&["v1", "components"])).await?;
+        ComponentCommand::Get { digest, file } => {
+            fetch(&client, &digest, &file).await?;
             if context.is_json() {
-                output::json(&list)?;
+                output::json(&json!({"digest": digest, "file": file}))?;
             } else {
-                let now = output::now_ms();
-                let rows = read_items::<Component>(&list)?
-                    .into_iter()
-                    .map(|c| {
-                        vec![
-                            c.digest,
-                            c.world,
-                            output::bytes(c.size),
-                            output::age(c.uploaded_ms, now),
-                        ]
-                    })
-                    .collect();
-                output::table(
-                    &["DIGEST", "WORLD", "SIZE", "AGE"],
-                    rows,
-                    "no components; `tessera component push FILE` uploads one",
-                )?;
+                output::line(&format!("{}", file.display()))?;
             }
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn added(context: &Context, source: &str, value: &Value) -> Result<(), CliError> {
+    if context.is_json() {
+        return output::json(value);
+    }
+    let component: Component = read(value)?;
+    let what = match (component.created, &component.componentized_from) {
+        (false, _) => "was there already",
+        (true, None) => "added",
+        (true, Some(_)) => "made into a component and added",
+    };
+    output::note(&format!(
+        "{source} ({}, {}) {what}",
+        component.world,
+        output::bytes(component.size)
+    ));
+    if let Some(source) = &component.source {
+        output::note(&output::clean(source));
+    }
+    output::line(&component.digest)
+}
+
+async fn list(context: &Context, client: &Client) -> Result<(), CliError> {
+    let list = client.json(client.get(&["v1", "components"])).await?;
+    if context.is_json() {
+        return output::json(&list);
+    }
+    let now = output::now_ms();
+    let rows = read_items::<Component>(&list)?
+        .into_iter()
+        .map(|c| {
+            vec![
+                c.digest,
+                c.world,
+                output::bytes(c.size),
+                output::age(c.uploaded_ms, now),
+                c.source.unwrap_or_default(),
+            ]
+        })
+        .collect();
+    output::table(
+        &["DIGEST", "WORLD", "SIZE", "AGE", "SOURCE"],
+        rows,
+        "no components; `tessera component add FILE` adds one",
+    )
+}
+
+fn inspect(c: &Component) -> Result<(), CliError> {
+    let state = c.state.as_ref().map_or_else(String::new, |state| {
+        let reads: Vec<String> = state.reads.iter().map(ToString::to_string).collect();
+        let reads = if reads.is_empty() { "no other".to_owned() } else { reads.join(", ") };
+        let migrates = if state.migrates { ", migrates" } else { "" };
+        format!("writes version {}, reads {reads}{migrates}", state.writes)
+    });
+    output::fields(&[
+        ("digest", c.digest.clone()),
+        ("world", c.world.clone()),
+        ("size", output::bytes(c.size)),
+        ("state", state),
+        ("source", c.source.clone().unwrap_or_else(|| "uploaded".to_owned())),
+        ("added", output::time(c.uploaded_ms)),
+        ("by", c.uploaded_by.clone()),
+    ])?;
+    let Some(Value::Object(report)) = &c.report else {
+        return Ok(());
+    };
+    for (name, value) in report {
+        let name = name.replace('_', " ");
+        match value {
+            Value::Array(items) if items.is_empty() => {}
+            Value::Array(items) => {
+                for (at, item) in items.iter().enumerate() {
+                    let name = if at == 0 { name.as_str() } else { "" };
+                    output::line(&output::clean(&format!("{name:<22} {}", told(item))))?;
+                }
+            }
+            Value::Null => {}
+            _ => output::line(&output::clean(&format!("{name:<22} {}", told(value))))?,
+        }
+    }
+    Ok(())
+}
+
+/// A value of a report in one line.
+fn told(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Object(fields) => {
+            let fields = fields.iter().map(|(name, value)| format!("{name} {}", told(value)));
+            fields.collect::<Vec<_>>().join(", ")
+        }
+        other => other.to_string(),
+    }
+}
+
+/// Fetch a component into a file; what is not of its digest is not kept.
+///
+/// # Errors
+/// When it is not there, or the file cannot be written.
+pub async fn fetch(client: &Client, digest: &str, file: &Path) -> Result<(), CliError> {
+    let named: Digest = digest
+        .parse()
+        .map_err(|error: tessera_types::DigestError| CliError::new(Kind::Usage, error.to_string()))?;
+    // Beside its place, so that a file which was there is replaced by a whole one or not at all.
+    let dir = match file.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let mut partial = tempfile::NamedTempFile::new_in(dir)
+        .map_err(|error| io_error("write in", dir, &error))?;
+    let request = client.get(&["v1", "components", digest, "content"]);
+    client.save(request, partial.as_file_mut()).await?;
+    let mut bytes = Vec::new();
+    File::open(partial.path())
+        .and_then(|mut open| open.read_to_end(&mut bytes))
+        .map_err(|error| io_error("read", partial.path(), &error))?;
+    let found = Digest::of(&bytes);
+    if found != named {
+        let text = format!("what came has the digest {found}, not {named}");
+        return Err(CliError::failed(text));
+    }
+    partial
+        .as_file_mut()
+        .flush()
+        .map_err(|error| io_error("write", file, &error))?;
+    partial
+        .persist(file)
+        .map(drop)
+        .map_err(|error| io_error("write", file, &error.error))
+}
+
+async fn pull(client: &Client, source: &str, plain_http: bool) -> Result<Value, CliError> {
+    let request = client
+        .post(&["v1", "components"])
+        .json(json!({"source": source, "plain_http": plain_http}))
+        .within(PULL_TIMEOUT)
+        .repeatable();
+    client.json(request).await
 }
 
 /// Upload a file; the answer of the master.
@@ -88,19 +244,16 @@ pub async fn run(context: &Context, command: ComponentCommand) -> Result<ExitCod
 pub async fn push(client: &Client, file: &Path) -> Result<Value, CliError> {
     // The length that a file has says nothing of what a device or a pipe would give.
     let mut bytes = Vec::new();
-    std::fs::File::open(file)
-        .and_then(|open| {
-            open.take(limits::COMPONENT_BYTES_MAX + 1)
-                .read_to_end(&mut bytes)
-        })
+    File::open(file)
+        .and_then(|open| open.take(COMPONENT_BYTES_MAX + 1).read_to_end(&mut bytes))
         .map_err(|error| io_error("read", file, &error))?;
-    if bytes.len() as u64 > limits::COMPONENT_BYTES_MAX {
+    if bytes.len() as u64 > COMPONENT_BYTES_MAX {
         return Err(CliError::new(
             Kind::Refused,
             format!(
                 "{} has more than {}, which is what a component has at most",
                 file.display(),
-                output::bytes(limits::COMPONENT_BYTES_MAX)
+                output::bytes(COMPONENT_BYTES_MAX)
             ),
         )
         .hint("build in release mode and strip it: opt-level = \"s\", strip = true"));
@@ -110,23 +263,29 @@ pub async fn push(client: &Client, file: &Path) -> Result<Value, CliError> {
         .post(&["v1", "components"])
         .query("digest", digest)
         .bytes(bytes)
+        .within(PULL_TIMEOUT)
         .repeatable();
     client.json(request).await
 }
 
-/// The digest that is meant: a digest as it is, or that of a file, which is uploaded.
+/// The digest that is meant: a digest as it is, or that of a file or of an artifact in a registry, which
+/// is added.
 ///
 /// # Errors
-/// When it is neither, or the upload fails.
+/// When it is none of these, or adding fails.
 pub async fn resolve(client: &Client, component: &str) -> Result<String, CliError> {
     if component.parse::<Digest>().is_ok() {
         return Ok(component.to_owned());
+    }
+    if component.starts_with(OCI_SCHEME) {
+        let pulled: Component = read(&pull(client, component, false).await?)?;
+        return Ok(pulled.digest);
     }
     let path = Path::new(component);
     if !path.is_file() {
         return Err(CliError::new(
             Kind::Usage,
-            format!("{component:?} is neither a digest (sha256:…) nor a file"),
+            format!("{component:?} is neither a digest (sha256:…) nor oci://… nor a file"),
         )
         .hint("`tessera component ls` lists the digests that the cluster has"));
     }

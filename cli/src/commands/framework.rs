@@ -1,10 +1,11 @@
-//! `tessera framework`: create, list, inspect, remove, and read the scheduler's log.
+//! `tessera framework`: create, list, inspect, remove, and read the scheduler's log. What changes a
+//! framework that runs is in `lifecycle`, its recordings in `replay`.
 //!
-//! Must never wait for a framework to reach a state: that is `tessera events` and `inspect`.
+//! Must never decide whether a change is possible.
 
 use crate::api::{Framework, read, read_items};
 use crate::client::Client;
-use crate::commands::component;
+use crate::commands::{component, lifecycle, replay};
 use crate::error::{CliError, Kind};
 use crate::follow::{Pace, Patience, Tail};
 use crate::{Context, output};
@@ -52,6 +53,22 @@ pub enum FrameworkCommand {
         /// Name or id
         framework: String,
     },
+    /// Change the component of a framework; its state and its tasks stay
+    Upgrade(lifecycle::UpgradeArgs),
+    /// Go back to an earlier component; while an upgrade is not final, give it up
+    Rollback(lifecycle::RollbackArgs),
+    /// Show or change the configuration of a framework; its scheduler is told
+    #[command(subcommand)]
+    Config(lifecycle::ConfigCommand),
+    /// Start a quarantined scheduler again
+    Release {
+        /// Name or id
+        framework: String,
+    },
+    /// List what was recorded of a scheduler's instances
+    Recordings(replay::RecordingsArgs),
+    /// Run a recording again on this machine, and say where it goes another way
+    Replay(replay::ReplayArgs),
 }
 
 /// Reads `KEY=VALUE`.
@@ -110,6 +127,14 @@ pub async fn run(context: &Context, command: FrameworkCommand) -> Result<ExitCod
                 _ => output::line(&format!("{framework} is being removed"))?,
             }
         }
+        FrameworkCommand::Upgrade(args) => lifecycle::upgrade(context, &client, args).await?,
+        FrameworkCommand::Rollback(args) => lifecycle::roll_back(context, &client, args).await?,
+        FrameworkCommand::Config(command) => lifecycle::config(context, &client, command).await?,
+        FrameworkCommand::Release { framework } => {
+            lifecycle::release(context, &client, &framework).await?;
+        }
+        FrameworkCommand::Recordings(args) => replay::recordings(context, &client, &args).await?,
+        FrameworkCommand::Replay(args) => replay::replay(context, &client, args).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -191,6 +216,9 @@ async fn list(context: &Context, client: &Client) -> Result<(), CliError> {
 
 fn inspect(f: &Framework) -> Result<(), CliError> {
     let list = |map: Vec<String>| map.join(", ");
+    let config = f.config.iter().map(|(key, value)| format!("{key}={value}"));
+    let tasks = f.tasks.iter().map(|(state, count)| format!("{count} {state}"));
+    let size = output::bytes(f.state_bytes);
     output::fields(&[
         ("id", f.id.clone()),
         ("name", f.name.clone()),
@@ -198,15 +226,8 @@ fn inspect(f: &Framework) -> Result<(), CliError> {
         ("state", f.state.clone()),
         ("why", f.why.join("; ")),
         ("component", f.component.clone()),
-        (
-            "config",
-            list(
-                f.config
-                    .iter()
-                    .map(|(key, value)| format!("{key}={value}"))
-                    .collect(),
-            ),
-        ),
+        ("config", list(config.collect())),
+        ("config is", lifecycle::config_state(f.config_version, f.config_seen)),
         ("agent", f.agent.clone().unwrap_or_default()),
         ("epoch", f.epoch.to_string()),
         ("turns", f.turns.to_string()),
@@ -217,24 +238,25 @@ fn inspect(f: &Framework) -> Result<(), CliError> {
         (
             "data",
             format!(
-                "{} in {} keys, {} timers",
-                output::bytes(f.state_bytes),
-                f.state_keys,
-                f.timers
+                "{size} in {} keys of version {}, {} timers",
+                f.state_keys, f.state_version, f.timers
             ),
         ),
-        (
-            "tasks",
-            list(
-                f.tasks
-                    .iter()
-                    .map(|(state, count)| format!("{count} {state}"))
-                    .collect(),
-            ),
-        ),
+        ("tasks", list(tasks.collect())),
         ("last error", f.last_error.clone().unwrap_or_default()),
         ("created", output::time(f.created_ms)),
-    ])
+    ])?;
+    if let Some(quarantine) = &f.quarantine {
+        output::fields(&lifecycle::quarantine(quarantine))?;
+    } else if f.failures.in_a_row > 0 {
+        let text = format!("{} in a row", f.failures.in_a_row);
+        output::fields(&[("failures", text)])?;
+    }
+    if f.versions.len() > 1 {
+        output::line("")?;
+        lifecycle::versions(&f.versions)?;
+    }
+    Ok(())
 }
 
 async fn logs(client: &Client, framework: &str, follow: bool) -> Result<(), CliError> {

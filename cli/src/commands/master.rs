@@ -37,6 +37,15 @@ pub struct MasterArgs {
     /// Schedulers of an agent that is silent for so long are placed elsewhere
     #[arg(long, default_value_t = 10_000, value_name = "MS")]
     scheduler_grace_ms: u64,
+    /// A registry that components may be pulled from; may be repeated
+    #[arg(long = "component-registry", value_name = "HOST[:PORT]")]
+    component_registries: Vec<String>,
+    /// Public key (PEM, ECDSA on P-256) by which components have to be signed
+    #[arg(long, value_name = "FILE")]
+    component_key: Option<PathBuf>,
+    /// Take uploads of plain bytes, which nobody signed, in spite of --component-key
+    #[arg(long)]
+    allow_unsigned_uploads: bool,
     /// Stop when standard input ends, that is when the supervisor does
     #[arg(long, hide = true)]
     supervised: bool,
@@ -56,6 +65,9 @@ pub async fn run(args: MasterArgs) -> Result<ExitCode, CliError> {
         bin_dir: bin_dir(args.bin_dir)?,
         agent_timeout_ms: args.agent_timeout_ms,
         scheduler_grace_ms: args.scheduler_grace_ms,
+        component_registries: args.component_registries,
+        component_key: args.component_key,
+        allow_unsigned_uploads: args.allow_unsigned_uploads,
     };
     let shutdown = shutdown_on_signals(args.supervised)?;
     match tessera_master::run(config, shutdown).await {
@@ -69,7 +81,7 @@ pub async fn run(args: MasterArgs) -> Result<ExitCode, CliError> {
 
 fn kind(error: &RunError) -> Kind {
     match error {
-        RunError::Config(_) => Kind::Usage,
+        RunError::Config(_) | RunError::Key(_) => Kind::Usage,
         RunError::InUse { .. } => Kind::Refused,
         RunError::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
             Kind::Refused

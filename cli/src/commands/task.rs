@@ -231,6 +231,8 @@ fn inspect(t: &Task) -> Result<(), CliError> {
         ("message", t.message.clone().unwrap_or_default()),
         ("agent", t.agent.clone().unwrap_or_default()),
         ("attempt", t.attempt.to_string()),
+        ("group", t.group.map(|group| group.to_string()).unwrap_or_default()),
+        ("executor", t.executor.clone().unwrap_or_default()),
         ("resources", output::resources(&t.resources)),
         ("launched", output::time(t.launched_ms)),
         ("changed", output::time(t.updated_ms)),

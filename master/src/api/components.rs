@@ -16,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use serde::Deserialize;
 use tessera_master_core::{Principal, Reply, Request, StateVersions, World};
-use tessera_types::{Digest, EffectiveLimits, LimitName};
+use tessera_types::{Digest, LimitName};
 use tokio_util::io::ReaderStream;
 
 /// Parameters of an upload.
@@ -68,7 +68,7 @@ pub async fn add(
         return Ok((StatusCode::OK, Json(known)).into_response());
     }
     let made = api.store.beside();
-    let inspection = api.inspector.inspect(staged.path(), made.path(), &limits).await?;
+    let inspection = api.inspector.inspect(staged.path(), &limits).await?;
     let sent = staged.digest;
     match api.store.take(made, most).await? {
         Some(made) => keep(&api, principal, made, Some(sent), &inspection, source).await,

@@ -6,6 +6,7 @@
 use crate::files::FileError;
 use crate::inspect::InspectError;
 use crate::node_loop::Stopped;
+use crate::oci::OciError;
 use crate::store::UploadError;
 use axum::Json;
 use axum::http::{HeaderValue, Method, StatusCode, header};
@@ -88,6 +89,14 @@ impl ApiError {
         let mut error = Self::new(StatusCode::PAYLOAD_TOO_LARGE, "TOO_LARGE", rule);
         error.field = Some(field.to_owned());
         error
+    }
+
+    /// Components have to be signed, and bytes alone are not.
+    pub fn unsigned_upload() -> Self {
+        let text = "components have to be signed here, and uploaded bytes carry no signature";
+        let mut error = Self::new(StatusCode::FORBIDDEN, "PERMISSION_DENIED", text);
+        error.field = Some("body".into());
+        error.hint("push and sign it in a registry and name that; or the operator allows uploads with --allow-unsigned-uploads")
     }
 
     /// This master is broken; the log says more.
@@ -192,13 +201,56 @@ impl From<FileError> for ApiError {
 impl From<UploadError> for ApiError {
     fn from(error: UploadError) -> Self {
         match error {
-            UploadError::TooLarge => Self::too_large("body", error.to_string()),
+            UploadError::TooLarge { .. } => Self::too_large("body", error.to_string()),
             UploadError::Empty => Self::invalid("body", error.to_string()),
             UploadError::WrongDigest { .. } => Self::invalid("digest", error.to_string())
                 .hint("the bytes were damaged on the way, or the digest is another file's"),
             UploadError::Io(source) => {
                 tracing::error!(%source, "storing an upload");
                 Self::internal("the component could not be stored")
+            }
+        }
+    }
+}
+
+impl From<OciError> for ApiError {
+    fn from(error: OciError) -> Self {
+        let text = error.to_string();
+        let forbidden = |text: String| {
+            let mut error = Self::new(StatusCode::FORBIDDEN, "PERMISSION_DENIED", text);
+            error.field = Some("source".into());
+            error
+        };
+        match error {
+            OciError::Upload(error) => error.into(),
+            OciError::NotAllowed(registry) => forbidden(text).hint(format!(
+                "the operator lists registries by starting the master with --component-registry {registry}"
+            )),
+            OciError::PlainBeyondLoopback(_) => Self::invalid("plain_http", text)
+                .hint("leave out plain_http; registries elsewhere are reached by TLS"),
+            OciError::PrivateAddress(_) => forbidden(text)
+                .hint("if it is yours, have the operator list it with --component-registry, too"),
+            OciError::NotSigned(_) => forbidden(text)
+                .hint("sign it with the key of this cluster: cosign sign --key cosign.key REFERENCE"),
+            OciError::NeedsCredentials(_) => forbidden(text)
+                .hint("only what everybody may read can be pulled; fetch it yourself and upload the bytes"),
+            OciError::NotFound(_) => {
+                let mut error = Self::new(StatusCode::NOT_FOUND, "NOT_FOUND", text);
+                error.field = Some("source".into());
+                error
+            }
+            OciError::TooLarge { .. } => Self::too_large("source", text)
+                .hint("strip the component, or raise the limit: tessera role limits --set component-bytes=…"),
+            OciError::NotAComponent(_) => Self::invalid("source", text)
+                .hint("push it as a Wasm artifact, for example with `wkg oci push`"),
+            OciError::WrongDigest { .. } | OciError::WrongSize { .. } | OciError::BadAnswer(_) => {
+                Self::invalid("source", text)
+            }
+            OciError::NoRoots => {
+                Self::unavailable(text).hint("install ca-certificates where the master runs")
+            }
+            OciError::Unreachable { .. } | OciError::Tls(_) | OciError::TimedOut => {
+                Self::unavailable(text)
             }
         }
     }

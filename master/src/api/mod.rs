@@ -11,14 +11,18 @@ mod events;
 mod extract;
 mod frameworks;
 mod health;
+mod lifecycle;
+mod limits;
 mod lookup;
 mod proxy;
+mod recordings;
 mod tasks;
 mod views;
 
 use crate::files::FileLane;
 use crate::inspect::Inspector;
 use crate::node_loop::NodeHandle;
+use crate::oci::Puller;
 use crate::store::ComponentStore;
 use crate::token::Token;
 use axum::Router;
@@ -26,7 +30,7 @@ use axum::extract::{Request, State};
 use axum::http::header::AUTHORIZATION;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, any, get, post};
+use axum::routing::{MethodRouter, any, get, patch, post, put};
 use error::ApiError;
 use std::sync::Arc;
 use tessera_master_core::{Action, Object, Principal, PrincipalKind, authorize};
@@ -45,6 +49,10 @@ pub struct Api {
     pub files: Arc<FileLane>,
     /// The judge of uploads.
     pub inspector: Arc<Inspector>,
+    /// Pulls components from registries.
+    pub puller: Arc<Puller>,
+    /// Take plain bytes although components have to be signed.
+    pub allow_unsigned_uploads: bool,
     /// The administrator's token.
     pub token: Token,
 }
@@ -73,7 +81,7 @@ const fn framework() -> Object {
 
 /// Every route there is.
 fn routes() -> Vec<Route> {
-    let parts = [cluster_routes(), framework_routes(), task_routes()];
+    let parts = [cluster_routes(), framework_routes(), lifecycle_routes(), task_routes()];
     parts.into_iter().flatten().collect()
 }
 
@@ -101,13 +109,31 @@ fn cluster_routes() -> Vec<Route> {
             "/v1/components",
             Action::Create,
             Object::Component,
-            post(components::upload),
+            post(components::add),
         ),
         route(
             "/v1/components/{digest}",
             Action::Read,
             Object::Component,
             get(components::inspect),
+        ),
+        route(
+            "/v1/components/{digest}/content",
+            Action::Read,
+            Object::Component,
+            get(components::content),
+        ),
+        route(
+            "/v1/limits",
+            Action::Read,
+            Object::Limits { role: None },
+            get(limits::list),
+        ),
+        route(
+            "/v1/limits",
+            Action::Change,
+            Object::Limits { role: None },
+            patch(limits::change),
         ),
         route("/v1/agents", Action::Read, Object::Agent, get(agents::list)),
         route(
@@ -174,6 +200,53 @@ fn framework_routes() -> Vec<Route> {
             Action::Call,
             framework(),
             any(proxy::call),
+        ),
+    ]
+}
+
+fn lifecycle_routes() -> Vec<Route> {
+    vec![
+        route(
+            "/v1/frameworks/{framework}/upgrade",
+            Action::Change,
+            framework(),
+            post(lifecycle::upgrade),
+        ),
+        route(
+            "/v1/frameworks/{framework}/rollback",
+            Action::Change,
+            framework(),
+            post(lifecycle::roll_back),
+        ),
+        route(
+            "/v1/frameworks/{framework}/release",
+            Action::Change,
+            framework(),
+            post(lifecycle::release),
+        ),
+        route(
+            "/v1/frameworks/{framework}/config",
+            Action::Read,
+            framework(),
+            get(lifecycle::config),
+        ),
+        route(
+            "/v1/frameworks/{framework}/config",
+            Action::Change,
+            framework(),
+            put(lifecycle::set_config),
+        ),
+        route(
+            "/v1/frameworks/{framework}/recordings",
+            Action::ReadLogs,
+            framework(),
+            get(recordings::list),
+        ),
+        route(
+            "/v1/frameworks/{framework}/recordings/{recording}",
+            Action::ReadLogs,
+            framework(),
+            get(recordings::content),
         ),
     ]
 }

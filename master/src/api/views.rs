@@ -7,8 +7,11 @@ use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use tessera_master_core::{AgentView, ComponentView, Core, FrameworkView, TaskFilter, TaskView};
-use tessera_types::{AgentId, Quantities};
+use tessera_master_core::{
+    AgentView, ComponentView, Core, Failures, FrameworkVersion, FrameworkView, Quarantine,
+    TaskFilter, TaskView, Upgrade, World,
+};
+use tessera_types::{AgentId, Digest, Quantities};
 
 /// A list, and the log index that it is true at.
 #[derive(Serialize)]
@@ -34,8 +37,17 @@ pub struct AgentJson {
     tasks: usize,
     schedulers: usize,
     version: String,
+    engine: String,
+    missing: Vec<MissingJson>,
     registered_ms: u64,
     unreachable_ms: Option<u64>,
+}
+
+/// A protection that an agent cannot give its tasks and guests.
+#[derive(Serialize)]
+struct MissingJson {
+    name: String,
+    why: String,
 }
 
 impl From<AgentView> for AgentJson {
@@ -58,6 +70,12 @@ impl From<AgentView> for AgentJson {
             tasks: view.tasks,
             schedulers: view.schedulers,
             version: view.version,
+            engine: view.engine,
+            missing: view
+                .missing
+                .into_iter()
+                .map(|(name, why)| MissingJson { name, why })
+                .collect(),
             registered_ms: view.registered_ms,
             unreachable_ms: view.unreachable_ms,
         }
@@ -73,11 +91,32 @@ pub struct ComponentJson {
     uploaded_by: String,
     uploaded_ms: u64,
     created: bool,
+    source: Option<String>,
+    state: Option<StateJson>,
+    /// Digest of the bytes that were sent, where they were made into a component first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    componentized_from: Option<String>,
+    /// What its judgement found; in the answer about one component only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    report: Option<serde_json::Value>,
+}
+
+/// What a scheduler says of the state that it keeps.
+#[derive(Serialize)]
+struct StateJson {
+    writes: u32,
+    reads: Vec<u32>,
+    migrates: bool,
 }
 
 impl ComponentJson {
     /// A component; `created` says whether this call made it known.
     pub fn of(view: ComponentView, created: bool) -> Self {
+        let state = (view.world == World::Scheduler).then_some(StateJson {
+            writes: view.state.writes,
+            reads: view.state.reads,
+            migrates: view.state.migrates,
+        });
         Self {
             digest: view.digest.to_string(),
             size: view.size_bytes,
@@ -85,7 +124,23 @@ impl ComponentJson {
             uploaded_by: view.principal,
             uploaded_ms: view.added_ms,
             created,
+            source: (!view.source.is_empty()).then_some(view.source),
+            state,
+            componentized_from: None,
+            report: None,
         }
+    }
+
+    /// With the digest of what was sent.
+    pub fn made_from(mut self, sent: Option<Digest>) -> Self {
+        self.componentized_from = sent.map(|digest| digest.to_string());
+        self
+    }
+
+    /// With what its judgement found, as it was stored.
+    pub fn with_report(mut self, report: &str) -> Self {
+        self.report = serde_json::from_str(report).ok();
+        self
     }
 }
 
@@ -110,7 +165,13 @@ pub struct FrameworkJson {
     tasks_total: u64,
     used: Quantities,
     offered: Quantities,
-    failures: u64,
+    failures: FailuresJson,
+    quarantine: Option<QuarantineJson>,
+    versions: Vec<VersionJson>,
+    upgrade: Option<UpgradeJson>,
+    state_version: u32,
+    config_version: u64,
+    config_seen: u64,
     last_error: Option<String>,
     created_ms: u64,
     /// For handlers that go on to ask the agent.
@@ -118,16 +179,112 @@ pub struct FrameworkJson {
     pub agent_id: Option<AgentId>,
 }
 
+/// Failures of a scheduler that count towards quarantine.
+#[derive(Serialize)]
+struct FailuresJson {
+    in_a_row: u32,
+    /// When, the newest ones.
+    at_ms: Vec<u64>,
+    reason: Option<String>,
+    limit: Option<String>,
+    message: Option<String>,
+    turn: u64,
+    /// All that this master has seen since it leads, those that are nobody's fault included.
+    seen: u64,
+}
+
+/// Why a scheduler is kept from running, and what ends it.
+#[derive(Serialize)]
+struct QuarantineJson {
+    since_ms: u64,
+    rule: String,
+    reason: Option<String>,
+    limit: Option<String>,
+    message: Option<String>,
+    turn: u64,
+    release: String,
+}
+
+/// A component that a framework has run.
+#[derive(Serialize)]
+struct VersionJson {
+    version: u64,
+    component: String,
+    writes_state: u32,
+    since_ms: u64,
+    by: String,
+    how: &'static str,
+    outcome: String,
+}
+
+/// An upgrade that is not final.
+#[derive(Serialize)]
+struct UpgradeJson {
+    from_version: u64,
+    phase: &'static str,
+    old_state_version: u32,
+}
+
+/// Nothing for no text.
+fn some(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+impl FailuresJson {
+    fn of(failures: &Failures, seen: u64) -> Self {
+        Self {
+            in_a_row: failures.in_a_row,
+            at_ms: failures.at_ms.clone(),
+            reason: some(&failures.reason),
+            limit: some(&failures.limit),
+            message: some(&failures.message),
+            turn: failures.turn,
+            seen,
+        }
+    }
+}
+
+impl QuarantineJson {
+    fn of(quarantine: Quarantine, failures: &Failures, framework: &str) -> Self {
+        Self {
+            since_ms: quarantine.since_ms,
+            rule: quarantine.rule,
+            reason: some(&failures.reason),
+            limit: some(&failures.limit),
+            message: some(&failures.message),
+            turn: failures.turn,
+            release: format!("tessera framework release {framework}"),
+        }
+    }
+}
+
+impl From<FrameworkVersion> for VersionJson {
+    fn from(version: FrameworkVersion) -> Self {
+        Self {
+            version: version.version,
+            component: version.component.to_string(),
+            writes_state: version.writes_state,
+            since_ms: version.since_ms,
+            by: version.principal,
+            how: version.origin.name(),
+            outcome: version.outcome.to_string(),
+        }
+    }
+}
+
+impl From<Upgrade> for UpgradeJson {
+    fn from(upgrade: Upgrade) -> Self {
+        Self {
+            from_version: upgrade.from_version,
+            phase: if upgrade.migrating { "migrating" } else { "trial" },
+            old_state_version: upgrade.migrate_from,
+        }
+    }
+}
+
 impl FrameworkJson {
     /// A framework, with the states of its live tasks counted.
     pub fn of(view: FrameworkView, core: &mut Core) -> Self {
-        let state = match () {
-            () if view.removing => "removing",
-            () if view.agent.is_none() => "waiting",
-            () if view.ready => "running",
-            () if view.last_error.is_some() => "backing-off",
-            () => "starting",
-        };
         let filter = TaskFilter {
             framework: Some(view.id),
             live_only: true,
@@ -148,7 +305,7 @@ impl FrameworkJson {
             role: view.role.to_string(),
             component: view.component.to_string(),
             config: view.config.into_iter().collect(),
-            state,
+            state: view.phase.name(),
             why,
             agent: view.agent.map(|agent| agent.to_string()),
             epoch: view.epoch.0,
@@ -161,7 +318,15 @@ impl FrameworkJson {
             tasks_total: view.tasks_total,
             used: view.used,
             offered: view.offered,
-            failures: view.failures,
+            failures: FailuresJson::of(&view.failing, view.failures),
+            quarantine: view
+                .quarantine
+                .map(|found| QuarantineJson::of(found, &view.failing, view.name.as_str())),
+            versions: view.versions.into_iter().map(Into::into).collect(),
+            upgrade: view.upgrade.map(Into::into),
+            state_version: view.state_version,
+            config_version: view.config_version,
+            config_seen: view.config_seen,
             last_error: view.last_error,
             created_ms: view.created_ms,
             agent_id: view.agent,
@@ -185,6 +350,8 @@ pub struct TaskJson {
     attempt: u32,
     resources: Quantities,
     spec: String,
+    group: Option<u64>,
+    executor: Option<String>,
     kill_requested: bool,
     launched_ms: u64,
     updated_ms: u64,
@@ -220,6 +387,8 @@ impl TaskJson {
             attempt: view.attempt,
             resources: view.resources,
             spec: view.launch.spec.to_string(),
+            group: view.group,
+            executor: view.executor.map(|executor| executor.to_string()),
             kill_requested: view.kill_requested,
             launched_ms: view.created_ms,
             updated_ms: view.status.at_ms,

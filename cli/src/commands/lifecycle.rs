@@ -1,0 +1,312 @@
+//! `tessera framework upgrade`, `rollback`, `config` and `release`: changing a framework that runs.
+//!
+//! Must never decide whether a change is possible; waiting ends with what the master says of the version.
+
+use crate::api::{Config, Framework, Quarantine, Version, read};
+use crate::client::{Client, Request};
+use crate::commands::component;
+use crate::commands::framework::parse_pair;
+use crate::error::{CliError, Kind};
+use crate::follow::{Pace, Patience};
+use crate::{Context, output};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// How often a change of single values is tried again when somebody else changes them meanwhile.
+const CONFIG_ATTEMPTS: usize = 5;
+
+/// How long an upgrade may take with `--wait` when nothing is said.
+const WAIT_SECONDS: u64 = 300;
+
+/// Arguments of `tessera framework upgrade`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  tessera framework upgrade words wordcount.wasm --wait\n  tessera framework upgrade words sha256:0f3a…\n\nThe new component must read the state of the old one. It is on trial until its first turn that launches,\nanswers or consumes something; if it fails before, the old one is back with the old state."
+)]
+pub struct UpgradeArgs {
+    /// Name or id
+    framework: String,
+    /// Digest of a component, or a file, which is uploaded
+    #[arg(value_name = "COMPONENT|FILE")]
+    component: String,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+/// Arguments of `tessera framework rollback`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  tessera framework rollback words\n  tessera framework rollback words --to 3 --wait"
+)]
+pub struct RollbackArgs {
+    /// Name or id
+    framework: String,
+    /// Version of its history, as `inspect` shows it [default: the one before]
+    #[arg(long, value_name = "VERSION")]
+    to: Option<u64>,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+/// Whether to wait until a version is final.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct WaitArgs {
+    /// Wait until the change is final; ends with exit code 4 when it was given up
+    #[arg(long)]
+    wait: bool,
+    /// Wait so long
+    #[arg(long, value_name = "SECONDS", default_value_t = WAIT_SECONDS, requires = "wait")]
+    timeout: u64,
+}
+
+/// What to do with a configuration.
+#[derive(Debug, clap::Subcommand)]
+pub enum ConfigCommand {
+    /// Show the configuration
+    Get {
+        /// Name or id
+        framework: String,
+    },
+    /// Set some values; the others stay
+    #[command(
+        after_help = "Examples:\n  tessera framework config set words pace-ms=50\n  tessera framework config set words pace-ms=50 --unset wasm-task\n  tessera framework config set words --replace a=1 b=2"
+    )]
+    Set {
+        /// Name or id
+        framework: String,
+        /// Values to set
+        #[arg(value_name = "KEY=VALUE", value_parser = parse_pair)]
+        values: Vec<(String, String)>,
+        /// A value to remove; may be repeated
+        #[arg(long, value_name = "KEY", conflicts_with = "replace")]
+        unset: Vec<String>,
+        /// Remove everything that is not named
+        #[arg(long)]
+        replace: bool,
+    },
+}
+
+async fn get(client: &Client, framework: &str) -> Result<Value, CliError> {
+    client.json(client.get(&["v1", "frameworks", framework])).await
+}
+
+/// Change the component.
+///
+/// # Errors
+/// When it is refused, or with `--wait` given up or not final in time.
+pub async fn upgrade(context: &Context, client: &Client, args: UpgradeArgs) -> Result<(), CliError> {
+    let component = component::resolve(client, &args.component).await?;
+    let request = client
+        .post(&["v1", "frameworks", &args.framework, "upgrade"])
+        .json(json!({"component": component}));
+    change(context, client, &args.framework, request, args.wait).await
+}
+
+/// Go back to an earlier component.
+///
+/// # Errors
+/// As [`upgrade`].
+pub async fn roll_back(context: &Context, client: &Client, args: RollbackArgs) -> Result<(), CliError> {
+    let document = args.to.map_or_else(|| json!({}), |version| json!({"version": version}));
+    let request = client
+        .post(&["v1", "frameworks", &args.framework, "rollback"])
+        .json(document);
+    change(context, client, &args.framework, request, args.wait).await
+}
+
+async fn change(
+    context: &Context,
+    client: &Client,
+    name: &str,
+    request: Request,
+    wait: WaitArgs,
+) -> Result<(), CliError> {
+    let mut value = client.json(request).await?;
+    let framework: Framework = read(&value)?;
+    // A change that gave up an upgrade made no version of its own: what is in force was final before.
+    let version = framework.versions.iter().rev().find(|version| !is_failed(version)).cloned();
+    if wait.wait
+        && let Some(version) = &version
+    {
+        value = wait_until_final(client, &framework.id, version.version, wait.timeout).await?;
+    }
+    if context.is_json() {
+        return output::json(&value);
+    }
+    let shown: Framework = read(&value)?;
+    let version = version.map_or_else(String::new, |version| {
+        let now = shown.versions.iter().find(|v| v.version == version.version);
+        let outcome = now.map_or(version.outcome, |now| now.outcome.clone());
+        format!(", version {} is {outcome}", version.version)
+    });
+    output::line(&format!("{name} is {}{version}", shown.state))
+}
+
+fn is_failed(version: &Version) -> bool {
+    version.outcome.starts_with("failed")
+}
+
+async fn wait_until_final(
+    client: &Client,
+    framework: &str,
+    version: u64,
+    seconds: u64,
+) -> Result<Value, CliError> {
+    let deadline = Instant::now() + Duration::from_secs(seconds);
+    let (mut pace, mut patience) = (Pace::default(), Patience::default());
+    loop {
+        if let Some(value) = patience.judge(get(client, framework).await)? {
+            let now: Framework = read(&value)?;
+            let found = now.versions.iter().find(|found| found.version == version);
+            match found.map(|found| found.outcome.as_str()) {
+                Some("trial" | "migrating") => {}
+                Some("running" | "replaced") => return Ok(value),
+                Some(failed) => {
+                    let text = format!("version {version} was given up: {failed}");
+                    return Err(CliError::new(Kind::Refused, text)
+                        .hint("the component and the state of before are in force; `tessera framework replay` shows what it did"));
+                }
+                None => {
+                    let text = format!("version {version} is no longer in the history");
+                    return Err(CliError::failed(text));
+                }
+            }
+            if Instant::now() >= deadline {
+                let text = format!("version {version} is not final after {seconds} s: {} is {}", now.name, now.state);
+                return Err(CliError::new(Kind::Unavailable, text)
+                    .hint("it goes on by itself; `tessera framework inspect` shows how far it is"));
+            }
+        }
+        pace.wait(false).await;
+    }
+}
+
+/// Start a quarantined scheduler again.
+///
+/// # Errors
+/// When it is refused.
+pub async fn release(context: &Context, client: &Client, framework: &str) -> Result<(), CliError> {
+    let request = client.post(&["v1", "frameworks", framework, "release"]).repeatable();
+    let value = client.json(request).await?;
+    if context.is_json() {
+        return output::json(&value);
+    }
+    let shown: Framework = read(&value)?;
+    output::line(&format!("{framework} is {}", shown.state))
+}
+
+/// Show or change the configuration.
+///
+/// # Errors
+/// When it is refused, or others keep changing it.
+pub async fn config(context: &Context, client: &Client, command: ConfigCommand) -> Result<(), CliError> {
+    let value = match command {
+        ConfigCommand::Get { framework } => get_config(client, &framework).await?,
+        ConfigCommand::Set { framework, values, unset, replace } => {
+            if values.is_empty() && unset.is_empty() && !replace {
+                return Err(CliError::new(Kind::Usage, "nothing to set: name KEY=VALUE or --unset KEY"));
+            }
+            set_config(client, &framework, &values, &unset, replace).await?
+        }
+    };
+    if context.is_json() {
+        return output::json(&value);
+    }
+    let shown: Config = read(&value)?;
+    for (key, value) in &shown.config {
+        output::line(&output::clean(&format!("{key}={value}")))?;
+    }
+    output::note(&config_state(shown.config_version, shown.config_seen));
+    Ok(())
+}
+
+async fn get_config(client: &Client, framework: &str) -> Result<Value, CliError> {
+    client.json(client.get(&["v1", "frameworks", framework, "config"])).await
+}
+
+async fn set_config(
+    client: &Client,
+    framework: &str,
+    values: &[(String, String)],
+    unset: &[String],
+    replace: bool,
+) -> Result<Value, CliError> {
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let current: Config = read(&get_config(client, framework).await?)?;
+        let mut config = if replace { BTreeMap::new() } else { current.config };
+        config.extend(values.iter().cloned());
+        config.retain(|key, _| !unset.contains(key));
+        let document = json!({"config": config, "expected_version": current.config_version});
+        // Not sent twice: the second one would find the version changed by the first.
+        let request = client
+            .put(&["v1", "frameworks", framework, "config"])
+            .json(document)
+            .once();
+        match client.json(request).await {
+            Err(error) if error.status == Some(409) && attempts < CONFIG_ATTEMPTS => {}
+            result => return result,
+        }
+    }
+}
+
+/// What the scheduler knows of its configuration.
+pub fn config_state(version: u64, seen: u64) -> String {
+    match version {
+        0 => String::new(),
+        _ if seen >= version => format!("version {version}, seen by the scheduler"),
+        _ => format!("version {version}, the scheduler has seen version {seen}"),
+    }
+}
+
+/// Why a scheduler is kept from running, and the way out.
+pub fn quarantine(quarantine: &Quarantine) -> [(&'static str, String); 5] {
+    let limit = quarantine.limit.as_ref().map_or_else(String::new, |limit| format!(" (limit {limit})"));
+    let reason = quarantine.reason.clone().unwrap_or_default();
+    let message = quarantine.message.clone().unwrap_or_default();
+    [
+        ("quarantined", output::time(quarantine.since_ms)),
+        ("rule", quarantine.rule.clone()),
+        ("last failure", format!("{reason}{limit}: {message}")),
+        ("in turn", quarantine.turn.to_string()),
+        ("release with", quarantine.release.clone()),
+    ]
+}
+
+/// The components that a framework has run.
+///
+/// # Errors
+/// When stdout cannot be written to.
+pub fn versions(versions: &[Version]) -> Result<(), CliError> {
+    let now = output::now_ms();
+    let rows = versions
+        .iter()
+        .map(|v| {
+            vec![
+                v.version.to_string(),
+                v.component.clone(),
+                v.writes_state.to_string(),
+                output::age(v.since_ms, now),
+                v.how.clone(),
+                if v.by.is_empty() { "the cluster".to_owned() } else { v.by.clone() },
+                v.outcome.clone(),
+            ]
+        })
+        .collect();
+    let header = ["VERSION", "COMPONENT", "STATE", "AGE", "HOW", "BY", "OUTCOME"];
+    output::table(&header, rows, "no versions")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::config_state;
+
+    #[test]
+    fn a_configuration_that_was_not_seen_says_so() {
+        assert_eq!(config_state(0, 0), "");
+        assert_eq!(config_state(2, 2), "version 2, seen by the scheduler");
+        assert_eq!(config_state(3, 2), "version 3, the scheduler has seen version 2");
+    }
+}
