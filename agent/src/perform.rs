@@ -89,6 +89,8 @@ impl Supply {
         };
         let request = v1::FetchComponentRequest {
             digest: digest.0.to_vec(),
+            agent: session.agent,
+            session: session.session,
         };
         let retry = |error: String| SupplyFailure::Retry(error);
         let chunks = session
