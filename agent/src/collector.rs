@@ -4,11 +4,11 @@
 //! Invariants: a sandbox of a task on record is never removed; the oldest goes first. This file must
 //! never be asked to remove anything outside the folder of tasks.
 
-use crate::sandbox::Sandboxes;
+use crate::sandbox::{EXECUTOR_PREFIX, Sandboxes};
 use std::collections::{BTreeSet, VecDeque};
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use tessera_agent_core::TaskKey;
 use tessera_types::FrameworkId;
@@ -41,17 +41,9 @@ impl Collector {
             else {
                 continue;
             };
-            for task in fs::read_dir(framework.path())? {
-                let task = task?;
-                let Ok(name) = task.file_name().to_string_lossy().parse() else {
-                    continue;
-                };
-                let key = TaskKey {
-                    framework: id,
-                    task: name,
-                };
+            for (path, key) in sandboxes_in(&framework.path(), id)? {
                 if !known.contains(&key) {
-                    found.push((task.metadata()?.modified()?, key));
+                    found.push((path.metadata()?.modified()?, key));
                 }
             }
         }
@@ -78,10 +70,49 @@ impl Collector {
     }
 }
 
+/// The folders of a framework's tasks, and of the children of its executors.
+fn sandboxes_in(dir: &Path, framework: FrameworkId) -> io::Result<Vec<(PathBuf, TaskKey)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(executor) = name.strip_prefix(EXECUTOR_PREFIX) else {
+            if let Ok(key) = TaskKey::parse(framework, &name) {
+                found.push((entry.path(), key));
+            }
+            continue;
+        };
+        for life in fs::read_dir(entry.path())? {
+            let life = life?;
+            for child in fs::read_dir(life.path())? {
+                let child = child?;
+                let (life, child_name) = (life.file_name(), child.file_name());
+                let (life, child_name) = (life.to_string_lossy(), child_name.to_string_lossy());
+                let name = format!("{executor}/{life}/{child_name}");
+                if let Ok(key) = TaskKey::parse(framework, &name) {
+                    found.push((child.path(), key));
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// Remove directories of tasks; blocks.
 pub fn remove(paths: Vec<PathBuf>) {
     for path in paths {
-        match fs::remove_dir_all(&path) {
+        let removed = fs::remove_dir_all(&path);
+        // The folders of a life and of its executor go with the last child in them.
+        for parent in path.ancestors().skip(1).take(2) {
+            let of_executor = parent.ancestors().take(2).any(|dir| {
+                let name = dir.file_name().and_then(|name| name.to_str());
+                name.is_some_and(|name| name.starts_with(EXECUTOR_PREFIX))
+            });
+            if !of_executor || fs::remove_dir(parent).is_err() {
+                break;
+            }
+        }
+        match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!(path = %path.display(), %error, "a sandbox could not be removed");
             }
@@ -98,10 +129,7 @@ mod tests {
     fn the_oldest_forgotten_ones_go_and_known_ones_stay() {
         let dir = tempfile::tempdir().unwrap();
         let sandboxes = Sandboxes::open(dir.path()).unwrap();
-        let key = |n: u32| TaskKey {
-            framework: FrameworkId(1),
-            task: format!("t{n}").parse().unwrap(),
-        };
+        let key = |n: u32| TaskKey::of(FrameworkId(1), format!("t{n}").parse().unwrap());
         for n in 0..4 {
             fs::create_dir_all(sandboxes.attempt(&key(n), 1).sandbox).unwrap();
         }

@@ -4,9 +4,11 @@
 //! kept for schedulers. This file must never keep anything open.
 
 use crate::session::WithToken;
+use crate::tenants::WORKER_UIDS;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use tessera_agent_core::WORKER_IDLE_MS;
 use tessera_oci::{TaskUser, user};
 use tessera_types::{FrameworkId, Quantities};
 use tessera_wire::v1;
@@ -52,6 +54,10 @@ pub struct AgentConfig {
     pub task_user: Option<String>,
     /// Users that tasks may name. A task as root owns the machine, the agent included.
     pub allow_task_users: Vec<String>,
+    /// Seconds for which a worker is kept without anything to run; 60 when absent.
+    pub worker_idle_s: Option<u64>,
+    /// First of the users that are set aside for workers, when the agent is root.
+    pub worker_uid_first: Option<u32>,
 }
 
 /// A setting that was refused.
@@ -87,6 +93,8 @@ pub(crate) struct Settings {
     pub description: v1::AgentDescription,
     pub total: Quantities,
     pub users: TaskUsers,
+    pub worker_idle_ms: u64,
+    pub worker_uid_first: u32,
 }
 
 /// Whom tasks may run as.
@@ -111,7 +119,11 @@ enum DefaultUser {
 /// (systemd.io/UIDS-GIDS), and a number needs no entry in the user database.
 const FRAMEWORK_UID_FIRST: u32 = 1_879_048_192;
 /// So many numbers there are; two frameworks of one cluster share one only after that many others.
-const FRAMEWORK_UIDS: u64 = 268_435_456;
+const FRAMEWORK_UIDS: u64 = 268_435_456 - WORKER_UIDS as u64;
+/// First user of workers where nothing is said: the last numbers before 2^31.
+const WORKER_UID_FIRST: u32 = (1 << 31) - WORKER_UIDS;
+/// Longest time for which an idle worker is kept.
+const WORKER_IDLE_MAX_S: u64 = 86_400;
 
 impl TaskUsers {
     fn settle(name: Option<&str>, allowed: &[String]) -> Result<Self, ConfigError> {
@@ -194,8 +206,15 @@ impl AgentConfig {
             );
         }
         let token = token(&self.token_file)?;
+        // Workers are started in the work directory.
+        let bin_dir =
+            std::fs::canonicalize(&self.bin_dir).map_err(|source| ConfigError::Path {
+                field: "bin_dir",
+                path: self.bin_dir.clone(),
+                source,
+            })?;
         for name in ["tessera-shim", "tessera-worker"] {
-            let path = self.bin_dir.join(name);
+            let path = bin_dir.join(name);
             if !path.is_file() {
                 let source = std::io::ErrorKind::NotFound.into();
                 return Err(ConfigError::Path {
@@ -234,6 +253,8 @@ impl AgentConfig {
             total: Some((&total).into()),
             reserved: Some((&reserved).into()),
             version: env!("CARGO_PKG_VERSION").to_owned(), ..Default::default() };
+        let (worker_idle_ms, worker_uid_first) =
+            workers(self.worker_idle_s, self.worker_uid_first)?;
         description
             .resources()
             .map_err(|error| ConfigError::Field {
@@ -243,13 +264,44 @@ impl AgentConfig {
         Ok(Settings {
             users: TaskUsers::settle(self.task_user.as_deref(), &self.allow_task_users)?,
             work_dir,
-            bin_dir: self.bin_dir,
+            bin_dir,
+            worker_idle_ms,
+            worker_uid_first,
             masters,
             token,
             description,
             total,
         })
     }
+}
+
+/// How long workers are kept, and the first of their users.
+fn workers(idle_s: Option<u64>, uid_first: Option<u32>) -> Result<(u64, u32), ConfigError> {
+    let idle_ms = match idle_s {
+        Some(idle) if idle > WORKER_IDLE_MAX_S => {
+            return refuse("worker_idle_s", format!("at most {WORKER_IDLE_MAX_S}"));
+        }
+        Some(idle) => idle * 1_000,
+        None => WORKER_IDLE_MS,
+    };
+    let uid_first = uid_first.unwrap_or(WORKER_UID_FIRST);
+    let last = uid_first.checked_add(WORKER_UIDS - 1);
+    let of_frameworks = FRAMEWORK_UID_FIRST..WORKER_UID_FIRST;
+    let free = last.is_some_and(|last| {
+        let overlaps = uid_first < of_frameworks.end && last >= of_frameworks.start;
+        uid_first > 0 && last < u32::MAX && !overlaps
+    });
+    if !free {
+        let rule = format!(
+            "the {WORKER_UIDS} users from here on are for workers, and must be other ones than root, {} and \
+             {} to {}, which are for tasks",
+            u32::MAX,
+            of_frameworks.start,
+            of_frameworks.end - 1
+        );
+        return refuse("worker_uid_first", rule);
+    }
+    Ok((idle_ms, uid_first))
 }
 
 fn masters(text: &str) -> Result<Vec<String>, ConfigError> {
@@ -397,7 +449,7 @@ mod tests {
         let uid = |framework, named| users.of_task(framework, named).map(|user| user.uid);
         assert_eq!(uid(one, None), Ok(FRAMEWORK_UID_FIRST + 1));
         assert_eq!(uid(two, None), Ok(FRAMEWORK_UID_FIRST + 2));
-        assert!(uid(FrameworkId(u64::MAX), None).is_ok_and(|uid| uid < 1 << 31));
+        assert!(uid(FrameworkId(u64::MAX), None).is_ok_and(|uid| uid < WORKER_UID_FIRST));
         assert_eq!(
             uid(one, Some("daemon")),
             user::resolve("daemon")
@@ -457,7 +509,11 @@ mod tests {
     fn a_refusal_names_field_and_rule() {
         let dir = tempfile::tempdir().unwrap();
         type Edit = fn(&mut AgentConfig);
-        let cases: [(&str, Edit); 8] = [
+        let cases: [(&str, Edit); 12] = [
+            ("worker_idle_s", |c| c.worker_idle_s = Some(86_401)),
+            ("worker_uid_first", |c| c.worker_uid_first = Some(0)),
+            ("worker_uid_first", |c| c.worker_uid_first = Some(1_879_100_000)),
+            ("worker_uid_first", |c| c.worker_uid_first = Some(u32::MAX)),
             ("master", |c| c.master = "nowhere".into()),
             ("master", |c| c.master = "a:1,:2".into()),
             ("mem_mib", |c| c.mem_mib = Some(256)),

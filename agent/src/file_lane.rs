@@ -1,14 +1,14 @@
 //! The agent's end of the bulk lane for files: answers the master's questions for ranges.
 //!
-//! Invariants: only sandboxes of tasks and logs of schedulers can be read, whatever a question says;
+//! Invariants: only sandboxes of tasks, and logs and recordings of schedulers can be read, whatever a question says;
 //! a question that cannot be answered is answered by why.
 
+use crate::recordings::{LISTING, Recordings};
 use crate::sandbox::{Range, Sandboxes, read_range};
 use crate::scheduler_log::SchedulerLogs;
 use crate::session::Client;
 use std::io;
 use std::sync::Arc;
-use tessera_agent_core::TaskKey;
 use tessera_types::FrameworkId;
 use tessera_wire::v1;
 use tokio::sync::mpsc;
@@ -28,12 +28,29 @@ pub struct Files {
     pub sandboxes: Sandboxes,
     /// Of schedulers.
     pub logs: Arc<SchedulerLogs>,
+    /// Of schedulers' lives.
+    pub recordings: Recordings,
 }
 
 impl Files {
     fn read(&self, request: &v1::FileRequest) -> io::Result<Range> {
         let framework = FrameworkId(request.framework);
         let length = request.length.min(RANGE_BYTES_MAX);
+        if request.task.is_empty() && request.path == LISTING {
+            let listing = self.recordings.listing(framework)?;
+            let size = listing.len() as u64;
+            let from = usize::try_from(request.offset).unwrap_or(usize::MAX);
+            let rest = listing.into_iter().skip(from);
+            let data = rest.take(length as usize).collect();
+            return Ok(Range { data, size });
+        }
+        if let (true, Some(name)) = (
+            request.task.is_empty(),
+            Recordings::file_of(&request.path),
+        ) {
+            let folder = self.recordings.folder(framework);
+            return read_range(&folder, &name, request.offset, length);
+        }
         if request.task.is_empty() {
             return read_range(
                 &self.logs.dir(framework),
@@ -44,10 +61,10 @@ impl Files {
         }
         let invalid =
             |error: tessera_types::NameError| io::Error::new(io::ErrorKind::InvalidInput, error);
-        let key = TaskKey {
-            framework,
-            task: request.task.parse().map_err(invalid)?,
-        };
+        let key = self
+            .sandboxes
+            .key_of(framework, &request.task)
+            .map_err(invalid)?;
         let sandbox = self.sandboxes.newest(&key).ok_or_else(|| {
             io::Error::new(
                 io::ErrorKind::NotFound,

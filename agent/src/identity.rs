@@ -3,6 +3,7 @@
 //! Invariants: one agent per work directory; the agent's number and cluster are on disk before anything
 //! is done in their name; the key is made once per directory. This file must never talk to a master.
 
+use crate::recordings::RECORDINGS_DIR;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -17,9 +18,10 @@ const LOCK_FILE: &str = "LOCK";
 const IDENTITY_FILE: &str = "agent.json";
 /// Version of the record.
 const IDENTITY_VERSION: u32 = 1;
-/// Folders that tasks have no business in: specs with their environments, components, logs, sockets. Only
-/// `tasks/` is passed through by them.
-const PRIVATE_FOLDERS: [&str; 5] = ["checkpoint", "components", "frameworks", "images", "run"];
+/// Folders that tasks have no business in: specs with their environments, components, logs, sockets.
+const PRIVATE_FOLDERS: [&str; 4] = ["checkpoint", "components", "frameworks", "run"];
+/// Folders that workers pass through to what they know the name of. So do tasks through `tasks/`.
+const PASSAGE_FOLDERS: [&str; 2] = ["images", RECORDINGS_DIR];
 /// Random bytes of a key: enough that two directories never have the same.
 const KEY_BYTES: usize = 16;
 
@@ -106,7 +108,7 @@ impl WorkDir {
                     other => io("locking")(other.into()),
                 },
             )?;
-        make_private(path).map_err(io("making private folders"))?;
+        make_folders(path).map_err(io("making folders"))?;
         let found: Option<Identity> =
             record::read(&path.join(IDENTITY_FILE)).map_err(io("reading the identity"))?;
         let place = place(path).map_err(io("finding out where it is"))?;
@@ -192,15 +194,19 @@ fn is_copy(last: &str, now: &str) -> bool {
     last != now && boot(last) == boot(now)
 }
 
-/// Make the private folders, and close those that an earlier version left open to others.
-fn make_private(work_dir: &Path) -> io::Result<()> {
-    for name in PRIVATE_FOLDERS {
+/// Make the folders, and close those that an earlier version left open to others. What is in the work
+/// directory itself cannot be listed by others, but passed through, as workers have other users.
+fn make_folders(work_dir: &Path) -> io::Result<()> {
+    let private = PRIVATE_FOLDERS.iter().map(|name| (name, 0o700));
+    let passages = PASSAGE_FOLDERS.iter().map(|name| (name, 0o711));
+    for (name, mode) in private.chain(passages) {
         let path = work_dir.join(name);
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&path)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o700))?;
+        DirBuilder::new().recursive(true).mode(mode).create(&path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+    }
+    let mode = fs::metadata(work_dir)?.permissions().mode();
+    if nix::unistd::Uid::effective().is_root() && mode & 0o001 == 0 {
+        fs::set_permissions(work_dir, fs::Permissions::from_mode(mode & 0o7777 | 0o001))?;
     }
     Ok(())
 }
@@ -250,15 +256,16 @@ mod tests {
         )
         .unwrap();
         let _work_dir = WorkDir::open(dir.path()).unwrap();
+        let mode = |name: &str| dir.path().join(name).metadata().unwrap().permissions().mode();
         for name in PRIVATE_FOLDERS {
-            let mode = dir
-                .path()
-                .join(name)
-                .metadata()
-                .unwrap()
-                .permissions()
-                .mode();
-            assert_eq!(mode & 0o777, 0o700, "{name}");
+            assert_eq!(mode(name) & 0o777, 0o700, "{name}");
+        }
+        for name in PASSAGE_FOLDERS {
+            assert_eq!(mode(name) & 0o777, 0o711, "{name}");
+        }
+        if nix::unistd::Uid::effective().is_root() {
+            // A temporary directory is closed to others when it is made.
+            assert_eq!(mode("") & 0o777, 0o701);
         }
     }
 

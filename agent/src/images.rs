@@ -4,8 +4,12 @@
 //! from and by which engine and policy, so that another engine compiles anew; one compilation runs at a
 //! time, so that it takes one core from the tasks at most.
 
+use crate::worker_link::engine_tag;
 use serde::Deserialize;
+use std::collections::BTreeSet;
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -120,6 +124,29 @@ impl Images {
         key.await.map(String::as_str)
     }
 
+    /// Where the image of a component is, once the engine is known.
+    #[must_use]
+    pub fn path(&self, digest: &Digest) -> Option<PathBuf> {
+        let engine = self.engine.get()?;
+        Some(self.dir.join(format!("{}-{engine}.cwasm", digest.hex())))
+    }
+
+    /// Remove images for engines of which none of these tags is.
+    ///
+    /// # Errors
+    /// When the folder cannot be listed.
+    pub fn forget_engines_but(&self, tags: &BTreeSet<String>) -> io::Result<()> {
+        for entry in std::fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            let stem = path.file_stem().and_then(|stem| stem.to_str());
+            let engine = stem.and_then(|stem| stem.split_once('-')).map(|(_, e)| e);
+            if !engine.is_some_and(|engine| tags.contains(&engine_tag(engine))) {
+                std::fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+
     fn run(&self, source: io::Error) -> CompileError {
         CompileError::Run {
             program: self.program.clone(),
@@ -168,6 +195,9 @@ impl Images {
             .map_err(|_| failed(format!("it took longer than {COMPILE_TIMEOUT:?}")))?
             .map_err(|source| self.run(source))?;
         if output.status.success() && image.is_file() {
+            // Workers of all users load it, whatever this process lets others read of new files.
+            std::fs::set_permissions(&image, Permissions::from_mode(0o644))
+                .map_err(|source| self.run(source))?;
             return Ok(image);
         }
         match serde_json::from_slice::<Verdict>(&output.stdout) {
@@ -180,7 +210,6 @@ impl Images {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     fn worker(dir: &Path, script: &str) {
         let path = dir.join("tessera-worker");
@@ -204,6 +233,15 @@ mod tests {
         assert_eq!(images.ensure(digest, &component).await.unwrap(), image);
         let name = image.file_name().unwrap().to_string_lossy().into_owned();
         assert!(name.ends_with("-48.0.8-policy-1.cwasm"), "{name}");
+        assert_eq!(images.path(&digest), Some(image.clone()));
+        assert_eq!(image.metadata().unwrap().permissions().mode() & 0o777, 0o644);
+        let older = dir.path().join("images/0-older.cwasm");
+        std::fs::write(&older, "").unwrap();
+        let tags = |engine: &str| BTreeSet::from([engine_tag("48.0.8-policy-1"), engine_tag(engine)]);
+        images.forget_engines_but(&tags("older")).unwrap();
+        assert!(older.exists());
+        images.forget_engines_but(&tags("newer")).unwrap();
+        assert!(!older.exists() && image.exists());
         std::fs::remove_file("count").unwrap();
     }
 

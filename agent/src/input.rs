@@ -2,7 +2,7 @@
 //!
 //! This file must never hold behaviour.
 
-use tessera_agent_core::{NativeObservation, SupplyFailure, TaskKey, WorkerKey};
+use tessera_agent_core::{ExecutorKey, NativeObservation, SupplyFailure, TaskKey, WorkerKey};
 use tessera_types::Digest;
 use tessera_wire::v1;
 
@@ -30,8 +30,21 @@ pub enum Input {
     NoWorker(WorkerKey),
     /// This process of a worker should have greeted by now.
     GreetingDue(WorkerKey, String),
+    /// This process of a worker should have ended by now.
+    EndDue(WorkerKey, String),
     /// The state of an instance did not come.
     StateFailed(v1::InstanceKey),
+    /// The sandbox of a member of a task group is made, or cannot be.
+    Prepared {
+        /// Which.
+        key: TaskKey,
+        /// Which attempt.
+        attempt: u32,
+        /// Why not.
+        result: Result<(), String>,
+    },
+    /// The order to start an executor did not reach its worker.
+    ExecutorNotStarted(ExecutorKey, String),
     /// A Wasm task can go to its worker.
     WasmPrepared(WorkerKey, Box<v1::StartWasmTask>),
     /// A Wasm task cannot be prepared.

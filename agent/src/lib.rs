@@ -15,11 +15,15 @@ mod images;
 mod input;
 mod native;
 mod perform;
+mod protections;
+mod recordings;
 mod sandbox;
 mod scheduler_log;
 mod session;
 mod supervisor;
+mod tenants;
 mod worker_link;
+mod worker_room;
 mod workers;
 
 pub use config::{AgentConfig, ConfigError};
@@ -27,6 +31,7 @@ pub use identity::IdentityError;
 
 use checkpoint::{Checkpoint, CheckpointError};
 use config::Settings;
+use protections::Protections;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use prost::Message as _;
 use std::collections::BTreeSet;
@@ -36,7 +41,7 @@ use std::time::Instant;
 use supervisor::{Ears, Supervisor};
 use tessera_agent_core::{Action, Core, CoreConfig, Now, RecordError, TaskKey};
 use tessera_oci::Cgroups;
-use tessera_types::{AgentId, Quantities};
+use tessera_types::AgentId;
 use tessera_wire::v1;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -102,7 +107,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
     let (session_sender, session) = mpsc::channel(SESSION_EVENTS_MAX);
     let (links_sender, links) = mpsc::channel(workers::EVENTS_MAX);
     let (inputs_sender, inputs) = mpsc::channel(input::INPUTS_MAX);
-    let (supervisor, actions) = open(&settings, links_sender, inputs_sender)?;
+    let (supervisor, actions) = open(&settings, links_sender, inputs_sender).await?;
     let keeper = tokio::spawn(session::keep_session(
         settings.masters,
         settings.token,
@@ -135,7 +140,7 @@ fn disk(what: &'static str) -> impl Fn(std::io::Error) -> RunError {
 }
 
 /// Lock the work directory and rebuild everything from it.
-fn open(
+async fn open(
     settings: &Settings,
     links: mpsc::Sender<(tessera_agent_core::WorkerKey, worker_link::LinkEvent)>,
     inputs: mpsc::Sender<input::Input>,
@@ -143,10 +148,13 @@ fn open(
     let dir = settings.work_dir.as_path();
     let work_dir = identity::WorkDir::open(dir)?;
     let boot = tessera_oci::process::boot_id().map_err(disk("reading the boot id"))?;
-    std::fs::create_dir_all(dir.join("run")).map_err(disk("making run/"))?;
     let began = Instant::now();
     let agent = AgentId(work_dir.identity().agent);
-    let (checkpoint, core, actions) = recover(dir, agent, settings.total)?;
+    let config = CoreConfig {
+        worker_idle_ms: settings.worker_idle_ms,
+        ..CoreConfig::new(settings.total)
+    };
+    let (checkpoint, mut core, mut actions) = recover(dir, agent, config)?;
     let cgroups = cgroups(&work_dir.identity().key);
     let sandboxes = sandbox::Sandboxes::open(dir).map_err(disk("opening tasks/"))?;
     let native = native::Native::new(
@@ -157,31 +165,40 @@ fn open(
         inputs.clone(),
     );
     let known: BTreeSet<TaskKey> = core.tasks().map(|(key, _, _)| key.clone()).collect();
-    native.clear_strangers(
-        &core
-            .tasks()
-            .map(|(key, attempt, _)| native::group_name(key, attempt))
-            .collect(),
-    );
+    core.set_hostname(settings.description.hostname.clone());
+    let tasks = core.tasks();
+    let tasks = tasks.map(|(key, attempt, _)| native::group_name(key, attempt));
+    let executors = core.executors();
+    let executors = executors.map(|(key, life)| native::executor_group(key, life));
+    native.clear_strangers(&tasks.chain(executors).collect());
     let logs =
         Arc::new(scheduler_log::SchedulerLogs::open(dir).map_err(disk("opening frameworks/"))?);
+    let hosting = hosting(settings, &cgroups).await?;
+    actions.extend(core.on_workers_found(hosting.found, wall_now(began)));
     let workers = workers::Workers::new(
         dir.to_owned(),
         settings.bin_dir.clone(),
-        cgroups.clone(),
+        worker_room::Rooms::new(
+            cgroups.clone(),
+            Arc::clone(&hosting.tenants),
+            hosting.protections.network,
+            worker_link::engine_tag(&hosting.engine),
+        ),
         Arc::clone(&logs),
         links,
         inputs.clone(),
     )
     .map_err(disk("starting the thread for logs"))?;
+    let recordings = recordings::Recordings::new(dir);
     let supply = perform::Supply {
         components: Arc::new(
             components::Components::open(dir).map_err(disk("opening components/"))?,
         ),
-        images: Arc::new(
-            images::Images::open(dir, &settings.bin_dir).map_err(disk("opening images/"))?,
-        ),
+        images: Arc::new(hosting.images),
         sandboxes: sandboxes.clone(),
+        recordings: recordings.clone(),
+        tenants: hosting.tenants,
+        work_dir: dir.to_owned(),
         inputs,
     };
     let collector = collector::Collector::open(sandboxes.clone(), &known, collector::KEPT_MAX)
@@ -189,7 +206,12 @@ fn open(
     let supervisor = Supervisor {
         core,
         work_dir,
-        description: describe(&settings.description, &cgroups),
+        description: describe(
+            &settings.description,
+            &cgroups,
+            &hosting.protections,
+            hosting.engine,
+        ),
         boot,
         checkpoint: Some(checkpoint),
         rewrite_at: checkpoint::REWRITE_BYTES,
@@ -197,47 +219,107 @@ fn open(
         workers,
         supply,
         collector,
-        files: file_lane::Files { sandboxes, logs },
+        files: file_lane::Files {
+            sandboxes,
+            logs,
+            recordings,
+        },
         began,
         line: supervisor::Line::default(),
         fetches: std::collections::BTreeMap::new(),
+        executor_starts: std::collections::BTreeMap::new(),
     };
     Ok((supervisor, actions))
+}
+
+/// What components need on this machine.
+struct Hosting {
+    images: images::Images,
+    /// Key of the present engine; empty when the worker's binary cannot be asked.
+    engine: String,
+    protections: Protections,
+    tenants: Arc<tenants::Tenants>,
+    /// Workers of an earlier agent that answer.
+    found: Vec<tessera_agent_core::WorkerKey>,
+}
+
+/// Find out which engine this machine has, how workers can be kept apart, and which of them are there.
+async fn hosting(settings: &Settings, cgroups: &Cgroups) -> Result<Hosting, RunError> {
+    let dir = settings.work_dir.as_path();
+    let images =
+        images::Images::open(dir, &settings.bin_dir).map_err(disk("opening images/"))?;
+    let engine = match images.engine().await {
+        Ok(engine) => engine.to_owned(),
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            tracing::error!(%error, cause, "no component can run here");
+            String::new()
+        }
+    };
+    let worker = settings.bin_dir.join("tessera-worker");
+    let protections = Protections::find(&worker, cgroups, settings.worker_uid_first).await;
+    let uid_first = protections.users.then_some(settings.worker_uid_first);
+    let tenants =
+        Arc::new(tenants::Tenants::open(dir, uid_first).map_err(disk("reading tenants.json"))?);
+    let tag = worker_link::engine_tag(&engine);
+    let found = worker_link::find(dir, &tenants.names(), &tag).map_err(disk("reading run/"))?;
+    if !engine.is_empty() {
+        let tags = found.iter().filter_map(|key| key.old.clone()).chain([tag]);
+        images
+            .forget_engines_but(&tags.collect())
+            .map_err(disk("clearing images/"))?;
+    }
+    Ok(Hosting {
+        images,
+        engine,
+        protections,
+        tenants,
+        found,
+    })
+}
+
+fn wall_now(began: Instant) -> Now {
+    let wall_ms = std::time::UNIX_EPOCH
+        .elapsed()
+        .map_or(0, |time| time.as_millis() as u64);
+    Now {
+        mono_ms: began.elapsed().as_millis() as u64,
+        wall_ms,
+    }
 }
 
 /// Read the checkpoint, and rebuild the core from it.
 fn recover(
     dir: &Path,
     agent: AgentId,
-    total: Quantities,
+    config: CoreConfig,
 ) -> Result<(Checkpoint, Core, Vec<Action>), RunError> {
     let (checkpoint, records) = Checkpoint::open(&dir.join("checkpoint"))?;
     let records = records
         .iter()
         .map(|bytes| v1::CheckpointRecord::decode(bytes.as_slice()))
         .collect::<Result<Vec<_>, _>>()?;
-    let wall_ms = std::time::UNIX_EPOCH
-        .elapsed()
-        .map_or(0, |time| time.as_millis() as u64);
     let now = Now {
         mono_ms: 0,
-        wall_ms,
+        ..wall_now(Instant::now())
     };
-    let (core, actions) = Core::recover(CoreConfig { total }, agent, records.into_iter(), now)?;
+    let (core, actions) = Core::recover(config, agent, records.into_iter(), now)?;
     Ok((checkpoint, core, actions))
 }
 
 /// Control groups below a root of this work directory's own.
 fn cgroups(key: &str) -> Cgroups {
-    let cgroups = Cgroups::detect(&format!("tessera/{}", key.get(..16).unwrap_or(key)));
-    if let Some(why) = cgroups.unlimited_because() {
-        tracing::warn!(why, "tasks run without limits of memory, CPU and processes");
-    }
-    cgroups
+    Cgroups::detect(&format!("tessera/{}", key.get(..16).unwrap_or(key)))
 }
 
-/// The description, with a word on limits that cannot be kept.
-fn describe(description: &v1::AgentDescription, cgroups: &Cgroups) -> v1::AgentDescription {
+/// The description, with what was found out: the engine, what protections are missing, and a word for
+/// schedulers on limits that cannot be kept.
+fn describe(
+    description: &v1::AgentDescription,
+    cgroups: &Cgroups,
+    protections: &Protections,
+    engine: String,
+) -> v1::AgentDescription {
     let mut description = description.clone();
     if cgroups.unlimited_because().is_some() {
         description.attributes.push(v1::Pair {
@@ -245,5 +327,7 @@ fn describe(description: &v1::AgentDescription, cgroups: &Cgroups) -> v1::AgentD
             value: "none".into(),
         });
     }
+    description.missing = protections.to_wire();
+    description.engine = engine;
     description
 }

@@ -8,15 +8,16 @@
 use crate::config::TaskUsers;
 use crate::input::Input;
 use crate::sandbox::{Sandboxes, TaskDirs, read_result};
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tessera_agent_core::{NativeExit, NativeObservation as Seen, TaskKey};
+use tessera_agent_core::{ExecutorKey, NativeExit, NativeObservation as Seen, TaskKey};
 use tessera_oci::launch::{self, KILL_WITHIN, Launched, ShimHandle, TaskFound};
 use tessera_oci::record::{LOG_BYTES_MAX, LOG_FILES_KEPT};
 use tessera_oci::{Cgroups, ExitRecord, Limits, ShimSpec, TaskUser};
-use tessera_types::{Launch, NativeCommand, TaskBody, TaskSpec, limits};
+use tessera_types::{Launch, NativeCommand, Quantities, TaskBody, TaskSpec, limits};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Semaphore, mpsc};
@@ -26,6 +27,8 @@ use tokio::sync::{Semaphore, mpsc};
 const STEPS_MAX: usize = 16;
 /// Pause before a task is looked at again that could not be: descriptors or memory may be free by then.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// Beginning of the names of executors' groups, which have the groups of native children in them.
+const EXECUTOR_PREFIX: char = 'x';
 /// Longest name of a group that is made of the task's own; longer ones are hashed.
 const GROUP_NAME_MAX: usize = 200;
 /// Where programs are found when a task says nothing.
@@ -43,6 +46,9 @@ struct Parts {
     shim: PathBuf,
     shim_group: Vec<PathBuf>,
     users: TaskUsers,
+    /// What executors may use, by the names of their groups; limits are set under the lock, so that the
+    /// last word is the newest.
+    executors: Mutex<BTreeMap<String, Quantities>>,
     inputs: mpsc::Sender<Input>,
     steps: Semaphore,
 }
@@ -68,15 +74,25 @@ pub struct Attempt {
     pub spec: Arc<TaskSpec>,
 }
 
-/// The name of an attempt's group.
+/// The name of an attempt's group; that of a child is inside of its executor's.
 #[must_use]
 pub fn group_name(key: &TaskKey, attempt: u32) -> String {
+    if let (Some(executor), Some(parent)) = (key.executor(), &key.parent) {
+        let group = executor_group(&executor, parent.life);
+        return format!("{group}/{}.{attempt}", key.task);
+    }
     let name = format!("{}.{}.{attempt}", key.framework, key.task);
     if name.len() <= GROUP_NAME_MAX {
         return name;
     }
     let hash = tessera_types::Digest::of(key.task.as_str().as_bytes()).hex();
     format!("{}.{}.{attempt}", key.framework, &hash[..32])
+}
+
+/// The name of an executor's group.
+#[must_use]
+pub fn executor_group(key: &ExecutorKey, life: u64) -> String {
+    format!("{EXECUTOR_PREFIX}{}.{}.{life}", key.framework.0, key.executor)
 }
 
 impl Native {
@@ -101,6 +117,7 @@ impl Native {
             shim: bin_dir.join("tessera-shim"),
             shim_group,
             users,
+            executors: Mutex::default(),
             inputs,
             steps: Semaphore::new(STEPS_MAX),
         }))
@@ -113,11 +130,15 @@ impl Native {
         }
     }
 
-    /// End and remove groups of tasks that are not on record: a crash came before their record was
-    /// forgotten, or a record was moved away.
-    pub fn clear_strangers(&self, known: &std::collections::BTreeSet<String>) {
+    /// End and remove groups of tasks and executors that are not on record: a crash came before their
+    /// record was forgotten, or a record was moved away.
+    pub fn clear_strangers(&self, known: &BTreeSet<String>) {
         for name in self.0.cgroups.list() {
-            let of_task = name.starts_with('f') && name.contains('.');
+            let of_executor = name.starts_with(EXECUTOR_PREFIX) && name.contains('.');
+            if of_executor {
+                self.0.clear_strangers_in(&name, known);
+            }
+            let of_task = of_executor || (name.starts_with('f') && name.contains('.'));
             if of_task && !known.contains(&name) {
                 tracing::warn!(
                     group = name,
@@ -131,6 +152,47 @@ impl Native {
     /// Start an attempt, unless it was started before.
     pub fn start(&self, attempt: Attempt, launch: Launch) {
         self.step(attempt, move |parts, attempt| parts.start(attempt, &launch));
+    }
+
+    /// Make the sandbox of a member of a task group before any member starts.
+    pub fn prepare(&self, attempt: Attempt) {
+        let native = self.clone();
+        tokio::spawn(async move {
+            let Ok(permit) = native.0.steps.acquire().await else {
+                return;
+            };
+            let (parts, of) = (Arc::clone(&native.0), attempt.clone());
+            let made = tokio::task::spawn_blocking(move || parts.prepare(&of).map(drop)).await;
+            drop(permit);
+            let input = Input::Prepared {
+                key: attempt.key,
+                attempt: attempt.attempt,
+                result: made.unwrap_or_else(|error| Err(error.to_string())),
+            };
+            // The loop is gone only when the agent ends.
+            let _ = native.0.inputs.send(input).await;
+        });
+    }
+
+    /// Take note of what an executor may use; its group gets it now or when its first child starts.
+    pub fn limit_executor(&self, executor: &ExecutorKey, life: u64, total: Quantities) {
+        let group = executor_group(executor, life);
+        let known = self.0.executors().insert(group.clone(), total).is_some();
+        if known {
+            let parts = Arc::clone(&self.0);
+            tokio::task::spawn_blocking(move || parts.limit_executor(&group));
+        }
+    }
+
+    /// An executor and its children are gone: its group goes too.
+    pub fn end_executor(&self, executor: &ExecutorKey, life: u64) {
+        let group = executor_group(executor, life);
+        self.0.executors().remove(&group);
+        let parts = Arc::clone(&self.0);
+        tokio::task::spawn_blocking(move || {
+            parts.clear_strangers_in(&group, &BTreeSet::new());
+            parts.clear_group(&group);
+        });
     }
 
     /// See what there is of an attempt.
@@ -220,6 +282,38 @@ async fn watch(shim: ShimHandle) {
 }
 
 impl Parts {
+    fn executors(&self) -> MutexGuard<'_, BTreeMap<String, Quantities>> {
+        self.executors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Make the group of an executor, or give it other limits.
+    fn limit_executor(&self, group: &str) {
+        let executors = self.executors();
+        let Some(total) = executors.get(group) else {
+            return;
+        };
+        let limits = Limits {
+            cpus_milli: total.cpus_milli,
+            cpus_limit_milli: None,
+            mem_mib: Some(total.mem_mib),
+            pids: limits::PIDS_DEFAULT,
+        };
+        if let Err(error) = self.cgroups.create(group, &limits) {
+            // It is in use above its new limit, or there are no limits here, which was said at the start.
+            tracing::warn!(group, %error, "an executor's limits stay as they were");
+        }
+    }
+
+    /// End groups of children that are not on record.
+    fn clear_strangers_in(&self, executor: &str, known: &BTreeSet<String>) {
+        for child in self.cgroups.list_in(executor) {
+            let name = format!("{executor}/{child}");
+            if !known.contains(&name) {
+                self.clear_group(&name);
+            }
+        }
+    }
+
     fn start(&self, attempt: &Attempt, launch: &Launch) -> Look {
         let dirs = self.sandboxes.attempt(&attempt.key, attempt.attempt);
         // A start that may have happened is not repeated: the files may be the task's by now.
@@ -253,7 +347,7 @@ impl Parts {
         }
     }
 
-    fn launch(&self, attempt: &Attempt, launch: &Launch) -> Result<Launched, String> {
+    fn prepare(&self, attempt: &Attempt) -> Result<(TaskUser, TaskDirs), String> {
         let spec = &attempt.spec;
         let user = self
             .users
@@ -265,12 +359,21 @@ impl Parts {
             .sandboxes
             .prepare(&attempt.key, attempt.attempt, spec, owner)
             .map_err(|error| with_cause(&error))?;
+        Ok((user, dirs))
+    }
+
+    fn launch(&self, attempt: &Attempt, launch: &Launch) -> Result<Launched, String> {
+        let spec = &attempt.spec;
+        let (user, dirs) = self.prepare(attempt)?;
         let limits = Limits {
             cpus_milli: spec.resources.cpus_milli,
             cpus_limit_milli: spec.cpus_limit_milli,
             mem_mib: Some(spec.resources.mem_mib),
             pids: spec.pids_limit.unwrap_or(limits::PIDS_DEFAULT),
         };
+        if let (Some(executor), Some(parent)) = (attempt.key.executor(), &attempt.key.parent) {
+            self.limit_executor(&executor_group(&executor, parent.life));
+        }
         let group = self
             .cgroups
             .create(&group_name(&attempt.key, attempt.attempt), &limits)
@@ -410,7 +513,7 @@ fn environment(
     dirs: &TaskDirs,
 ) -> Vec<(String, String)> {
     let sandbox = dirs.sandbox.to_string_lossy().into_owned();
-    let mut env = std::collections::BTreeMap::from([
+    let mut env = BTreeMap::from([
         ("PATH".to_owned(), PATH_DEFAULT.to_owned()),
         ("HOME".to_owned(), sandbox.clone()),
         ("USER".to_owned(), user.name.clone()),

@@ -6,16 +6,22 @@
 use crate::components::Components;
 use crate::images::{CompileError, Images};
 use crate::input::Input;
-use crate::native::task_variables;
-use crate::sandbox::{Sandboxes, read_result};
+use crate::native::{Attempt, task_variables};
+use crate::recordings::Recordings;
+use crate::sandbox::{Sandboxes, TaskDirs, read_result};
 use crate::session::Client;
+use crate::tenants::Tenants;
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tessera_agent_core::{SupplyFailure, TaskKey, WorkerKey};
-use tessera_types::{Digest, Launch, TaskBody, TaskSpec};
+use tessera_agent_core::{ExecutorKey, SupplyFailure, TaskKey, WorkerKey, WorkerKind};
+use tessera_types::{Digest, FrameworkId, Launch, NameError, RoleName, TaskBody, TaskSpec};
 use tessera_wire::v1;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+
+/// Bytes of an executor's state in one message to its worker, far below what a link takes.
+const STATE_CHUNK_BYTES: usize = 1 << 20;
 
 /// What background steps need.
 #[derive(Clone)]
@@ -26,6 +32,12 @@ pub struct Supply {
     pub images: Arc<Images>,
     /// Directories of tasks.
     pub sandboxes: Sandboxes,
+    /// Folders of recordings.
+    pub recordings: Recordings,
+    /// Users of workers.
+    pub tenants: Arc<Tenants>,
+    /// The agent's work directory.
+    pub work_dir: PathBuf,
     /// Where answers go.
     pub inputs: mpsc::Sender<Input>,
 }
@@ -133,7 +145,29 @@ impl Supply {
             .ensure(digest, &component)
             .await
             .map_err(|error| error.to_string())?;
-        Ok(image.to_string_lossy().into_owned())
+        Ok(self.near(&image))
+    }
+
+    /// A path as workers are told it: from the work directory, which is theirs too, whoever may pass
+    /// through the directories above it.
+    fn near(&self, path: &Path) -> String {
+        let near = path.strip_prefix(&self.work_dir).unwrap_or(path);
+        near.to_string_lossy().into_owned()
+    }
+
+    /// The folder for recordings of an instance.
+    async fn recordings_of(&self, instance: &v1::DesiredInstance) -> Result<String, String> {
+        let role: RoleName = instance.role.parse().map_err(|e: NameError| e.to_string())?;
+        let (recordings, tenants) = (self.recordings.clone(), Arc::clone(&self.tenants));
+        let framework = FrameworkId(instance.framework);
+        let made = tokio::task::spawn_blocking(move || {
+            let owner = tenants.owner(role.tenant(), WorkerKind::Schedulers)?;
+            recordings.prepare(framework, owner)
+        });
+        let folder = made.await.map_err(|error| error.to_string())?;
+        folder
+            .map(|folder| self.near(&folder))
+            .map_err(|error| format!("making a folder for recordings: {error}"))
     }
 
     /// Make a Wasm task's sandbox and its order to the worker.
@@ -155,12 +189,12 @@ impl Supply {
 
     async fn wasm_order(&self, start: WasmStart) -> Result<v1::StartWasmTask, String> {
         let WasmStart {
+            worker,
             key,
             attempt,
             spec,
             launch,
             component,
-            ..
         } = start;
         let image = self.image(component).await?;
         let TaskBody::Wasm { args, .. } = &spec.body else {
@@ -175,18 +209,18 @@ impl Supply {
         } else {
             spec.name.clone()
         };
-        let (sandboxes, of) = (self.sandboxes.clone(), key.clone());
-        let prepared =
-            tokio::task::spawn_blocking(move || sandboxes.prepare(&of, attempt, &spec, None)).await;
-        let dirs = prepared
-            .map_err(|e| e.to_string())?
-            .map_err(|error| error.to_string())?;
+        let of = Attempt {
+            key: key.clone(),
+            attempt,
+            spec,
+        };
+        let dirs = self.sandbox_in(of, worker).await?;
         Ok(v1::StartWasmTask {
             framework: key.framework.0,
-            task: key.task.to_string(),
+            task: key.name(),
             attempt,
             image,
-            sandbox: dirs.sandbox.to_string_lossy().into_owned(),
+            sandbox: self.near(&dirs.sandbox),
             args,
             env: env
                 .into_iter()
@@ -195,6 +229,96 @@ impl Supply {
             mem_bytes,
             name,
         })
+    }
+
+    /// Make the sandbox of a task that a worker will run.
+    async fn sandbox_in(&self, of: Attempt, worker: WorkerKey) -> Result<TaskDirs, String> {
+        let (sandboxes, tenants) = (self.sandboxes.clone(), Arc::clone(&self.tenants));
+        let prepared = tokio::task::spawn_blocking(move || {
+            // The worker's user is the task's: its sandbox is what it reaches of the disk.
+            let owner = tenants
+                .owner(&worker.tenant, worker.kind)
+                .map_err(|error| error.to_string())?;
+            sandboxes
+                .prepare(&of.key, of.attempt, &of.spec, owner)
+                .map_err(|error| error.to_string())
+        });
+        prepared.await.map_err(|e| e.to_string())?
+    }
+
+    /// Make the sandbox of a Wasm member of a task group before any member starts.
+    pub fn prepare_sandbox(&self, of: Attempt, worker: WorkerKey) {
+        let supply = self.clone();
+        tokio::spawn(async move {
+            let (key, attempt) = (of.key.clone(), of.attempt);
+            let made = supply.sandbox_in(of, worker).await;
+            let input = Input::Prepared {
+                key,
+                attempt,
+                result: made.map(drop),
+            };
+            supply.answer(input).await;
+        });
+    }
+
+    /// Send an executor and its state to its worker.
+    pub fn start_executor(
+        &self,
+        start: v1::StartExecutor,
+        state: Vec<v1::KeyWrite>,
+        component: Digest,
+        link: mpsc::Sender<v1::ToWorker>,
+    ) -> JoinHandle<()> {
+        let supply = self.clone();
+        let key = start.key.clone().unwrap_or_default();
+        tokio::spawn(async move {
+            let Err(error) = supply.pass_executor(start, state, component, link).await else {
+                return;
+            };
+            let (framework, executor) = (key.framework, key.executor);
+            tracing::warn!(framework, executor, error, "an executor was not started");
+            if let Ok(executor) = executor.parse() {
+                let key = ExecutorKey {
+                    framework: FrameworkId(framework),
+                    executor,
+                };
+                let input = Input::ExecutorNotStarted(key, error);
+                supply.answer(input).await;
+            }
+        })
+    }
+
+    async fn pass_executor(
+        &self,
+        mut start: v1::StartExecutor,
+        state: Vec<v1::KeyWrite>,
+        component: Digest,
+        link: mpsc::Sender<v1::ToWorker>,
+    ) -> Result<(), String> {
+        start.image = self.image(component).await?;
+        let mut state = state.into_iter().peekable();
+        loop {
+            let mut bytes = 0;
+            while let Some(write) = state.next_if(|_| bytes < STATE_CHUNK_BYTES) {
+                bytes += write.key.len() + write.value.as_ref().map_or(0, Vec::len);
+                start.state.push(write);
+            }
+            start.more_state = state.peek().is_some();
+            let (more, key) = (start.more_state, start.key.clone());
+            let rest = v1::StartExecutor {
+                key,
+                ..v1::StartExecutor::default()
+            };
+            let message = v1::to_worker::Message::StartExecutor(std::mem::replace(&mut start, rest));
+            let message = v1::ToWorker {
+                message: Some(message),
+            };
+            let sent = link.send(message).await;
+            sent.map_err(|_| "the worker is gone".to_owned())?;
+            if !more {
+                return Ok(());
+            }
+        }
     }
 
     /// Read the result file of a Wasm task that ended.
@@ -255,6 +379,7 @@ impl Supply {
         } = session.ok_or("there is no session with a master")?;
         let digest = Digest::from_slice(&instance.component).map_err(|error| error.to_string())?;
         let image = self.image(digest).await?;
+        let recordings = self.recordings_of(&instance).await?;
         let send = async |message| {
             let message = v1::ToWorker {
                 message: Some(message),
@@ -265,7 +390,9 @@ impl Supply {
         };
         let start = v1::StartInstance {
             instance: Some(instance),
-            image, ..Default::default() };
+            image,
+            recordings,
+        };
         send(v1::to_worker::Message::StartInstance(start)).await?;
         let request = v1::FetchStateRequest {
             agent,

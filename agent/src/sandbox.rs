@@ -1,7 +1,8 @@
 //! Sandboxes: the directory of one attempt of one task, its files, and reading from it safely.
 //!
 //! Layout: `tasks/f<framework>/<task>/<attempt>/sandbox` belongs to the task; `…/state` beside it
-//! belongs to the agent and the shim. Invariants: what a task put into its sandbox never leads out of
+//! belongs to the agent and the shim. Children of an executor stand in
+//! `tasks/f<framework>/@<executor>/<life>/<child>/…`: no task's id begins with `@`. Invariants: what a task put into its sandbox never leads out of
 //! it: every path is resolved by the kernel beneath the sandbox, without following links; only ordinary
 //! files are read, and never more than asked for.
 
@@ -13,9 +14,12 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use tessera_agent_core::TaskKey;
-use tessera_types::{FileSpec, TaskSpec, limits::RESULT_BYTES_MAX};
+use tessera_agent_core::{Parent, TaskKey};
+use tessera_types::limits::RESULT_BYTES_MAX;
+use tessera_types::{ExecutorId, FileSpec, FrameworkId, NameError, TaskId, TaskSpec};
 
+/// Beginning of the folder of an executor's children.
+pub(crate) const EXECUTOR_PREFIX: char = '@';
 /// Attempts of one task whose directories are kept: a task may be restarted without end, its disk not.
 const ATTEMPTS_KEPT: u32 = 3;
 
@@ -79,9 +83,42 @@ impl Sandboxes {
     /// The folder of a task, with one folder per attempt in it.
     #[must_use]
     pub fn task(&self, key: &TaskKey) -> PathBuf {
-        self.tasks
-            .join(key.framework.to_string())
-            .join(key.task.as_str())
+        let framework = self.tasks.join(key.framework.to_string());
+        match &key.parent {
+            None => framework.join(key.task.as_str()),
+            Some(parent) => framework
+                .join(format!("{EXECUTOR_PREFIX}{}", parent.executor))
+                .join(parent.life.to_string())
+                .join(key.task.as_str()),
+        }
+    }
+
+    /// The key of what a question calls by this name: a task, or `<executor>/<child>`, which is the child
+    /// of the newest life that has one.
+    ///
+    /// # Errors
+    /// When it is no name.
+    pub fn key_of(&self, framework: FrameworkId, name: &str) -> Result<TaskKey, NameError> {
+        let Some((executor, child)) = name.split_once('/') else {
+            return Ok(TaskKey::of(framework, name.parse()?));
+        };
+        let (executor, task): (ExecutorId, TaskId) = (executor.parse()?, child.parse()?);
+        let lives = self
+            .tasks
+            .join(framework.to_string())
+            .join(format!("{EXECUTOR_PREFIX}{executor}"));
+        let entries = fs::read_dir(&lives).into_iter().flatten().flatten();
+        let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u64>().ok());
+        let with_child = numbers.filter(|life| {
+            let child = lives.join(life.to_string()).join(task.as_str());
+            child.is_dir()
+        });
+        let life = with_child.max().unwrap_or(0);
+        Ok(TaskKey {
+            framework,
+            parent: Some(Parent { executor, life }),
+            task,
+        })
     }
 
     /// The directories of an attempt.
@@ -176,13 +213,12 @@ fn place(sandbox: &Path, file: &FileSpec, owner: Option<(u32, u32)>) -> io::Resu
     for part in &parts[..parts.len().saturating_sub(1)] {
         made.push(part);
         match fs::create_dir(&made) {
-            Ok(()) => {
-                if let Some((uid, gid)) = owner {
-                    std::os::unix::fs::chown(&made, Some(uid), Some(gid))?;
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        // Also one that is there: it may have been made before it was known whose it is.
+        if let Some((uid, gid)) = owner {
+            std::os::unix::fs::lchown(&made, Some(uid), Some(gid))?;
         }
     }
     let mut open = File::create(&path)?;
@@ -195,7 +231,7 @@ fn place(sandbox: &Path, file: &FileSpec, owner: Option<(u32, u32)>) -> io::Resu
 }
 
 /// Opens an ordinary file beneath a directory; links are not followed, and a FIFO does not block.
-fn open_beneath(dir: &Path, path: &str) -> io::Result<File> {
+pub(crate) fn open_beneath(dir: &Path, path: &str) -> io::Result<File> {
     let root = File::open(dir)?;
     let how = OpenHow::new()
         .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
@@ -266,13 +302,10 @@ pub fn read_result(sandbox: &Path, path: &str) -> Result<Vec<u8>, String> {
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
-    use tessera_types::{FrameworkId, NativeCommand, Quantities, TaskBody};
+    use tessera_types::{NativeCommand, Quantities, TaskBody};
 
     fn key() -> TaskKey {
-        TaskKey {
-            framework: FrameworkId(1),
-            task: "t".parse().unwrap(),
-        }
+        TaskKey::of(FrameworkId(1), "t".parse().unwrap())
     }
 
     fn spec(files: &[(&str, u32, &[u8])]) -> TaskSpec {

@@ -19,7 +19,7 @@ use crate::workers::Workers;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tessera_agent_core::{Action, Core, Now, TaskKey, WorkerHello, WorkerKey};
-use tessera_types::{AgentId, FrameworkId, TaskState};
+use tessera_types::{AgentId, Digest, FrameworkId, TaskState};
 use tessera_wire::v1;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -73,6 +73,8 @@ pub struct Supervisor {
     pub(crate) began: Instant,
     pub(crate) line: Line,
     pub(crate) fetches: BTreeMap<u64, JoinHandle<()>>,
+    /// Executors on their way to their workers, by framework and id.
+    pub(crate) executor_starts: BTreeMap<(u64, String), JoinHandle<()>>,
 }
 
 impl Supervisor {
@@ -245,7 +247,7 @@ impl Supervisor {
             FromMaster::StatusAcks(acks) => Ok(self.core.on_status_acks(acks.acks, now)),
             FromMaster::Batch(batch) => Ok(self.core.on_batch(batch, now)),
             FromMaster::TurnResult(result) => Ok(self.core.on_turn_result(result, now)),
-            FromMaster::ToExecutor(_) => Ok(Vec::new()),
+            FromMaster::ToExecutor(message) => Ok(self.core.on_to_executor(message, now)),
         }
     }
 
@@ -345,12 +347,17 @@ impl Supervisor {
 
     fn on_worker(&mut self, key: &WorkerKey, message: FromWorker, now: Now) -> Vec<Action> {
         match message {
+            FromWorker::InstanceReady(_) | FromWorker::InstanceFailed(_) | FromWorker::Turn(_)
+                if !Workers::is_heard(key) =>
+            {
+                Vec::new()
+            }
             FromWorker::Hello(hello) => self.on_hello(key, hello, now),
             FromWorker::InstanceReady(ready) => self.core.on_instance_ready(ready, now),
             FromWorker::InstanceFailed(failed) => self.core.on_instance_failed(failed, now),
-            FromWorker::ExecutorReady(_)
-            | FromWorker::ExecutorTurn(_)
-            | FromWorker::ExecutorFailure(_) => Vec::new(),
+            FromWorker::ExecutorReady(ready) => self.core.on_executor_ready(key, ready, now),
+            FromWorker::ExecutorTurn(turn) => self.core.on_executor_turn(key, turn, now),
+            FromWorker::ExecutorFailure(failed) => self.core.on_executor_failed(key, failed, now),
             FromWorker::Turn(turn) => self.core.on_turn(turn, now),
             FromWorker::TaskState(state) => self.on_wasm(key, state, now),
             FromWorker::Log(log) => {
@@ -375,6 +382,7 @@ impl Supervisor {
             engine: hello.engine,
             instances: hello.instances,
             tasks: hello.tasks,
+            executors: hello.executors,
         };
         let mut actions = self.core.on_worker_up(key, hello, now);
         for state in ended {
@@ -386,11 +394,7 @@ impl Supervisor {
     /// The result file of a task that ended is read before the core hears of the end.
     fn on_wasm(&mut self, worker: &WorkerKey, state: v1::WasmTaskState, now: Now) -> Vec<Action> {
         let ended = TaskState::try_from(state.state()).is_ok_and(TaskState::is_terminal);
-        if ended && let Ok(task) = state.task.parse() {
-            let key = TaskKey {
-                framework: FrameworkId(state.framework),
-                task,
-            };
+        if ended && let Ok(key) = TaskKey::parse(FrameworkId(state.framework), &state.task) {
             if let Some(path) = self.core.result_file(&key) {
                 let path = path.to_owned();
                 self.supply
@@ -413,7 +417,19 @@ impl Supervisor {
                 self.workers.end_if_silent(&key, &process);
                 Vec::new()
             }
+            Input::EndDue(key, process) => {
+                self.workers.end_if_lingering(&key, &process);
+                Vec::new()
+            }
             Input::StateFailed(key) => self.core.on_state_failed(key, now),
+            Input::Prepared {
+                key,
+                attempt,
+                result,
+            } => self.core.on_prepared(&key, attempt, result, now),
+            Input::ExecutorNotStarted(key, message) => {
+                self.core.on_executor_not_started(&key, &message, now)
+            }
             Input::WasmPrepared(worker, order) => {
                 self.workers
                     .send(&worker, v1::to_worker::Message::StartTask(*order));
@@ -434,6 +450,18 @@ impl Supervisor {
         match action {
             Action::Checkpoint { .. } => {}
             Action::Send(message) => self.say(message),
+            Action::Prepare {
+                key,
+                attempt,
+                spec,
+                worker,
+            } => {
+                let attempt = Attempt { key, attempt, spec };
+                match worker {
+                    Some(worker) => self.supply.prepare_sandbox(attempt, worker),
+                    None => self.native.prepare(attempt),
+                }
+            }
             Action::StartNative {
                 key,
                 attempt,
@@ -462,6 +490,7 @@ impl Supervisor {
                 component,
                 engine: _,
             } => {
+                self.expect_image(&worker, &component);
                 self.supply.prepare_wasm(WasmStart {
                     worker,
                     key,
@@ -478,10 +507,8 @@ impl Supervisor {
             }
             Action::EnsureImage { digest, engine } => self.supply.ensure_image(digest, engine),
             Action::EnsureWorker { worker } => self.workers.ensure(worker),
-            Action::StopWorker { worker } => {
-                self.workers
-                    .send(&worker, v1::to_worker::Message::Shutdown(v1::Shutdown {}));
-            }
+            Action::SizeWorker { worker, load } => self.workers.size(&worker, load),
+            Action::StopWorker { worker } => self.workers.stop(&worker),
             Action::StartInstance {
                 worker,
                 instance,
@@ -489,19 +516,60 @@ impl Supervisor {
             } => {
                 self.start_instance(&worker, instance).await;
             }
+            Action::UpdateInstance {
+                worker, instance, ..
+            } => self.update_instance(&worker, instance),
+            Action::LimitExecutor {
+                executor,
+                life,
+                total,
+            } => self.native.limit_executor(&executor, life, total),
+            Action::ExecutorEnded { executor, life } => {
+                self.native.end_executor(&executor, life);
+            }
+            Action::StartExecutor {
+                worker,
+                start,
+                state,
+                component,
+                engine: _,
+            } => self.start_executor(&worker, *start, state, component).await,
             Action::ToWorker { worker, message } => {
+                if let v1::to_worker::Message::StopExecutor(stop) = &message {
+                    self.end_executor_start(stop.key.as_ref()).await;
+                }
                 if let v1::to_worker::Message::StopInstance(stop) = &message {
                     self.end_fetch(stop.key.map(|key| key.framework)).await;
+                    self.collect_recordings();
                 }
                 self.workers.send(&worker, message);
             }
-            Action::Warn(text) => tracing::warn!(text, "a message of the master was left out"),
+            Action::Warn(text) => tracing::warn!(text, "something was left out"),
         }
+    }
+
+    /// Have room for an image before its worker hears of it.
+    fn expect_image(&mut self, worker: &WorkerKey, component: &Digest) {
+        let image = self.supply.images.path(component);
+        self.workers.expect_image(worker, image);
+    }
+
+    /// A scheduler has left, and its recordings stay; others may have to go for it.
+    fn collect_recordings(&self) {
+        let (recordings, hosted) = (self.files.recordings.clone(), self.core.hosted());
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = recordings.collect(&hosted) {
+                tracing::warn!(%error, "recordings could not be looked through");
+            }
+        });
     }
 
     async fn start_instance(&mut self, worker: &WorkerKey, instance: v1::DesiredInstance) {
         let framework = instance.framework;
         self.end_fetch(Some(framework)).await;
+        if let Ok(component) = Digest::from_slice(&instance.component) {
+            self.expect_image(worker, &component);
+        }
         // Without a link the core hears that the worker is gone, and starts the instance again.
         let Some(link) = self
             .workers
@@ -516,6 +584,50 @@ impl Supervisor {
             self.supply
                 .start_instance(instance, self.line.session.clone(), link),
         );
+    }
+
+    /// Tell a running instance its new limits. One that is still being built gets them when it is ready.
+    fn update_instance(&mut self, worker: &WorkerKey, instance: v1::DesiredInstance) {
+        let start = v1::StartInstance {
+            instance: Some(instance),
+            ..v1::StartInstance::default()
+        };
+        let message = v1::to_worker::Message::StartInstance(start);
+        self.workers.send(worker, message);
+    }
+
+    async fn start_executor(
+        &mut self,
+        worker: &WorkerKey,
+        start: v1::StartExecutor,
+        state: Vec<v1::KeyWrite>,
+        component: Digest,
+    ) {
+        self.end_executor_start(start.key.as_ref()).await;
+        self.expect_image(worker, &component);
+        // Without a link the core hears that the worker is gone, and starts the executor again.
+        let (Some(link), Some(key)) = (
+            self.workers
+                .link(worker)
+                .map(crate::worker_link::Link::sender),
+            start.key.clone(),
+        ) else {
+            return;
+        };
+        self.executor_starts.retain(|_, start| !start.is_finished());
+        let started = self.supply.start_executor(start, state, component, link);
+        self.executor_starts
+            .insert((key.framework, key.executor), started);
+    }
+
+    /// End an order to start, so that no part of it comes after what is sent next.
+    async fn end_executor_start(&mut self, key: Option<&v1::ExecutorKey>) {
+        let key = key.map(|key| (key.framework, key.executor.clone()));
+        if let Some(start) = key.and_then(|key| self.executor_starts.remove(&key)) {
+            start.abort();
+            // Cancelled or finished: either way nothing comes any more.
+            let _ = start.await;
+        }
     }
 
     /// End a fetch of state, so that no part of it comes after what is sent next.

@@ -4,12 +4,14 @@
 //! that may be there; queues are bounded, and a worker that does not read is given up. This file must
 //! never decide what a worker does: it carries messages.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
-use tessera_agent_core::WorkerKey;
+use tessera_agent_core::{WorkerKey, WorkerKind};
 use tessera_oci::Identity;
 use tessera_wire::{frame, v1};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,6 +26,12 @@ const QUEUE_MAX: usize = 4_096;
 
 /// How long a new worker may take until it listens.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Sockets and logs of workers, in the work directory.
+const RUN_DIR: &str = "run";
+
+/// Characters of an engine's tag: enough to tell the few engines apart that one machine ever has at once.
+pub const ENGINE_TAG_CHARS: usize = 8;
 
 /// How often a new worker's socket is tried.
 const CONNECT_EVERY: Duration = Duration::from_millis(5);
@@ -70,22 +78,77 @@ pub struct WorkerPaths {
     pub socket: PathBuf,
     /// Where its own messages go.
     pub log: PathBuf,
+    /// The agent's work directory, which is the worker's too: it reaches what is below by relative paths,
+    /// whoever may pass through the directories above.
+    pub dir: PathBuf,
+}
+
+/// Tells workers of one tenant and kind that have different engines apart; part of file names.
+#[must_use]
+pub fn engine_tag(engine: &str) -> String {
+    let hash = tessera_types::Digest::of(engine.as_bytes()).hex();
+    hash[..ENGINE_TAG_CHARS].to_owned()
 }
 
 impl WorkerPaths {
-    /// Paths of one worker. The socket's name has a fixed length, since a tenant's name may be longer
-    /// than a socket's path.
+    /// Paths of one worker, for the present engine unless its key names another. The socket's name has a
+    /// fixed length, since a tenant's name may be longer than a socket's path.
     #[must_use]
-    pub fn new(work_dir: &Path, bin_dir: &Path, key: &WorkerKey) -> Self {
-        let name = tessera_types::Digest::of(key.tenant.as_bytes()).hex();
-        let stem = format!("{}-{}", &name[..16], key.kind.name());
-        let run = work_dir.join("run");
+    pub fn new(work_dir: &Path, bin_dir: &Path, key: &WorkerKey, engine_tag: &str) -> Self {
+        let stem = worker_name(key, engine_tag);
+        let run = work_dir.join(RUN_DIR);
         Self {
             program: bin_dir.join("tessera-worker"),
             socket: run.join(format!("{stem}.sock")),
             log: run.join(format!("{stem}.log")),
+            dir: work_dir.to_owned(),
         }
     }
+}
+
+/// Names a worker in files and groups.
+#[must_use]
+pub fn worker_name(key: &WorkerKey, engine_tag: &str) -> String {
+    let tenant = tessera_types::Digest::of(key.tenant.as_bytes()).hex();
+    let tag = key.old.as_deref().unwrap_or(engine_tag);
+    format!("{}-{}-{tag}", &tenant[..16], key.kind.name())
+}
+
+/// Workers of these tenants that an earlier agent left and that answer. Sockets on which nobody answers
+/// are removed.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn find(work_dir: &Path, tenants: &[String], engine: &str) -> io::Result<Vec<WorkerKey>> {
+    let mut known = BTreeMap::new();
+    for tenant in tenants {
+        for kind in [WorkerKind::Schedulers, WorkerKind::Tasks] {
+            let key = WorkerKey::new(tenant, kind);
+            let name = worker_name(&key, "");
+            known.insert(name, key);
+        }
+    }
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(work_dir.join(RUN_DIR))? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        let Some(stem) = name.and_then(|name| name.strip_suffix(".sock")) else {
+            continue;
+        };
+        let split = stem.len().saturating_sub(ENGINE_TAG_CHARS);
+        let (name, tag) = stem.split_at_checked(split).unwrap_or_default();
+        let Some(key) = known.get(name) else { continue };
+        if std::os::unix::net::UnixStream::connect(&path).is_err() {
+            std::fs::remove_file(&path)?;
+            continue;
+        }
+        found.push(WorkerKey {
+            old: (tag != engine).then(|| tag.to_owned()),
+            ..key.clone()
+        });
+    }
+    found.sort();
+    Ok(found)
 }
 
 /// A worker's link: what is sent into it, and the worker's pid.
@@ -98,6 +161,8 @@ pub struct Link {
     pub adopted: bool,
     /// Whether it has said Hello.
     pub greeted: bool,
+    /// Whether it was asked to end.
+    pub ending: bool,
 }
 
 impl Link {
@@ -140,13 +205,15 @@ pub async fn adopt(
     }
 }
 
-/// Start a worker and connect to it. It belongs to no process group or session of the agent.
+/// Start a worker and connect to it. It belongs to no process group or session of the agent; `isolation`
+/// are the arguments that keep it apart.
 ///
 /// # Errors
 /// When it cannot be started or does not listen.
 pub async fn start(
     key: &WorkerKey,
     paths: &WorkerPaths,
+    isolation: &[OsString],
     events: &mpsc::Sender<(WorkerKey, LinkEvent)>,
 ) -> Result<(), LinkError> {
     let start = |source| LinkError::Start {
@@ -163,6 +230,8 @@ pub async fn start(
         .arg("--socket")
         .arg(&paths.socket)
         .args(["--tenant", &key.tenant, "--kind", key.kind.name()])
+        .args(isolation)
+        .current_dir(&paths.dir)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)
@@ -211,6 +280,7 @@ async fn link(
         process,
         adopted,
         greeted: false,
+        ending: false,
     });
     if events.send((key.clone(), connected)).await.is_err() {
         return false;

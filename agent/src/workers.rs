@@ -1,27 +1,33 @@
 //! The workers of this agent: having them, talking to them, and what of their talk is not the core's.
 //!
 //! Invariants: a link is given up together with its process, so that what is reported lost is gone; a
-//! worker of another engine is replaced; the log of guests never holds up the loop. This file must never
-//! decide what a worker runs.
+//! worker of another engine is never started, and its schedulers are not heard; the log of guests never
+//! holds up the loop. This file must never decide what a worker runs.
 
 use crate::input::Input;
 use crate::scheduler_log::SchedulerLogs;
 use crate::worker_link::{self, Link, LinkEvent, WorkerPaths};
+use crate::worker_room::{RoomMaker, Rooms};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc as blocking;
 use std::time::Duration;
-use tessera_agent_core::WorkerKey;
-use tessera_oci::{Cgroups, process};
+use tessera_agent_core::{WorkerKey, WorkerKind, WorkerLoad};
+use tessera_oci::process;
 use tessera_types::{FrameworkId, LogLine};
 use tessera_wire::v1;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 /// Link events that wait for the loop; readers of links wait when it is full.
 pub const EVENTS_MAX: usize = 1_024;
 /// How long a worker may take from connection to greeting: it needs no more than a free thread.
 const GREETING_WITHIN: Duration = Duration::from_secs(20);
+/// How long a worker that was asked to end may take: it has nothing to do but to exit.
+const END_WITHIN: Duration = Duration::from_secs(10);
+/// Workers that are started at once: each takes a core for some ten milliseconds, and more would only
+/// make each other late.
+const STARTS_MAX: usize = 4;
 /// Log messages that wait for the disk; more are dropped and counted.
 const LOGS_MAX: usize = 1_024;
 
@@ -29,7 +35,8 @@ const LOGS_MAX: usize = 1_024;
 pub struct Workers {
     work_dir: PathBuf,
     bin_dir: PathBuf,
-    cgroups: Cgroups,
+    rooms: Rooms,
+    starts: Arc<Semaphore>,
     links: BTreeMap<WorkerKey, Link>,
     events: mpsc::Sender<(WorkerKey, LinkEvent)>,
     inputs: mpsc::Sender<Input>,
@@ -45,7 +52,7 @@ impl Workers {
     pub fn new(
         work_dir: PathBuf,
         bin_dir: PathBuf,
-        cgroups: Cgroups,
+        rooms: Rooms,
         logs: Arc<SchedulerLogs>,
         events: mpsc::Sender<(WorkerKey, LinkEvent)>,
         inputs: mpsc::Sender<Input>,
@@ -58,7 +65,8 @@ impl Workers {
         Ok(Self {
             work_dir,
             bin_dir,
-            cgroups,
+            rooms,
+            starts: Arc::new(Semaphore::new(STARTS_MAX)),
             links: BTreeMap::new(),
             events,
             inputs,
@@ -68,21 +76,28 @@ impl Workers {
     }
 
     fn paths(&self, key: &WorkerKey) -> WorkerPaths {
-        WorkerPaths::new(&self.work_dir, &self.bin_dir, key)
+        WorkerPaths::new(&self.work_dir, &self.bin_dir, key, self.rooms.engine_tag())
     }
 
-    /// Connect to a worker that may be there from before, or start it.
+    /// Connect to a worker that may be there from before, or start it; one of another engine is not
+    /// started.
     pub fn ensure(&self, key: WorkerKey) {
-        let (paths, events, inputs) = (self.paths(&key), self.events.clone(), self.inputs.clone());
+        let (paths, room) = (self.paths(&key), self.rooms.maker(&key));
+        let (events, inputs) = (self.events.clone(), self.inputs.clone());
+        let starts = Arc::clone(&self.starts);
         tokio::spawn(async move {
             if worker_link::adopt(&key, &paths, &events).await {
                 return;
             }
-            if let Err(error) = worker_link::start(&key, &paths, &events).await {
-                let cause = std::error::Error::source(&error)
-                    .map(ToString::to_string)
-                    .unwrap_or_default();
-                tracing::warn!(tenant = key.tenant, kind = key.kind.name(), %error, cause, "no worker");
+            let started = async {
+                if key.old.is_some() {
+                    return Err("it is of another engine, and ended".to_owned());
+                }
+                let _permit = starts.acquire().await.map_err(|closed| closed.to_string())?;
+                start(&key, &paths, room, &events).await
+            };
+            if let Err(error) = started.await {
+                tracing::warn!(tenant = key.tenant, kind = key.kind.name(), error, "no worker");
                 // The loop is gone only when the agent ends.
                 let _ = inputs.send(Input::NoWorker(key)).await;
             }
@@ -91,9 +106,6 @@ impl Workers {
 
     /// A link stands.
     pub fn on_connected(&mut self, key: WorkerKey, link: Link) {
-        if !link.adopted {
-            self.leave_group(&key, link.process.pid);
-        }
         tracing::info!(
             tenant = key.tenant,
             kind = key.kind.name(),
@@ -101,12 +113,17 @@ impl Workers {
             adopted = link.adopted,
             "a worker is connected"
         );
-        let (inputs, process) = (self.inputs.clone(), link.process_name());
-        let due = Input::GreetingDue(key.clone(), process);
+        let due = Input::GreetingDue(key.clone(), link.process_name());
         self.links.insert(key, link);
+        self.remind(GREETING_WITHIN, due);
+    }
+
+    /// Tell the loop after a time.
+    fn remind(&self, after: Duration, due: Input) {
+        let inputs = self.inputs.clone();
         // Ends by itself, or with the loop that it reports to.
         tokio::spawn(async move {
-            tokio::time::sleep(GREETING_WITHIN).await;
+            tokio::time::sleep(after).await;
             let _ = inputs.send(due).await;
         });
     }
@@ -128,31 +145,47 @@ impl Workers {
         }
     }
 
-    /// Put a worker into a group of its own, out of the agent's.
-    fn leave_group(&self, key: &WorkerKey, pid: i32) {
-        let hash = tessera_types::Digest::of(key.tenant.as_bytes()).hex();
-        let name = format!("worker-{}-{}", &hash[..16], key.kind.name());
-        let cgroups = self.cgroups.clone();
-        tokio::task::spawn_blocking(move || {
-            let moved = cgroups
-                .create_plain(&name)
-                .map_err(|error| error.to_string())
-                .and_then(|group| {
-                    let pid = pid.to_string();
-                    group
-                        .procs
-                        .iter()
-                        .try_for_each(|path| std::fs::write(path, &pid))
-                        .map_err(|e| e.to_string())
-                });
-            if let Err(error) = moved {
-                tracing::warn!(
-                    group = name,
-                    error,
-                    "a worker stays in the agent's control group"
-                );
-            }
-        });
+    /// End a worker that nothing needs.
+    pub fn stop(&mut self, key: &WorkerKey) {
+        self.send(key, v1::to_worker::Message::Shutdown(v1::Shutdown {}));
+        if let Some(link) = self.links.get_mut(key) {
+            link.ending = true;
+            let due = Input::EndDue(key.clone(), link.process_name());
+            self.remind(END_WITHIN, due);
+        }
+    }
+
+    /// End this process of a worker if it is still there although it was asked to end.
+    pub fn end_if_lingering(&self, key: &WorkerKey, process: &str) {
+        if let Some(link) = self.links.get(key)
+            && link.ending
+            && link.process_name() == process
+        {
+            end_stuck(key, link, "a worker does not end; it is ended");
+        }
+    }
+
+    /// Have room for what a worker hosts or is about to.
+    pub fn size(&mut self, key: &WorkerKey, load: WorkerLoad) {
+        if let Some(link) = self.links.get(key) {
+            self.rooms.size(key, &link.process, load);
+        }
+    }
+
+    /// Have room for an image that a worker is about to load.
+    pub fn expect_image(&mut self, key: &WorkerKey, image: Option<PathBuf>) {
+        let (Some(link), Some(path)) = (self.links.get(key), image) else {
+            return;
+        };
+        let bytes = std::fs::metadata(&path).map_or(0, |data| data.len());
+        self.rooms.expect_image(key, &link.process, path, bytes);
+    }
+
+    /// Whether what a worker says of this kind counts: schedulers of another engine are built anew by the
+    /// present one, and what the old ones say comes too late.
+    #[must_use]
+    pub fn is_heard(key: &WorkerKey) -> bool {
+        key.old.is_none() || key.kind == WorkerKind::Tasks
     }
 
     /// A link broke: whatever is left of the process must not go on.
@@ -160,12 +193,16 @@ impl Workers {
         let Some(link) = self.links.remove(key) else {
             return;
         };
-        tracing::warn!(
+        tracing::info!(
             tenant = key.tenant,
             kind = key.kind.name(),
             pid = link.process.pid,
+            asked = link.ending,
             "a worker is gone"
         );
+        if link.ending {
+            self.rooms.remove(key);
+        }
         match link.process.open() {
             Ok(Some(alive)) => {
                 if let Err(error) = process::signal(&alive, libc::SIGKILL) {
@@ -202,6 +239,24 @@ impl Workers {
             self.logs_dropped += lines;
         }
     }
+}
+
+/// Make a worker's room, start it and connect to it.
+async fn start(
+    key: &WorkerKey,
+    paths: &WorkerPaths,
+    room: RoomMaker,
+    events: &mpsc::Sender<(WorkerKey, LinkEvent)>,
+) -> Result<(), String> {
+    let made = tokio::task::spawn_blocking(move || room.make()).await;
+    let isolation = made
+        .map_err(|error| error.to_string())?
+        .map_err(|error| format!("making its control group and user: {error}"))?;
+    let started = worker_link::start(key, paths, &isolation, events).await;
+    started.map_err(|error| match std::error::Error::source(&error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    })
 }
 
 /// End a worker that is of no use; what it ran is reported when its link breaks.

@@ -3,7 +3,9 @@
 //! Every action may be performed again after a crash; the process around must never invent one.
 
 use std::sync::Arc;
-use tessera_types::{Digest, FrameworkId, Launch, TaskId, TaskSpec, TimeMs};
+use tessera_types::{
+    Digest, ExecutorId, FrameworkId, Launch, NameError, Quantities, TaskId, TaskSpec, TimeMs,
+};
 use tessera_wire::v1;
 
 /// The time of an input.
@@ -15,27 +17,117 @@ pub struct Now {
     pub wall_ms: TimeMs,
 }
 
-/// Names a task on this agent.
+/// Names a custom executor on this agent.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ExecutorKey {
+    /// Its framework.
+    pub framework: FrameworkId,
+    /// Its id in the framework.
+    pub executor: ExecutorId,
+}
+
+impl From<&ExecutorKey> for v1::ExecutorKey {
+    fn from(key: &ExecutorKey) -> Self {
+        Self {
+            framework: key.framework.0,
+            executor: key.executor.to_string(),
+        }
+    }
+}
+
+impl std::fmt::Display for ExecutorKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.framework, self.executor)
+    }
+}
+
+/// The executor that started a child, and in which of its lives: ids of executors and of their children
+/// come again, a life never does.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Parent {
+    /// The executor's id in the framework.
+    pub executor: ExecutorId,
+    /// Counts the lives of executors on this agent.
+    pub life: u64,
+}
+
+/// Names a task on this agent, or a child of an executor. Children of one executor stand together, after
+/// the tasks of their framework.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TaskKey {
     /// Its framework.
     pub framework: FrameworkId,
-    /// Its id in the framework.
+    /// Whose child it is; none for a task of the framework itself.
+    pub parent: Option<Parent>,
+    /// Its id in the framework, or in its executor.
     pub task: TaskId,
+}
+
+impl TaskKey {
+    /// A task of a framework.
+    #[must_use]
+    pub const fn of(framework: FrameworkId, task: TaskId) -> Self {
+        Self {
+            framework,
+            parent: None,
+            task,
+        }
+    }
+
+    /// Its name inside its framework, as records and workers have it: the task's id, or
+    /// `<executor>/<life>/<child>`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match &self.parent {
+            None => self.task.to_string(),
+            Some(parent) => format!("{}/{}/{}", parent.executor, parent.life, self.task),
+        }
+    }
+
+    /// The key of a name as [`TaskKey::name`] makes it.
+    ///
+    /// # Errors
+    /// When a part of it breaks the rules of names.
+    pub fn parse(framework: FrameworkId, name: &str) -> Result<Self, NameError> {
+        let mut parts = name.splitn(3, '/');
+        let (first, second, third) = (parts.next(), parts.next(), parts.next());
+        let (Some(executor), Some(life), Some(child)) = (first, second, third) else {
+            return Ok(Self::of(framework, name.parse()?));
+        };
+        let parent = Parent {
+            executor: executor.parse()?,
+            life: life.parse().map_err(|_| NameError::Number { prefix: "" })?,
+        };
+        Ok(Self {
+            framework,
+            parent: Some(parent),
+            task: child.parse()?,
+        })
+    }
+
+    /// The executor whose child it is.
+    #[must_use]
+    pub fn executor(&self) -> Option<ExecutorKey> {
+        let parent = self.parent.as_ref()?;
+        Some(ExecutorKey {
+            framework: self.framework,
+            executor: parent.executor.clone(),
+        })
+    }
 }
 
 impl From<&TaskKey> for v1::TaskKey {
     fn from(key: &TaskKey) -> Self {
         Self {
             framework: key.framework.0,
-            task: key.task.to_string(),
+            task: key.name(),
         }
     }
 }
 
 impl std::fmt::Display for TaskKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.framework, self.task)
+        write!(f, "{}/{}", self.framework, self.name())
     }
 }
 
@@ -44,7 +136,7 @@ impl std::fmt::Display for TaskKey {
 pub enum WorkerKind {
     /// Scheduler instances.
     Schedulers,
-    /// Wasm tasks.
+    /// Wasm tasks and executors.
     Tasks,
 }
 
@@ -59,13 +151,39 @@ impl WorkerKind {
     }
 }
 
-/// Names a worker process: two per tenant.
+/// Names a worker process: two per tenant and engine.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WorkerKey {
     /// The first part of the role.
     pub tenant: String,
     /// What it runs.
     pub kind: WorkerKind,
+    /// Absent for the worker of the present engine. One that was started for another engine has a tag of
+    /// that; it keeps the tasks that it has, gets nothing new, and is never started again.
+    pub old: Option<String>,
+}
+
+impl WorkerKey {
+    /// The worker of the present engine.
+    #[must_use]
+    pub fn new(tenant: impl Into<String>, kind: WorkerKind) -> Self {
+        Self {
+            tenant: tenant.into(),
+            kind,
+            old: None,
+        }
+    }
+}
+
+/// What a worker hosts or is about to host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkerLoad {
+    /// Instances and tasks.
+    pub guests: u64,
+    /// Memory that they may take together.
+    pub mem_bytes: u64,
+    /// Their share of CPU in thousandths of a core.
+    pub cpus_milli: i64,
 }
 
 /// What a worker said when it was connected.
@@ -79,6 +197,8 @@ pub struct WorkerHello {
     pub instances: Vec<v1::HelloInstance>,
     /// Tasks it has.
     pub tasks: Vec<v1::WasmTaskState>,
+    /// Executors it has.
+    pub executors: Vec<v1::HelloExecutor>,
 }
 
 /// How a native task ended.
@@ -140,7 +260,20 @@ pub enum Action {
     },
     /// Send to the master; dropped when there is no session.
     Send(v1::agent_message::Message),
-    /// Start a native task, unless it was started before; answer with an observation.
+    /// Make the sandbox of a member of a task group, none of which has started; answer with
+    /// `on_prepared`.
+    Prepare {
+        /// Which.
+        key: TaskKey,
+        /// Which attempt.
+        attempt: u32,
+        /// What it is to run.
+        spec: Arc<TaskSpec>,
+        /// The worker that will run it, when it is a Wasm task.
+        worker: Option<WorkerKey>,
+    },
+    /// Start a native task, unless it was started before; answer with an observation. A child is started
+    /// inside its executor's limits.
     StartNative {
         /// Which.
         key: TaskKey,
@@ -217,6 +350,13 @@ pub enum Action {
         /// Which.
         worker: WorkerKey,
     },
+    /// Make a worker as large as what it hosts, before any of it is sent there.
+    SizeWorker {
+        /// Which.
+        worker: WorkerKey,
+        /// What it hosts.
+        load: WorkerLoad,
+    },
     /// Ask a worker that nothing needs to end.
     StopWorker {
         /// Which.
@@ -231,6 +371,45 @@ pub enum Action {
         instance: v1::DesiredInstance,
         /// Key of the image.
         engine: String,
+    },
+    /// Tell an instance that runs, or is about to, its new limits.
+    UpdateInstance {
+        /// Which worker.
+        worker: WorkerKey,
+        /// What.
+        instance: v1::DesiredInstance,
+        /// Key of the image.
+        engine: String,
+    },
+    /// What an executor and its tasks may use together; its native children are inside of it.
+    LimitExecutor {
+        /// Which.
+        executor: ExecutorKey,
+        /// Which life.
+        life: u64,
+        /// How much.
+        total: Quantities,
+    },
+    /// Send an executor with its state to its worker; answer with `on_executor_not_started` when that
+    /// does not succeed.
+    StartExecutor {
+        /// Which worker.
+        worker: WorkerKey,
+        /// What, without state and image.
+        start: Box<v1::StartExecutor>,
+        /// Its durable state.
+        state: Vec<v1::KeyWrite>,
+        /// Its component.
+        component: Digest,
+        /// Key of the image.
+        engine: String,
+    },
+    /// An executor and all of its children are gone: nothing of this life is needed any more.
+    ExecutorEnded {
+        /// Which.
+        executor: ExecutorKey,
+        /// Which life.
+        life: u64,
     },
     /// Pass a message to a worker.
     ToWorker {

@@ -8,7 +8,8 @@
 use crate::action::{Action, Now, SupplyFailure, WorkerHello, WorkerKey, WorkerKind};
 use crate::core::{Core, worker_of};
 use crate::supplies::Readiness;
-use std::collections::BTreeMap;
+use crate::workers::memory_of;
+use std::collections::{BTreeMap, BTreeSet};
 use tessera_types::{Digest, FrameworkId, RoleName};
 use tessera_wire::v1;
 use v1::agent_message::Message;
@@ -18,6 +19,8 @@ use v1::to_worker::Message as ToWorker;
 const REBUILD_MIN_MS: u64 = 100;
 /// Longest such pause.
 const REBUILD_MAX_MS: u64 = 30_000;
+/// Reason of a worker that has no room for one more guest: nobody's failure, and it passes.
+const WORKER_FULL: &str = "WORKER_FULL";
 
 #[derive(Clone, Debug, PartialEq)]
 enum Phase {
@@ -75,12 +78,19 @@ impl Instance {
 }
 
 impl Instances {
-    pub(crate) fn workers(&self) -> impl Iterator<Item = WorkerKey> {
-        let found = self.found.values().map(|(worker, _)| worker.clone());
-        self.wanted
-            .values()
-            .map(|instance| instance.worker.clone())
-            .chain(found)
+    /// The worker of each instance, and what the instance may take. What was found counts nothing: it
+    /// only keeps its worker.
+    pub(crate) fn grants(&self) -> impl Iterator<Item = (WorkerKey, u64)> {
+        let found = self.found.values().map(|(worker, _)| (worker.clone(), 0));
+        let grant = |instance: &Instance| {
+            let mem_bytes = memory_of(&instance.wanted.limits);
+            (instance.worker.clone(), mem_bytes)
+        };
+        self.wanted.values().map(grant).chain(found)
+    }
+
+    pub(crate) fn frameworks(&self) -> BTreeSet<FrameworkId> {
+        self.wanted.keys().copied().collect()
     }
 
     pub(crate) fn wake_ms(&self, session: bool) -> Option<u64> {
@@ -341,13 +351,16 @@ impl Core {
     /// A worker says that an instance failed.
     pub fn on_instance_failed(&mut self, failed: v1::InstanceFailed, now: Now) -> Vec<Action> {
         if let Some(instance) = self.instances.current(failed.key) {
-            instance.phase = if failed.will_retry {
-                Phase::Building
-            } else {
-                Phase::Failed
-            };
             instance.outstanding = None;
             instance.rebuilt = true;
+            if failed.reason == WORKER_FULL {
+                // It was never begun; there may be room when others have ended.
+                instance.retry(now);
+            } else if failed.will_retry {
+                instance.phase = Phase::Building;
+            } else {
+                instance.phase = Phase::Failed;
+            }
             self.send(Message::InstanceFailed(failed));
         }
         self.finish(now)
@@ -378,6 +391,7 @@ impl Core {
         self.supplies
             .on_worker_up(worker, &hello.process, &hello.engine);
         self.compare_wasm(worker, &hello, now);
+        self.compare_executors(worker, &hello.executors, now);
         let mut has = BTreeMap::new();
         for instance in hello.instances {
             let Some(key) = instance.key else { continue };
@@ -411,11 +425,20 @@ impl Core {
         if self.instances.known {
             let strangers: Vec<_> = has.into_keys().collect();
             for (framework, epoch) in strangers {
-                self.stop_instance(worker.clone(), v1::InstanceKey { framework, epoch });
+                let key = v1::InstanceKey { framework, epoch };
+                if let Some(instance) = self.instances.current(Some(key)) {
+                    // Built anew by this engine while a worker of another one still had it.
+                    instance.rebuilt = true;
+                }
+                self.stop_instance(worker.clone(), key);
             }
         } else {
             for (key, instance) in has {
-                self.instances.found.insert(key, (worker.clone(), instance));
+                // One that was moved to the present engine before the agent ended is the newer one.
+                let newer = |(of, _): &(WorkerKey, _)| of.old.is_none() && worker.old.is_some();
+                if !self.instances.found.get(&key).is_some_and(newer) {
+                    self.instances.found.insert(key, (worker.clone(), instance));
+                }
             }
         }
         self.finish(now)
@@ -426,6 +449,7 @@ impl Core {
         self.supplies.on_worker_down(worker, now);
         self.instances.found.retain(|_, (of, _)| of != worker);
         self.lose_wasm(worker, now);
+        self.lose_executors(worker, now);
         let mut lost = Vec::new();
         for instance in self
             .instances

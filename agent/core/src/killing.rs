@@ -4,20 +4,34 @@
 //! starting; TERM is followed by KILL after the grace period, and KILL is repeated until the task is
 //! gone. This file must never end a task because a session ended.
 
-use crate::action::{Action, Now, TaskKey, WorkerKind};
-use crate::core::{Core, worker_of};
+use crate::action::{Action, Now, TaskKey};
+use crate::core::Core;
 use crate::task::{Ending, Killing, Phase};
 use std::sync::Arc;
-use tessera_types::{Reason, TaskState, limits};
+use tessera_types::{TaskState, limits};
 use tessera_wire::v1;
 use v1::checkpoint_record::Record;
 
+/// How much longer than its grace time a task may take whose executor was asked to end it.
+pub(crate) const EXECUTOR_EXTRA_MS: u64 = 5_000;
 /// Pause between two kills of the same task: only processes stuck in the kernel need a second one.
 const FORCE_AGAIN_MS: u64 = 2_000;
 
+/// Why a task is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// Somebody asked for it.
+    Asked,
+    /// Another member of its task group ended, or is being killed.
+    Group,
+    /// The masters do not know it any more.
+    Abandoned,
+}
+
 impl Core {
-    /// Somebody wants a task to end.
-    pub(crate) fn kill(&mut self, key: &TaskKey, grace_ms: u64, abandoned: bool, now: Now) {
+    /// A task is to end.
+    pub(crate) fn kill(&mut self, key: &TaskKey, grace_ms: u64, why: Why, now: Now) {
+        let abandoned = why == Why::Abandoned;
         let Some(task) = self
             .tasks
             .get_mut(key)
@@ -38,14 +52,25 @@ impl Core {
             .as_ref()
             .map_or(grace_ms, |killing| killing.grace_ms.min(grace_ms));
         let first = task.killing.is_none();
+        let extra_ms = if task.executor_task().is_some() {
+            EXECUTOR_EXTRA_MS
+        } else {
+            0
+        };
         let force_at_ms = task
             .killing
             .as_ref()
             .and_then(|killing| killing.force_at_ms)
-            .map(|at| at.min(now.mono_ms + grace_ms));
+            .map(|at| at.min(now.mono_ms + grace_ms + extra_ms));
+        // The first cause stays.
+        let group = task
+            .killing
+            .as_ref()
+            .map_or(why == Why::Group, |killing| killing.group);
         task.killing = Some(Killing {
             grace_ms,
             force_at_ms,
+            group,
         });
         task.abandoned |= abandoned;
         let abandoned = task.abandoned;
@@ -53,9 +78,11 @@ impl Core {
             key: Some(key.into()),
             grace_ms,
             abandoned,
+            group,
         }));
         if first && !abandoned {
             self.report(key, TaskState::Killing, now);
+            self.unsettle_group(key);
         }
         self.drive_kill(key, now);
     }
@@ -71,7 +98,7 @@ impl Core {
         }
         let grace_ms = task.spec.grace_ms.unwrap_or(limits::GRACE_DEFAULT_MS);
         self.unacked.remove(key);
-        self.kill(key, grace_ms, true, now);
+        self.kill(key, grace_ms, Why::Abandoned, now);
     }
 
     /// Escalate where the grace period is over.
@@ -95,9 +122,11 @@ impl Core {
 
     /// Do the next thing towards a task's end.
     pub(crate) fn drive_kill(&mut self, key: &TaskKey, now: Now) {
-        let Some(task) = self.tasks.get_mut(key) else {
+        let worker = self.tasks.get(key).map(|task| self.worker_of_task(task));
+        let (Some(task), Some(worker)) = (self.tasks.get_mut(key), worker) else {
             return;
         };
+        let of_executor = task.executor_task().is_some();
         let Some(killing) = task.killing.as_mut() else {
             return;
         };
@@ -105,11 +134,24 @@ impl Core {
             Phase::Waiting { .. } | Phase::Preparing => {
                 let ending = Ending::new(
                     TaskState::Killed,
-                    Reason::SchedulerKill,
+                    killing.reason(),
                     "ended before it started",
                     now.wall_ms,
                 );
                 self.end(key, ending, now);
+            }
+            Phase::Starting | Phase::Running if of_executor => {
+                // Its executor is asked by the next batch.
+                let grace_ms = killing.grace_ms;
+                let at = *killing
+                    .force_at_ms
+                    .get_or_insert(now.mono_ms + grace_ms + EXECUTOR_EXTRA_MS);
+                if at <= now.mono_ms {
+                    let text = "its executor did not end it in time";
+                    let reason = killing.reason();
+                    let ending = Ending::new(TaskState::Killed, reason, text, now.wall_ms);
+                    self.end(key, ending, now);
+                }
             }
             Phase::Running => {
                 let forced = killing.force_at_ms.is_some_and(|at| at <= now.mono_ms);
@@ -129,10 +171,9 @@ impl Core {
                     // A Wasm guest has no signals: asking is ending.
                     let message = v1::KillWasmTask {
                         framework: key.framework.0,
-                        task: key.task.to_string(),
+                        task: key.name(),
                         attempt,
                     };
-                    let worker = worker_of(&task.role, WorkerKind::Tasks);
                     Action::ToWorker {
                         worker,
                         message: v1::to_worker::Message::KillTask(message),
@@ -147,7 +188,11 @@ impl Core {
                 self.actions.push(action);
             }
             // Each is followed by an observation, which comes back here.
-            Phase::Recovering | Phase::Starting | Phase::Cancelling | Phase::Ended(_) => {}
+            Phase::Recovering
+            | Phase::Starting
+            | Phase::Cancelling
+            | Phase::Closing(_)
+            | Phase::Ended(_) => {}
         }
     }
 

@@ -7,19 +7,28 @@
 //! This crate must never read a clock, do IO, or depend on hash order.
 
 mod action;
+mod children;
 mod core;
+mod desired;
+mod executor_events;
+mod executor_records;
+mod executor_turns;
+mod executors;
+mod groups;
 mod instances;
 mod killing;
 mod outbox;
+mod phases;
 mod records;
 mod recovery;
 mod supplies;
 mod task;
 mod wasm;
+mod workers;
 
 pub use action::{
-    Action, NativeExit, NativeObservation, Now, SupplyFailure, TaskKey, WorkerHello, WorkerKey,
-    WorkerKind,
+    Action, ExecutorKey, NativeExit, NativeObservation, Now, Parent, SupplyFailure, TaskKey,
+    WorkerHello, WorkerKey, WorkerKind, WorkerLoad,
 };
-pub use core::{Core, CoreConfig};
+pub use core::{Core, CoreConfig, WORKER_IDLE_MS};
 pub use records::{CHECKPOINT_VERSION, RecordError};

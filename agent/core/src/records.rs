@@ -3,10 +3,13 @@
 //! Invariants: records are versioned and their bytes are fixed by golden tests; a replay of a prefix is
 //! a state that the agent was in. This file must never decide what to do about what it finds.
 
-use crate::action::TaskKey;
+use crate::action::{ExecutorKey, Parent, TaskKey};
+use crate::executor_records::KeptExecutor;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tessera_types::{Digest, Launch, RoleName, TaskSpec, TaskStatus};
+use tessera_types::{
+    Digest, FrameworkId, Launch, NameError, RoleName, TaskBody, TaskSpec, TaskState, TaskStatus,
+};
 use tessera_wire::v1;
 use v1::checkpoint_record::Record;
 
@@ -41,16 +44,25 @@ pub(crate) struct Kept {
     pub attempt: u32,
     pub wasm_sent: Option<(u32, String)>,
     pub kill_grace_ms: Option<u64>,
+    pub kill_group: bool,
     pub abandoned: bool,
     pub ended: Option<TaskStatus>,
     pub acked: bool,
+    pub group: u64,
+    pub launched: bool,
+    /// The newest state that its executor said; only of a task that was launched.
+    pub state: Option<TaskState>,
 }
 
 /// Everything that a checkpoint says.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Replay {
     pub generation: u64,
+    /// Lives of executors so far.
+    pub lives: u64,
+    pub limits: Vec<v1::RoleLimits>,
     pub tasks: BTreeMap<TaskKey, Kept>,
+    pub executors: BTreeMap<ExecutorKey, KeptExecutor>,
     specs: BTreeMap<Digest, Arc<TaskSpec>>,
 }
 
@@ -61,19 +73,39 @@ pub(crate) fn record(record: Record) -> v1::CheckpointRecord {
     }
 }
 
-fn wire(field: &'static str, rule: impl ToString) -> RecordError {
+pub(crate) fn wire(field: &'static str, rule: impl ToString) -> RecordError {
     RecordError::Damaged(tessera_wire::WireError::new(field, rule.to_string()))
+}
+
+pub(crate) fn executor_key(framework: u64, executor: String) -> Result<ExecutorKey, RecordError> {
+    Ok(ExecutorKey {
+        framework: FrameworkId(framework),
+        executor: executor
+            .try_into()
+            .map_err(|error| wire("executor", error))?,
+    })
+}
+
+/// The record of a task or child that was taken up.
+pub(crate) fn accepted(key: &TaskKey, role: &RoleName, launch: &Launch, group: u64) -> Record {
+    let (executor, life) = match &key.parent {
+        Some(parent) => (parent.executor.to_string(), parent.life),
+        None => (String::new(), 0),
+    };
+    Record::Accepted(v1::TaskAccepted {
+        framework: key.framework.0,
+        role: role.to_string(),
+        launch: Some(launch.into()),
+        group,
+        executor,
+        life,
+    })
 }
 
 fn key_of(key: Option<v1::TaskKey>) -> Result<TaskKey, RecordError> {
     let key = key.ok_or_else(|| wire("key", "is missing"))?;
-    Ok(TaskKey {
-        framework: tessera_types::FrameworkId(key.framework),
-        task: key
-            .task
-            .try_into()
-            .map_err(|error| wire("key.task", error))?,
-    })
+    let framework = FrameworkId(key.framework);
+    TaskKey::parse(framework, &key.task).map_err(|error| wire("key.task", error))
 }
 
 impl Replay {
@@ -92,7 +124,23 @@ impl Replay {
                     .insert(Digest::of(&spec.encoded), Arc::new(decoded));
             }
             Record::Accepted(accepted) => self.accept(accepted)?,
-            Record::Generation(kept) => self.generation = kept.generation,
+            Record::Generation(kept) => {
+                self.generation = kept.generation;
+                self.lives = self.lives.max(kept.lives);
+            }
+            Record::Limits(kept) => self.limits = kept.roles,
+            Record::ExecutorBegun(begun) => self.begin_executor(begun)?,
+            Record::ExecutorTurn(turn) => self.add_turn(turn)?,
+            Record::ExecutorStopping(executor) => {
+                let key = executor_key(executor.framework, executor.executor)?;
+                if let Some(executor) = self.executors.get_mut(&key) {
+                    executor.stopping = true;
+                }
+            }
+            Record::ExecutorEnded(executor) => {
+                self.executors
+                    .remove(&executor_key(executor.framework, executor.executor)?);
+            }
             Record::Forgotten(forgotten) => {
                 self.tasks.remove(&key_of(forgotten.key)?);
             }
@@ -106,6 +154,7 @@ impl Replay {
             }
             Record::Kill(kill) => self.change(kill.key, |task| {
                 task.kill_grace_ms = Some(kill.grace_ms);
+                task.kill_group = kill.group;
                 task.abandoned |= kill.abandoned;
             })?,
             Record::Ended(ended) => {
@@ -129,8 +178,18 @@ impl Replay {
             .specs
             .get(&launch.spec)
             .ok_or_else(|| wire("launch.spec", "is not on record"))?;
+        let parent = if accepted.executor.is_empty() {
+            None
+        } else {
+            let executor = accepted.executor.parse();
+            Some(Parent {
+                executor: executor.map_err(|error: NameError| wire("executor", error))?,
+                life: accepted.life,
+            })
+        };
         let key = TaskKey {
-            framework: tessera_types::FrameworkId(accepted.framework),
+            framework: FrameworkId(accepted.framework),
+            parent,
             task: launch.task.clone(),
         };
         let kept = Kept {
@@ -143,9 +202,13 @@ impl Replay {
             attempt: 1,
             wasm_sent: None,
             kill_grace_ms: None,
+            kill_group: false,
             abandoned: false,
             ended: None,
             acked: false,
+            group: accepted.group,
+            launched: false,
+            state: None,
         };
         self.tasks.insert(key, kept);
         Ok(())
@@ -161,26 +224,52 @@ impl Replay {
         }
         Ok(())
     }
+
+    /// Change a task by its name.
+    pub(crate) fn change_task(
+        &mut self,
+        framework: u64,
+        task: &str,
+        change: impl FnOnce(&mut Kept),
+    ) -> Result<(), RecordError> {
+        let task = task.to_owned();
+        self.change(Some(v1::TaskKey { framework, task }), change)
+    }
 }
 
-/// Records that give exactly this set of tasks: what a compacted checkpoint holds.
+/// What a compacted checkpoint holds beside tasks.
+#[derive(Debug, Default)]
+pub(crate) struct Whole {
+    pub generation: u64,
+    pub lives: u64,
+    pub limits: Vec<v1::RoleLimits>,
+    pub executors: BTreeMap<ExecutorKey, KeptExecutor>,
+}
+
+/// Records that give exactly this set of tasks and executors: what a compacted checkpoint holds.
 pub(crate) fn compacted<'a>(
-    generation: u64,
+    whole: Whole,
     tasks: impl Iterator<Item = (&'a TaskKey, Kept)>,
 ) -> Vec<v1::CheckpointRecord> {
+    let mut launched: BTreeMap<ExecutorKey, Vec<(String, TaskState)>> = BTreeMap::new();
     let mut specs = std::collections::BTreeSet::new();
     let mut records = Vec::new();
     for (key, task) in tasks {
         let wire_key = || Some(v1::TaskKey::from(key));
+        if let (TaskBody::Executor(of), true) = (&task.spec.body, task.launched) {
+            let executor = ExecutorKey {
+                framework: key.framework,
+                executor: of.executor.clone(),
+            };
+            let state = task.state.unwrap_or(TaskState::Starting);
+            let tasks = launched.entry(executor).or_default();
+            tasks.push((key.task.to_string(), state));
+        }
         if specs.insert(task.launch.spec) {
             let encoded = tessera_wire::encode_spec(&task.spec);
             records.push(record(Record::Spec(v1::SpecKept { encoded })));
         }
-        records.push(record(Record::Accepted(v1::TaskAccepted {
-            framework: key.framework.0,
-            role: task.role.to_string(),
-            launch: Some((&task.launch).into()),
-        })));
+        records.push(record(accepted(key, &task.role, &task.launch, task.group)));
         if task.attempt > 1 {
             let attempt = v1::TaskAttempt {
                 key: wire_key(),
@@ -200,6 +289,7 @@ pub(crate) fn compacted<'a>(
                 key: wire_key(),
                 grace_ms,
                 abandoned: task.abandoned,
+                group: task.kill_group,
             };
             records.push(record(Record::Kill(kill)));
         }
@@ -214,8 +304,18 @@ pub(crate) fn compacted<'a>(
             records.push(record(Record::Acked(v1::TaskAcked { key: wire_key() })));
         }
     }
+    for (key, executor) in &whole.executors {
+        let launched = launched.remove(key).unwrap_or_default();
+        records.extend(executor.records(key, &launched).into_iter().map(record));
+    }
+    if !whole.limits.is_empty() {
+        records.push(record(Record::Limits(v1::LimitsKept {
+            roles: whole.limits,
+        })));
+    }
     records.push(record(Record::Generation(v1::GenerationKept {
-        generation,
+        generation: whole.generation,
+        lives: whole.lives,
     })));
     records
 }
@@ -257,10 +357,7 @@ mod tests {
         };
         let mut ended = TaskStatus::new(launch.task.clone(), AgentId(3), TaskState::Killed, 9);
         ended.attempt = 2;
-        let key = TaskKey {
-            framework: FrameworkId(1),
-            task: launch.task.clone(),
-        };
+        let key = TaskKey::of(FrameworkId(1), launch.task.clone());
         let kept = Kept {
             role: "r".parse().unwrap(),
             launch,
@@ -268,24 +365,121 @@ mod tests {
             attempt: 2,
             wasm_sent: Some((2, "w".into())),
             kill_grace_ms: Some(5),
+            kill_group: false,
             abandoned: true,
             ended: Some(ended),
             acked: true,
+            group: 0,
+            launched: false,
+            state: None,
         };
         (key, kept)
+    }
+
+    /// A task in a group that its executor has, a child of that executor, and the rest.
+    fn whole() -> (Whole, Vec<(TaskKey, Kept)>) {
+        let quantities = Quantities {
+            cpus_milli: 1,
+            mem_mib: 16,
+            disk_mib: 0,
+        };
+        let executor = ExecutorKey {
+            framework: FrameworkId(1),
+            executor: "e".parse().unwrap(),
+        };
+        let body = TaskBody::Executor(tessera_types::ExecutorTask {
+            executor: executor.executor.clone(),
+            component: Digest::of(b"c"),
+            resources: quantities,
+            config: vec![("k".into(), "v".into())],
+            data: vec![1],
+        });
+        let (_, plain) = kept();
+        let plain = Kept {
+            attempt: 1,
+            wasm_sent: None,
+            kill_grace_ms: None,
+            abandoned: false,
+            ended: None,
+            acked: false,
+            ..plain
+        };
+        let spec = TaskSpec { body, ..spec() };
+        let mut task = Kept {
+            kill_grace_ms: Some(7),
+            kill_group: true,
+            group: 3,
+            launched: true,
+            state: Some(TaskState::Running),
+            ..plain.clone()
+        };
+        task.launch.spec = Digest::of(&tessera_wire::encode_spec(&spec));
+        task.spec = Arc::new(spec);
+        let child = TaskKey {
+            framework: FrameworkId(1),
+            parent: Some(Parent {
+                executor: executor.executor.clone(),
+                life: 2,
+            }),
+            task: "c".parse().unwrap(),
+        };
+        let mut of_child = plain;
+        of_child.launch.task = child.task.clone();
+        let kept = KeptExecutor {
+            life: 2,
+            role: "r".parse().unwrap(),
+            component: Digest::of(b"c"),
+            resources: quantities,
+            config: vec![("k".into(), "v".into())],
+            next_turn: 5,
+            state: BTreeMap::from([("s".into(), vec![9])]),
+            timers: BTreeMap::from([("t".into(), 8)]),
+            child_ids: ["c".to_owned()].into(),
+            again: true,
+            finish: true,
+            stopping: true,
+        };
+        let whole = Whole {
+            generation: 7,
+            lives: 4,
+            limits: vec![v1::RoleLimits {
+                role: "r".into(),
+                limits: vec![(tessera_types::LimitName::Timers, 6).into()],
+            }],
+            executors: BTreeMap::from([(executor, kept)]),
+        };
+        let key = TaskKey::of(FrameworkId(1), "t".parse().unwrap());
+        (whole, vec![(key, task), (child, of_child)])
+    }
+
+    fn replayed(records: Vec<v1::CheckpointRecord>) -> Replay {
+        let mut replay = Replay::default();
+        for record in records {
+            let bytes = record.encode_to_vec();
+            let record = v1::CheckpointRecord::decode(bytes.as_slice()).unwrap();
+            replay.add(record).unwrap();
+        }
+        replay
+    }
+
+    #[test]
+    fn a_compacted_checkpoint_replays_to_the_same_executors() {
+        let (whole, tasks) = whole();
+        let (executors, limits) = (whole.executors.clone(), whole.limits.clone());
+        let replay = replayed(compacted(whole, tasks.iter().map(|(k, t)| (k, t.clone()))));
+        assert_eq!((replay.lives, replay.limits), (4, limits));
+        assert_eq!(replay.executors, executors);
+        assert_eq!(replay.tasks, tasks.into_iter().collect());
     }
 
     #[test]
     fn a_compacted_checkpoint_replays_to_the_same_tasks() {
         let (key, task) = kept();
-        let records = compacted(7, [(&key, task.clone())].into_iter());
-        let mut replay = Replay::default();
-        for record in records {
-            let bytes = record.encode_to_vec();
-            replay
-                .add(v1::CheckpointRecord::decode(bytes.as_slice()).unwrap())
-                .unwrap();
-        }
+        let whole = Whole {
+            generation: 7,
+            ..Whole::default()
+        };
+        let replay = replayed(compacted(whole, [(&key, task.clone())].into_iter()));
         assert_eq!(
             (replay.generation, replay.tasks),
             (7, BTreeMap::from([(key, task)]))
@@ -295,11 +489,23 @@ mod tests {
     #[test]
     fn the_bytes_of_every_record_are_fixed() {
         let (key, task) = kept();
-        let hex: Vec<String> = compacted(7, [(&key, task)].into_iter())
+        let first = Whole {
+            generation: 7,
+            ..Whole::default()
+        };
+        let (whole, tasks) = whole();
+        let forgotten = record(Record::Forgotten(v1::TaskForgotten {
+            key: Some((&key).into()),
+        }));
+        let ended = record(Record::ExecutorEnded(v1::ExecutorEnded {
+            framework: 1,
+            executor: "e".into(),
+        }));
+        let hex: Vec<String> = compacted(first, [(&key, task)].into_iter())
             .iter()
-            .chain([&record(Record::Forgotten(v1::TaskForgotten {
-                key: Some((&key).into()),
-            }))])
+            .chain([&forgotten])
+            .chain(&compacted(whole, tasks.iter().map(|(k, t)| (k, t.clone()))))
+            .chain([&ended])
             .map(|record| {
                 record
                     .encode_to_vec()

@@ -8,7 +8,7 @@
 use crate::action::{Action, NativeObservation, Now, TaskKey};
 use crate::core::{Core, CoreConfig};
 use crate::records::{RecordError, Replay};
-use crate::task::{Ending, Phase, Task};
+use crate::task::{Ending, Killing, Phase, Task};
 use std::sync::Arc;
 use tessera_types::{AgentId, Reason, TaskState};
 use tessera_wire::v1;
@@ -30,13 +30,17 @@ impl Core {
         }
         let mut core = Self::new(config, agent);
         core.generation = replay.generation;
+        core.role_limits = replay.limits;
+        core.executors.lives = replay.lives;
         for (key, kept) in replay.tasks {
             let task = Task::of_kept(kept, now);
-            if !task.outbox.is_empty() {
+            if !task.outbox.is_empty() && key.parent.is_none() {
                 core.unacked.insert(key.clone());
             }
+            core.groups.join(&key, &task);
             core.tasks.insert(key, task);
         }
+        core.recover_executors(replay.executors, now);
         let keys: Vec<TaskKey> = core.tasks.keys().cloned().collect();
         for key in keys {
             core.recover_task(&key, now);
@@ -49,15 +53,19 @@ impl Core {
         let Some(task) = self.tasks.get_mut(key) else {
             return;
         };
-        if task.ended().is_some() {
+        if task.over().is_some() {
             // Ended and abandoned is over; only the note of it was lost.
-            if task.abandoned {
+            if task.abandoned && task.ended().is_some() {
                 self.forget(key);
             }
             return;
         }
         if task.component().is_some() {
             self.recover_wasm(key, now);
+            return;
+        }
+        if !task.is_native() {
+            self.recover_executor_task(key, now);
             return;
         }
         task.phase = Phase::Recovering;
@@ -67,6 +75,29 @@ impl Core {
             spec: Arc::clone(&task.spec),
         };
         self.actions.push(action);
+    }
+
+    fn recover_executor_task(&mut self, key: &TaskKey, now: Now) {
+        let Some(task) = self.tasks.get_mut(key) else {
+            return;
+        };
+        let state = if task.killing.is_some() {
+            TaskState::Killing
+        } else {
+            task.state
+        };
+        if !task.launched {
+            task.phase = Phase::Waiting {
+                until_ms: now.mono_ms,
+            };
+        } else if task.state == TaskState::Running {
+            task.phase = Phase::Running;
+            self.report(key, state, now);
+        } else {
+            task.phase = Phase::Starting;
+            self.report(key, state, now);
+        }
+        self.drive_kill(key, now);
     }
 
     /// Something was seen of a native task. Observations of other attempts and of ended tasks change
@@ -128,15 +159,14 @@ impl Core {
                 | Phase::Starting
                 | Phase::Cancelling
                 | Phase::Running
+                | Phase::Closing(_)
                 | Phase::Ended(_) => {}
             },
             NativeObservation::Cancelled => {
-                let ending = Ending::new(
-                    TaskState::Killed,
-                    Reason::SchedulerKill,
-                    "ended before it started",
-                    now.wall_ms,
-                );
+                let killing = self.tasks.get(key).and_then(|task| task.killing.as_ref());
+                let reason = killing.map_or(Reason::SchedulerKill, Killing::reason);
+                let text = "ended before it started";
+                let ending = Ending::new(TaskState::Killed, reason, text, now.wall_ms);
                 self.end(key, ending, now);
             }
             NativeObservation::StartFailed(message) => {

@@ -4,7 +4,7 @@
 //! again after a growing pause; what nothing needs is dropped. This file must never know tasks or
 //! instances.
 
-use crate::action::{Action, Now, SupplyFailure, WorkerKey};
+use crate::action::{Action, Now, SupplyFailure, WorkerKey, WorkerKind, WorkerLoad};
 use std::collections::BTreeMap;
 use tessera_types::Digest;
 
@@ -14,8 +14,6 @@ const RETRY_MIN_MS: u64 = 100;
 const RETRY_MAX_MS: u64 = 30_000;
 /// Things that are remembered as present; the disk knows all of them, so that forgetting costs a look.
 const PRESENT_MAX: usize = 1_024;
-/// How long a worker is kept without anything to run: starting one costs some milliseconds.
-const WORKER_IDLE_MS: u64 = 60_000;
 
 #[derive(Clone, Debug, PartialEq)]
 enum Supply {
@@ -37,8 +35,33 @@ pub(crate) struct Worker {
     supply: Supply,
     /// The process and its engine, while it is up.
     pub up: Option<(String, String)>,
-    idle_since_ms: Option<u64>,
+    /// What its group was made for.
+    sized: Option<WorkerLoad>,
+    /// When it ends unless something needs it again.
+    idle_until_ms: Option<u64>,
     stopping: bool,
+}
+
+impl Worker {
+    fn new(supply: Supply) -> Self {
+        Self {
+            supply,
+            up: None,
+            sized: None,
+            idle_until_ms: None,
+            stopping: false,
+        }
+    }
+
+    /// Neither connected nor known to be gone.
+    fn is_pending(&self) -> bool {
+        let asked = matches!(self.supply, Supply::Asked | Supply::AskedAgain { .. });
+        asked && self.up.is_none()
+    }
+
+    fn process(&self) -> Option<&str> {
+        self.up.as_ref().map(|(process, _)| process.as_str())
+    }
 }
 
 /// Whether something can run.
@@ -89,6 +112,10 @@ impl Supply {
             Err(SupplyFailure::Unusable(message)) => Self::Unusable(message),
         };
     }
+}
+
+fn is_of_tasks(key: &WorkerKey, tenant: &str) -> bool {
+    key.kind == WorkerKind::Tasks && key.tenant == tenant
 }
 
 /// Ask for an entry of a table; whether the question is to be put now.
@@ -158,14 +185,9 @@ impl Supplies {
         let mut new = false;
         let worker = self.workers.entry(key.clone()).or_insert_with(|| {
             new = true;
-            Worker {
-                supply: Supply::Asked,
-                up: None,
-                idle_since_ms: None,
-                stopping: false,
-            }
+            Worker::new(Supply::Asked)
         });
-        worker.idle_since_ms = None;
+        worker.idle_until_ms = None;
         if new || worker.supply.want(now) {
             actions.push(Action::EnsureWorker {
                 worker: key.clone(),
@@ -200,18 +222,48 @@ impl Supplies {
     pub(crate) fn on_worker_up(&mut self, key: &WorkerKey, process: &str, engine: &str) {
         let up = Some((process.to_owned(), engine.to_owned()));
         let worker = Worker {
-            supply: Supply::Present,
             up,
-            idle_since_ms: None,
-            stopping: false,
+            ..Worker::new(Supply::Present)
         };
         self.workers.insert(key.clone(), worker);
+    }
+
+    /// A worker of an earlier agent may be there: it is connected to, or found to be gone.
+    pub(crate) fn expect_worker(&mut self, key: WorkerKey, actions: &mut Vec<Action>) {
+        self.workers.entry(key).or_insert_with_key(|key| {
+            actions.push(Action::EnsureWorker {
+                worker: key.clone(),
+            });
+            Worker::new(Supply::Asked)
+        });
+    }
+
+    /// The connected worker of a tenant's tasks that is this process.
+    pub(crate) fn worker_with(&self, tenant: &str, process: &str) -> Option<&WorkerKey> {
+        let same = |(key, worker): &(&WorkerKey, &Worker)| {
+            is_of_tasks(key, tenant) && worker.process() == Some(process)
+        };
+        self.workers.iter().find(same).map(|(key, _)| key)
+    }
+
+    /// Whether this process is a worker of a tenant's tasks, as far as is known yet.
+    pub(crate) fn may_live(&self, tenant: &str, process: &str) -> bool {
+        let may = |worker: &Worker| worker.is_pending() || worker.process() == Some(process);
+        self.workers
+            .iter()
+            .any(|(key, worker)| is_of_tasks(key, tenant) && may(worker))
+    }
+
+    /// What the group of each connected worker was made for.
+    pub(crate) fn sized(&mut self) -> impl Iterator<Item = (&WorkerKey, &mut Option<WorkerLoad>)> {
+        let connected = self.workers.iter_mut().filter(|(_, w)| w.up.is_some());
+        connected.map(|(key, worker)| (key, &mut worker.sized))
     }
 
     /// A worker is gone, or could not be had.
     pub(crate) fn on_worker_down(&mut self, key: &WorkerKey, now: Now) {
         if let Some(worker) = self.workers.get_mut(key) {
-            if worker.stopping {
+            if worker.stopping || key.old.is_some() {
                 self.workers.remove(key);
                 return;
             }
@@ -234,6 +286,7 @@ impl Supplies {
     pub(crate) fn end_idle(
         &mut self,
         needed: impl Fn(&WorkerKey) -> bool,
+        idle_ms: u64,
         now: Now,
         actions: &mut Vec<Action>,
     ) {
@@ -241,15 +294,19 @@ impl Supplies {
         let stale = |supply: &Supply| matches!(supply, Supply::Retry { at_ms, .. } if *at_ms <= now.mono_ms);
         self.components.retain(|_, supply| !stale(supply));
         self.images.retain(|_, supply| !stale(supply));
-        self.workers
-            .retain(|key, worker| !stale(&worker.supply) && (worker.up.is_some() || needed(key)));
+        self.workers.retain(|key, worker| {
+            let kept = worker.up.is_some() || worker.is_pending() || needed(key);
+            kept && !stale(&worker.supply)
+        });
         for (key, worker) in &mut self.workers {
-            if needed(key) {
-                worker.idle_since_ms = None;
+            if needed(key) || worker.up.is_none() {
+                worker.idle_until_ms = None;
                 continue;
             }
-            let since = *worker.idle_since_ms.get_or_insert(now.mono_ms);
-            if now.mono_ms >= since + WORKER_IDLE_MS && !worker.stopping {
+            // One of another engine will never be needed again.
+            let idle_ms = if key.old.is_some() { 0 } else { idle_ms };
+            let until = *worker.idle_until_ms.get_or_insert(now.mono_ms + idle_ms);
+            if now.mono_ms >= until && !worker.stopping {
                 worker.stopping = true;
                 actions.push(Action::StopWorker {
                     worker: key.clone(),
@@ -267,10 +324,7 @@ impl Supplies {
             }
         };
         let workers = self.workers.values().flat_map(|worker| {
-            let idle = worker
-                .idle_since_ms
-                .filter(|_| !worker.stopping)
-                .map(|since| since + WORKER_IDLE_MS);
+            let idle = worker.idle_until_ms.filter(|_| !worker.stopping);
             [retry(&worker.supply), idle]
         });
         let others = self

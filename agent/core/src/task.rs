@@ -8,7 +8,7 @@ use crate::outbox::Outbox;
 use crate::records::Kept;
 use std::sync::Arc;
 use tessera_types::{
-    AgentId, Digest, Launch, Quantities, Reason, RoleName, TaskBody, TaskId, TaskSpec, TaskState,
+    AgentId, Digest, ExecutorTask, Launch, Quantities, Reason, RoleName, TaskBody, TaskId, TaskSpec, TaskState,
     TaskStatus, limits,
 };
 
@@ -31,6 +31,8 @@ pub(crate) enum Phase {
     Cancelling,
     /// It runs.
     Running,
+    /// Over, but not told yet: its executor, whose last task it was, is still ending.
+    Closing(Box<TaskStatus>),
     /// Over.
     Ended(Box<TaskStatus>),
 }
@@ -40,6 +42,31 @@ pub(crate) struct Killing {
     pub grace_ms: u64,
     /// When to end it without asking; set when it was asked.
     pub force_at_ms: Option<u64>,
+    /// Because its task group ends, rather than because somebody asked for it.
+    pub group: bool,
+}
+
+impl Killing {
+    /// Why it ends.
+    pub(crate) const fn reason(&self) -> Reason {
+        if self.group {
+            Reason::TaskGroup
+        } else {
+            Reason::SchedulerKill
+        }
+    }
+}
+
+/// How far the sandbox of a member of a task group is, before any member starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Not asked for.
+    #[default]
+    None,
+    /// On its way.
+    Asked,
+    /// There.
+    Made,
 }
 
 #[derive(Clone, Debug)]
@@ -53,6 +80,16 @@ pub(crate) struct Task {
     pub killing: Option<Killing>,
     pub abandoned: bool,
     pub acked: bool,
+    /// Number of its task group; 0 is none.
+    pub group: u64,
+    /// Of the first attempt of a member of a task group.
+    pub place: Place,
+    /// Its executor was given it, in a turn that is on record.
+    pub launched: bool,
+    /// The grace time that its executor was told when it was asked to end it.
+    pub kill_told: Option<u64>,
+    /// What the executor whose child it is was told of it.
+    pub told: Option<(u32, TaskState)>,
     /// The newest non-terminal state.
     pub state: TaskState,
     pub outbox: Outbox,
@@ -155,6 +192,11 @@ impl Task {
             killing: None,
             abandoned: false,
             acked: false,
+            group: 0,
+            place: Place::None,
+            launched: false,
+            kill_told: None,
+            told: None,
             state: TaskState::Staging,
             outbox: Outbox::default(),
         }
@@ -168,9 +210,15 @@ impl Task {
         task.killing = kept.kill_grace_ms.map(|grace_ms| Killing {
             grace_ms,
             force_at_ms: None,
+            group: kept.kill_group,
         });
         task.abandoned = kept.abandoned;
         task.acked = kept.acked;
+        task.group = kept.group;
+        task.launched = kept.launched;
+        if let Some(state) = kept.state {
+            task.state = state;
+        }
         task.phase = Phase::Recovering;
         if let Some(status) = kept.ended {
             if !kept.acked {
@@ -189,15 +237,27 @@ impl Task {
             attempt: self.attempt,
             wasm_sent: self.wasm_sent.clone(),
             kill_grace_ms: self.killing.as_ref().map(|killing| killing.grace_ms),
+            kill_group: self.killing.as_ref().is_some_and(|killing| killing.group),
             abandoned: self.abandoned,
-            ended: self.ended().cloned(),
+            ended: self.over().cloned(),
             acked: self.acked,
+            group: self.group,
+            launched: self.launched,
+            state: self.launched.then_some(self.state),
         }
     }
 
     pub(crate) const fn ended(&self) -> Option<&TaskStatus> {
         match &self.phase {
             Phase::Ended(status) => Some(status),
+            _ => None,
+        }
+    }
+
+    /// How it ended, told or not.
+    pub(crate) const fn over(&self) -> Option<&TaskStatus> {
+        match &self.phase {
+            Phase::Ended(status) | Phase::Closing(status) => Some(status),
             _ => None,
         }
     }
@@ -213,6 +273,19 @@ impl Task {
             TaskBody::Wasm { component, .. } => Some(*component),
             TaskBody::Native(_) | TaskBody::Executor(_) => None,
         }
+    }
+
+    /// The executor that runs it, as the spec describes it.
+    pub(crate) fn executor_task(&self) -> Option<&ExecutorTask> {
+        match &self.spec.body {
+            TaskBody::Executor(task) => Some(task),
+            TaskBody::Native(_) | TaskBody::Wasm { .. } => None,
+        }
+    }
+
+    /// Whether it is a native command.
+    pub(crate) fn is_native(&self) -> bool {
+        matches!(self.spec.body, TaskBody::Native(_))
     }
 
     /// What it takes from the agent.

@@ -17,17 +17,14 @@ use v1::to_worker::Message as ToWorker;
 
 impl Task {
     /// The process that has the current attempt.
-    fn sent_to(&self) -> Option<&str> {
+    pub(crate) fn sent_to(&self) -> Option<&str> {
         let (attempt, process) = self.wasm_sent.as_ref()?;
         (*attempt == self.attempt && self.ended().is_none()).then_some(process)
     }
 }
 
 fn key_of(state: &v1::WasmTaskState) -> Option<TaskKey> {
-    Some(TaskKey {
-        framework: FrameworkId(state.framework),
-        task: state.task.parse().ok()?,
-    })
+    TaskKey::parse(FrameworkId(state.framework), &state.task).ok()
 }
 
 impl Core {
@@ -206,11 +203,13 @@ impl Core {
             let Some(task) = self.tasks.get_mut(&key) else {
                 continue;
             };
-            let Some(process) = task.sent_to() else {
+            let Some(process) = task.sent_to().map(str::to_owned) else {
                 continue;
             };
             if process != hello.process {
-                self.worker_lost(&key, now);
+                if !self.supplies.may_live(&worker.tenant, &process) {
+                    self.worker_lost(&key, now);
+                }
                 continue;
             }
             let attempt = task.attempt;
@@ -246,7 +245,10 @@ impl Core {
     pub(crate) fn lose_wasm(&mut self, worker: &WorkerKey, now: Now) {
         let keys: Vec<TaskKey> = self
             .tasks_of(worker)
-            .filter(|(_, task)| task.sent_to().is_some())
+            .filter(|(_, task)| {
+                let process = task.sent_to();
+                process.is_some_and(|process| !self.supplies.may_live(&worker.tenant, process))
+            })
             .map(|(key, _)| key.clone())
             .collect();
         for key in keys {

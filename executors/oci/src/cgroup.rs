@@ -435,9 +435,15 @@ impl Cgroups {
     /// Names of the groups that exist below the root, for finding those that nobody owns.
     #[must_use]
     pub fn list(&self) -> Vec<String> {
+        self.list_in("")
+    }
+
+    /// The same below one of them: names of nested groups, without the name of that one.
+    #[must_use]
+    pub fn list_in(&self, group: &str) -> Vec<String> {
         let mut names: Vec<String> = Vec::new();
         for mount in self.v2.iter().chain(self.v1.values()) {
-            let Ok(entries) = fs::read_dir(mount.join(&self.root)) else {
+            let Ok(entries) = fs::read_dir(mount.join(&self.root).join(group)) else {
                 continue;
             };
             names.extend(

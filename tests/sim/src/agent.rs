@@ -160,7 +160,7 @@ impl World {
         if mutation == Some(Mutation::CheckpointForgotten) {
             records.clear();
         }
-        let config = CoreConfig { total: Agent::total() };
+        let config = CoreConfig::new(Agent::total());
         let number = agent.number().unwrap_or(AgentId(0));
         let now = agent.now(now_us);
         match Core::recover(config, number, records.into_iter(), now) {

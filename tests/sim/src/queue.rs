@@ -5,7 +5,7 @@
 
 use crate::network::ConnId;
 use std::collections::BTreeMap;
-use tessera_agent_core::WorkerKey;
+use tessera_agent_core::{TaskKey, WorkerKey};
 use tessera_types::Digest;
 use tessera_wire::v1;
 
@@ -84,6 +84,8 @@ pub(crate) enum Later {
     Fetch(u64),
     /// A native process starts.
     Spawn(u64),
+    /// The sandbox of a member of a task group is there, or not.
+    Prepared(TaskKey, u32),
     /// A component's bytes have come, or not.
     Component(Digest),
     /// A component is compiled.

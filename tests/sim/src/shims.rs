@@ -49,11 +49,11 @@ pub(crate) struct Process {
 }
 
 fn name_of(key: &TaskKey) -> TaskName {
-    (key.framework.0, key.task.to_string())
+    (key.framework.0, key.name())
 }
 
 fn key_of(name: &TaskName) -> Option<TaskKey> {
-    Some(TaskKey { framework: FrameworkId(name.0), task: name.1.parse().ok()? })
+    TaskKey::parse(FrameworkId(name.0), &name.1).ok()
 }
 
 fn run_of(spec: &TaskSpec, launch: &Launch) -> (u64, i32) {
@@ -89,7 +89,7 @@ impl World {
                 let (run_ms, code) = run_of(&spec, &launch);
                 let start = v1::StartWasmTask {
                     framework: key.framework.0,
-                    task: key.task.to_string(),
+                    task: key.name(),
                     attempt,
                     args: vec![run_ms.to_string(), code.to_string()],
                     ..v1::StartWasmTask::default()
@@ -102,6 +102,17 @@ impl World {
                 self.later(index, 200_000, Later::Image(digest, engine));
             }
             Action::EnsureWorker { worker } => self.later(index, 60_000, Later::Worker(worker)),
+            Action::SizeWorker { .. } => {}
+            Action::Prepare { key, attempt, .. } => self.later(index, 8_000, Later::Prepared(key, attempt)),
+            Action::UpdateInstance { worker, instance, .. } => {
+                let start = v1::StartInstance { instance: Some(instance), ..Default::default() };
+                self.tell_worker(index, &worker, ToWorker::StartInstance(start));
+            }
+            Action::LimitExecutor { .. } | Action::ExecutorEnded { .. } => {}
+            Action::StartExecutor { worker, start, state, .. } => {
+                let start = v1::StartExecutor { state, ..*start };
+                self.tell_worker(index, &worker, ToWorker::StartExecutor(start));
+            }
             Action::StopWorker { worker } => self.later(index, 10_000, Later::StopWorker(worker)),
             Action::StartInstance { worker, instance, .. } => {
                 let key = (instance.framework, instance.epoch);
@@ -131,6 +142,14 @@ impl World {
         match what {
             Later::Fetch(serial) => self.ask_state(index, serial),
             Later::Spawn(process) => self.spawn_native(index, process),
+            Later::Prepared(key, attempt) => {
+                let failed = self.faults_on && self.rng.chance(4);
+                if failed {
+                    self.oracle.on_unprepared(&name_of(&key));
+                }
+                let result = if failed { Err("no room for its sandbox".to_owned()) } else { Ok(()) };
+                self.agent_input(index, |core, now| core.on_prepared(&key, attempt, result, now));
+            }
             Later::Component(digest) => {
                 let result = self.component(index, digest);
                 self.agent_input(index, |core, now| core.on_component(digest, result, now));
@@ -300,6 +319,7 @@ impl World {
             engine: hello.engine,
             instances: hello.instances,
             tasks: hello.tasks,
+            executors: hello.executors,
         };
         self.agent_input(index, |core, now| core.on_worker_up(key, hello, now));
         for state in ended {

@@ -1,0 +1,216 @@
+//! What the masters want of this agent: tasks taken up, changed, and abandoned; limits; what fits.
+//!
+//! Invariants: a generation is acknowledged after its records; what cannot be read or does not fit is
+//! refused with a status, never left out in silence. This file must never start a task.
+
+use crate::action::{Action, Now, TaskKey};
+use crate::core::Core;
+use crate::killing::Why;
+use crate::records::accepted;
+use crate::task::{Ending, Task};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use tessera_types::{
+    Digest, EffectiveLimits, FrameworkId, Launch, Quantities, Reason, RoleName, TaskSpec,
+    TaskState, TaskStatus, limits, validate_launch, validate_spec,
+};
+use tessera_wire::v1;
+use v1::agent_message::Message;
+use v1::checkpoint_record::Record;
+
+/// The status of a task that is not taken up.
+type Refusal = (TaskState, Reason, String);
+
+impl Core {
+    /// What the agent is to run.
+    pub fn on_desired(&mut self, desired: v1::Desired, now: Now) -> Vec<Action> {
+        if !desired.full && desired.generation <= self.generation {
+            self.send(Message::DesiredAck(v1::DesiredAck {
+                generation: self.generation,
+            }));
+            return self.finish(now);
+        }
+        self.take_limits(desired.limits);
+        let mut named = BTreeSet::new();
+        for task in desired.tasks {
+            if let Some(key) = self.desire_task(task, now) {
+                named.insert(key);
+            }
+        }
+        for removed in desired.removed {
+            if let Ok(task) = removed.task.parse() {
+                let key = TaskKey::of(FrameworkId(removed.framework), task);
+                self.abandon(&key, now);
+            }
+        }
+        if desired.full {
+            let strangers: Vec<_> = self
+                .tasks
+                .keys()
+                .filter(|key| key.parent.is_none() && !named.contains(*key))
+                .cloned()
+                .collect();
+            for key in strangers {
+                self.abandon(&key, now);
+            }
+        }
+        self.generation = desired.generation;
+        self.keep(Record::Generation(v1::GenerationKept {
+            generation: desired.generation,
+            lives: self.executors.lives,
+        }));
+        self.send(Message::DesiredAck(v1::DesiredAck {
+            generation: desired.generation,
+        }));
+        self.desire_instances(desired.instances, now);
+        self.finish(now)
+    }
+
+    fn take_limits(&mut self, roles: Vec<v1::RoleLimits>) {
+        if self.role_limits != roles {
+            self.role_limits.clone_from(&roles);
+            self.keep(Record::Limits(v1::LimitsKept { roles }));
+        }
+    }
+
+    /// The limits of a role: what was said of it, or of its nearest parent, or of the cluster.
+    pub(crate) fn limits_of(&self, role: &RoleName) -> EffectiveLimits {
+        let said = |name: &str| self.role_limits.iter().find(|limits| limits.role == name);
+        let lineage: Vec<&str> = role.lineage().collect();
+        let nearest = lineage.into_iter().rev().find_map(said);
+        nearest
+            .or_else(|| said(""))
+            .map(|limits| tessera_wire::effective_limits(&limits.limits))
+            .unwrap_or_default()
+    }
+
+    /// Take one task up, or change what is wanted of it.
+    fn desire_task(&mut self, desired: v1::DesiredTask, now: Now) -> Option<TaskKey> {
+        let framework = FrameworkId(desired.framework);
+        let launch = match desired.launch.map(Launch::try_from) {
+            Some(Ok(launch)) => launch,
+            Some(Err(error)) => {
+                self.actions.push(Action::Warn(format!(
+                    "a task of {framework} is not readable: {error}"
+                )));
+                return None;
+            }
+            None => return None,
+        };
+        let key = TaskKey::of(framework, launch.task.clone());
+        if !self.tasks.contains_key(&key) {
+            self.accept(
+                &key,
+                &desired.role,
+                launch,
+                &desired.spec,
+                desired.group,
+                now,
+            );
+        }
+        if let Some(grace_ms) = desired.kill_grace_ms {
+            let grace_ms = grace_ms.min(limits::GRACE_MAX_MS);
+            self.kill(&key, grace_ms, Why::Asked, now);
+        }
+        Some(key)
+    }
+
+    fn accept(
+        &mut self,
+        key: &TaskKey,
+        role: &str,
+        launch: Launch,
+        encoded: &[u8],
+        group: u64,
+        now: Now,
+    ) {
+        let (role, spec) = match readable(role, &launch, encoded) {
+            Ok(parts) => parts,
+            Err(rule) => {
+                // Without a role and a spec there is no record; asked again, it is refused again.
+                self.refuse_unreadable(key, &launch, &rule, now);
+                return;
+            }
+        };
+        let refused = validate_spec(&spec)
+            .and_then(|()| validate_launch(&launch, &spec))
+            .map_err(|error| (TaskState::Error, Reason::InvalidSpec, error.to_string()))
+            .and_then(|()| self.check_room(key, &spec));
+        self.take_up(key, role, launch, spec, encoded, group);
+        if let Err((state, reason, message)) = refused {
+            self.end(key, Ending::new(state, reason, message, now.wall_ms), now);
+        }
+    }
+
+    /// Put a task or child on record.
+    pub(crate) fn take_up(
+        &mut self,
+        key: &TaskKey,
+        role: RoleName,
+        launch: Launch,
+        spec: TaskSpec,
+        encoded: &[u8],
+        group: u64,
+    ) {
+        let known = |task: &Task| task.launch.spec == launch.spec;
+        if !self.tasks.values().any(known) {
+            self.keep(Record::Spec(v1::SpecKept {
+                encoded: encoded.to_vec(),
+            }));
+        }
+        self.keep(accepted(key, &role, &launch, group));
+        let mut task = Task::new(role, launch, Arc::new(spec));
+        task.group = group;
+        self.groups.join(key, &task);
+        self.tasks.insert(key.clone(), task);
+    }
+
+    fn refuse_unreadable(&mut self, key: &TaskKey, launch: &Launch, rule: &str, now: Now) {
+        let status = TaskStatus::new(
+            launch.task.clone(),
+            self.agent,
+            TaskState::Error,
+            now.wall_ms,
+        )
+        .because(Reason::InvalidSpec, rule);
+        self.send(Message::Statuses(v1::StatusUpdates {
+            updates: vec![v1::StatusUpdate {
+                framework: key.framework.0,
+                sequence: crate::outbox::sequence(1, TaskState::Error),
+                status: Some((&status).into()),
+            }],
+        }));
+    }
+
+    /// The ledger: what is charged now, and whether more fits. The masters checked it already; an agent
+    /// that came back smaller must still not overcommit.
+    fn check_room(&self, key: &TaskKey, spec: &TaskSpec) -> Result<(), Refusal> {
+        let free = self.config.total.minus(self.used());
+        let needs = spec.resources.plus(self.new_executor_needs(key, spec));
+        if free.contains(needs) {
+            return Ok(());
+        }
+        let message = format!("needs {needs}, the agent has {free} left");
+        Err((TaskState::Dropped, Reason::NotEnough, message))
+    }
+
+    /// What tasks and executors take together now. Children take of their executors' share.
+    #[must_use]
+    pub fn used(&self) -> Quantities {
+        let of_masters = self.tasks.iter().filter(|(key, _)| key.parent.is_none());
+        of_masters.fold(self.executors.charge(), |sum, (_, task)| {
+            sum.plus(task.charge())
+        })
+    }
+}
+
+fn readable(role: &str, launch: &Launch, encoded: &[u8]) -> Result<(RoleName, TaskSpec), String> {
+    if Digest::of(encoded) != launch.spec {
+        return Err("the spec does not have the digest that the launch names".into());
+    }
+    let role = role
+        .parse()
+        .map_err(|error: tessera_types::NameError| error.to_string())?;
+    let spec = tessera_wire::decode_spec(encoded).map_err(|error| error.to_string())?;
+    Ok((role, spec))
+}
