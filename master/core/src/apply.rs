@@ -15,7 +15,7 @@ use crate::state::{State, StoredUpdate, Task};
 use prost::Message;
 use std::collections::BTreeSet;
 use tessera_types::{
-    AgentId, Digest, FrameworkId, Quantities, Reason, TaskId, TaskStatus, TimeMs, check_transition,
+    AgentId, Digest, FrameworkId, Quantities, Reason, TaskId, TaskState, TaskStatus, TimeMs, check_transition,
 };
 use tessera_wire::v1;
 
@@ -190,7 +190,8 @@ impl Apply<'_> {
         if check_transition(task.state, status.state).is_err() {
             return false;
         }
-        if let (Reason::None, tessera_types::TaskState::Killed, Some(kill)) =
+        // An agent knows that it was told to end the task, not by whom.
+        if let (Reason::None | Reason::SchedulerKill, TaskState::Killed, Some(kill)) =
             (status.reason, status.state, task.kill)
         {
             status.reason = kill.reason;

@@ -5,9 +5,12 @@
 
 use crate::Core;
 use crate::leader::Leader;
+use crate::lifecycle::VersionOutcome;
+use crate::rows::{self, Rows};
 use crate::state::{Executor, Framework, State, Task};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
+use tessera_types::limits::VERSIONS_MAX;
 use tessera_types::{
     AgentId, Digest, ExecutorId, ExecutorTask, FrameworkId, Quantities, TaskBody, TaskId, TaskState,
 };
@@ -34,6 +37,50 @@ impl Core {
         }
     }
 
+    /// Verify what can only be seen in the rows: totals of the states that instances see, and that no
+    /// generation is left over.
+    ///
+    /// # Errors
+    /// The first thing that does not hold.
+    pub fn check_rows(&self, rows: &dyn Rows) -> Result<(), String> {
+        let mut above: BTreeMap<FrameworkId, BTreeMap<Vec<u8>, Vec<u8>>> = BTreeMap::new();
+        let mut seen: BTreeMap<FrameworkId, BTreeMap<Vec<u8>, usize>> = BTreeMap::new();
+        for table in [rows::VALUES, rows::GENERATION] {
+            rows::for_each(rows, table, |key, value| {
+                let Some((id, rest)) = rows::split_owned(key) else { return Ok(()) };
+                if table == rows::VALUES {
+                    seen.entry(id).or_default().insert(rest.to_vec(), value.len());
+                } else {
+                    above.entry(id).or_default().insert(rest.to_vec(), value.to_vec());
+                }
+                Ok(())
+            })
+            .map_err(|error| error.to_string())?;
+        }
+        for (id, newer) in above {
+            let owner = self.state.frameworks.get(&id);
+            ensure!(
+                owner.is_some_and(|f| f.upgrade.is_some() || f.merging),
+                "{id} has values of another generation, and no upgrade"
+            );
+            let values = seen.entry(id).or_default();
+            for (key, row) in newer {
+                match row.split_first() {
+                    Some((&rows::WRITTEN, value)) => values.insert(key, value.len()),
+                    _ => values.remove(&key),
+                };
+            }
+        }
+        for (id, framework) in &self.state.frameworks {
+            let values = seen.remove(id).unwrap_or_default();
+            let bytes: usize = values.iter().map(|(key, value)| key.len() + value).sum();
+            let (found, counted) = ((bytes as u64, values.len() as u64), (framework.state_bytes, framework.state_keys));
+            ensure!(found == counted, "{id} counts {counted:?} bytes and keys of state, there are {found:?}");
+        }
+        ensure!(seen.is_empty(), "values of frameworks that are not there: {:?}", seen.keys());
+        Ok(())
+    }
+
     /// How the replicated state differs from another one's, if it does.
     #[must_use]
     pub fn diff(&self, other: &Self) -> Option<String> {
@@ -44,6 +91,7 @@ impl Core {
             .or_else(|| differ_maps("component", &a.components, &b.components))
             .or_else(|| differ_maps("framework", &a.frameworks, &b.frameworks))
             .or_else(|| differ_maps("name", &a.names, &b.names))
+            .or_else(|| differ_maps("limits of", &a.limits, &b.limits))
             .or_else(|| differ("events", &a.event_ids, &b.event_ids))
             .or_else(|| differ_maps("answer", &a.answers, &b.answers))
             .or_else(|| differ_maps("answer number", &a.answer_numbers, &b.answer_numbers))
@@ -72,6 +120,7 @@ fn check_state(state: &State) -> Result<(), String> {
     let mut executors: BTreeMap<AgentId, Executors> = BTreeMap::new();
     for (id, framework) in &state.frameworks {
         check_framework(*id, framework)?;
+        check_versions(*id, framework)?;
         for (task_id, task) in framework.tasks.iter().filter(|(_, t)| !t.state.is_terminal()) {
             ensure!(
                 state.agents.contains_key(&task.agent),
@@ -115,6 +164,9 @@ fn check_state(state: &State) -> Result<(), String> {
         ensure!(agent.tasks == tasks, "{id} lists other tasks than run on it");
         ensure!(state.agent_keys.get(&agent.key) == Some(id), "{id} is not found by its key");
     }
+    for (role, limits) in &state.limits {
+        ensure!(!limits.is_empty(), "role {role:?} has limits and none is set");
+    }
     ensure!(
         state.answers.len() == state.answer_numbers.len()
             && state.answers.iter().all(|(n, key)| state.answer_numbers.get(key) == Some(n)),
@@ -145,6 +197,34 @@ fn check_groups(id: FrameworkId, framework: &Framework) -> Result<(), String> {
         ensure!(first.agent == task.agent, "{id} {task_id} is not where its group is");
         let launched = |task: &Task| task.agent_sequence > 0 || task.state != TaskState::Dropped;
         ensure!(launched(first) == launched(task), "{id}: group {} was launched in part", task.group);
+    }
+    Ok(())
+}
+
+fn check_versions(id: FrameworkId, framework: &Framework) -> Result<(), String> {
+    let numbers: Vec<u64> = framework.versions.iter().map(|version| version.version).collect();
+    ensure!(numbers.is_sorted_by(|a, b| a < b), "{id}: versions are out of order: {numbers:?}");
+    ensure!(numbers.len() <= VERSIONS_MAX, "{id}: too many versions");
+    ensure!(framework.config_seen <= framework.config_version, "{id}: saw a later configuration");
+    if let Some(quarantine) = &framework.quarantine {
+        ensure!(framework.agent.is_none(), "{id} is quarantined ({}) and placed", quarantine.rule);
+        ensure!(framework.upgrade.is_none(), "{id} is quarantined and being upgraded");
+    }
+    if framework.removing {
+        return Ok(());
+    }
+    let Some(last) = framework.versions.last() else { return Err(format!("{id} has no version")) };
+    ensure!(last.component == framework.component, "{id}: another component than its version's");
+    let Some(upgrade) = &framework.upgrade else {
+        ensure!(last.outcome == VersionOutcome::Running, "{id}: {} without upgrade", last.outcome);
+        return Ok(());
+    };
+    let outcome = if upgrade.migrating { VersionOutcome::Migrating } else { VersionOutcome::Trial };
+    ensure!(last.outcome == outcome, "{id}: an upgrade, and its version is {}", last.outcome);
+    ensure!(numbers.contains(&upgrade.from_version), "{id}: cannot go back, the version is gone");
+    ensure!(!framework.merging, "{id}: an upgrade while another one is being merged");
+    if upgrade.migrating {
+        ensure!(framework.state_version == upgrade.migrate_from, "{id}: migrating, and done");
     }
     Ok(())
 }

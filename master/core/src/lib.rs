@@ -3,7 +3,8 @@
 //!
 //! Map: `apply` runs one log entry, `commands` has one file per command, `state` the tables, `codec`
 //! their rows, `ledger` what tasks and executors are charged, `leader` sessions, offers, batches and
-//! turns, `allocator` who is offered what, `query` the views, `check` the whole-state self-check, `auth`
+//! turns, `allocator` who is offered what, `lifecycle` what a framework has run and how it failed,
+//! `generation` the state under an upgrade, `query` the views, `check` the whole-state self-check, `auth`
 //! the one `authorize`.
 //!
 //! Invariants: replicated state changes only in [`Core::apply`]; leader-only state is dropped by

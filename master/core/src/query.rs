@@ -64,7 +64,7 @@ fn task_view(
 
 fn phase(framework: &Framework, instance: Option<&Instance>) -> Phase {
     let ready = instance.is_some_and(|instance| instance.ready);
-    let failed = instance.is_some_and(|instance| instance.last_error.is_some());
+    let failed = instance.is_some_and(|instance| instance.failed);
     match &framework.upgrade {
         _ if framework.removing => Phase::Removing,
         _ if framework.quarantine.is_some() => Phase::Quarantined,

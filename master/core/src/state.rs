@@ -6,6 +6,7 @@
 //! hold what is not derived from commands.
 
 use crate::api::{EventId, World};
+use crate::generation::Layer;
 use crate::lifecycle::{Failures, FrameworkVersion, Quarantine, StateVersions, Upgrade};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -166,9 +167,18 @@ impl Framework {
         self.upgrade.as_ref().is_some_and(|upgrade| upgrade.migrating)
     }
 
+    /// Where its writes go.
+    pub(crate) const fn layer(&self) -> Layer {
+        match (&self.upgrade, self.merging) {
+            (Some(_), _) => Layer::Above,
+            (None, true) => Layer::Folding,
+            (None, false) => Layer::Values,
+        }
+    }
+
     /// Whether values may lie in the new generation.
     pub(crate) fn two_generations(&self) -> bool {
-        self.upgrade.is_some() || self.merging
+        self.layer() != Layer::Values
     }
 
     /// Number of the version in force.

@@ -1,5 +1,8 @@
 //! Tests of applying: golden bytes, hostile commands, and random ones against the self-check.
 
+mod lifecycle;
+mod limits;
+
 use super::*;
 use crate::testing::MemRows;
 use tessera_wire::v1::command::Command as C;
@@ -36,6 +39,12 @@ fn one_of_each() -> Vec<C> {
         C::CommitTurn(v1::CommitTurn::default()),
         C::KillTask(v1::KillTask::default()),
         C::RecordFailure(v1::RecordFailure::default()),
+        C::SetLimits(v1::SetLimits::default()),
+        C::UpgradeFramework(v1::UpgradeFramework::default()),
+        C::RollBackFramework(v1::RollBackFramework::default()),
+        C::SetConfig(v1::SetConfig::default()),
+        C::ReleaseFramework(v1::ReleaseFramework::default()),
+        C::MergeState(v1::MergeState::default()),
     ]
 }
 

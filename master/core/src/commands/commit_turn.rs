@@ -7,22 +7,23 @@
 
 use super::kill_task::{grace_ms, intend};
 use super::launch;
+use super::upgrade_framework::restart;
 use crate::apply::{Apply, ApplyError, Dirty};
 use crate::codec;
 use crate::effect::{CommandResult, Effect};
+use crate::generation::{self, Layer};
+use crate::lifecycle::VersionOutcome;
 use crate::limits::{ANSWERS_MAX, SPECS_BYTES_MAX, SPECS_MAX, TURN_STEPS_MAX};
 use crate::rows::{self, RowsError};
-use crate::state::{AnswerKey, Spec};
+use crate::state::{AnswerKey, Framework, Spec};
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use tessera_types::limits::{
-    BATCH_EVENTS_MAX, DURATION_MAX_MS, KEY_BYTES_MAX, STATE_BYTES_MAX, STATE_KEYS_MAX, TIMERS_MAX,
-    TURN_KEYS_MAX, TURN_SPEC_BYTES_MAX, TURN_SPECS_MAX, TURN_STATE_BYTES_MAX,
-};
+use tessera_types::limits::{BATCH_EVENTS_MAX, DURATION_MAX_MS, KEY_BYTES_MAX};
 use tessera_types::{
-    AgentId, Consumed, Digest, Epoch, ExecutorId, FrameworkId, HttpAnswer, KeyWrite, Reason, TaskId, TaskSpec,
-    TaskState, TaskStatus, TurnNumber, TurnOutcome, TurnRefusal,
+    AgentId, Consumed, Digest, EffectiveLimits, Epoch, ExecutorId, FrameworkId, HttpAnswer,
+    KeyWrite, LimitName, Reason, TaskId, TaskSpec, TaskState, TaskStatus, TurnNumber,
+    TurnOutcome, TurnRefusal,
 };
 use tessera_wire::v1::planned_operation::Operation as Planned;
 use tessera_wire::{WireError, decode_spec, v1};
@@ -36,19 +37,23 @@ fn malformed(error: &WireError) -> TurnRefusal {
 }
 
 /// Check what needs no state: the bounds of one turn. The leader calls it before it proposes.
-pub(crate) fn validate(turn: &v1::CommitTurn) -> Result<(), TurnRefusal> {
+pub(crate) fn validate(
+    turn: &v1::CommitTurn,
+    limits: &EffectiveLimits,
+) -> Result<(), TurnRefusal> {
     let bound = |name: &str, found: usize, max: usize| {
         if found > max {
             return Err(limit(name, format!("at most {max} per turn, not {found}")));
         }
         Ok(())
     };
-    bound("TURN_KEYS_MAX", turn.writes.len(), TURN_KEYS_MAX)?;
+    let table = |name: LimitName, found| bound(name.row().name, found, limits.size(name));
+    table(LimitName::TurnKeys, turn.writes.len())?;
     let bytes = turn.writes.iter().map(|w| w.key.len() + w.value.as_ref().map_or(0, Vec::len));
-    bound("TURN_STATE_BYTES_MAX", bytes.sum(), TURN_STATE_BYTES_MAX)?;
-    bound("TURN_SPECS_MAX", turn.specs.len(), TURN_SPECS_MAX)?;
+    table(LimitName::TurnStateBytes, bytes.sum())?;
+    table(LimitName::TurnSpecs, turn.specs.len())?;
     let bytes = turn.specs.iter().map(|spec| spec.encoded.len()).sum();
-    bound("TURN_SPEC_BYTES_MAX", bytes, TURN_SPEC_BYTES_MAX)?;
+    table(LimitName::TurnSpecBytes, bytes)?;
     bound("TURN_STEPS_MAX", turn.operations.len(), TURN_STEPS_MAX)?;
     bound("BATCH_EVENTS_MAX", turn.consumed.len(), BATCH_EVENTS_MAX)?;
     let keys: BTreeSet<&str> = turn.writes.iter().map(|write| write.key.as_str()).collect();
@@ -68,6 +73,8 @@ struct Checked {
     operations: Vec<Step>,
     writes: Vec<KeyWrite>,
     specs: Vec<(Digest, Vec<u8>, TaskSpec)>,
+    /// It is the last one of a migration.
+    migrated: bool,
 }
 
 enum Step {
@@ -115,22 +122,40 @@ fn commit(
     if number != expected {
         return Ok(Err(TurnRefusal::WrongNumber { given: number, expected }));
     }
-    if let Err(refusal) = validate(&command) {
+    let limits = apply.state.limits_of(&framework.role);
+    if let Err(refusal) = validate(&command, &limits) {
+        return Ok(Err(refusal));
+    }
+    if let Err(refusal) = check_migration(framework, &command) {
         return Ok(Err(refusal));
     }
     let turn = match check(id, command) {
         Ok(turn) => turn,
         Err(error) => return Ok(Err(malformed(&error))),
     };
-    if let Err(refusal) = check_specs(apply, &turn).and_then(|()| check_operations(apply, &turn)) {
+    if let Err(refusal) = check_specs(apply, &turn).and_then(|()| check_operations(apply, &turn, &limits))
+    {
         return Ok(Err(refusal));
     }
-    let sizes = match check_writes(apply, &turn)? {
+    let sizes = match check_writes(apply, &turn, &limits)? {
         Ok(sizes) => sizes,
         Err(refusal) => return Ok(Err(refusal)),
     };
     perform(apply, turn, sizes)?;
     Ok(Ok(TurnNumber(expected.0 + 1)))
+}
+
+/// A turn of a migration changes state and nothing else, and there is no other turn while one is under
+/// way.
+fn check_migration(framework: &Framework, turn: &v1::CommitTurn) -> Result<(), TurnRefusal> {
+    match (framework.migrating(), &turn.migration) {
+        (true, None) => Err(limit("migration", "the state is being migrated; only that is done")),
+        (false, Some(_)) => Err(limit("migration", "none is under way")),
+        (true, Some(_)) if !turn.operations.is_empty() || !turn.consumed.is_empty() => {
+            Err(limit("migration", "its turns have no operations and consume nothing"))
+        }
+        (true, Some(_)) | (false, None) => Ok(()),
+    }
 }
 
 fn check(id: FrameworkId, command: v1::CommitTurn) -> Result<Checked, WireError> {
@@ -157,6 +182,7 @@ fn check(id: FrameworkId, command: v1::CommitTurn) -> Result<Checked, WireError>
     let writes = command.writes.into_iter().map(TryInto::try_into);
     Ok(Checked {
         id,
+        migrated: command.migration.is_some_and(|step| step.done),
         number: TurnNumber(command.number),
         epoch: Epoch(command.epoch),
         hash: command.turn_hash,
@@ -238,22 +264,39 @@ fn check_specs(apply: &Apply<'_>, turn: &Checked) -> Result<(), TurnRefusal> {
     Ok(())
 }
 
-fn check_operations(apply: &Apply<'_>, turn: &Checked) -> Result<(), TurnRefusal> {
+fn check_operations(
+    apply: &Apply<'_>,
+    turn: &Checked,
+    limits: &EffectiveLimits,
+) -> Result<(), TurnRefusal> {
     let Some(owner) = apply.state.frameworks.get(&turn.id) else { return Ok(()) };
     let latest = apply.time_ms.saturating_add(DURATION_MAX_MS);
-    let mut new = BTreeSet::new();
+    let (mut new, mut gone) = (BTreeSet::new(), BTreeSet::new());
+    for consumed in &turn.consumed {
+        if let Consumed::Timer { id, due_ms } = consumed
+            && owner.timers.get(id) == Some(due_ms)
+        {
+            gone.insert(id.as_str());
+        }
+    }
     for step in &turn.operations {
         match step {
             Step::SetTimer { id, due_ms } => {
                 if *due_ms > latest {
                     return Err(limit("DURATION_MAX_MS", "a timer fires within 365 days"));
                 }
-                if !owner.timers.contains_key(id) {
+                if owner.timers.contains_key(id) {
+                    gone.remove(id.as_str());
+                } else {
                     new.insert(id.as_str());
                 }
             }
             Step::CancelTimer(id) => {
-                new.remove(id.as_str());
+                if owner.timers.contains_key(id) {
+                    gone.insert(id.as_str());
+                } else {
+                    new.remove(id.as_str());
+                }
             }
             Step::Launch(_)
             | Step::EndExecutor { .. }
@@ -262,23 +305,25 @@ fn check_operations(apply: &Apply<'_>, turn: &Checked) -> Result<(), TurnRefusal
             | Step::Answer { .. } => {}
         }
     }
-    let max = usize::try_from(TIMERS_MAX).unwrap_or(usize::MAX);
-    if owner.timers.len() + new.len() > max {
-        return Err(limit("TIMERS_MAX", format!("at most {TIMERS_MAX} timers")));
+    let (name, max) = (LimitName::Timers, limits.size(LimitName::Timers));
+    if new.len() > gone.len() && owner.timers.len() + new.len() - gone.len() > max {
+        return Err(limit(name.row().name, format!("at most {max} timers")));
     }
     Ok(())
 }
 
-/// What the totals of the state are after the writes.
+/// What the totals of the state are after the writes. A limit that was lowered below what is there
+/// refuses what grows, not what shrinks.
 fn check_writes(
     apply: &Apply<'_>,
     turn: &Checked,
+    limits: &EffectiveLimits,
 ) -> Result<Result<(u64, u64), TurnRefusal>, RowsError> {
     let Some(owner) = apply.state.frameworks.get(&turn.id) else { return Ok(Ok((0, 0))) };
     let (mut bytes, mut keys) = (owner.state_bytes, owner.state_keys);
     for write in &turn.writes {
         let key = rows::owned_key(turn.id, write.key.as_bytes());
-        if let Some(old) = apply.rows.get(rows::VALUES, &key)? {
+        if let Some(old) = generation::get(&apply.rows, owner.layer(), &key)? {
             bytes = bytes.saturating_sub((write.key.len() + old.len()) as u64);
             keys = keys.saturating_sub(1);
         }
@@ -287,11 +332,15 @@ fn check_writes(
             keys += 1;
         }
     }
-    if bytes > STATE_BYTES_MAX {
-        return Ok(Err(limit("STATE_BYTES_MAX", format!("at most {STATE_BYTES_MAX} bytes of state"))));
-    }
-    if keys > STATE_KEYS_MAX {
-        return Ok(Err(limit("STATE_KEYS_MAX", format!("at most {STATE_KEYS_MAX} keys of state"))));
+    let totals = [
+        (LimitName::StateBytes, bytes, owner.state_bytes, "bytes"),
+        (LimitName::StateKeys, keys, owner.state_keys, "keys"),
+    ];
+    for (name, after, before, what) in totals {
+        let max = limits.get(name);
+        if after > max && after > before {
+            return Ok(Err(limit(name.row().name, format!("at most {max} {what} of state"))));
+        }
     }
     Ok(Ok((bytes, keys)))
 }
@@ -299,6 +348,10 @@ fn check_writes(
 fn perform(apply: &mut Apply<'_>, turn: Checked, sizes: (u64, u64)) -> Result<(), ApplyError> {
     let id = turn.id;
     let mut touched: BTreeMap<Digest, ()> = BTreeMap::new();
+    if !turn.operations.is_empty() || !turn.consumed.is_empty() {
+        end_trial(apply, id);
+    }
+    let mut layer = Layer::Values;
     if let Some(owner) = apply.state.frameworks.get_mut(&id) {
         for (digest, encoded, spec) in turn.specs {
             owner.specs.entry(digest).or_insert_with(|| Spec {
@@ -312,6 +365,8 @@ fn perform(apply: &mut Apply<'_>, turn: Checked, sizes: (u64, u64)) -> Result<()
         owner.last_turn_epoch = turn.epoch;
         owner.last_turn_hash = turn.hash;
         (owner.state_bytes, owner.state_keys) = sizes;
+        owner.failures.in_a_row = 0;
+        layer = owner.layer();
     }
     for digest in touched.into_keys() {
         apply.mark(Dirty::Spec(id, digest));
@@ -321,15 +376,19 @@ fn perform(apply: &mut Apply<'_>, turn: Checked, sizes: (u64, u64)) -> Result<()
         match consumed {
             Consumed::Update { task, sequence } => apply.consume_update(id, &task, sequence),
             Consumed::Timer { id: timer, due_ms } => consume_timer(apply, id, timer, due_ms),
-            Consumed::Config { .. } => {}
+            Consumed::Config { version } => {
+                if let Some(owner) = apply.state.frameworks.get_mut(&id) {
+                    owner.config_seen = owner.config_seen.max(version.min(owner.config_version));
+                }
+            }
         }
     }
     for write in turn.writes {
         let key = rows::owned_key(id, write.key.as_bytes());
-        match write.value {
-            Some(value) => apply.rows.put(rows::VALUES, key, value),
-            None => apply.rows.delete(rows::VALUES, key),
-        }
+        generation::write(&mut apply.rows, layer, key, write.value);
+    }
+    if turn.migrated {
+        begin_trial(apply, id);
     }
     for step in turn.operations {
         operate(apply, id, step)?;
@@ -337,6 +396,36 @@ fn perform(apply: &mut Apply<'_>, turn: Checked, sizes: (u64, u64)) -> Result<()
     drop_specs(apply, id);
     apply.effect(Effect::Framework(id));
     Ok(())
+}
+
+/// The state is carried over: the new component begins its trial as a new instance.
+fn begin_trial(apply: &mut Apply<'_>, id: FrameworkId) {
+    let Some(owner) = apply.state.frameworks.get_mut(&id) else { return };
+    let Some(upgrade) = &mut owner.upgrade else { return };
+    upgrade.migrating = false;
+    if let Some(version) = owner.versions.last_mut() {
+        version.outcome = VersionOutcome::Trial;
+        owner.state_version = version.writes_state;
+    }
+    let (agent, state) = (owner.agent, owner.state_version);
+    restart(apply, id);
+    let text = format!("the state has version {state}");
+    apply.event("framework.migrated", Some(id), None, agent, &text);
+}
+
+/// The new component has done what cannot be taken back: the upgrade is final.
+fn end_trial(apply: &mut Apply<'_>, id: FrameworkId) {
+    let Some(owner) = apply.state.frameworks.get_mut(&id) else { return };
+    if owner.upgrade.take_if(|upgrade| !upgrade.migrating).is_none() {
+        return;
+    }
+    owner.merging = true;
+    if let Some(version) = owner.versions.last_mut() {
+        version.outcome = VersionOutcome::Running;
+        owner.state_version = version.writes_state;
+    }
+    let (agent, version) = (owner.agent, owner.version());
+    apply.event("framework.upgraded", Some(id), None, agent, &format!("version {version}"));
 }
 
 fn operate(apply: &mut Apply<'_>, framework: FrameworkId, step: Step) -> Result<(), ApplyError> {

@@ -13,10 +13,9 @@ use crate::rows::RowsError;
 use crate::state::{Executor, StoredUpdate, Task};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use tessera_types::limits::TASKS_LIVE_MAX;
 use tessera_types::{
-    AgentId, Digest, ExecutorId, ExecutorTask, FrameworkId, Launch, Quantities, Reason, TaskBody,
-    TaskId, TaskSpec, TaskState, TaskStatus, validate_launch,
+    AgentId, Digest, ExecutorId, ExecutorTask, FrameworkId, Launch, LimitName, Quantities, Reason,
+    TaskBody, TaskId, TaskSpec, TaskState, TaskStatus, validate_launch,
 };
 use tessera_wire::{WireError, v1};
 
@@ -147,8 +146,10 @@ fn judge(
     let Some(owner) = apply.state.frameworks.get(&framework) else {
         return unrecorded(Reason::Other, "the framework is not there".into());
     };
-    if owner.tasks.len() + draft.tasks.len() >= TASKS_LIVE_MAX {
-        let rule = format!("TASKS_LIVE_MAX: at most {TASKS_LIVE_MAX} tasks");
+    // Ended ones that the scheduler has not heard of count, or who never listens could end any number.
+    let max = apply.state.limits_of(&owner.role).size(LimitName::LiveTasks);
+    if owner.tasks.len() + draft.tasks.len() >= max {
+        let rule = format!("limit {}: at most {max} tasks", LimitName::LiveTasks);
         return unrecorded(Reason::FrameworkLimit, rule);
     }
     if owner.used_ids + draft.tasks.len() as u64 >= USED_IDS_MAX {

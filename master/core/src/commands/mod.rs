@@ -9,13 +9,18 @@ mod init_cluster;
 mod kill_task;
 mod launch;
 mod mark_unreachable;
+mod merge_state;
 mod place_scheduler;
 pub(crate) mod reconcile_agent;
 mod record_failure;
 mod register_agent;
+mod release_framework;
 mod remove_framework;
+mod roll_back_framework;
+mod set_config;
 mod set_limits;
 mod update_statuses;
+mod upgrade_framework;
 
 pub(crate) use commit_turn::validate as validate_turn;
 pub(crate) use create_framework::validate_config;
@@ -41,11 +46,11 @@ pub(crate) fn run(apply: &mut Apply<'_>, command: C) -> Result<CommandResult, Ap
         C::KillTask(command) => kill_task::run(apply, command),
         C::RecordFailure(command) => record_failure::run(apply, command),
         C::SetLimits(command) => set_limits::run(apply, command),
-        C::UpgradeFramework(_)
-        | C::RollBackFramework(_)
-        | C::SetConfig(_)
-        | C::ReleaseFramework(_)
-        | C::MergeState(_) => invalid("command", "is not carried out by this version"),
+        C::UpgradeFramework(command) => upgrade_framework::run(apply, command),
+        C::RollBackFramework(command) => roll_back_framework::run(apply, command),
+        C::SetConfig(command) => set_config::run(apply, command),
+        C::ReleaseFramework(command) => release_framework::run(apply, command),
+        C::MergeState(command) => return Ok(merge_state::run(apply, command)?),
     };
     Ok(result.unwrap_or_else(CommandResult::Refused))
 }

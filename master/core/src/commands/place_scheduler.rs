@@ -24,6 +24,10 @@ pub(super) fn run(
         let rule = format!("{} is in force, not {}", framework.epoch, Epoch(command.epoch));
         return Err(RequestError::Conflict { field: "epoch", rule });
     }
+    if framework.quarantine.is_some() {
+        let rule = "is quarantined; it has to be released first".to_owned();
+        return Err(RequestError::Conflict { field: "framework", rule });
+    }
     let before = framework.agent.replace(agent);
     framework.epoch = Epoch(framework.epoch.0 + 1);
     framework.placed_ms = time_ms;

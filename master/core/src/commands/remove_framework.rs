@@ -27,6 +27,9 @@ pub(super) fn run(
     framework.due.clear();
     framework.state_bytes = 0;
     framework.state_keys = 0;
+    framework.upgrade = None;
+    framework.merging = false;
+    framework.quarantine = None;
     let tasks: Vec<(TaskId, bool)> = framework
         .tasks
         .iter()
@@ -34,6 +37,7 @@ pub(super) fn run(
         .collect();
     apply.rows.delete_prefix(rows::TIMERS, rows::framework_key(id));
     apply.rows.delete_prefix(rows::VALUES, rows::framework_key(id));
+    apply.rows.delete_prefix(rows::GENERATION, rows::framework_key(id));
     apply.mark(Dirty::Framework(id));
     apply.effect(Effect::Framework(id));
     if let Some(agent) = hosted_by {

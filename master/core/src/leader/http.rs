@@ -101,10 +101,23 @@ impl Desk<'_> {
             return Err(failure(404, "NO_FRAMEWORK", format!("there is no framework {framework}")));
         }
         validate(request)?;
+        let unable = match row {
+            Some(row) if row.quarantine.is_some() => {
+                let text = format!("the scheduler is quarantined; `tessera framework release {}` lets it run again", row.name);
+                Some(("QUARANTINED", text))
+            }
+            Some(row) if row.migrating() => {
+                Some(("MIGRATING", "the scheduler's state is being migrated".to_owned()))
+            }
+            _ => None,
+        };
         if let Some(key) = &request.idempotency_key
             && let Some(answer) = self.stored_answer(framework, key, request, rows)?
         {
             return Ok(Some(answer));
+        }
+        if let Some((code, text)) = unable {
+            return Err(failure(503, code, text));
         }
         let waiting = self.leader.waiters.by_request.values().filter(|w| w.framework == framework);
         if waiting.count() >= HTTP_IN_FLIGHT_MAX {
@@ -190,6 +203,13 @@ impl Desk<'_> {
         for request in requests {
             self.answer(*request, Err(failure(status, code, text)));
         }
+    }
+
+    /// Requests that its scheduler will not see for now.
+    pub(super) fn fail_queued_http(&mut self, framework: FrameworkId, code: &'static str, text: &str) {
+        let Some(instance) = self.leader.instances.get_mut(&framework) else { return };
+        let queued: Vec<u64> = std::mem::take(&mut instance.http).into();
+        self.fail_http(&queued, 503, code, text);
     }
 
     /// All requests of a framework that is no more.

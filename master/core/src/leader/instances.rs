@@ -4,6 +4,7 @@
 //! before all others; nothing goes to an instance of another epoch.
 
 use super::executors::ExecutorEvents;
+use super::lifecycle::Care;
 use super::{Desk, Pending};
 use crate::api::FetchRefusal;
 use crate::limits::{FAILURE_RECORD_MS, NOTICES_MAX, REPEAT_WAIT_MS};
@@ -82,9 +83,12 @@ pub(crate) struct Instance {
     pub(super) reconcile_all: Option<Option<TaskId>>,
     pub(super) http: VecDeque<u64>,
 
+    /// It failed, and has not been ready since.
+    pub(crate) failed: bool,
     pub(crate) last_error: Option<String>,
     pub(crate) failures: u64,
     recorded_ms: Option<u64>,
+    pub(super) care: Care,
 }
 
 impl Instance {
@@ -124,6 +128,7 @@ impl Desk<'_> {
             last_error: old.last_error,
             failures: old.failures,
             recorded_ms: old.recorded_ms,
+            care: old.care.under_way(),
             ..Instance::default()
         };
         if let Some(outstanding) = old.outstanding {
@@ -172,6 +177,7 @@ impl Desk<'_> {
         let anew = ready.rebuilt || (instance.introduced && instance.fetched);
         let lost = instance.outstanding.take();
         instance.ready = true;
+        instance.failed = false;
         instance.given_up_ms = None;
         instance.repeat_by_ms = None;
         instance.out_of_step = false;
@@ -256,18 +262,30 @@ impl Desk<'_> {
             return Err(WireError::missing("instance_failed.key"));
         }
         let Some(id) = self.hosted(agent, failed.key) else { return Ok(()) };
+        let upgrading = self.state.frameworks.get(&id).is_some_and(|f| f.upgrade.is_some());
         let now_ms = self.now.mono_ms;
         let Some(instance) = self.leader.instances.get_mut(&id) else { return Ok(()) };
         let message: String =
             failed.message.chars().take(tessera_types::limits::MESSAGE_BYTES_MAX).collect();
         let reason: String = failed.reason.chars().take(64).collect();
-        let text = format!("{reason}: {message}");
+        let limit: String = failed.limit.chars().take(64).collect();
+        let text = match limit.as_str() {
+            "" => format!("{reason}: {message}"),
+            limit => format!("{reason}: limit {limit}: {message}"),
+        };
         instance.ready = false;
+        instance.failed = true;
         instance.failures += 1;
         instance.given_up_ms = (!failed.will_retry).then_some(now_ms);
         instance.last_error = Some(text.clone());
         let lost = instance.outstanding.take();
-        let record = instance.recorded_ms.is_none_or(|at| now_ms >= at + FAILURE_RECORD_MS);
+        // What the guest is to blame for is counted, and its number bounded by the quarantine.
+        let record =
+            failed.guest || instance.recorded_ms.is_none_or(|at| now_ms >= at + FAILURE_RECORD_MS);
+        if failed.guest && upgrading {
+            instance.care.failed = Some(text.clone());
+            self.leader.dirty_frameworks.insert(id);
+        }
         let epoch = instance.epoch.0;
         if record {
             instance.recorded_ms = Some(now_ms);
@@ -277,7 +295,15 @@ impl Desk<'_> {
         }
         self.withdraw_framework(id);
         if record {
-            let command = v1::RecordFailure { framework: id.0, epoch, reason, message, ..Default::default() };
+            let command = v1::RecordFailure {
+                framework: id.0,
+                epoch,
+                reason,
+                message,
+                limit,
+                turn: failed.turn,
+                guest: failed.guest,
+            };
             let command = v1::command::Command::RecordFailure(command);
             self.propose("", command, Pending::Nobody);
         }
@@ -309,10 +335,16 @@ impl Desk<'_> {
             return;
         }
         let Some(instance) = self.leader.instances.get_mut(&id) else { return };
-        let first = instance.first.take();
         // Each batch has a time of its own.
         let last_ms = instance.last_batch_ms;
         let time_ms = self.time_ms().max(last_ms + 1);
+        let Some(instance) = self.leader.instances.get_mut(&id) else { return };
+        if framework.migrating() {
+            // An empty batch calls for the next step.
+            let carried = Outstanding { time_ms, ..Outstanding::default() };
+            return self.send_batch(id, framework, session, carried, Vec::new());
+        }
+        let first = instance.first.take();
         let mut batch = BatchBuilder::default();
         if let Some(first) = first {
             batch.push(&introduction(id, framework, first));
@@ -327,14 +359,26 @@ impl Desk<'_> {
         if batch.events.is_empty() {
             return;
         }
-        let number = framework.next_turn();
+        self.send_batch(id, framework, session, carried, batch.events);
+    }
+
+    fn send_batch(
+        &mut self,
+        id: FrameworkId,
+        framework: &Framework,
+        session: u64,
+        carried: Outstanding,
+        events: Vec<v1::Event>,
+    ) {
+        let Some(instance) = self.leader.instances.get_mut(&id) else { return };
+        let time_ms = carried.time_ms;
         instance.outstanding = Some(carried);
         instance.last_batch_ms = time_ms;
         let batch = v1::Batch {
             key: Some(v1::InstanceKey { framework: id.0, epoch: framework.epoch.0 }),
-            number: number.0,
+            number: framework.next_turn().0,
             time_ms,
-            events: batch.events,
+            events,
         };
         self.send(session, Out::Batch(batch));
     }
@@ -471,8 +515,12 @@ fn introduction(id: FrameworkId, framework: &Framework, first: First) -> Event {
     }
 }
 
-/// Add updates in their order, and timers.
+/// Add a new configuration, updates in their order, and timers.
 fn durable(framework: &Framework, time_ms: u64, batch: &mut BatchBuilder) {
+    if framework.config_version > framework.config_seen {
+        let (version, config) = (framework.config_version, framework.config.clone());
+        batch.push(&Event::ConfigChanged { version, config });
+    }
     for id in framework.updates.values() {
         let Some(task) = framework.tasks.get(id) else { continue };
         for update in task.latest.iter().chain(&task.terminal) {

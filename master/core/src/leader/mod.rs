@@ -7,6 +7,7 @@
 mod executors;
 mod http;
 mod instances;
+mod lifecycle;
 mod limits;
 mod offers;
 mod placement;
@@ -15,6 +16,7 @@ mod requests;
 mod results;
 mod sessions;
 mod tasks;
+mod throttle;
 mod turns;
 
 pub(crate) use http::not_leader;
@@ -29,6 +31,7 @@ use sessions::{Link, Session};
 use std::collections::{BTreeMap, BTreeSet};
 use tessera_types::{AgentId, FrameworkId};
 use tessera_wire::v1;
+use throttle::Throttle;
 use turns::PendingTurn;
 
 /// Bits of a number that count within a term; the term is above them, so that numbers of an older
@@ -47,6 +50,7 @@ pub(crate) struct Leader {
     pub(crate) instances: BTreeMap<FrameworkId, Instance>,
     pub(crate) offers: Offers,
     pub(crate) waiters: Waiters,
+    pub(crate) throttle: Throttle,
     pub(crate) pending: BTreeMap<u64, Pending>,
     /// Messages between schedulers and executors that could not be delivered.
     pub(crate) messages_dropped: u64,
@@ -73,6 +77,10 @@ pub(crate) enum Pending {
     Turn(Box<PendingTurn>),
     /// A placement.
     Place { framework: FrameworkId },
+    /// A rollback of an upgrade that failed.
+    RollBack { framework: FrameworkId },
+    /// A part of a merge.
+    Merge { framework: FrameworkId },
     /// An agent to be marked.
     Unreachable { agent: AgentId },
     /// Nobody.
@@ -100,6 +108,7 @@ impl Leader {
             instances: BTreeMap::new(),
             offers: Offers::default(),
             waiters: Waiters::default(),
+            throttle: Throttle::default(),
             pending: BTreeMap::new(),
             messages_dropped: 0,
             dirty_frameworks: state.frameworks.keys().copied().collect(),
@@ -162,6 +171,7 @@ impl Desk<'_> {
 
     /// Do everything that is undone as far as somebody noted it.
     pub(crate) fn settle(&mut self) {
+        self.pace_waiting();
         for framework in self.leader.dirty_frameworks.clone() {
             self.settle_framework(framework);
         }
@@ -200,6 +210,7 @@ impl Desk<'_> {
         self.tick_sessions();
         self.tick_offers();
         self.tick_http();
+        self.tick_throttle();
         self.tick_instances();
     }
 }

@@ -104,7 +104,7 @@ impl Desk<'_> {
             self.leader.instances.get(id).is_some_and(|instance| instance.may_be_offered())
         };
         let candidates = self.state.frameworks.iter().filter(|(id, framework)| {
-            !framework.removing && !framework.suppressed && wants(id)
+            !framework.removing && !framework.suppressed && !framework.migrating() && wants(id)
         });
         let candidates: Vec<Candidate> = candidates
             .map(|(id, f)| Candidate { framework: *id, role: f.role.to_string() })

@@ -17,6 +17,7 @@ impl Desk<'_> {
             return;
         };
         self.align_instance(id, framework);
+        self.settle_lifecycle(id);
         if self.needs_place(id) {
             self.place(id);
         }
@@ -28,7 +29,7 @@ impl Desk<'_> {
         else {
             return false;
         };
-        if instance.placing.is_some() {
+        if instance.placing.is_some() || framework.quarantine.is_some() {
             return false;
         }
         let Some(agent) = framework.agent else { return true };
@@ -101,6 +102,14 @@ impl Desk<'_> {
             wait("removal", format!("{} tasks have not ended yet", framework.live));
             return waits;
         }
+        if let Some(quarantine) = &framework.quarantine {
+            let (rule, name) = (&quarantine.rule, &framework.name);
+            wait("scheduler", format!("quarantined by limit {rule}; `tessera framework release {name}` lets it run again"));
+            return waits;
+        }
+        if framework.migrating() {
+            wait("events and offers", "the state is being migrated to another version".into());
+        }
         match (framework.agent, instance) {
             (None, _) => {
                 let connected = self.leader.links.values().filter(|l| l.session.is_some()).count();
@@ -126,9 +135,14 @@ impl Desk<'_> {
             }
             (Some(_), _) => {}
         }
+        if let Some(lack) = self.leader.throttle.waits(framework.role.tenant(), id) {
+            wait("turn", format!("tenant {} has used up its {lack}", framework.role.tenant()));
+        }
         if framework.suppressed {
             wait("offers", "the scheduler suppressed them".into());
-        } else if instance.is_some_and(|i| i.ready) && self.leader.offers.held_by(id).is_empty() {
+        } else if instance.is_some_and(|i| i.ready)
+            && !framework.migrating()
+            && self.leader.offers.held_by(id).is_empty() {
             wait("offers", "nothing is free that it has not declined for now".into());
         }
         let staging = framework.tasks.values();

@@ -77,6 +77,12 @@ impl Desk<'_> {
                 }
                 self.leader.dirty_frameworks.insert(framework);
             }
+            Pending::RollBack { framework } => {
+                self.lifecycle_done(framework, |care| care.rolling_back = false);
+            }
+            Pending::Merge { framework } => {
+                self.lifecycle_done(framework, |care| care.merging = false);
+            }
             Pending::Unreachable { agent } => {
                 if let Some(link) = self.leader.links.get_mut(&agent) {
                     link.unreachable_proposed = false;
@@ -152,6 +158,12 @@ impl Desk<'_> {
                     if let Some(instance) = self.leader.instances.get_mut(&framework) {
                         instance.placing = None;
                     }
+                }
+                Pending::RollBack { framework } => {
+                    self.lifecycle_done(framework, |care| care.rolling_back = false);
+                }
+                Pending::Merge { framework } => {
+                    self.lifecycle_done(framework, |care| care.merging = false);
                 }
                 Pending::Unreachable { agent } => {
                     if let Some(link) = self.leader.links.get_mut(&agent) {

@@ -4,7 +4,9 @@
 //! turn is answered as the first time; what a plan takes from offers is either charged or given back;
 //! an answer leaves only after its commit or after a read that proves that nothing was overtaken.
 
+use super::limits::validate_operations;
 use super::plan::After;
+use super::throttle::Submission;
 use super::{Desk, Pending};
 use crate::api::Output;
 use crate::commands::validate_turn;
@@ -12,7 +14,8 @@ use crate::effect::CommandResult;
 use crate::limits::COMMAND_BYTES_MAX;
 use prost::Message;
 use tessera_types::{
-    AgentId, Digest, Epoch, FrameworkId, HttpAnswer, Turn, TurnNumber, TurnOutcome, TurnRefusal,
+    AgentId, Digest, Epoch, FrameworkId, HttpAnswer, Turn, TurnHeader, TurnNumber, TurnOutcome,
+    TurnRefusal,
 };
 use tessera_wire::WireError;
 use tessera_wire::v1::{self, master_message::Message as Out};
@@ -41,7 +44,8 @@ impl Desk<'_> {
     ) -> Result<(), WireError> {
         let header = turn.header();
         let (id, epoch, number) = (header.framework, header.epoch, header.number);
-        let hash = Digest::of(&turn.encode_to_vec()).0.to_vec();
+        let encoded = turn.encode_to_vec();
+        let hash = Digest::of(&encoded).0.to_vec();
         let result = |outcome: TurnOutcome| turn_result(id, epoch, number, &outcome);
         let Some(framework) = self.state.frameworks.get(&id).filter(|f| !f.removing) else {
             self.send(session, result(TurnOutcome::Refused(TurnRefusal::NoFramework)));
@@ -89,7 +93,7 @@ impl Desk<'_> {
         }
         if number != expected || instance.in_flight.is_some() {
             let refusal = TurnRefusal::WrongNumber { given: number, expected };
-            self.refuse_turn(id, session, result(TurnOutcome::Refused(refusal)), &[]);
+            self.refuse_turn(header, session, TurnOutcome::Refused(refusal), &[]);
             return Ok(());
         }
         let sent = instance.outstanding.take();
@@ -107,32 +111,49 @@ impl Desk<'_> {
             name: error.field.into(),
             text: error.rule,
         };
-        let submitted = Turn::try_from(turn)
-            .map_err(malformed)
-            .and_then(|turn| self.submit((session, first), turn, hash, http.clone()));
-        if let Err(refusal) = submitted {
-            self.refuse_turn(id, session, result(TurnOutcome::Refused(refusal)), &http);
+        let limits = self.state.limits_of(&framework.role);
+        let checked = validate_operations(&turn, &limits);
+        match checked.and_then(|()| Turn::try_from(turn).map_err(malformed)) {
+            Ok(turn) => {
+                let bytes = encoded.len() as u64;
+                self.pace(Submission { session, first, turn, hash, http, bytes });
+            }
+            Err(refusal) => {
+                self.refuse_turn(header, session, TurnOutcome::Refused(refusal), &http);
+            }
         }
         Ok(())
     }
 
-    /// Tell a worker that its turn is refused; it rebuilds the instance.
-    fn refuse_turn(&mut self, id: FrameworkId, session: u64, result: Out, http: &[u64]) {
-        self.fail_http(http, 502, "TURN_REFUSED", "the scheduler's turn was refused");
-        if let Some(instance) = self.leader.instances.get_mut(&id) {
-            instance.ready = false;
+    /// Carry a turn that was admitted to its proposal or its read, or refuse it.
+    pub(super) fn go_on(&mut self, submission: Submission) {
+        let (header, session) = (submission.turn.header, submission.session);
+        let http = submission.http.clone();
+        if let Err(refusal) = self.submit(submission) {
+            self.refuse_turn(header, session, TurnOutcome::Refused(refusal), &http);
         }
-        self.withdraw_framework(id);
-        self.send(session, result);
     }
 
-    fn submit(
+    /// Tell a worker that its turn is refused; it rebuilds the instance.
+    pub(super) fn refuse_turn(
         &mut self,
-        (session, first): (u64, bool),
-        turn: Turn,
-        hash: Vec<u8>,
-        http: Vec<u64>,
-    ) -> Result<(), TurnRefusal> {
+        header: TurnHeader,
+        session: u64,
+        outcome: TurnOutcome,
+        http: &[u64],
+    ) {
+        let id = header.framework;
+        self.fail_http(http, 502, "TURN_REFUSED", "the scheduler's turn was refused");
+        let instance = self.leader.instances.get_mut(&id);
+        if let Some(instance) = instance.filter(|instance| instance.epoch == header.epoch) {
+            instance.ready = false;
+            self.withdraw_framework(id);
+        }
+        self.send(session, turn_result(id, header.epoch, header.number, &outcome));
+    }
+
+    fn submit(&mut self, submission: Submission) -> Result<(), TurnRefusal> {
+        let Submission { session, first, turn, hash, http, bytes: _ } = submission;
         let id = turn.header.framework;
         let mut command = v1::CommitTurn {
             framework: id.0,
@@ -142,8 +163,12 @@ impl Desk<'_> {
             consumed: turn.consumed.iter().map(Into::into).collect(),
             operations: Vec::new(),
             writes: turn.writes.iter().map(Into::into).collect(),
-            specs: self.new_specs(id, &turn), ..Default::default() };
-        validate_turn(&command)?;
+            specs: self.new_specs(id, &turn),
+            migration: turn.migration.map(|step| v1::MigrationStep { done: step.done }),
+        };
+        let role = self.state.frameworks.get(&id).map(|framework| &framework.role);
+        let limits = role.map(|role| self.state.limits_of(role)).unwrap_or_default();
+        validate_turn(&command, &limits)?;
         let mut plan = self.plan(&turn);
         if !first && !turn.changes_state() {
             // Nothing tells whether its messages were sent already, and they are sent at most once.

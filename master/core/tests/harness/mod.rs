@@ -1,6 +1,7 @@
 //! A cluster of one master's core in a test: entries commit at once (unless held), agents and schedulers
 //! are spoken for by the script, and everything that goes out is written down.
 
+mod lifecycle;
 mod show;
 mod turn;
 
@@ -165,6 +166,8 @@ impl Cluster {
                 self.held = Some(rest);
                 self.commit(held);
             }
+            "limits" => self.set_limits(&words),
+            "upgrade" | "rollback" | "config" | "release" => self.lifecycle(verb, &words),
             "lose" => self.lose(),
             "restart-master" => self.restart_master(),
             "show" => self.show(&words),
@@ -176,7 +179,8 @@ impl Cluster {
     /// The self-check, and the memory against one rebuilt from rows.
     pub fn verdict(&self) -> String {
         let rebuilt = Core::load(&self.rows, Config::default()).expect("rows load");
-        match (self.core.check(), self.core.diff(&rebuilt)) {
+        let check = self.core.check().and_then(|()| self.core.check_rows(&self.rows));
+        match (check, self.core.diff(&rebuilt)) {
             (Ok(()), None) => "check: ok\n".into(),
             (Err(broken), _) => format!("check: {broken}\n"),
             (_, Some(difference)) => format!("rows: {difference}\n"),
@@ -442,7 +446,11 @@ impl Cluster {
             key: Some(key),
             reason: words.plain(1).into(),
             message: "as the script says".into(),
-            will_retry: !words.plain.contains(&"for-good"), ..Default::default() };
+            will_retry: !words.plain.contains(&"for-good"),
+            limit: words.named.get("limit").copied().unwrap_or_default().into(),
+            turn: u64::try_from(words.number("turn", 0)).expect("positive"),
+            guest: words.plain.contains(&"guest"),
+        };
         self.from_agent(&agent, In::InstanceFailed(failed));
     }
 

@@ -17,6 +17,11 @@ fn alias(known: &mut Vec<u64>, id: u64) -> usize {
     }
 }
 
+fn shown_limits(limits: &[v1::Limit]) -> String {
+    let limits: Vec<_> = limits.iter().map(|l| format!("{}={}", l.name, l.value)).collect();
+    if limits.is_empty() { String::new() } else { format!("({})", limits.join(" ")) }
+}
+
 /// Many of one kind are only counted.
 fn shorten(words: Vec<String>, between: &str, kind: &str) -> String {
     let many = words.iter().filter(|word| word.starts_with(kind)).count();
@@ -126,8 +131,17 @@ impl Cluster {
         text += &shorten(added, "", " +");
         text += &shorten(removed, "", " -");
         let schedulers = desired.instances.iter();
-        let schedulers = schedulers.map(|i| format!("{}@e{}", self.name(i.framework), i.epoch));
-        text + &format!(" schedulers=[{}]", schedulers.collect::<Vec<_>>().join(" "))
+        let schedulers = schedulers.map(|i| {
+            let limits = shown_limits(&i.limits);
+            let from = i.migrate_from.map(|from| format!("(migrate from {from})")).unwrap_or_default();
+            format!("{}@e{}{from}{limits}", self.name(i.framework), i.epoch)
+        });
+        text += &format!(" schedulers=[{}]", schedulers.collect::<Vec<_>>().join(" "));
+        for role in &desired.limits {
+            let name = if role.role.is_empty() { "cluster" } else { &role.role };
+            text += &format!(" {name}{}", shown_limits(&role.limits));
+        }
+        text
     }
 
     fn batch(&mut self, batch: v1::Batch) -> String {
@@ -157,6 +171,9 @@ impl Cluster {
         }
         let of_executors = shown.iter().any(|word| word.starts_with("message "));
         let many = if of_executors { "message " } else { "update " };
+        if shown.is_empty() {
+            return format!("{name} <- batch {}: nothing", batch.number);
+        }
         format!("{name} <- batch {}: {}", batch.number, shorten(shown, ", ", many))
     }
 
@@ -255,6 +272,7 @@ impl Cluster {
                 let waits = self.core.explain(id);
                 waits.iter().map(|w| format!("{}: {}", w.what, w.why)).collect::<Vec<_>>().join("; ")
             }
+            "limits" | "state" | "versions" => self.show_lifecycle(words),
             "messages" => format!("{} messages dropped", self.core.counts().messages_dropped),
             "events" => {
                 let page = self.core.events(None, 1000, &self.rows).expect("rows can be read");

@@ -4,6 +4,7 @@
 use super::{Cluster, Words, duration_ms, quantities};
 use tessera_types::{
     Digest, Epoch, ExecutorMessage, ExecutorTask, Filters, HttpAnswer, KeyWrite, Launch, Member,
+    MigrationStep,
     NativeCommand, OfferId, Operation, Quantities, TaskBody, TaskSpec, Turn, TurnHeader, TurnNumber,
 };
 use tessera_wire::encode_spec;
@@ -147,6 +148,11 @@ impl Cluster {
             }
             "del" => {
                 turn.writes.push(KeyWrite { key: words.plain(0).into(), value: None });
+                return;
+            }
+            // `migrate` is one step of a migration, `migrate done` the last one.
+            "migrate" => {
+                turn.migration = Some(MigrationStep { done: words.plain.contains(&"done") });
                 return;
             }
             other => panic!("no such operation: {other}"),

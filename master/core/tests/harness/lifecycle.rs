@@ -1,0 +1,111 @@
+//! What operators ask of frameworks and limits, as scripts write it.
+
+use super::{Cluster, Words};
+use tessera_master_core::{LimitSource, Request};
+use tessera_types::{Digest, LimitName};
+
+/// `a=1` words as pairs.
+fn pairs(words: &Words<'_>) -> Vec<(String, String)> {
+    words.named.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect()
+}
+
+impl Cluster {
+    /// `limits prod timers=3 unset=state-keys`; `cluster` stands for the whole cluster.
+    pub(super) fn set_limits(&mut self, words: &Words<'_>) {
+        let name = |text: &str| -> LimitName { text.parse().expect("a limit") };
+        let role = words.plain(0);
+        let role = (role != "cluster").then(|| role.parse().expect("a role"));
+        let unset = words.named.get("unset").copied().unwrap_or_default();
+        let unset = unset.split(',').filter(|text| !text.is_empty()).map(name).collect();
+        let set = words.named.iter().filter(|(key, _)| **key != "unset");
+        let set = set.map(|(key, value)| (name(key), value.parse().expect("a number"))).collect();
+        self.request(Request::SetLimits { role, set, unset });
+    }
+
+    /// `lifecycle` verbs: `upgrade`, `rollback`, `config`, `release`.
+    pub(super) fn lifecycle(&mut self, verb: &str, words: &Words<'_>) {
+        let framework = self.id(words.plain(0));
+        let number = |name: &str| words.named.get(name).map(|n| n.parse().expect("a number"));
+        let request = match verb {
+            "upgrade" => {
+                let component = words.plain(1);
+                let known = self.components.get(component).copied();
+                let component = known.unwrap_or_else(|| Digest::of(component.as_bytes()));
+                Request::UpgradeFramework { framework, component }
+            }
+            "rollback" => Request::RollBackFramework { framework, version: number("to") },
+            "release" => Request::ReleaseFramework { framework },
+            _ => {
+                let expected_version = number("expect");
+                let mut config = pairs(words);
+                config.retain(|(key, _)| key != "expect");
+                Request::SetConfig { framework, config, expected_version }
+            }
+        };
+        self.request(request);
+    }
+
+    pub(super) fn show_lifecycle(&self, words: &Words<'_>) -> String {
+        match words.plain(0) {
+            "limits" => {
+                let role = words.plain(1);
+                let role = (role != "cluster").then(|| role.parse().expect("a role"));
+                let limits = self.core.limits(role.as_ref()).into_iter();
+                let set = limits.filter(|limit| limit.from != LimitSource::Default);
+                let set = set.map(|limit| match limit.from {
+                    LimitSource::Role(role) => format!("{}={} from {role}", limit.name, limit.value),
+                    _ => format!("{}={} from the cluster", limit.name, limit.value),
+                });
+                set.collect::<Vec<_>>().join(", ")
+            }
+            "state" => {
+                let framework = self.id(words.plain(1));
+                let found = self.core.state_page(framework, None, 1000, &self.rows);
+                let found = found.expect("rows can be read").into_iter().map(|write| {
+                    let value = write.value.unwrap_or_default();
+                    match value.len() {
+                        0..=20 => format!("{}={}", write.key, String::from_utf8_lossy(&value)),
+                        bytes => format!("{}=({bytes} bytes)", write.key),
+                    }
+                });
+                found.collect::<Vec<_>>().join(" ")
+            }
+            _ => {
+                let framework = self.id(words.plain(1));
+                let Some(view) = self.core.framework(framework) else {
+                    return format!("{}: is not there", words.plain(1));
+                };
+                let versions = view.versions.iter().map(|version| {
+                    let component = self.components.iter().find(|(_, d)| **d == version.component);
+                    let component = component.map_or("?", |(name, _)| name.as_str());
+                    format!("{} {component} {}: {}", version.version, version.origin.name(), version.outcome)
+                });
+                let versions = versions.collect::<Vec<_>>().join(", ");
+                let mut text = format!(
+                    "{}: {}, {}, state version {}, config {} seen {}, versions [{versions}]",
+                    view.name,
+                    view.phase.name(),
+                    view.epoch,
+                    view.state_version,
+                    view.config_version,
+                    view.config_seen,
+                );
+                if view.merging {
+                    text += ", merging";
+                }
+                if view.failing.in_a_row > 0 || !view.failing.at_ms.is_empty() {
+                    let (row, window) = (view.failing.in_a_row, view.failing.at_ms.len());
+                    text += &format!(", failed {row} in a row and {window} in the window");
+                }
+                if let Some(quarantine) = view.quarantine {
+                    let failing = view.failing;
+                    text += &format!(
+                        ", quarantined by {}: {} limit {:?} turn {}: {}",
+                        quarantine.rule, failing.reason, failing.limit, failing.turn, failing.message
+                    );
+                }
+                text
+            }
+        }
+    }
+}
