@@ -1,14 +1,16 @@
 //! A scheduler as a guest would write one, in plain Rust: deterministic, rebuilt from its state alone.
 //!
-//! Owns: what a framework of the simulation wants. It launches a number of tasks of several kinds, some
-//! to be killed later, and replaces those that the cluster lost. Invariants: everything that it must
-//! remember is in its state and is written in the turn in which it learns it; every turn that changes
-//! anything adds one to `count`. Must never see anything but its state, its configuration and events.
+//! Owns: what a framework of the simulation wants. It launches a number of jobs, which are single tasks,
+//! task groups and gangs, some to be killed later, and replaces those that the cluster lost. Invariants:
+//! everything that it must remember is in its state and is written in the turn in which it learns it;
+//! every turn that changes anything adds one to `count`. Must never see anything but its state, its
+//! configuration and events.
 
 use std::collections::BTreeMap;
 use tessera_types::{
-    Consumed, Digest, Event, Filters, HttpAnswer, KeyWrite, Launch, NativeCommand, Offer, Operation,
-    Quantities, Reason, TaskBody, TaskId, TaskSpec, TaskState, TaskStatus, Turn, TurnHeader,
+    Consumed, Digest, Event, Filters, HttpAnswer, KeyWrite, Launch, Member, NativeCommand, Offer,
+    OfferId, Operation, Quantities, Reason, TaskBody, TaskId, TaskSpec, TaskState, TaskStatus, Turn,
+    TurnHeader,
 };
 use tessera_wire::encode_spec;
 
@@ -22,10 +24,12 @@ pub const TASK_PREFIX: &str = "task/";
 const TIMER_MS: u64 = 700;
 /// Tasks that may be launched at once in the beginning.
 const FIRST_TASKS: u64 = 2;
-/// Launches in one turn: keeps a run from being over before the first fault.
+/// Launches in one turn, unless a job has more members: keeps a run from being over before the first fault.
 const LAUNCHES_PER_TURN: usize = 3;
 /// Time for which unused resources are refused.
 const REFUSE_MS: u64 = 300;
+/// Of so many ticks one is greedy.
+const GREEDY_EVERY: u64 = 3;
 
 /// What a task is meant to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,27 +46,86 @@ pub enum Kind {
     EndlessWasm,
 }
 
-impl Kind {
-    /// The kind of the task with this number.
+/// How the members of a job are launched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// It has one member.
+    Alone,
+    /// All or none on one agent, and they end together.
+    Group,
+    /// All or none, on several agents if there are.
+    Gang,
+}
+
+/// What belongs to one number: it is launched, and replaced, as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// How its members are launched.
+    pub shape: Shape,
+    /// What they do, and how each ends when nothing goes wrong.
+    pub members: &'static [(Duty, TaskState)],
+}
+
+/// A kind without its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Duty {
+    /// [`Kind::Native`].
+    Native,
+    /// [`Kind::Wasm`].
+    Wasm,
+    /// [`Kind::Failing`].
+    Failing,
+    /// [`Kind::Endless`].
+    Endless,
+    /// [`Kind::EndlessWasm`].
+    EndlessWasm,
+}
+
+impl Job {
+    /// The job with this number.
     #[must_use]
     pub const fn of(number: u64) -> Self {
-        let run_ms = 200 + number * 137 % 2_600;
-        match number % 7 {
-            0 | 3 => Self::Native(run_ms),
-            1 | 5 => Self::Wasm(run_ms),
-            2 => Self::Failing(run_ms),
-            4 => Self::Endless,
-            _ => Self::EndlessWasm,
-        }
+        use Duty as D;
+        use TaskState as S;
+        let (shape, members): (Shape, &'static [(Duty, TaskState)]) = match number % 10 {
+            0 | 3 => (Shape::Alone, &[(D::Native, S::Finished)]),
+            1 | 5 => (Shape::Alone, &[(D::Wasm, S::Finished)]),
+            2 => (Shape::Alone, &[(D::Failing, S::Failed)]),
+            4 => (Shape::Alone, &[(D::Endless, S::Killed)]),
+            6 => (Shape::Alone, &[(D::EndlessWasm, S::Killed)]),
+            7 => (Shape::Group, &[(D::Native, S::Finished), (D::Wasm, S::Finished), (D::Native, S::Finished)]),
+            // One fails: it is up to the agent to end the others.
+            8 => (Shape::Group, &[(D::Endless, S::Killed), (D::Failing, S::Failed), (D::EndlessWasm, S::Killed)]),
+            _ => (Shape::Gang, &[(D::Native, S::Finished), (D::Wasm, S::Finished)]),
+        };
+        Self { shape, members }
     }
 
-    /// How it ends when nothing goes wrong.
+    /// Whether the scheduler is to kill its members when they run.
+    fn is_killed(self) -> bool {
+        self.shape == Shape::Alone && self.members[0].1 == TaskState::Killed
+    }
+
+    /// The id of a member in a replacement of the job.
+    fn task(self, number: u64, replacement: u64, member: usize) -> String {
+        match self.shape {
+            Shape::Alone => format!("t{number}.{replacement}"),
+            Shape::Group | Shape::Gang => format!("t{number}.{replacement}.{member}"),
+        }
+    }
+}
+
+impl Kind {
+    /// What a member of a job does.
     #[must_use]
-    pub const fn expected(self) -> TaskState {
-        match self {
-            Self::Native(_) | Self::Wasm(_) => TaskState::Finished,
-            Self::Failing(_) => TaskState::Failed,
-            Self::Endless | Self::EndlessWasm => TaskState::Killed,
+    pub const fn of(number: u64, member: usize) -> Self {
+        let run_ms = 200 + (number * 137 + member as u64 * 311) % 2_600;
+        match Job::of(number).members[member].0 {
+            Duty::Native => Self::Native(run_ms),
+            Duty::Wasm => Self::Wasm(run_ms),
+            Duty::Failing => Self::Failing(run_ms),
+            Duty::Endless => Self::Endless,
+            Duty::EndlessWasm => Self::EndlessWasm,
         }
     }
 
@@ -119,18 +182,28 @@ impl Record {
     }
 }
 
-/// Whether a task ended as it was meant to: otherwise it is replaced by one of another id.
-#[must_use]
-pub fn ended_well(number: u64, state: TaskState, reason: Reason) -> bool {
-    let by_itself = !matches!(reason, Reason::WorkerLost | Reason::ShimLost | Reason::LaunchFailed | Reason::AgentRebooted);
-    state == Kind::of(number).expected() && by_itself
+/// Whether a member ended as it was meant to: otherwise the job is replaced by one of other ids.
+fn ended_well(number: u64, member: usize, record: Record) -> bool {
+    let by_itself = !matches!(
+        record.reason,
+        Reason::WorkerLost | Reason::ShimLost | Reason::LaunchFailed | Reason::AgentRebooted
+    );
+    record.state == Job::of(number).members[member].1 && by_itself
 }
 
-/// The number of a task and how often it was replaced, from its id `t<number>.<replacement>`.
+/// The number of a task's job, from its id `t<number>.<replacement>` or `t<number>.<replacement>.<member>`.
 #[must_use]
-pub fn number_of(task: &str) -> Option<(u64, u64)> {
-    let (number, replacement) = task.strip_prefix('t')?.split_once('.')?;
-    Some((number.parse().ok()?, replacement.parse().ok()?))
+pub fn number_of(task: &str) -> Option<u64> {
+    task.strip_prefix('t')?.split_once('.')?.0.parse().ok()
+}
+
+/// What is launched all or none together with a task, itself included: the job and its replacement.
+#[must_use]
+pub fn unit_of(task: &str) -> &str {
+    match task.match_indices('.').nth(1) {
+        Some((at, _)) => &task[..at],
+        None => task,
+    }
 }
 
 /// One instance's memory.
@@ -139,6 +212,20 @@ pub struct Model {
     tasks: u64,
     command: Digest,
     state: BTreeMap<String, Vec<u8>>,
+}
+
+/// An offer, and what is launched on it.
+struct Seat {
+    offer: OfferId,
+    left: Quantities,
+    launches: Vec<Member>,
+    gang: u32,
+}
+
+impl Seat {
+    fn new(offer: Offer) -> Self {
+        Self { offer: offer.id, left: offer.available, launches: Vec::new(), gang: 0 }
+    }
 }
 
 /// What a turn is made of while it is being made.
@@ -248,13 +335,11 @@ impl Model {
         self.write(draft, "ticks", ticks);
         let mut wanted = false;
         for number in 0..self.released() {
-            let Some((task, record)) = self.newest(number) else {
-                wanted = true;
+            wanted |= self.due(number).is_some();
+            let Some((_, members)) = self.newest(number).filter(|_| Job::of(number).is_killed()) else {
                 continue;
             };
-            wanted |= record.state.is_terminal() && !ended_well(number, record.state, record.reason);
-            let endless = Kind::of(number).expected() == TaskState::Killed;
-            if endless && record.state == TaskState::Running {
+            for (task, _) in members.into_iter().filter(|(_, r)| r.state == TaskState::Running) {
                 draft.operation(Operation::Kill { task, grace_ms: Some(400) });
             }
         }
@@ -275,65 +360,68 @@ impl Model {
         (FIRST_TASKS + self.number("ticks")).min(self.tasks)
     }
 
-    /// The newest task of a number, if one was launched.
-    fn newest(&self, number: u64) -> Option<(TaskId, Record)> {
+    /// The newest replacement of a job and its members, if it was launched.
+    fn newest(&self, number: u64) -> Option<(u64, Vec<(TaskId, Record)>)> {
+        let job = Job::of(number);
+        let of = |replacement| -> Option<Vec<(TaskId, Record)>> {
+            let tasks = (0..job.members.len()).map(|member| {
+                let task = job.task(number, replacement, member);
+                Some((task.parse().ok()?, self.record(&task)?))
+            });
+            tasks.collect()
+        };
         let mut newest = None;
         for replacement in 0.. {
-            let task = format!("t{number}.{replacement}");
-            let Some(record) = self.record(&task) else { break };
-            newest = task.parse().ok().map(|id| (id, record));
+            let Some(members) = of(replacement) else { break };
+            newest = Some((replacement, members));
         }
         newest
     }
 
-    /// The next task of a number that has to be launched, if any.
-    fn due(&self, number: u64) -> Option<TaskId> {
-        let replacement = match self.newest(number) {
-            None => 0,
-            Some((task, record)) => {
-                if !record.state.is_terminal() || ended_well(number, record.state, record.reason) {
-                    return None;
-                }
-                number_of(task.as_str())?.1 + 1
-            }
-        };
-        format!("t{number}.{replacement}").parse().ok()
+    /// The replacement of a job that has to be launched, if any.
+    fn due(&self, number: u64) -> Option<u64> {
+        let Some((replacement, members)) = self.newest(number) else { return Some(0) };
+        let over = members.iter().all(|(_, record)| record.state.is_terminal());
+        let well = members.iter().enumerate().all(|(n, (_, record))| ended_well(number, n, *record));
+        (over && !well).then_some(replacement + 1)
     }
 
+    /// Launch what is due on what is offered.
     fn place(&mut self, draft: &mut Draft, offers: Vec<Offer>) {
-        let mut due: Vec<(u64, TaskId)> =
+        let mut due: Vec<(u64, u64)> =
             (0..self.released()).filter_map(|number| Some((number, self.due(number)?))).collect();
         due.reverse();
         let waiting = !due.is_empty();
+        let mut table: Vec<Seat> = offers.into_iter().map(Seat::new).collect();
         let mut room = LAUNCHES_PER_TURN;
-        for offer in offers {
-            let mut left = offer.available;
-            let mut launches = Vec::new();
-            while let Some((number, task)) = due.last().filter(|_| room > 0).cloned() {
-                let spec = self.spec(number);
-                if !left.contains(spec.resources) {
-                    break;
-                }
-                due.pop();
-                room -= 1;
-                left = left.minus(spec.resources);
-                let encoded = encode_spec(&spec);
-                let digest = Digest::of(&encoded);
-                if !draft.turn.specs.iter().any(|(known, _)| *known == digest) {
-                    draft.turn.specs.push((digest, encoded));
-                }
-                let record =
-                    Record { sequence: 0, state: TaskState::Staging, reason: Reason::None };
-                self.note(draft, task.as_str(), record);
-                let launch = Launch { task, spec: digest, args: Vec::new(), env: Vec::new() };
-                launches.push(launch.into());
+        let mut gangs = 0;
+        while let Some((number, replacement)) = due.last().copied().filter(|_| room > 0) {
+            due.pop();
+            // What does not fit now must not keep others from starting.
+            let Some(seats) = self.seats(number, &table) else { continue };
+            room = room.saturating_sub(seats.len());
+            let job = Job::of(number);
+            if job.shape == Shape::Gang {
+                gangs += 1;
             }
+            for (member, seat) in seats.into_iter().enumerate() {
+                let Some(launch) = self.launch(draft, number, replacement, member) else { continue };
+                let seat = &mut table[seat];
+                seat.left = seat.left.minus(needs(number));
+                let group = if job.shape == Shape::Group { 1 + u32::try_from(number).unwrap_or(0) } else { 0 };
+                seat.launches.push(Member { launch, group });
+                if job.shape == Shape::Gang {
+                    seat.gang = gangs;
+                }
+            }
+        }
+        for seat in table {
             let filters = Filters { refuse_ms: REFUSE_MS };
-            let offers = vec![offer.id];
-            draft.operation(if launches.is_empty() {
+            let offers = vec![seat.offer];
+            draft.operation(if seat.launches.is_empty() {
                 Operation::Decline { offers, filters }
             } else {
-                Operation::Accept { offers, launches, filters, gang: 0 }
+                Operation::Accept { offers, launches: seat.launches, filters, gang: seat.gang }
             });
         }
         if !waiting && self.number("suppressed") == 0 && self.number(COUNT_KEY) > 0 {
@@ -342,8 +430,54 @@ impl Model {
         }
     }
 
-    fn spec(&self, number: u64) -> TaskSpec {
-        let kind = Kind::of(number);
+    /// Where the members of a job go. Groups and gangs are now and then launched where only a part of
+    /// them fits: then none of them may be.
+    fn seats(&self, number: u64, table: &[Seat]) -> Option<Vec<usize>> {
+        let job = Job::of(number);
+        let count = job.members.len();
+        let all = needs(number);
+        let whole = (0..count).fold(Quantities::ZERO, |sum, _| sum.plus(all));
+        let greedy = self.number("ticks") % GREEDY_EVERY == 0;
+        let free = |seat: &(usize, &Seat)| seat.1.gang == 0;
+        let mut seats = table.iter().enumerate();
+        match job.shape {
+            Shape::Alone => seats.find(|s| free(s) && s.1.left.contains(all)).map(|(n, _)| vec![n]),
+            Shape::Group => {
+                let wanted = if greedy { all } else { whole };
+                seats.find(|s| free(s) && s.1.left.contains(wanted)).map(|(n, _)| vec![n; count])
+            }
+            Shape::Gang => {
+                let unused = |s: &(usize, &Seat)| s.1.launches.is_empty() && s.1.left.contains(all);
+                let unused: Vec<usize> = seats.filter(unused).map(|(n, _)| n).collect();
+                match unused.as_slice() {
+                    [first, second, ..] => Some(vec![*first, *second]),
+                    [only] if greedy => Some(vec![*only; count]),
+                    _ => None,
+                }
+            }
+        }
+    }
+
+    fn launch(
+        &mut self,
+        draft: &mut Draft,
+        number: u64,
+        replacement: u64,
+        member: usize,
+    ) -> Option<Launch> {
+        let encoded = encode_spec(&self.spec(number, member));
+        let digest = Digest::of(&encoded);
+        if !draft.turn.specs.iter().any(|(known, _)| *known == digest) {
+            draft.turn.specs.push((digest, encoded));
+        }
+        let task = Job::of(number).task(number, replacement, member);
+        let record = Record { sequence: 0, state: TaskState::Staging, reason: Reason::None };
+        self.note(draft, &task, record);
+        Some(Launch { task: task.parse().ok()?, spec: digest, args: Vec::new(), env: Vec::new() })
+    }
+
+    fn spec(&self, number: u64, member: usize) -> TaskSpec {
+        let kind = Kind::of(number, member);
         let words = kind.words();
         let body = if kind.is_wasm() {
             TaskBody::Wasm { component: self.command, args: words.to_vec() }
@@ -352,7 +486,7 @@ impl Model {
             TaskBody::Native(NativeCommand::Argv(vec!["work".to_owned(), run_ms, code]))
         };
         TaskSpec {
-            name: format!("kind-{}", number % 7),
+            name: format!("kind-{}", number % 10),
             body,
             resources: needs(number),
             cpus_limit_milli: None,
@@ -362,7 +496,7 @@ impl Model {
             files: Vec::new(),
             result_file: None,
             grace_ms: None,
-            restarts: u32::from(number % 14 == 2),
+            restarts: u32::from(number % 20 == 2),
             labels: Vec::new(),
         }
     }
@@ -391,8 +525,9 @@ impl Model {
 pub fn is_done(tasks: u64, state: &BTreeMap<String, Vec<u8>>) -> bool {
     let model = Model { tasks, command: Digest([0; 32]), state: state.clone() };
     let ended = |number: u64| {
-        model.newest(number).is_some_and(|(_, record)| {
-            record.state.is_terminal() && ended_well(number, record.state, record.reason)
+        model.newest(number).is_some_and(|(_, members)| {
+            let over = members.iter().all(|(_, record)| record.state.is_terminal());
+            over && model.due(number).is_none()
         })
     };
     (0..tasks).all(ended)

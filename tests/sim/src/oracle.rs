@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tessera_master::node::{Node, Settled};
 use tessera_master_core::{Core, EventId, FrameworkView, TaskFilter};
 use tessera_types::{
-    AgentId, Consumed, FrameworkId, Quantities, Reason, TaskState, TaskStatus, Turn, check_transition,
+    AgentId, Consumed, FrameworkId, Operation, Quantities, Reason, TaskState, TaskStatus, Turn, check_transition,
 };
 use tessera_wire::v1;
 
@@ -79,6 +79,8 @@ pub(crate) struct Oracle {
     events_last: EventId,
     steps: u64,
     commits: u64,
+    /// Members of task groups that could not be prepared, by framework and unit.
+    unprepared: BTreeSet<TaskName>,
 }
 
 impl Oracle {
@@ -178,12 +180,50 @@ impl Oracle {
         let here = self.alive.iter().filter(|(_, (_, on))| *on == agent);
         let used = here
             .filter_map(|(name, _)| model::number_of(&name.1))
-            .fold(Quantities::ZERO, |sum, (number, _)| sum.plus(model::needs(number)));
+            .fold(Quantities::ZERO, |sum, number| sum.plus(model::needs(number)));
         self.ensure(Agent::total().contains(used), || {
             format!("agent #{agent} runs more than it has: {used}")
         });
+        let unit = (name.0, model::unit_of(&name.1).to_owned());
+        let unprepared = self.unprepared.contains(&unit);
+        self.ensure(!unprepared, || {
+            format!("f{}/{} starts though a member of its group could not be prepared", name.0, name.1)
+        });
         let launched = self.tasks.contains_key(name);
         self.ensure(launched, || format!("f{}/{} runs but was never launched", name.0, name.1));
+    }
+
+    /// A member of a task group cannot be prepared.
+    pub(crate) fn on_unprepared(&mut self, name: &TaskName) {
+        self.unprepared.insert((name.0, model::unit_of(&name.1).to_owned()));
+    }
+
+    /// What a turn launched all or none is all there, or all dropped; a task group is on one agent.
+    fn check_units(&mut self, id: u64, turn: &Turn) {
+        let mut units: BTreeMap<(u32, usize, u32), Vec<TaskName>> = BTreeMap::new();
+        for (at, operation) in turn.operations.iter().enumerate() {
+            let Operation::Accept { launches, gang, .. } = operation else { continue };
+            for member in launches {
+                let name = (id, member.launch.task.to_string());
+                if *gang != 0 {
+                    units.entry((*gang, 0, 0)).or_default().push(name.clone());
+                }
+                if member.group != 0 {
+                    units.entry((0, at, member.group)).or_default().push(name);
+                }
+            }
+        }
+        for ((gang, ..), members) in units {
+            let dropped = |name: &&TaskName| self.tasks.get(*name) == Some(&TaskState::Dropped);
+            let gone = members.iter().filter(dropped).count();
+            let agents: BTreeSet<_> = members.iter().map(|name| self.placed.get(name).copied()).collect();
+            self.ensure(gone == 0 || gone == members.len(), || {
+                format!("of {members:?}, launched all or none, {gone} were dropped")
+            });
+            self.ensure(gang != 0 || agents.len() == 1, || {
+                format!("the task group {members:?} is on {agents:?}")
+            });
+        }
     }
 
     /// They ended.
@@ -402,6 +442,8 @@ impl Oracle {
             (TaskState::Failed, Reason::CommandExited) => {
                 ended.is_some_and(|ended| ended.code.is_some() && ended.code == status.exit_code)
             }
+            // Of a member that never started: its group did not.
+            (TaskState::Failed, Reason::TaskGroup | Reason::LaunchFailed) => ended.is_none(),
             (TaskState::Dropped, _) => ended.is_none() && !alive,
             (TaskState::Killed, _) => !alive,
             _ => false,
@@ -461,6 +503,7 @@ impl Oracle {
         self.ensure(count == expected.as_bytes(), || {
             format!("f{id} counts {count:?} turns of {expected}: one is lost or doubled")
         });
+        self.check_units(id, &made.turn);
         self.consume(id, &made);
         if let Some(shadow) = self.frameworks.get_mut(&id) {
             shadow.last_turn = view.last_turn.0;
