@@ -377,8 +377,12 @@ impl Load<'_> {
         let row: v1::FrameworkRow = decode(TABLE, value)?;
         version(TABLE, row.version)?;
         let id = FrameworkId(row.framework);
-        let versions = row.versions.into_iter().map(lifecycle::framework_version);
-        let versions = versions.collect::<Result<_, _>>()?;
+        let versions = row.versions.iter().cloned().map(lifecycle::framework_version);
+        let mut versions = versions.collect::<Result<Vec<_>, _>>()?;
+        if versions.is_empty() {
+            // Rows of before versions were kept.
+            versions.push(lifecycle::first_version(&row)?);
+        }
         let framework = Framework {
             name: row.name.try_into().map_err(|error| bad(TABLE, error))?,
             role: row.role.try_into().map_err(|error| bad(TABLE, error))?,
@@ -394,8 +398,8 @@ impl Load<'_> {
             last_turn_hash: row.last_turn_hash,
             suppressed: row.suppressed,
             removing: row.removing,
-            config_version: row.config_version,
-            config_seen: row.config_seen,
+            config_version: row.config_version.max(1),
+            config_seen: row.config_seen.max(1),
             versions,
             upgrade: row.upgrade.map(Into::into),
             failures: row.failures.map(Into::into).unwrap_or_default(),
@@ -579,6 +583,26 @@ mod tests {
     #[test]
     fn a_task_row_round_trips() {
         assert_eq!(Task::decode(rows::TASKS, &task().encode()), Ok(task()));
+    }
+
+    #[test]
+    fn a_framework_of_before_versions_were_kept_has_one() {
+        let row = v1::FrameworkRow {
+            version: ROW_VERSION,
+            framework: 1,
+            name: "web".into(),
+            role: "prod".into(),
+            component: vec![7; 32],
+            created_ms: 5,
+            ..v1::FrameworkRow::default()
+        };
+        let mut stored = MemRows::default();
+        let key = rows::framework_key(FrameworkId(1));
+        stored.write(vec![RowChange::Put { table: rows::FRAMEWORKS, key, value: row.encode_to_vec() }]);
+        let state = load(&stored).unwrap();
+        let framework = &state.frameworks[&FrameworkId(1)];
+        assert_eq!((framework.version(), framework.config_version, framework.config_seen), (1, 1, 1));
+        assert_eq!(framework.versions[0].component, framework.component);
     }
 
     #[test]

@@ -66,6 +66,20 @@ pub(super) fn framework_version(row: v1::FrameworkVersion) -> Result<FrameworkVe
     })
 }
 
+/// The one version of a framework whose row says nothing of versions.
+pub(super) fn first_version(row: &v1::FrameworkRow) -> Result<FrameworkVersion, LoadError> {
+    let component = Digest::from_slice(&row.component);
+    Ok(FrameworkVersion {
+        version: 1,
+        component: component.map_err(|error| bad(rows::FRAMEWORKS, error))?,
+        writes_state: row.state_version,
+        since_ms: row.created_ms,
+        principal: row.principal.clone(),
+        origin: VersionOrigin::Created,
+        outcome: VersionOutcome::Running,
+    })
+}
+
 impl From<&Upgrade> for v1::Upgrade {
     fn from(upgrade: &Upgrade) -> Self {
         Self {

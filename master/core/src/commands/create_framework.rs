@@ -85,10 +85,6 @@ pub(super) fn run(
     apply.state.names.insert(key, id);
     apply.mark(Dirty::Framework(id));
     apply.effect(Effect::Framework(id));
-    if !apply.state.limits.is_empty() {
-        // Agents may not have heard of the limits of its role.
-        apply.effect(Effect::Limits);
-    }
     apply.event("framework.created", Some(id), None, None, &text);
     Ok(CommandResult::Framework(id))
 }

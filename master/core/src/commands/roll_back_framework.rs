@@ -78,9 +78,10 @@ fn give_up(apply: &mut Apply<'_>, id: FrameworkId, reason: &str) -> CommandResul
     let principal = apply.principal.clone();
     let time_ms = apply.time_ms;
     let Some(framework) = apply.state.frameworks.get_mut(&id) else { return CommandResult::Done };
-    let Some(upgrade) = framework.upgrade.take() else { return CommandResult::Done };
+    let Some(upgrade) = framework.upgrade.clone() else { return CommandResult::Done };
     let before = framework.versions.iter().find(|old| old.version == upgrade.from_version);
     let Some(before) = before.cloned() else { return CommandResult::Done };
+    framework.upgrade = None;
     let failed = framework.version();
     let end = reason.floor_char_boundary(REASON_BYTES_MAX);
     if let Some(last) = framework.versions.last_mut() {

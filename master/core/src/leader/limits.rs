@@ -13,6 +13,7 @@ use tessera_wire::v1;
 impl Desk<'_> {
     /// The limits of some role changed.
     pub(super) fn limits_changed(&mut self) {
+        self.leader.limits_generation += 1;
         self.leader.limits = None;
         let links = self.leader.links.iter().filter(|(_, link)| link.session.is_some());
         let connected: Vec<_> = links.map(|(agent, _)| *agent).collect();
@@ -20,13 +21,15 @@ impl Desk<'_> {
     }
 
     /// The limits of every role that has a say or a framework, as far as they differ from the defaults,
-    /// and those of the cluster under the empty name.
+    /// and those of the cluster under the empty name. A role that is back at the defaults, below one that
+    /// is not, says so with an empty list.
     pub(super) fn desired_limits(&mut self) -> Vec<v1::RoleLimits> {
         let state = self.state;
+        if state.limits.is_empty() {
+            return Vec::new();
+        }
+        let newest = state.meta.next_framework;
         let resolve = || {
-            if state.limits.is_empty() {
-                return Vec::new();
-            }
             let set = state.limits.keys().map(String::as_str);
             let used = state.frameworks.values().map(|framework| framework.role.as_str());
             let roles: BTreeSet<&str> = set.chain(used).collect();
@@ -37,9 +40,10 @@ impl Desk<'_> {
                 };
                 v1::RoleLimits { role: role.to_owned(), limits: changed(&limits) }
             });
-            in_force.filter(|role| !role.limits.is_empty()).collect()
+            (newest, in_force.collect())
         };
-        self.leader.limits.get_or_insert_with(resolve).clone()
+        let known = self.leader.limits.take().filter(|(covered, _)| *covered == newest);
+        self.leader.limits.insert(known.unwrap_or_else(resolve)).1.clone()
     }
 }
 

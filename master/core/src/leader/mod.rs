@@ -56,8 +56,10 @@ pub(crate) struct Leader {
     pub(crate) messages_dropped: u64,
     dirty_frameworks: BTreeSet<FrameworkId>,
     dirty_links: BTreeSet<AgentId>,
-    /// Limits as agents are told them; none until somebody needs them.
-    limits: Option<Vec<v1::RoleLimits>>,
+    /// Counts changes of limits.
+    limits_generation: u64,
+    /// Limits as agents are told them, and the newest framework whose role they cover.
+    limits: Option<(u64, Vec<v1::RoleLimits>)>,
     allocate: bool,
     out: Vec<Output>,
 }
@@ -113,6 +115,7 @@ impl Leader {
             messages_dropped: 0,
             dirty_frameworks: state.frameworks.keys().copied().collect(),
             dirty_links: BTreeSet::new(),
+            limits_generation: 1,
             limits: None,
             allocate: true,
             out: Vec::new(),

@@ -7,7 +7,7 @@ use super::{Desk, Pending};
 use crate::api::Output;
 use crate::limits::AGENT_KEY_BYTES_MAX;
 use std::collections::{BTreeMap, BTreeSet};
-use tessera_types::{AgentId, EffectiveLimits, Epoch, FrameworkId, TaskId};
+use tessera_types::{AgentId, Epoch, FrameworkId, TaskId};
 use tessera_wire::v1::{self, agent_message::Message as In, master_message::Message as Out};
 use tessera_wire::{SESSION_PROTOCOL, WireError, tasks_hash};
 
@@ -22,9 +22,9 @@ pub(crate) struct Session {
     pub(crate) statuses_in_flight: usize,
 }
 
-/// What tells a desired instance from what the agent was told of it: its epoch, the version of its
-/// configuration, and its limits.
-pub(crate) type InstanceKey = (FrameworkId, Epoch, u64, EffectiveLimits);
+/// What tells a desired instance from what the agent was told of it, beside limits: its epoch, and the
+/// version of its configuration.
+pub(crate) type InstanceKey = (FrameworkId, Epoch, u64);
 
 /// What the leader knows of an agent, with or without a session.
 #[derive(Debug)]
@@ -42,7 +42,8 @@ pub(crate) struct Link {
     /// What the agent was told: task and kill grace.
     pub(crate) sent: BTreeMap<(FrameworkId, TaskId), Option<u64>>,
     pub(crate) sent_instances: Vec<InstanceKey>,
-    pub(crate) sent_limits: Vec<v1::RoleLimits>,
+    /// Which limits it was told.
+    pub(crate) sent_limits: u64,
     pub(crate) changed: BTreeSet<(FrameworkId, TaskId)>,
 }
 
@@ -58,7 +59,7 @@ impl Link {
             full: true,
             sent: BTreeMap::new(),
             sent_instances: Vec::new(),
-            sent_limits: Vec::new(),
+            sent_limits: 0,
             changed: BTreeSet::new(),
         }
     }

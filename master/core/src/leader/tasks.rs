@@ -138,7 +138,6 @@ impl Desk<'_> {
     /// Send what changed since the agent was last told, or everything to a new session.
     pub(super) fn send_desired(&mut self, agent: AgentId) {
         let keys = self.instance_keys(agent);
-        let limits = self.desired_limits();
         let state = self.state;
         let term = self.leader.term;
         let Some(link) = self.leader.links.get_mut(&agent) else { return };
@@ -182,18 +181,18 @@ impl Desk<'_> {
             && desired.tasks.is_empty()
             && desired.removed.is_empty()
             && keys == link.sent_instances
-            && limits == link.sent_limits
+            && link.sent_limits == self.leader.limits_generation
         {
             return;
         }
         link.full = false;
         link.sent_instances.clone_from(&keys);
-        link.sent_limits.clone_from(&limits);
+        link.sent_limits = self.leader.limits_generation;
         // Above every generation of an older leader.
         link.generation = (link.generation + 1).max((term << super::TERM_SHIFT) + 1);
         desired.generation = link.generation;
         desired.instances = self.desired_instances(keys);
-        desired.limits = limits;
+        desired.limits = self.desired_limits();
         self.send(session, Out::Desired(desired));
     }
 
@@ -202,12 +201,12 @@ impl Desk<'_> {
         let here = |f: &&Framework| f.agent == Some(agent) && !f.removing;
         let frameworks = self.state.frameworks.iter().filter(|(_, f)| here(f));
         frameworks
-            .map(|(id, f)| (*id, f.epoch, f.config_version, self.state.limits_of(&f.role)))
+            .map(|(id, framework)| (*id, framework.epoch, framework.config_version))
             .collect()
     }
 
     fn desired_instances(&self, keys: Vec<InstanceKey>) -> Vec<v1::DesiredInstance> {
-        let instance = |(id, _, _, limits): InstanceKey| {
+        let instance = |(id, ..): InstanceKey| {
             let framework = self.state.frameworks.get(&id)?;
             let upgrade = framework.upgrade.as_ref();
             Some(v1::DesiredInstance {
@@ -218,7 +217,7 @@ impl Desk<'_> {
                 component: framework.component.0.to_vec(),
                 config: crate::codec::pairs(&framework.config),
                 seed: seed(&self.state.meta.cluster, id, framework.epoch.0),
-                limits: super::limits::changed(&limits),
+                limits: super::limits::changed(&self.state.limits_of(&framework.role)),
                 migrate_from: upgrade.filter(|u| u.migrating).map(|u| u.migrate_from),
             })
         };
