@@ -81,6 +81,13 @@ struct SettingsArgs {
     /// A user that tasks may name; may be repeated. With root, each such task owns this machine
     #[arg(long = "allow-task-user", value_name = "USER")]
     allow_task_users: Vec<String>,
+    /// Seconds for which a worker is kept without anything to run [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    worker_idle_s: Option<u64>,
+    /// First of the users that are set aside for workers, when the agent is root [default: the last
+    /// numbers before 2147483648]
+    #[arg(long, value_name = "UID")]
+    worker_uid_first: Option<u32>,
     /// Stop when standard input ends, that is when the supervisor does
     #[arg(long, hide = true)]
     supervised: bool,
@@ -103,6 +110,8 @@ struct SettingsFile {
     task_user: Option<String>,
     #[serde(default)]
     allow_task_users: Vec<String>,
+    worker_idle_s: Option<u64>,
+    worker_uid_first: Option<u32>,
 }
 
 /// Run it.
@@ -184,6 +193,8 @@ fn configure(args: SettingsArgs, token_file: Option<PathBuf>) -> Result<AgentCon
         attributes,
         task_user: args.task_user.or(file.task_user),
         allow_task_users: [args.allow_task_users, file.allow_task_users].concat(),
+        worker_idle_s: args.worker_idle_s.or(file.worker_idle_s),
+        worker_uid_first: args.worker_uid_first.or(file.worker_uid_first),
     })
 }
 

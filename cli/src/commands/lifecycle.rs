@@ -124,27 +124,17 @@ async fn change(
 ) -> Result<(), CliError> {
     let mut value = client.json(request).await?;
     let framework: Framework = read(&value)?;
-    // A change that gave up an upgrade made no version of its own: what is in force was final before.
-    let version = framework.versions.iter().rev().find(|version| !is_failed(version)).cloned();
-    if wait.wait
-        && let Some(version) = &version
-    {
-        value = wait_until_final(client, &framework.id, version.version, wait.timeout).await?;
+    let version = value.get("version").and_then(Value::as_u64).unwrap_or_default();
+    if wait.wait {
+        value = wait_until_final(client, &framework.id, version, wait.timeout).await?;
     }
     if context.is_json() {
         return output::json(&value);
     }
     let shown: Framework = read(&value)?;
-    let version = version.map_or_else(String::new, |version| {
-        let now = shown.versions.iter().find(|v| v.version == version.version);
-        let outcome = now.map_or(version.outcome, |now| now.outcome.clone());
-        format!(", version {} is {outcome}", version.version)
-    });
-    output::line(&format!("{name} is {}{version}", shown.state))
-}
-
-fn is_failed(version: &Version) -> bool {
-    version.outcome.starts_with("failed")
+    let found = shown.versions.iter().find(|found| found.version == version);
+    let outcome = found.map_or("unknown", |found| found.outcome.as_str());
+    output::line(&format!("{name} is {}, version {version} is {outcome}", shown.state))
 }
 
 async fn wait_until_final(

@@ -11,10 +11,33 @@ use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use tessera_master_core::{Principal, Request};
-use tessera_types::Digest;
+use tessera_master_core::{Principal, Reply, Request};
+use tessera_types::{Digest, FrameworkId};
 
-type Answer = Result<(StatusCode, Json<FrameworkJson>), ApiError>;
+/// The version that a change of the component made, and the framework with it.
+#[derive(Serialize)]
+pub struct Changed {
+    version: u64,
+    #[serde(flatten)]
+    framework: FrameworkJson,
+}
+
+/// Change the component; answered once the change stands, which is before it is final.
+async fn change(
+    api: &Api,
+    principal: Principal,
+    framework: FrameworkId,
+    request: Request,
+) -> Result<(StatusCode, Json<Changed>), ApiError> {
+    let version = match api.node.request(principal, request).await? {
+        Reply::Version(version) => version,
+        Reply::Component { .. } | Reply::Framework(_) | Reply::Done => {
+            return Err(ApiError::internal("an unexpected reply"));
+        }
+    };
+    let framework = frameworks::view(api, framework).await?;
+    Ok((StatusCode::ACCEPTED, Json(Changed { version, framework })))
+}
 
 /// A new component.
 #[derive(Deserialize)]
@@ -52,16 +75,14 @@ pub async fn upgrade(
     Extension(principal): Extension<Principal>,
     Path(text): Path<String>,
     Document(upgrade): Document<Upgrade>,
-) -> Answer {
+) -> Result<(StatusCode, Json<Changed>), ApiError> {
     let framework = lookup::framework(&api.node, text).await?;
     let component: Digest = upgrade
         .component
         .parse()
         .map_err(|error: tessera_types::DigestError| ApiError::invalid("component", error.to_string()))?;
     let request = Request::UpgradeFramework { framework, component };
-    api.node.request(principal, request).await?;
-    let view = frameworks::view(&api, framework).await?;
-    Ok((StatusCode::ACCEPTED, Json(view)))
+    change(&api, principal, framework, request).await
 }
 
 /// Go back to an earlier component.
@@ -70,16 +91,14 @@ pub async fn roll_back(
     Extension(principal): Extension<Principal>,
     Path(text): Path<String>,
     Document(to): Document<RollBack>,
-) -> Answer {
+) -> Result<(StatusCode, Json<Changed>), ApiError> {
     let framework = lookup::framework(&api.node, text).await?;
     if to.version == Some(0) {
         return Err(ApiError::invalid("version", "versions count from 1")
             .hint("leave it out for the version before"));
     }
     let request = Request::RollBackFramework { framework, version: to.version };
-    api.node.request(principal, request).await?;
-    let view = frameworks::view(&api, framework).await?;
-    Ok((StatusCode::ACCEPTED, Json(view)))
+    change(&api, principal, framework, request).await
 }
 
 /// Start a quarantined scheduler again.
@@ -87,16 +106,15 @@ pub async fn release(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,
     Path(text): Path<String>,
-) -> Answer {
+) -> Result<Json<FrameworkJson>, ApiError> {
     let framework = lookup::framework(&api.node, text).await?;
     api.node
         .request(principal, Request::ReleaseFramework { framework })
         .await?;
-    let view = frameworks::view(&api, framework).await?;
-    Ok((StatusCode::OK, Json(view)))
+    frameworks::view(&api, framework).await.map(Json)
 }
 
-async fn show_config(api: &Api, framework: tessera_types::FrameworkId) -> Result<Json<ConfigJson>, ApiError> {
+async fn show_config(api: &Api, framework: FrameworkId) -> Result<Json<ConfigJson>, ApiError> {
     let view = api
         .node
         .query(move |core, _| core.framework(framework))
