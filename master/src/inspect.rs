@@ -54,8 +54,8 @@ impl Inspection {
     #[must_use]
     pub fn report(&self, made_from: Option<&str>) -> String {
         let mut found = self.found.clone();
-        // The component's own fields, which it is stored with anyway, and the verdict.
-        for known in ["ok", "error", "digest", "size_bytes", "world"] {
+        // The verdict, what is stored with the component anyway, and where its bytes were for a moment.
+        for known in ["ok", "error", "digest", "size_bytes", "world", "componentized"] {
             found.remove(known);
         }
         if let Some(digest) = made_from {
@@ -121,13 +121,15 @@ impl Inspector {
         }
     }
 
-    /// Judge a file under the limits of the cluster.
+    /// Judge a file under the limits of the cluster. If it is a core module that can be made into a
+    /// component, that is written to `made`, and judged.
     ///
     /// # Errors
     /// When it is refused, or cannot be judged.
     pub async fn inspect(
         &self,
         file: &Path,
+        made: &Path,
         limits: &EffectiveLimits,
     ) -> Result<Inspection, InspectError> {
         let _permit = self
@@ -139,6 +141,8 @@ impl Inspector {
             .arg("inspect")
             .arg("--in")
             .arg(file)
+            .arg("--out")
+            .arg(made)
             .args(limit_arguments(limits))
             .stdin(Stdio::null())
             .stderr(Stdio::null())
@@ -165,7 +169,7 @@ impl Inspector {
         match output.status.signal() {
             // The jail's own limits end the process by signal.
             Some(signal) => Err(InspectError::Unusable(format!(
-                "judging it needed more CPU time or memory than allowed (signal {signal})"
+                "limits compile-cpu-ms and compile-bytes: judging it needed more CPU time or memory than they allow (signal {signal})"
             ))),
             None => Err(InspectError::NoVerdict(output.status.to_string())),
         }

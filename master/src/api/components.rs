@@ -68,7 +68,7 @@ pub async fn add(
         return Ok((StatusCode::OK, Json(known)).into_response());
     }
     let made = api.store.beside();
-    let inspection = api.inspector.inspect(staged.path(), &limits).await?;
+    let inspection = api.inspector.inspect(staged.path(), made.path(), &limits).await?;
     let sent = staged.digest;
     match api.store.take(made, most).await? {
         Some(made) => keep(&api, principal, made, Some(sent), &inspection, source).await,
