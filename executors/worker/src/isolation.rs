@@ -53,7 +53,8 @@ impl Isolation {
         Ok(())
     }
 
-    /// Leave the machine's network and the user that this process was started as, for good.
+    /// Leave the machine's network, the user that this process was started as, and the system calls that a
+    /// guest's host never makes, for good.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -61,11 +62,13 @@ impl Isolation {
         if self.own_network {
             leave_network().map_err(|error| format!("leaving the network: {error}"))?;
         }
-        match self.uid {
-            Some(uid) => jail::become_user(uid, self.gid.unwrap_or(uid))
-                .map_err(|error| format!("becoming user {uid}: {error}")),
-            None => Ok(()),
+        if let Some(uid) = self.uid {
+            jail::become_user(uid, self.gid.unwrap_or(uid))
+                .map_err(|error| format!("becoming user {uid}: {error}"))?;
         }
+        // Last: the calls above are among those that it refuses. It takes no privilege, so that every worker
+        // has it.
+        jail::give_up_calls().map_err(|error| error.to_string())
     }
 
     /// Try what is asked for, one by one, and say what cannot be had.

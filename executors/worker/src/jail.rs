@@ -3,16 +3,17 @@
 //! Invariants: a limit is set before the first byte that is not ours is looked at; privileges are
 //! dropped before the first thread. This file must never give a privilege back.
 
+use crate::seccomp;
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
+use tessera_types::{EffectiveLimits, LimitName};
 
-/// Address space while a component is compiled: some need more than 10 GiB.
-const COMPILE_BYTES: u64 = 4 << 30;
-/// Address space once it is compiled: a memory reserves 4 GiB and guards.
+/// Address space once a component is compiled, beside what compiling it may take: a memory reserves 4 GiB
+/// and guards.
 const RUN_BYTES: u64 = 32 << 30;
-/// CPU time of a compilation, in seconds.
-const COMPILE_CPU_S: u64 = 60;
+/// CPU time in which a process that has used up its own can still say so, in seconds.
+const CPU_GRACE_S: u64 = 5;
 /// Largest file that a compilation writes.
 const COMPILE_FILE_BYTES: u64 = 1 << 30;
 /// Files that a worker has open at most: each task has its output, its sandbox and what it opens.
@@ -38,8 +39,16 @@ fn limit(resource: Resource, soft: u64, hard: u64, what: &'static str) -> Result
     setrlimit(resource, soft.min(most), hard.min(most)).map_err(at(what))
 }
 
+/// Never gain a privilege by executing a program: also what the kernel asks for before it takes a filter.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn forbid_privileges() -> Result<(), JailError> {
+    prctl::set_no_new_privs().map_err(at("no_new_privs"))
+}
+
 fn harden() -> Result<(), JailError> {
-    prctl::set_no_new_privs().map_err(at("no_new_privs"))?;
+    forbid_privileges()?;
     limit(Resource::RLIMIT_CORE, 0, 0, "core files")
 }
 
@@ -47,18 +56,20 @@ fn harden() -> Result<(), JailError> {
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn enter_compile() -> Result<(), JailError> {
+pub fn enter_compile(limits: &EffectiveLimits) -> Result<(), JailError> {
     harden()?;
+    let bytes = limits.get(LimitName::CompileBytes);
     limit(
         Resource::RLIMIT_AS,
-        COMPILE_BYTES,
-        RUN_BYTES,
+        bytes,
+        bytes.saturating_add(RUN_BYTES),
         "address space",
     )?;
+    let seconds = limits.get(LimitName::CompileCpuMs).div_ceil(1_000);
     limit(
         Resource::RLIMIT_CPU,
-        COMPILE_CPU_S,
-        COMPILE_CPU_S + 5,
+        seconds,
+        seconds + CPU_GRACE_S,
         "CPU time",
     )?;
     limit(
@@ -67,7 +78,17 @@ pub fn enter_compile() -> Result<(), JailError> {
         COMPILE_FILE_BYTES,
         "file size",
     )?;
-    limit(Resource::RLIMIT_NOFILE, 64, 64, "open files")
+    limit(Resource::RLIMIT_NOFILE, 64, 64, "open files")?;
+    give_up_calls()
+}
+
+/// Give up the system calls that no process of this crate makes.
+///
+/// # Errors
+/// When the kernel has no such filters.
+pub fn give_up_calls() -> Result<(), JailError> {
+    let code = |error: std::io::Error| nix::Error::from_raw(error.raw_os_error().unwrap_or(0));
+    seccomp::enter().map_err(|error| at("a filter of system calls")(code(error)))
 }
 
 /// After compiling: room for the address space that an instance reserves.
@@ -75,7 +96,19 @@ pub fn enter_compile() -> Result<(), JailError> {
 /// # Errors
 /// When the kernel refuses.
 pub fn widen_for_run() -> Result<(), JailError> {
-    limit(Resource::RLIMIT_AS, RUN_BYTES, RUN_BYTES, "address space")
+    let (_, most) = getrlimit(Resource::RLIMIT_AS).map_err(at("address space"))?;
+    limit(Resource::RLIMIT_AS, most, most, "address space")
+}
+
+/// Limit a process that replays a recording, with a component of whoever asks for it: room for what
+/// compiling it may take and for an instance, and all the time that it takes.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn enter_replay() -> Result<(), JailError> {
+    harden()?;
+    limit(Resource::RLIMIT_AS, RUN_BYTES, RUN_BYTES, "address space")?;
+    limit(Resource::RLIMIT_NOFILE, 64, 64, "open files")
 }
 
 /// Limit a worker.

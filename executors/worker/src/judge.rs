@@ -1,20 +1,24 @@
-//! The throw-away modes: compile a component, or say what one is.
+//! The throw-away modes: compile a component, or say what an upload is.
 //!
 //! Invariants: limits stand before the file is read; the answer is one JSON object on stdout, and an
 //! exit code of 0 says that the component can be used. This file must never keep what it was given
 //! longer than its process lives.
 
+use crate::componentize::componentize;
+use crate::grants::{Grant, grants};
 use crate::image;
 use crate::jail::{self, JailError};
+use crate::statics::{self, Counted};
 use crate::thread;
 use serde::Serialize;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
-use tessera_types::{Digest, limits::COMPONENT_BYTES_MAX};
+use tessera_types::{Digest, EffectiveLimits, LimitName, RoleLimits};
 use tessera_wit_host::{
-    ExecutorHost, Inspection, Inspector, Limits, SchedulerHost, TaskHost, Ticker, engine_key, new_engine,
+    ExecutorHost, Inspection, Inspector, LimitPassed, Limits, SchedulerHost, TaskHost, Ticker, Unusable,
+    check_bytes, engine_key, new_engine,
 };
 use wasmtime::Engine;
 use wasmtime::component::Component;
@@ -44,10 +48,30 @@ pub struct Verdict {
     pub writes_state: Option<u32>,
     /// Of a scheduler: versions of the state that it can start from.
     pub reads_state: Vec<u32>,
+    /// Of a scheduler: it can carry older state to the version that it writes.
+    pub migrates: bool,
+    /// What it asks of WASI, and what guests of its world are given.
+    pub grants: Vec<Grant>,
+    /// Functions of all its modules.
+    pub functions: u64,
     /// Linear memories that it makes.
     pub memories: u32,
     /// Bytes of its largest memory at the start.
     pub initial_memory_bytes: u64,
+    /// The component that was made of a core module; everything else is about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub componentized: Option<Componentized>,
+}
+
+/// A component that was made of a core module.
+#[derive(Debug, Serialize)]
+pub struct Componentized {
+    /// Where it is.
+    pub path: String,
+    /// Digest of its bytes.
+    pub digest: String,
+    /// Bytes of it.
+    pub size_bytes: u64,
 }
 
 /// Why there is no verdict.
@@ -72,12 +96,12 @@ struct Judge {
 }
 
 impl Judge {
-    fn new() -> Result<Self, JudgeError> {
+    fn new(limits: Limits) -> Result<Self, JudgeError> {
         let fault = |error: wasmtime::Error| JudgeError::Engine(format!("{error:#}"));
         let engine = new_engine().map_err(fault)?;
         let ticker =
             Ticker::start(&engine).map_err(|error| JudgeError::Engine(error.to_string()))?;
-        let (ticker, limits) = (Arc::new(ticker), Limits::default());
+        let ticker = Arc::new(ticker);
         let schedulers = SchedulerHost::new(&engine, ticker.clone(), thread::CONTROL);
         let executors = ExecutorHost::new(&engine, ticker.clone(), thread::CONTROL).map_err(fault)?;
         let tasks = TaskHost::new(&engine, ticker, limits).map_err(fault)?;
@@ -103,22 +127,76 @@ impl Judge {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, JudgeError> {
+/// Bytes of linear memory that a component may have while it describes itself to an agent: what it has
+/// later is for the role that it runs in to allow, and this process has no use for more.
+const DESCRIBE_MEMORY_BYTES: u64 = 1 << 30;
+
+/// What `describe` may use once the component was accepted: as much of a kind as any role may be given.
+fn widest(limits: &EffectiveLimits) -> Limits {
+    let mut widest = *limits;
+    use LimitName as L;
+    for name in [L::TableElements, L::Instances, L::Tables, L::Memories] {
+        widest.put(name, name.row().max);
+    }
+    widest.put(L::MemoryBytes, DESCRIBE_MEMORY_BYTES);
+    Limits::of(&widest)
+}
+
+/// What is set, with the bounds of what is counted of a component out of the way where nothing is: it was
+/// judged under the cluster's when it was uploaded.
+fn judged_before(set: &RoleLimits) -> EffectiveLimits {
+    use LimitName as L;
+    let mut most = RoleLimits::default();
+    for name in [L::ComponentBytes, L::ComponentFunctions, L::FunctionBytes, L::FunctionLocals] {
+        // The largest value of a row is within its bounds.
+        let _ = most.set(name, name.row().max);
+    }
+    EffectiveLimits::resolve([&most, set])
+}
+
+fn read(path: &Path, limits: &EffectiveLimits) -> Result<Vec<u8>, JudgeError> {
     let fault = |error| JudgeError::File(path.display().to_string(), error);
     let mut bytes = Vec::new();
     // One byte more than allowed tells a larger file from one that just fits.
     let file = File::open(path).map_err(fault)?;
-    file.take(COMPONENT_BYTES_MAX + 1)
-        .read_to_end(&mut bytes)
-        .map_err(fault)?;
+    let most = limits.get(LimitName::ComponentBytes).saturating_add(1);
+    file.take(most).read_to_end(&mut bytes).map_err(fault)?;
     Ok(bytes)
 }
 
-fn verdict(engine: &Engine, bytes: &[u8], found: Inspection) -> Verdict {
-    let (writes_state, reads_state) = match found.description {
-        Some(said) => (Some(said.writes_state), said.reads_state),
-        None => (None, Vec::new()),
-    };
+fn check_size(bytes: &[u8], limits: &EffectiveLimits) -> Result<(), Unusable> {
+    let (max, name) = (limits.get(LimitName::ComponentBytes), LimitName::ComponentBytes.row().name);
+    if bytes.len() as u64 > max {
+        let text = format!("more than the {max} bytes that a component may have");
+        return Err(LimitPassed { name, text }.into());
+    }
+    Ok(())
+}
+
+/// What is known of an upload before anything is compiled.
+enum Upload {
+    Component(Counted),
+    /// A core module, and the component that was made of it.
+    Made(Vec<u8>, Counted),
+}
+
+/// Count, and make a component of a module. Nothing is compiled yet.
+fn prepare(bytes: &[u8], limits: &EffectiveLimits) -> Result<Upload, Unusable> {
+    check_size(bytes, limits)?;
+    let is_module = bytes.starts_with(b"\0asm\x01\0\0\0");
+    if !is_module {
+        check_bytes(bytes)?;
+        return Ok(Upload::Component(statics::count(bytes, limits)?));
+    }
+    let made = componentize(bytes, &statics::count(bytes, limits)?)?;
+    check_size(&made, limits)?;
+    let counted = statics::count(&made, limits)?;
+    Ok(Upload::Made(made, counted))
+}
+
+fn verdict(engine: &Engine, bytes: &[u8], functions: u64, found: Inspection) -> Verdict {
+    let grants = grants(found.world, &found.imports);
+    let said = found.description;
     Verdict {
         ok: found.error.is_none(),
         world: found.world.name(),
@@ -128,35 +206,70 @@ fn verdict(engine: &Engine, bytes: &[u8], found: Inspection) -> Verdict {
         engine: engine_key(engine),
         imports: found.imports,
         exports: found.exports,
-        writes_state,
-        reads_state,
+        writes_state: said.as_ref().map(|said| said.writes_state),
+        migrates: said.as_ref().is_some_and(|said| said.migrates),
+        reads_state: said.map(|said| said.reads_state).unwrap_or_default(),
+        grants,
+        functions,
         memories: found.memories,
         initial_memory_bytes: found.initial_memory_bytes,
+        componentized: None,
     }
 }
 
-/// Say what a component is.
+/// Say what an upload is, under what is set for the whole cluster: it belongs to no role. A component that
+/// was made of a core module is written to `made`.
 ///
 /// # Errors
-/// When there is no verdict; a component that cannot be used has one.
-pub fn inspect(input: &Path) -> Result<Verdict, JudgeError> {
-    jail::enter_compile()?;
-    let judge = Judge::new()?;
-    let bytes = read(input)?;
-    let (found, _) = judge.inspect(&bytes)?;
-    Ok(verdict(&judge.engine, &bytes, found))
+/// When there is no verdict; an upload that cannot be used has one.
+pub fn inspect(input: &Path, made: Option<&Path>, set: &RoleLimits) -> Result<Verdict, JudgeError> {
+    let limits = EffectiveLimits::resolve([set]);
+    jail::enter_compile(&limits)?;
+    let judge = Judge::new(Limits::of(&limits))?;
+    let bytes = read(input, &limits)?;
+    let (component, counted) = match prepare(&bytes, &limits) {
+        Ok(Upload::Component(counted)) => (None, counted),
+        Ok(Upload::Made(component, counted)) => (Some(component), counted),
+        Err(error) => return Ok(verdict(&judge.engine, &bytes, 0, Inspection::refused(error))),
+    };
+    let (found, _) = judge.inspect(component.as_deref().unwrap_or(&bytes))?;
+    let mut verdict = verdict(&judge.engine, &bytes, counted.functions, found);
+    if let (Some(component), true) = (component, verdict.ok) {
+        let Some(path) = made else {
+            verdict.ok = false;
+            verdict.error = Some("this is a core module, and there is no file for its component".into());
+            return Ok(verdict);
+        };
+        std::fs::write(path, &component)
+            .map_err(|error| JudgeError::File(path.display().to_string(), error))?;
+        verdict.componentized = Some(Componentized {
+            path: path.display().to_string(),
+            digest: Digest::of(&component).to_string(),
+            size_bytes: component.len() as u64,
+        });
+    }
+    Ok(verdict)
 }
 
-/// Judge a component and, if it can be used, write its image.
+/// Judge a component and, if it can be used, write its image. A core module is none: what was made of it
+/// when it was uploaded is.
 ///
 /// # Errors
 /// When there is no verdict; a component that cannot be used has one.
-pub fn compile(input: &Path, output: &Path) -> Result<Verdict, JudgeError> {
-    jail::enter_compile()?;
-    let judge = Judge::new()?;
-    let bytes = read(input)?;
+pub fn compile(input: &Path, output: &Path, set: &RoleLimits) -> Result<Verdict, JudgeError> {
+    let limits = judged_before(set);
+    jail::enter_compile(&limits)?;
+    let judge = Judge::new(widest(&limits))?;
+    let bytes = read(input, &limits)?;
+    let counted = check_size(&bytes, &limits)
+        .and_then(|()| check_bytes(&bytes))
+        .and_then(|()| statics::count(&bytes, &limits));
+    let counted = match counted {
+        Ok(counted) => counted,
+        Err(error) => return Ok(verdict(&judge.engine, &bytes, 0, Inspection::refused(error))),
+    };
     let (found, component) = judge.inspect(&bytes)?;
-    let verdict = verdict(&judge.engine, &bytes, found);
+    let verdict = verdict(&judge.engine, &bytes, counted.functions, found);
     if let Some(component) = component {
         image::write(&judge.engine, &component, Digest::of(&bytes), output)
             .map_err(|error| JudgeError::File(output.display().to_string(), error))?;

@@ -6,8 +6,10 @@
 //! crate must never hold cluster state or speak to a master.
 
 pub mod bench;
+mod componentize;
 mod executor;
 mod executors;
+mod grants;
 mod hosts;
 mod image;
 mod instance;
@@ -18,7 +20,9 @@ mod logs;
 mod minute;
 mod outbox;
 mod recorder;
+pub mod seccomp;
 pub mod serve;
+mod statics;
 mod tasks;
 mod thread;
 

@@ -7,9 +7,10 @@ use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use tessera_types::{EffectiveLimits, LimitError, LimitName, RoleLimits};
 use tessera_wit_host::{Limits, engine_key, new_engine};
 use tessera_worker::isolation::Isolation;
-use tessera_worker::{Hosts, bench, jail, judge, serve};
+use tessera_worker::{Hosts, bench, jail, judge, seccomp, serve};
 
 /// The component cannot be used; why is on stdout.
 const EXIT_UNUSABLE: u8 = 2;
@@ -62,12 +63,29 @@ enum Mode {
         /// The image to write.
         #[arg(long = "out")]
         output: PathBuf,
+        /// A limit of components, as in the table of limits; repeat it for more.
+        #[arg(long = "limit", value_name = "NAME=VALUE")]
+        limits: Vec<String>,
     },
-    /// Say what a component is.
+    /// Say what an upload is.
     Inspect {
-        /// The component.
+        /// The upload.
         #[arg(long = "in")]
         input: PathBuf,
+        /// Where to write the component that is made of a core module.
+        #[arg(long = "out")]
+        made: Option<PathBuf>,
+        /// A limit of components, as in the table of limits; repeat it for more.
+        #[arg(long = "limit", value_name = "NAME=VALUE")]
+        limits: Vec<String>,
+    },
+    /// Give up system calls as other modes do, unless told not to, and say what became of those that are
+    /// tried. For tests.
+    #[command(hide = true)]
+    ProbeCalls {
+        /// Try them without having given them up.
+        #[arg(long)]
+        free: bool,
     },
     /// Print the key under which compiled code is cached.
     EngineKey,
@@ -109,6 +127,17 @@ fn print(answer: &impl serde::Serialize) -> Result<(), String> {
     Ok(())
 }
 
+fn limits_of(arguments: &[String]) -> Result<RoleLimits, String> {
+    let mut limits = RoleLimits::default();
+    for argument in arguments {
+        let value = argument.split_once('=').and_then(|(name, value)| Some((name, value.parse().ok()?)));
+        let (name, value) = value.ok_or_else(|| format!("--limit {argument}: not NAME=NUMBER"))?;
+        let name: LimitName = name.parse().map_err(|error: LimitError| error.to_string())?;
+        limits.set(name, value).map_err(|error| error.to_string())?;
+    }
+    Ok(limits)
+}
+
 fn report(verdict: Result<judge::Verdict, judge::JudgeError>) -> Result<ExitCode, String> {
     let verdict = verdict.map_err(|error| error.to_string())?;
     print(&verdict)?;
@@ -138,8 +167,23 @@ fn run(mode: Mode) -> Result<ExitCode, String> {
             worker.run(&listener).map_err(|error| error.to_string())?;
             Ok(ExitCode::SUCCESS)
         }
-        Mode::Compile { input, output } => report(judge::compile(&input, &output)),
-        Mode::Inspect { input } => report(judge::inspect(&input)),
+        Mode::Compile {
+            input,
+            output,
+            limits,
+        } => report(judge::compile(&input, &output, &limits_of(&limits)?)),
+        Mode::Inspect {
+            input,
+            made,
+            limits,
+        } => report(judge::inspect(&input, made.as_deref(), &limits_of(&limits)?)),
+        Mode::ProbeCalls { free } => {
+            if !free {
+                jail::enter_compile(&EffectiveLimits::default()).map_err(|error| error.to_string())?;
+            }
+            print(&seccomp::try_calls())?;
+            Ok(ExitCode::SUCCESS)
+        }
         Mode::ProbeIsolation { isolation } => {
             print(&isolation.probe())?;
             Ok(ExitCode::SUCCESS)

@@ -5,9 +5,9 @@
 //! except for `describe`, which stands under limits.
 
 use crate::executor::ExecutorHost;
+use crate::limits::LimitPassed;
 use crate::scheduler::{Description, SchedulerHost};
 use crate::task::TaskHost;
-use tessera_types::limits::COMPONENT_BYTES_MAX;
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
@@ -51,12 +51,9 @@ pub enum Unusable {
     /// Not a component by its first bytes.
     #[error("this is {0}, not a WebAssembly component")]
     NotAComponent(&'static str),
-    /// Larger than any component may be.
-    #[error("{len} bytes are more than the {COMPONENT_BYTES_MAX} that a component may have")]
-    TooLarge {
-        /// The size.
-        len: u64,
-    },
+    /// A limit of components is passed.
+    #[error(transparent)]
+    Limit(#[from] LimitPassed),
     /// Invalid, or uses features that are off.
     #[error("the component is not valid: {0}")]
     Invalid(String),
@@ -70,8 +67,8 @@ pub enum Unusable {
     },
     /// Exports nothing that could be called.
     #[error(
-        "exports none of tessera:framework/scheduler@{CONTRACT_VERSION}, \
-         tessera:framework/executor@{CONTRACT_VERSION} and wasi:cli/run@0.2: \
+        "exports neither tessera:framework/scheduler@{CONTRACT_VERSION} nor \
+         tessera:framework/executor@{CONTRACT_VERSION} nor wasi:cli/run@0.2: \
          it is neither a scheduler nor an executor nor a task"
     )]
     NoWorld,
@@ -103,7 +100,9 @@ pub struct Inspection {
 }
 
 impl Inspection {
-    const fn refused(error: Unusable) -> Self {
+    /// Nothing was found but this.
+    #[must_use]
+    pub const fn refused(error: Unusable) -> Self {
         Self {
             world: World::None,
             error: Some(error),
@@ -133,16 +132,12 @@ pub struct Inspector<'a> {
 /// # Errors
 /// What it is instead of a component.
 pub fn check_bytes(bytes: &[u8]) -> Result<(), Unusable> {
-    let len = bytes.len() as u64;
-    if len > COMPONENT_BYTES_MAX {
-        return Err(Unusable::TooLarge { len });
-    }
     let what = match bytes {
         [] => "an empty file",
         _ if Engine::detect_precompiled(bytes).is_some() => "code compiled ahead of time",
         [0, b'a', b's', b'm', 0x0d, 0, 1, 0, ..] => return Ok(()),
         [0, b'a', b's', b'm', 1, 0, 0, 0, ..] => {
-            "a core module (componentize it, for example by building for wasm32-wasip2)"
+            "a core module"
         }
         [0, b'a', b's', b'm', ..] => "WebAssembly of an unknown version",
         [0x7f, b'E', b'L', b'F', ..] => "a native program",

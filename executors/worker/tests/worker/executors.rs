@@ -116,6 +116,13 @@ impl Exec {
     }
 }
 
+/// Start an executor and wait until it is built.
+pub fn ready(agent: &mut Agent, image: &Image) {
+    let exec = Exec::of(image, &[], &[]);
+    exec.start(agent);
+    exec.ready(agent);
+}
+
 fn started(children: Vec<v1::ChildStatus>) -> Event {
     Event::Started(v1::ExecutorStarted {
         info: Some(v1::ExecutorInfo {

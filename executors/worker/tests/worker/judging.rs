@@ -92,7 +92,7 @@ fn everything_else_is_refused_by_what_it_is() {
             "tomers",
         ),
         (echo[..echo.len() / 2].to_vec(), "not valid"),
-        (b"\0asm\x01\0\0\0".to_vec(), "core module"),
+        (b"\0asm\x01\0\0\0".to_vec(), "a core module, not"),
         (b"(component)".to_vec(), "text"),
         (image[code_at..].to_vec(), "compiled ahead"),
         (image, "unknown"),
@@ -101,7 +101,6 @@ fn everything_else_is_refused_by_what_it_is() {
             "native program",
         ),
         (Vec::new(), "empty"),
-        (vec![0; (32 << 20) + 1], "more than"),
     ] {
         let (code, verdict) = judge(&bytes);
         let error = verdict["error"].as_str().unwrap_or_default();
@@ -118,4 +117,163 @@ fn the_key_of_the_engine_is_the_same_in_every_process() {
     assert_eq!(key(), key());
     let (_, verdict) = judge(&bytes("echo"));
     assert_eq!(verdict["engine"], key().trim());
+}
+
+/// What `inspect` says under these limits, and the component that it made, if it made one.
+fn inspect(bytes: &[u8], limits: &[(&str, u64)]) -> (Value, Option<Vec<u8>>) {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, made) = (dir.path().join("in"), dir.path().join("made"));
+    std::fs::write(&input, bytes).unwrap();
+    let limits: Vec<String> = limits
+        .iter()
+        .map(|(name, value)| format!("--limit={name}={value}"))
+        .collect();
+    let mut arguments = vec!["inspect", "--in", input.to_str().unwrap()];
+    arguments.extend(["--out", made.to_str().unwrap()]);
+    arguments.extend(limits.iter().map(String::as_str));
+    let said = run(&arguments);
+    let verdict: Value = serde_json::from_slice(&said.stdout).unwrap();
+    assert_eq!(said.status.code(), Some(if verdict["ok"] == true { 0 } else { 2 }));
+    (verdict, std::fs::read(made).ok())
+}
+
+/// A component with this module in it.
+fn around(module: &str) -> Vec<u8> {
+    wat::parse_str(format!("(component (core module {module}))")).unwrap()
+}
+
+#[test]
+fn limits_of_components_are_reached_before_anything_is_compiled() {
+    let params = |n: usize| "i32 ".repeat(n);
+    let locals = |n: usize| format!("(func (param {}) (local {}))", params(10), params(n - 10));
+    // A body is its length, a count of locals, its instructions and the end.
+    let body = |n: usize| format!("(func {})", "nop ".repeat(n - 2));
+    let two_modules = |n: usize| {
+        let half = "(func)".repeat(n / 2);
+        wat::parse_str(format!("(component (core module {half}) (component (core module {half})))"))
+            .unwrap()
+    };
+    for (bytes, limit, value, passes) in [
+        (around(&"(func)".repeat(100)), "component-functions", 100, true),
+        (around(&"(func)".repeat(101)), "component-functions", 100, false),
+        (two_modules(102), "component-functions", 100, false),
+        (two_modules(100), "component-functions", 100, true),
+        (around(&body(1_024)), "function-bytes", 1_024, true),
+        (around(&body(1_025)), "function-bytes", 1_024, false),
+        (around(&locals(50)), "function-locals", 50, true),
+        (around(&locals(51)), "function-locals", 50, false),
+        (around("(func (local i64) (local f32))"), "function-locals", 1, false),
+        (around(&"(func)".repeat(400)), "component-bytes", 1_024, false),
+        (around(&"(func)".repeat(50_001)), "component-functions", 50_000, false),
+    ] {
+        let (verdict, _) = inspect(&bytes, &[(limit, value)]);
+        let error = verdict["error"].as_str().unwrap();
+        let said = if passes { "exports neither" } else { &format!("limit {limit}: ") };
+        assert!(error.contains(said), "{limit} {value}: {error}");
+        assert_eq!(verdict["world"], "none", "nothing is told of what was not compiled");
+    }
+    let large = vec![0; (32 << 20) + 1];
+    let (verdict, _) = inspect(&large, &[]);
+    assert!(verdict["error"].as_str().unwrap().starts_with("limit component-bytes: more than the 33554432"));
+    // An agent compiles what was accepted, whatever the defaults say.
+    let (_, verdict) = judge(&around(&body(2 << 20)));
+    assert!(verdict["error"].as_str().unwrap().contains("exports neither"), "{verdict}");
+    for nonsense in ["component-functions", "component-functions=x", "functions=1", "component-functions=0"] {
+        let said = run(&["inspect", "--in", "/dev/null", "--limit", nonsense]);
+        assert_eq!(said.status.code(), Some(1), "{nonsense}");
+    }
+}
+
+#[test]
+fn compiling_ends_with_the_time_that_it_may_take() {
+    // Each block is left with other values in its locals: cheap to count, dear to compile.
+    let blocks: String = (0..40_000)
+        .map(|at| {
+            let (one, other) = (1 + at * 7 % 4_990, 1 + at * 13 % 4_990);
+            format!("(block (br_if 0 (local.get {one})) (local.set {other} (local.get 0)))")
+        })
+        .collect();
+    let bytes = around(&format!("(func (param i32) (local {}) {blocks})", "i32 ".repeat(4_990)));
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("in");
+    std::fs::write(&input, bytes).unwrap();
+    let said = run(&[
+        "inspect",
+        "--in",
+        input.to_str().unwrap(),
+        "--limit=compile-cpu-ms=1000",
+    ]);
+    use std::os::unix::process::ExitStatusExt as _;
+    assert!(said.stdout.is_empty() && said.status.signal().is_some(), "{said:?}");
+}
+
+#[test]
+fn what_a_component_asks_for_is_told_with_what_it_is_given() {
+    let (verdict, made) = inspect(&bytes("task-exit"), &[]);
+    assert_eq!(made, None);
+    assert!(verdict["functions"].as_u64() > Some(10) && verdict["memories"] == 1);
+    let granted = |verdict: &Value, prefix: &str| -> Value {
+        let grants = verdict["grants"].as_array().unwrap();
+        let found = grants.iter().find(|grant| {
+            grant["interface"].as_str().is_some_and(|name| name.starts_with(prefix))
+        });
+        found.unwrap_or_else(|| panic!("{prefix}: {grants:?}"))["granted"].clone()
+    };
+    assert_eq!(granted(&verdict, "wasi:cli/environment@"), true);
+    assert_eq!(granted(&verdict, "wasi:cli/stdin@"), false);
+    let (verdict, _) = inspect(&bytes("executor_basic"), &[]);
+    assert_eq!((&verdict["world"], &verdict["migrates"]), (&"executor".into(), &false.into()));
+    assert_eq!(granted(&verdict, "wasi:cli/environment@"), false);
+    assert_eq!(granted(&verdict, "wasi:cli/stdout@"), true);
+}
+
+/// A core module of this world that does nothing, and says which world it was made for.
+fn module(world: &str) -> Vec<u8> {
+    use wit_component::{StringEncoding, embed_component_metadata};
+    let wit = concat!(env!("CARGO_MANIFEST_DIR"), "/../../wit/framework");
+    let mut resolve = wit_parser::Resolve::default();
+    let (package, _) = resolve.push_dir(wit).unwrap();
+    let world = resolve.select_world(&[package], Some(world)).unwrap();
+    let text = r#"(module
+        (memory (export "memory") 1)
+        (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
+        (func (export "tessera:framework/executor@0.1.0#init") (param i32 i32) (result i32) (i32.const 64))
+        (func (export "tessera:framework/executor@0.1.0#handle") (param i64 i32 i32) (result i32) (i32.const 64)))"#;
+    let mut module = wat::parse_str(text).unwrap();
+    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).unwrap();
+    module
+}
+
+#[test]
+fn core_modules_that_say_what_they_are_become_components() {
+    let sent = module("executor-framework");
+    let (verdict, made) = inspect(&sent, &[]);
+    assert_eq!((&verdict["ok"], &verdict["world"]), (&true.into(), &"executor".into()), "{verdict}");
+    let made = made.unwrap();
+    let digest = tessera_types::Digest::of(&made).to_string();
+    assert_eq!(verdict["componentized"]["digest"], digest);
+    assert_eq!(verdict["componentized"]["size_bytes"], made.len());
+    assert_eq!(verdict["digest"], tessera_types::Digest::of(&sent).to_string());
+    assert_eq!(inspect(&sent, &[]).1, Some(made.clone()), "the same module gives the same component");
+    let (verdict, again) = inspect(&made, &[]);
+    assert!(verdict["ok"] == true && again.is_none());
+    // It exports nothing of that world.
+    let (verdict, made) = inspect(&module("scheduler-framework"), &[]);
+    let error = verdict["error"].as_str().unwrap();
+    assert!(error.contains("no component can be made") && error.contains("scheduler"), "{error}");
+    assert_eq!(made, None);
+    // Agents are sent what was made, never what it was made of.
+    let (_, verdict) = judge(&sent);
+    assert!(verdict["error"].as_str().unwrap().contains("a core module"), "{verdict}");
+
+    // Programs of WASI preview 1 get its adapter, which says what they are.
+    let program = wat::parse_str(
+        r#"(module
+            (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+            (memory (export "memory") 1)
+            (func (export "_start") (call $exit (i32.const 0))))"#,
+    );
+    let (verdict, made) = inspect(&program.unwrap(), &[]);
+    assert_eq!((&verdict["ok"], &verdict["world"]), (&true.into(), &"command".into()), "{verdict}");
+    assert!(made.is_some());
 }

@@ -4,6 +4,7 @@
 //! reach into the worker other than through its link, its modes and its files.
 
 mod executors;
+mod filtering;
 mod harness;
 mod judging;
 mod many;
