@@ -135,6 +135,8 @@ mod tests {
     fn command_lines_are_read() {
         for good in [
             "tessera dev --port 0 --agent-port 0 --data-dir /tmp/x",
+            "tessera dev --component-registry localhost:5000 --component-key k --allow-unsigned-uploads",
+            "tessera master --data-dir /tmp/x --component-registry a --component-registry b:1",
             "tessera agent --work-dir /tmp/x --master 127.0.0.1:5051",
             "tessera agent ls",
             "tessera agent inspect a1 -o json",

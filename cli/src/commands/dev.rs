@@ -7,7 +7,7 @@
 
 use crate::api::{Agent, Task, read_items};
 use crate::client::Client;
-use crate::commands::master::shutdown_on_signals;
+use crate::commands::master::{DeliveryArgs, shutdown_on_signals};
 use crate::commands::task;
 use crate::connection::{agent_dir, default_dev_dir, master_dir, read_token, token_path};
 use crate::error::{CliError, Kind, io_error};
@@ -62,6 +62,8 @@ pub struct DevArgs {
     /// MiB of memory that the agent offers [default: those of this machine]
     #[arg(long, value_name = "MIB")]
     mem_mib: Option<i64>,
+    #[command(flatten)]
+    delivery: DeliveryArgs,
 }
 
 /// Where everything is.
@@ -101,7 +103,7 @@ pub async fn run(context: &Context, args: DevArgs) -> Result<ExitCode, CliError>
     };
 
     let shutdown = shutdown_on_signals(false)?;
-    let mut master = spawn(master_spec(&places, port)?);
+    let mut master = spawn(master_spec(&places, port, &args.delivery)?);
     let mut agent = spawn(agent_spec(&places, &args)?);
     let record = tokio::spawn(keep_record(
         places.record_path(),
@@ -206,8 +208,12 @@ impl Places {
     }
 }
 
-fn master_spec(places: &Places, port: u16) -> Result<ChildSpec, CliError> {
-    let args: Vec<OsString> = vec![
+fn master_spec(
+    places: &Places,
+    port: u16,
+    delivery: &DeliveryArgs,
+) -> Result<ChildSpec, CliError> {
+    let mut args: Vec<OsString> = vec![
         "master".into(),
         "--data-dir".into(),
         master_dir(&places.dir).into(),
@@ -221,6 +227,7 @@ fn master_spec(places: &Places, port: u16) -> Result<ChildSpec, CliError> {
         SCHEDULER_GRACE_MS.to_string().into(),
         "--supervised".into(),
     ];
+    args.extend(delivery.arguments());
     child("master", places, args, None)
 }
 

@@ -3,6 +3,7 @@
 //! Must never contain rules of the cluster; and wasmtime is not linked into this binary.
 
 use crate::error::{CliError, Kind, io_error};
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,18 +38,42 @@ pub struct MasterArgs {
     /// Schedulers of an agent that is silent for so long are placed elsewhere
     #[arg(long, default_value_t = 10_000, value_name = "MS")]
     scheduler_grace_ms: u64,
-    /// A registry that components may be pulled from; may be repeated
-    #[arg(long = "component-registry", value_name = "HOST[:PORT]")]
-    component_registries: Vec<String>,
-    /// Public key (PEM, ECDSA on P-256) by which components have to be signed
-    #[arg(long, value_name = "FILE")]
-    component_key: Option<PathBuf>,
-    /// Take uploads of plain bytes, which nobody signed, in spite of --component-key
-    #[arg(long)]
-    allow_unsigned_uploads: bool,
+    #[command(flatten)]
+    delivery: DeliveryArgs,
     /// Stop when standard input ends, that is when the supervisor does
     #[arg(long, hide = true)]
     supervised: bool,
+}
+
+/// Where components may come from; of masters, and of `tessera dev` for its own.
+#[derive(Clone, Debug, clap::Args)]
+pub struct DeliveryArgs {
+    /// A registry that components may be pulled from; may be repeated
+    #[arg(long = "component-registry", value_name = "HOST[:PORT]")]
+    registries: Vec<String>,
+    /// Public key (PEM, ECDSA on P-256) by which components have to be signed
+    #[arg(long = "component-key", value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// Take uploads of plain bytes, which nobody signed, in spite of --component-key
+    #[arg(long)]
+    allow_unsigned_uploads: bool,
+}
+
+impl DeliveryArgs {
+    /// The same for a child process.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let registries = self.registries.iter();
+        let mut args: Vec<OsString> = registries
+            .flat_map(|registry| ["--component-registry".into(), registry.into()])
+            .collect();
+        if let Some(key) = &self.key {
+            args.extend(["--component-key".into(), key.into()]);
+        }
+        if self.allow_unsigned_uploads {
+            args.push("--allow-unsigned-uploads".into());
+        }
+        args
+    }
 }
 
 /// Run it.
@@ -65,9 +90,9 @@ pub async fn run(args: MasterArgs) -> Result<ExitCode, CliError> {
         bin_dir: bin_dir(args.bin_dir)?,
         agent_timeout_ms: args.agent_timeout_ms,
         scheduler_grace_ms: args.scheduler_grace_ms,
-        component_registries: args.component_registries,
-        component_key: args.component_key,
-        allow_unsigned_uploads: args.allow_unsigned_uploads,
+        component_registries: args.delivery.registries,
+        component_key: args.delivery.key,
+        allow_unsigned_uploads: args.delivery.allow_unsigned_uploads,
     };
     let shutdown = shutdown_on_signals(args.supervised)?;
     match tessera_master::run(config, shutdown).await {
