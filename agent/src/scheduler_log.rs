@@ -1,4 +1,4 @@
-//! Logs of hosted schedulers: one file per framework, one JSON object per line, rotated.
+//! Logs of hosted schedulers and of their executors on this agent: one file per framework, one JSON object per line, rotated.
 //!
 //! Invariants: a file has at most [`LOG_BYTES_MAX`], and one older one is kept; text of guests is
 //! escaped by JSON, so that no line can pretend to be another or move a terminal's cursor.
@@ -28,6 +28,9 @@ struct Line<'a> {
     level: LogLevel,
     target: &'a str,
     text: &'a str,
+    /// Whose line it is, when it is not the scheduler's.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    executor: &'a str,
     #[serde(skip_serializing_if = "<[(String, String)]>::is_empty")]
     fields: &'a [(String, String)],
 }
@@ -49,19 +52,20 @@ impl SchedulerLogs {
         self.frameworks.join(framework.to_string())
     }
 
-    /// Append lines, and a remark on how many were dropped before they came here.
+    /// Append lines of the scheduler, or of an executor with an id, and a remark on how many were dropped before they came here.
     ///
     /// # Errors
     /// Those of the disk.
     pub fn append(
         &self,
         framework: FrameworkId,
+        executor: &str,
         lines: &[LogLine],
         dropped: u64,
     ) -> io::Result<()> {
         let mut text = Vec::new();
         for line in lines {
-            write_line(&mut text, line)?;
+            write_line(&mut text, executor, line)?;
         }
         if let (Some(last), true) = (lines.last(), dropped > 0) {
             let remark = LogLine {
@@ -71,7 +75,7 @@ impl SchedulerLogs {
                 fields: Vec::new(),
                 ..last.clone()
             };
-            write_line(&mut text, &remark)?;
+            write_line(&mut text, executor, &remark)?;
         }
         let mut file = self.file_for(framework, text.len() as u64)?;
         file.write_all(&text)
@@ -98,13 +102,14 @@ impl SchedulerLogs {
     }
 }
 
-fn write_line(text: &mut Vec<u8>, line: &LogLine) -> io::Result<()> {
+fn write_line(text: &mut Vec<u8>, executor: &str, line: &LogLine) -> io::Result<()> {
     let json = Line {
         at_ms: line.at_ms,
         turn: line.turn.0,
         level: line.level,
         target: &line.target,
         text: &line.text,
+        executor,
         fields: &line.fields,
     };
     serde_json::to_writer(&mut *text, &json)?;
@@ -133,7 +138,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let logs = SchedulerLogs::open(dir.path()).unwrap();
         let id = FrameworkId(3);
-        logs.append(id, &[line("a\n\u{1b}[2J")], 5).unwrap();
+        logs.append(id, "", &[line("a\n\u{1b}[2J")], 5).unwrap();
         let path = logs.dir(id).join(LOG_FILE);
         let text = fs::read_to_string(&path).unwrap();
         assert_eq!(text.lines().count(), 2, "{text}");
@@ -143,7 +148,7 @@ mod tests {
         );
         let large = line(&"x".repeat(1 << 20));
         for _ in 0..20 {
-            logs.append(id, std::slice::from_ref(&large), 0).unwrap();
+            logs.append(id, "e", std::slice::from_ref(&large), 0).unwrap();
         }
         assert!(path.metadata().unwrap().len() <= LOG_BYTES_MAX);
         let files = fs::read_dir(logs.dir(id)).unwrap().count();

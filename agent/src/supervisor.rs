@@ -516,9 +516,7 @@ impl Supervisor {
             } => {
                 self.start_instance(&worker, instance).await;
             }
-            Action::UpdateInstance {
-                worker, instance, ..
-            } => self.update_instance(&worker, instance),
+            Action::UpdateInstance { worker, instance } => self.update_instance(&worker, instance),
             Action::LimitExecutor {
                 executor,
                 life,
@@ -586,7 +584,7 @@ impl Supervisor {
         );
     }
 
-    /// Tell a running instance its new limits. One that is still being built gets them when it is ready.
+    /// Tell an instance its new limits: a repeated start changes nothing else.
     fn update_instance(&mut self, worker: &WorkerKey, instance: v1::DesiredInstance) {
         let start = v1::StartInstance {
             instance: Some(instance),

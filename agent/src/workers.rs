@@ -280,8 +280,13 @@ fn write_logs(logs: &SchedulerLogs, lines: &blocking::Receiver<v1::GuestLog>) {
             .into_iter()
             .filter_map(|line| line.try_into().ok())
             .collect();
-        if let Err(error) = logs.append(FrameworkId(log.framework), &read, log.dropped) {
-            tracing::warn!(framework = log.framework, %error, "a scheduler's log could not be written");
+        if let Err(error) = logs.append(
+            FrameworkId(log.framework),
+            &log.executor,
+            &read,
+            log.dropped,
+        ) {
+            tracing::warn!(framework = log.framework, %error, "a framework's log could not be written");
         }
     }
 }

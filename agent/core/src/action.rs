@@ -372,14 +372,12 @@ pub enum Action {
         /// Key of the image.
         engine: String,
     },
-    /// Tell an instance that runs, or is about to, its new limits.
+    /// Tell an instance that is ready its new limits.
     UpdateInstance {
         /// Which worker.
         worker: WorkerKey,
         /// What.
         instance: v1::DesiredInstance,
-        /// Key of the image.
-        engine: String,
     },
     /// What an executor and its tasks may use together; its native children are inside of it.
     LimitExecutor {

@@ -129,6 +129,7 @@ impl Core {
             Err(rule) => {
                 // Without a role and a spec there is no record; asked again, it is refused again.
                 self.refuse_unreadable(key, &launch, &rule, now);
+                self.groups.spoil(key.framework, group);
                 return;
             }
         };

@@ -153,8 +153,9 @@ impl Core {
         now: Now,
     ) {
         if !executor.introduced {
+            // Those that have ended come as events of their own, so that an end is told in one way only.
             let child = |key: &TaskKey| {
-                let task = self.tasks.get(key)?;
+                let task = self.tasks.get(key).filter(|task| task.over().is_none())?;
                 Some((key.clone(), status_of(self, key, task, now)))
             };
             let children: Vec<_> = executor.children.iter().filter_map(child).collect();
@@ -264,9 +265,6 @@ impl Core {
         draft: &mut Draft,
         now: Now,
     ) {
-        if given.started {
-            return;
-        }
         for key in &executor.children {
             let Some(task) = self.tasks.get(key) else {
                 continue;
@@ -275,7 +273,8 @@ impl Core {
             let newest = (status.attempt, status.state);
             // That it starts says nothing that its running or its end does not.
             let begins = matches!(status.state, TaskState::Staging | TaskState::Starting);
-            if begins || task.told == Some(newest) {
+            let introduced = given.started && task.over().is_none();
+            if begins || introduced || task.told == Some(newest) {
                 continue;
             }
             if draft.add(Event::Child(child_status(key, &status))) {

@@ -9,7 +9,7 @@
 use crate::action::{Action, ExecutorKey, Now, TaskKey, WorkerKey, WorkerKind};
 use crate::core::{Core, worker_of};
 use crate::executor_events::Given;
-use crate::executor_records::{KeptExecutor, begun, chunks};
+use crate::executor_records::{KeptExecutor, begun, chunks, remember};
 use crate::killing::Why;
 use crate::supplies::Readiness;
 use crate::task::{Ending, Phase as TaskPhase};
@@ -394,8 +394,8 @@ impl Core {
         let mut gone = false;
         for key in keys {
             self.size_executor(&key);
-            self.halt_if_due(&key, now);
             self.build_executor(&key, now);
+            self.halt_if_due(&key, now);
             self.give_batch(&key, now);
             gone |= self.end_executor(&key, now);
         }
@@ -415,7 +415,7 @@ impl Core {
         };
         let total = self.total_of(executor);
         let life = executor.kept.life;
-        if executor.sized == Some(total) {
+        if executor.sized == Some(total) || executor.phase == Phase::Halted {
             return;
         }
         if let Some(executor) = self.executors.live.get_mut(key) {
@@ -454,6 +454,7 @@ impl Core {
             return;
         };
         match executor.phase {
+            _ if executor.stopping.is_some() => return,
             Phase::Waiting { at_ms } if at_ms <= now.mono_ms => {}
             Phase::Preparing => {}
             Phase::Waiting { .. } | Phase::Building | Phase::Ready | Phase::Halted => return,
@@ -673,18 +674,19 @@ impl Core {
         }
     }
 
-    /// A worker is gone, and the instances in it.
-    pub(crate) fn lose_executors(&mut self, worker: &WorkerKey, now: Now) {
-        for key in self.executors_in(worker) {
+    /// A worker is gone, or another has come in its place: so are the instances that it had.
+    pub(crate) fn lose_executors(&mut self, now: Now) {
+        let lost = |executor: &Executor| {
+            let tenant = executor.kept.role.tenant();
+            let process = executor.process.as_deref().unwrap_or_default();
+            executor.is_up() && self.supplies.worker_with(tenant, process).is_none()
+        };
+        let all = self.executors.live.iter();
+        let lost = all.filter(|(_, executor)| lost(executor));
+        let keys: Vec<ExecutorKey> = lost.map(|(key, _)| key.clone()).collect();
+        for key in keys {
             self.executor_failed(&key, false, "its worker process ended", now);
         }
-    }
-
-    fn executors_in(&self, worker: &WorkerKey) -> Vec<ExecutorKey> {
-        let all = self.executors.live.iter();
-        all.filter(|(_, e)| e.is_up() && self.worker_of_executor(e) == *worker)
-            .map(|(key, _)| key.clone())
-            .collect()
     }
 
     /// A worker greets. What it has was given batches that are not remembered, or is not ours: each is
@@ -695,9 +697,7 @@ impl Core {
         has: &[v1::HelloExecutor],
         now: Now,
     ) {
-        for key in self.executors_in(worker) {
-            self.executor_failed(&key, false, "its worker process ended", now);
-        }
+        self.lose_executors(now);
         for found in has {
             if let Some(key) = found.key.clone() {
                 let message = ToWorker::StopExecutor(v1::StopExecutor { key: Some(key) });
@@ -779,6 +779,13 @@ impl Core {
                     && parent.is_some_and(|p| p.executor == key.executor && p.life == life)
             };
             executor.children = self.tasks.keys().filter(of).cloned().collect();
+            // The checkpoint may have been torn between a child and the turn that started it.
+            for child in &executor.children {
+                let id = child.task.to_string();
+                if !executor.kept.child_ids.contains(&id) {
+                    remember(&mut executor.kept.child_ids, id);
+                }
+            }
             for (task_key, task) in &mut self.tasks {
                 let names = task.executor_task().map(|of| key_of(task_key, of)) == Some(key.clone());
                 if !names || task_key.parent.is_some() {

@@ -25,6 +25,8 @@ pub(crate) struct Groups {
     forming: BTreeSet<GroupKey>,
     /// Groups of which a member ended or is being killed since they were looked at.
     unsettled: BTreeSet<GroupKey>,
+    /// Groups of which a member could not even be read; of the present input only.
+    spoiled: BTreeSet<GroupKey>,
 }
 
 fn group_of(key: &TaskKey, task: &Task) -> Option<GroupKey> {
@@ -74,6 +76,13 @@ impl Groups {
         group_of(key, task).is_some_and(|group| self.forming.contains(&group))
     }
 
+    /// A member cannot be taken up, and has no record.
+    pub(crate) fn spoil(&mut self, framework: FrameworkId, group: u64) {
+        if group != 0 {
+            self.spoiled.insert((framework, group));
+        }
+    }
+
     /// Whether something is to be settled before the next input.
     pub(crate) fn is_settled(&self) -> bool {
         self.unsettled.is_empty()
@@ -94,6 +103,7 @@ impl Core {
         for group in groups {
             self.settle_group(group, now);
         }
+        self.groups.spoiled.clear();
     }
 
     fn settle_group(&mut self, group: GroupKey, now: Now) {
@@ -102,11 +112,15 @@ impl Core {
             return;
         };
         let tasks = || members.iter().filter_map(|key| Some((key, self.tasks.get(key)?)));
-        if let Some(cause) = tasks().find_map(|(key, task)| why_end(key, task)) {
+        let forming = self.groups.forming.contains(&group);
+        let spoiled = forming && self.groups.spoiled.contains(&group);
+        let spoiled = spoiled.then(|| "a member of its task group cannot be read".to_owned());
+        let cause = tasks().find_map(|(key, task)| why_end(key, task));
+        if let Some(cause) = cause.or(spoiled) {
             self.end_group(group, &members, &cause, now);
             return;
         }
-        if !self.groups.forming.contains(&group) {
+        if !forming {
             return;
         }
         if tasks().any(|(_, task)| has_begun(task)) {

@@ -44,6 +44,8 @@ struct Instance {
     phase: Phase,
     /// A turn whose fate is not known.
     outstanding: Option<v1::Turn>,
+    /// The limits that its worker was told; none when an earlier agent told them.
+    told: Option<Vec<v1::Limit>>,
     /// Not the instance that the masters last sent a batch to.
     rebuilt: bool,
     pause_ms: u64,
@@ -137,7 +139,10 @@ impl Core {
         for wanted in desired {
             let framework = FrameworkId(wanted.framework);
             match old.remove(&framework) {
-                Some(same) if same.wanted.epoch == wanted.epoch => {
+                Some(mut same) if same.wanted.epoch == wanted.epoch => {
+                    // The same component with other limits, or another configuration for its next life.
+                    same.wanted = wanted;
+                    self.update_instance(&mut same);
                     self.instances.wanted.insert(framework, same);
                     continue;
                 }
@@ -162,6 +167,20 @@ impl Core {
         for (worker, key) in unwanted.chain(found).collect::<Vec<_>>() {
             self.stop_instance(worker, key);
         }
+    }
+
+    /// Tell an instance that is ready the limits that changed since it was told. One that is being built
+    /// is told when it is.
+    fn update_instance(&mut self, instance: &mut Instance) {
+        let told = instance.told.as_ref() == Some(&instance.wanted.limits);
+        if told || !matches!(instance.phase, Phase::Ready { .. }) {
+            return;
+        }
+        instance.told = Some(instance.wanted.limits.clone());
+        self.actions.push(Action::UpdateInstance {
+            worker: instance.worker.clone(),
+            instance: instance.wanted.clone(),
+        });
     }
 
     fn stop_instance(&mut self, worker: WorkerKey, key: v1::InstanceKey) {
@@ -195,6 +214,7 @@ impl Core {
             component,
             phase: Phase::Waiting { at_ms: now.mono_ms },
             outstanding: None,
+            told: None,
             rebuilt: false,
             pause_ms: REBUILD_MIN_MS,
         };
@@ -212,6 +232,7 @@ impl Core {
             };
             // It may have been built anew while nobody listened.
             instance.rebuilt |= hello.rebuilt;
+            self.update_instance(instance);
             self.announce(instance);
         } else {
             instance.rebuilt = true;
@@ -261,6 +282,7 @@ impl Core {
                 Readiness::NotYet => instance.phase = Phase::Preparing,
                 Readiness::Ready { engine, .. } => {
                     instance.phase = Phase::Building;
+                    instance.told = Some(instance.wanted.limits.clone());
                     self.actions.push(Action::StartInstance {
                         worker: instance.worker.clone(),
                         instance: instance.wanted.clone(),
@@ -342,8 +364,10 @@ impl Core {
             };
             instance.outstanding = None;
             instance.rebuilt |= ready.rebuilt;
-            let announced = instance.clone();
+            let mut announced = instance.clone();
+            self.update_instance(&mut announced);
             self.announce(&announced);
+            self.instances.wanted.insert(FrameworkId(announced.wanted.framework), announced);
         }
         self.finish(now)
     }
@@ -449,7 +473,7 @@ impl Core {
         self.supplies.on_worker_down(worker, now);
         self.instances.found.retain(|_, (of, _)| of != worker);
         self.lose_wasm(worker, now);
-        self.lose_executors(worker, now);
+        self.lose_executors(now);
         let mut lost = Vec::new();
         for instance in self
             .instances

@@ -66,6 +66,11 @@ impl Core {
         if let (Some(killing), true) = (&task.killing, by_itself) {
             ending.state = TaskState::Killed;
             ending.reason = killing.reason();
+        } else if let (Some(killing), TaskState::Killed, Reason::None) =
+            (&task.killing, ending.state, ending.reason)
+        {
+            // A worker says that it was killed, not on whose behalf.
+            ending.reason = killing.reason();
         }
         let status = ending.status(key.task.clone(), agent, task.attempt);
         self.unsettle_group(key);

@@ -619,7 +619,7 @@ fn a_restarted_agent_goes_on_with_instances_that_are_whole() {
     agent.register();
     assert_eq!(
         desire_instance(&mut agent, 2, vec![instance(1)])[1..],
-        ["ack 2", "ready rebuilt=false next=5"]
+        ["ack 2", "update f7 e1", "ready rebuilt=false next=5"]
     );
     // One that was still being built is built from the beginning, and one of an old epoch is stopped.
     said.instances = vec![has(1, false), has(0, true)];
@@ -657,4 +657,32 @@ fn an_unusable_component_is_said_once() {
         ["failed COMPONENT_UNUSABLE retry=false"]
     );
     assert_eq!(agent.pass(10_000), Vec::<String>::new());
+}
+
+#[test]
+fn changed_limits_reach_an_instance_when_it_is_ready() {
+    let limited = |value| v1::DesiredInstance {
+        limits: vec![(tessera_types::LimitName::Timers, value).into()],
+        ..instance(1)
+    };
+    let mut agent = running_instance();
+    let lines = desire_instance(&mut agent, 2, vec![limited(5)]);
+    assert_eq!(lines, ["checkpoint 1 sync", "ack 2", "update f7 e1"]);
+    let lines = desire_instance(&mut agent, 3, vec![limited(5)]);
+    assert_eq!(lines, ["checkpoint 1 sync", "ack 3"], "told already");
+    // While it is being built again, the start has them, or it is told once it is ready.
+    let actions = agent.core.on_worker_down(&schedulers_worker(), agent.now);
+    agent.take(actions);
+    agent.pass(100);
+    assert_eq!(
+        agent.worker_up(&schedulers_worker(), hello("p2")),
+        ["start f7 e1"]
+    );
+    let lines = desire_instance(&mut agent, 4, vec![limited(6)]);
+    assert_eq!(lines, ["checkpoint 1 sync", "ack 4"]);
+    let actions = agent.core.on_instance_ready(ready(1, 4), agent.now);
+    assert_eq!(
+        agent.take(actions),
+        ["update f7 e1", "ready rebuilt=true next=4"]
+    );
 }
