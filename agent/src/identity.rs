@@ -255,6 +255,7 @@ mod tests {
             fs::Permissions::from_mode(0o755),
         )
         .unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
         let _work_dir = WorkDir::open(dir.path()).unwrap();
         let mode = |name: &str| dir.path().join(name).metadata().unwrap().permissions().mode();
         for name in PRIVATE_FOLDERS {
@@ -264,7 +265,6 @@ mod tests {
             assert_eq!(mode(name) & 0o777, 0o711, "{name}");
         }
         if nix::unistd::Uid::effective().is_root() {
-            // A temporary directory is closed to others when it is made.
             assert_eq!(mode("") & 0o777, 0o701);
         }
     }

@@ -214,7 +214,7 @@ mod tests {
     fn worker(dir: &Path, script: &str) {
         let path = dir.join("tessera-worker");
         std::fs::write(&path, format!("#!/bin/sh\n{script}")).unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
     }
 
     #[tokio::test]

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Smallest memory limit: below it not even a shell starts, so a task that asked for less gets this.
-const MEM_FLOOR_MIB: i64 = 16;
+pub const MEM_FLOOR_MIB: i64 = 16;
 /// Period of the CPU quota, the kernel's default.
 const CFS_PERIOD_US: i64 = 100_000;
 /// Smallest quota the kernel takes.

@@ -41,6 +41,10 @@ pub struct ShimSpec {
     pub user: Option<crate::user::TaskUser>,
     /// The task's group.
     pub group: GroupFiles,
+    /// Writable memory that each of the task's processes may have for itself, where there is no group to
+    /// limit them together.
+    #[serde(default)]
+    pub data_bytes: Option<u64>,
     /// Where the shim itself goes, out of the agent's own group.
     pub shim_group: Vec<PathBuf>,
     /// Bytes of an output file before it is rotated.

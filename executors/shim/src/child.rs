@@ -34,6 +34,7 @@ pub struct Program {
     env: Vec<CString>,
     sandbox: PathBuf,
     group: Vec<PathBuf>,
+    data_bytes: Option<u64>,
     user: Option<TaskUser>,
 }
 
@@ -76,6 +77,7 @@ impl Program {
                 .collect::<Result<_, _>>()?,
             sandbox: spec.sandbox.clone(),
             group: spec.group.procs.clone(),
+            data_bytes: spec.data_bytes,
             user: spec.user.clone(),
         })
     }
@@ -130,6 +132,10 @@ fn become_program(
         .and_then(|()| unistd::dup2_stderr(stderr))
         .map_err(|e| format!("connecting the output: {e}"))?;
     reset_open_files().map_err(|e| format!("limiting open files: {e}"))?;
+    if let Some(bytes) = program.data_bytes {
+        setrlimit(Resource::RLIMIT_DATA, bytes, bytes)
+            .map_err(|e| format!("limiting memory: {e}"))?;
+    }
     reset_signals().map_err(|e| format!("resetting signals: {e}"))?;
     close_on_exec();
     // Before the user changes: the directories above the sandbox need not be open to it.

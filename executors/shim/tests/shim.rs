@@ -47,6 +47,7 @@ impl Task {
             sandbox,
             user: None,
             group,
+            data_bytes: None,
             shim_group: vec![],
             log_bytes_max: 10 << 20,
             log_files_kept: 2,
@@ -322,5 +323,18 @@ fn a_killed_shim_is_lost_not_guessed() {
             "the program itself is not harmed"
         );
         assert!(task.spec.group.kill_all(DEADLINE).unwrap());
+    }
+}
+
+#[test]
+fn without_a_group_each_process_has_a_limit_of_its_own() {
+    // 100 MB are asked for; `dd` has its block at once or not at all.
+    let command = "exec dd if=/dev/zero of=/dev/null bs=100000000 count=1";
+    for (data_bytes, code) in [(Some(50 << 20), 1), (Some(200 << 20), 0), (None, 0)] {
+        let mut task = Task::new(command);
+        task.spec.group = tessera_oci::GroupFiles::default();
+        task.spec.data_bytes = data_bytes;
+        task.launch();
+        assert_eq!(task.exit().code, Some(code), "{data_bytes:?}");
     }
 }
