@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tessera_agent_core::{ExecutorKey, NativeExit, NativeObservation as Seen, TaskKey};
+use tessera_oci::cgroup::MEM_FLOOR_MIB;
 use tessera_oci::launch::{self, KILL_WITHIN, Launched, ShimHandle, TaskFound};
 use tessera_oci::record::{LOG_BYTES_MAX, LOG_FILES_KEPT};
 use tessera_oci::{Cgroups, ExitRecord, Limits, ShimSpec, TaskUser};
@@ -383,12 +384,20 @@ impl Parts {
             env: environment(attempt, launch, &user, &dirs),
             sandbox: dirs.sandbox,
             user: Some(user),
+            data_bytes: self.data_bytes(spec),
             group,
             shim_group: self.shim_group.clone(),
             log_bytes_max: LOG_BYTES_MAX,
             log_files_kept: LOG_FILES_KEPT,
         };
         launch::launch(&self.shim, &dirs.state, &shim_spec).map_err(|error| error.to_string())
+    }
+
+    /// The limit of memory for each process, where no group limits them together.
+    fn data_bytes(&self, spec: &TaskSpec) -> Option<u64> {
+        self.cgroups.unlimited_because()?;
+        let mib = spec.resources.mem_mib.max(MEM_FLOOR_MIB);
+        Some(u64::try_from(mib).unwrap_or(0) << 20)
     }
 
     fn inspect(&self, attempt: &Attempt) -> Look {

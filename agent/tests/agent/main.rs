@@ -1,11 +1,13 @@
 //! A real agent process with real shims against a small master that speaks the session: launch, status,
 //! acknowledgement, kill, files, `kill -9` of the agent, and what is refused at the start.
 
+mod executors;
 mod master;
+mod workers;
 
 use master::Master;
 use std::collections::BTreeMap;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -25,7 +27,9 @@ fn agent_process() {
     let Ok(text) = std::env::var(AGENT) else {
         return;
     };
-    let (dir, master) = text.split_once('|').unwrap();
+    let mut parts = text.split('|');
+    let (dir, master) = (parts.next().unwrap(), parts.next().unwrap());
+    let worker_idle_s = parts.next().and_then(|idle| idle.parse().ok());
     let dir = PathBuf::from(dir);
     let config = AgentConfig {
         work_dir: dir.join("work"),
@@ -37,6 +41,7 @@ fn agent_process() {
         disk_mib: Some(1_000),
         hostname: Some("host".into()),
         attributes: BTreeMap::from([("rack".into(), "r1".into())]),
+        worker_idle_s,
         ..AgentConfig::default()
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -55,36 +60,44 @@ struct Cluster {
     master: Master,
     agent: Option<Child>,
     generation: u64,
+    worker_idle_s: u64,
+    /// Makes another engine of the worker's, for agents that are started from now on.
+    engine_suffix: &'static str,
 }
 
-fn shim() -> PathBuf {
+/// A program of ours, built if it has to be.
+fn built(name: &str) -> PathBuf {
     let beside = std::env::current_exe().unwrap();
-    let shim = beside
-        .parent()
-        .unwrap()
-        .parent()
-        .unwrap()
-        .join("tessera-shim");
+    let program = beside.parent().unwrap().parent().unwrap().join(name);
     let built = Command::new(env!("CARGO"))
-        .args(["build", "-q", "-p", "tessera-shim"])
+        .args(["build", "-q", "-p", name])
         .status()
         .unwrap();
-    assert!(built.success() && shim.exists(), "{}", shim.display());
-    shim
+    assert!(built.success() && program.exists(), "{}", program.display());
+    program
 }
 
 impl Cluster {
+    /// One on which no component can run.
     fn new() -> Self {
+        Self::with_worker(Path::new("/bin/false"), 0o755)
+    }
+
+    /// With this binary as worker, in a directory of this mode.
+    fn with_worker(worker: &Path, mode: u32) -> Self {
         let home = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(home.path(), std::fs::Permissions::from_mode(mode)).unwrap();
         std::fs::create_dir(home.path().join("bin")).unwrap();
-        symlink(shim(), home.path().join("bin/tessera-shim")).unwrap();
-        symlink("/bin/false", home.path().join("bin/tessera-worker")).unwrap();
+        symlink(built("tessera-shim"), home.path().join("bin/tessera-shim")).unwrap();
+        symlink(worker, home.path().join("bin/tessera-worker")).unwrap();
         std::fs::write(home.path().join("token"), "secret\n").unwrap();
         let mut cluster = Self {
             home,
             master: Master::start("cluster-1"),
             agent: None,
             generation: 0,
+            worker_idle_s: 60,
+            engine_suffix: "",
         };
         cluster.start();
         cluster
@@ -93,7 +106,15 @@ impl Cluster {
     fn spawn(&self, address: &str) -> Child {
         Command::new(std::env::current_exe().unwrap())
             .args(["agent_process", "--exact", "--nocapture"])
-            .env(AGENT, format!("{}|{address}", self.home.path().display()))
+            .env(
+                AGENT,
+                format!(
+                    "{}|{address}|{}",
+                    self.home.path().display(),
+                    self.worker_idle_s
+                ),
+            )
+            .env("TESSERA_ENGINE_KEY_SUFFIX", self.engine_suffix)
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
             .spawn()
@@ -154,7 +175,13 @@ impl Drop for Cluster {
             self.kill_agent();
         }
         let cgroups = self.cgroups();
-        for name in cgroups.list() {
+        let groups = cgroups.list();
+        let nested = groups.iter().flat_map(|group| {
+            let inner = cgroups.list_in(group);
+            inner.into_iter().map(move |name| format!("{group}/{name}"))
+        });
+        let nested: Vec<String> = nested.collect();
+        for name in nested.into_iter().chain(groups) {
             let ended = cgroups.files(&name).unwrap().kill_all(DEADLINE);
             let removed = cgroups.remove(&name);
             assert!(

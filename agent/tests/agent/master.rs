@@ -1,9 +1,11 @@
 //! A master that does what a test tells it: takes one agent, keeps what it says, acknowledges statuses.
 //! It has no rules of a master.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use tessera_types::Digest;
 use tessera_wire::v1::{self, agent_message, agent_session_server as server, master_message};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
@@ -23,6 +25,10 @@ struct State {
 
 #[derive(Default)]
 struct Said {
+    components: BTreeMap<Vec<u8>, Vec<u8>>,
+    instances: Vec<v1::InstanceReady>,
+    messages: Vec<v1::FromExecutor>,
+    lost: Vec<v1::ExecutorLost>,
     register: v1::Register,
     statuses: Vec<v1::TaskStatus>,
     control: Option<mpsc::Sender<Result<v1::MasterMessage, Status>>>,
@@ -99,6 +105,33 @@ impl Master {
         self.state.said().register.clone()
     }
 
+    /// Have a component that agents may fetch; its digest.
+    pub fn has_component(&self, bytes: Vec<u8>) -> Digest {
+        let digest = Digest::of(&bytes);
+        self.state.said().components.insert(digest.0.to_vec(), bytes);
+        digest
+    }
+
+    /// What was said last of the instance of a framework.
+    pub fn instance(&self, framework: u64) -> Option<v1::InstanceReady> {
+        let of = |ready: &&v1::InstanceReady| ready.key.is_some_and(|k| k.framework == framework);
+        self.state.said().instances.iter().rfind(of).copied()
+    }
+
+    /// Whether an executor has said this.
+    pub fn has_heard(&self, data: &[u8]) -> bool {
+        self.state.said().messages.iter().any(|m| m.data == data)
+    }
+
+    /// An executor that was lost.
+    pub fn lost_executor(&self) -> Option<v1::ExecutorLost> {
+        self.state.said().lost.first().cloned()
+    }
+
+    pub fn forget_instances(&self) {
+        self.state.said().instances.clear();
+    }
+
     pub fn forget_statuses(&self) {
         self.state.said().statuses.clear();
     }
@@ -125,7 +158,7 @@ impl Master {
             .cloned()
     }
 
-    /// Ask for a range of a file of a task.
+    /// Ask for a range of a file of a task, or, without one, of a framework's scheduler.
     pub fn file(&self, task: &str, path: &str, offset: u64, length: u32) -> v1::FileChunk {
         let request = self.state.requests.fetch_add(1, Ordering::SeqCst) + 1;
         let files = super::wait_for("the lane for files", || self.state.said().files.clone());
@@ -180,6 +213,11 @@ impl Service {
                     let _ = out.send(Ok(v1::MasterMessage { message })).await;
                 }
             }
+            agent_message::Message::FromExecutor(message) => {
+                self.0.said().messages.push(message);
+            }
+            agent_message::Message::ExecutorLost(lost) => self.0.said().lost.push(lost),
+            agent_message::Message::InstanceReady(ready) => self.0.said().instances.push(ready),
             agent_message::Message::DesiredAck(ack) => {
                 self.0.acknowledged.store(ack.generation, Ordering::SeqCst);
             }
@@ -253,16 +291,32 @@ impl server::AgentSession for Service {
 
     async fn fetch_component(
         &self,
-        _: Request<v1::FetchComponentRequest>,
+        request: Request<v1::FetchComponentRequest>,
     ) -> Result<Response<Self::FetchComponentStream>, Status> {
-        Err(Status::not_found("this master has no components"))
+        let digest = request.into_inner().digest;
+        let bytes = self.0.said().components.get(&digest).cloned();
+        let bytes = bytes.ok_or_else(|| Status::not_found("there is no such component"))?;
+        let (out, chunks) = mpsc::channel(4);
+        tokio::spawn(async move {
+            for data in bytes.chunks(64 << 10).map(<[u8]>::to_vec) {
+                let _ = out.send(Ok(v1::Chunk { data })).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(chunks)))
     }
 
+    /// Every framework is at its first turn and has no state.
     async fn fetch_state(
         &self,
         _: Request<v1::FetchStateRequest>,
     ) -> Result<Response<Self::FetchStateStream>, Status> {
-        Err(Status::not_found("this master has no frameworks"))
+        let (out, chunks) = mpsc::channel(1);
+        let whole = v1::StateChunk {
+            next_turn: Some(1),
+            ..Default::default()
+        };
+        let _ = out.send(Ok(whole)).await;
+        Ok(Response::new(ReceiverStream::new(chunks)))
     }
 
     async fn files(
