@@ -6,6 +6,7 @@
 //! crate must never hold cluster state or speak to a master.
 
 pub mod bench;
+mod compare;
 mod componentize;
 mod executor;
 mod executors;
@@ -21,6 +22,7 @@ mod minute;
 mod outbox;
 mod recorder;
 pub mod seccomp;
+pub mod replay;
 pub mod serve;
 mod statics;
 mod tasks;

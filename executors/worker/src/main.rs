@@ -10,10 +10,12 @@ use std::sync::Arc;
 use tessera_types::{EffectiveLimits, LimitError, LimitName, RoleLimits};
 use tessera_wit_host::{Limits, engine_key, new_engine};
 use tessera_worker::isolation::Isolation;
-use tessera_worker::{Hosts, bench, jail, judge, seccomp, serve};
+use tessera_worker::{Hosts, bench, jail, judge, replay, seccomp, serve};
 
 /// The component cannot be used; why is on stdout.
 const EXIT_UNUSABLE: u8 = 2;
+/// The replay differs from the recording; how is on stdout.
+const EXIT_DIVERGED: u8 = 3;
 
 #[derive(Parser)]
 #[command(
@@ -78,6 +80,21 @@ enum Mode {
         /// A limit of components, as in the table of limits; repeat it for more.
         #[arg(long = "limit", value_name = "NAME=VALUE")]
         limits: Vec<String>,
+    },
+    /// Give a recorded life of a scheduler to an instance again, and say what it does differently.
+    #[command(
+        after_help = "Prints JSON. Exit code 0: nothing differs; 3: something does; 1: it cannot be replayed."
+    )]
+    Replay {
+        /// The recording, as `tessera framework recordings` names it and fetches it.
+        #[arg(long)]
+        recording: PathBuf,
+        /// The component that it is of.
+        #[arg(long)]
+        component: PathBuf,
+        /// The component is a changed one: show the first turn in which it does something else.
+        #[arg(long)]
+        component_changed: bool,
     },
     /// Give up system calls as other modes do, unless told not to, and say what became of those that are
     /// tried. For tests.
@@ -187,6 +204,23 @@ fn run(mode: Mode) -> Result<ExitCode, String> {
         Mode::ProbeIsolation { isolation } => {
             print(&isolation.probe())?;
             Ok(ExitCode::SUCCESS)
+        }
+        Mode::Replay {
+            recording,
+            component,
+            component_changed,
+        } => {
+            jail::enter_replay().map_err(|error| error.to_string())?;
+            let report = replay::run(&replay::Plan {
+                recording,
+                component,
+                changed: component_changed,
+            })?;
+            print(&report)?;
+            Ok(match report.divergence {
+                None => ExitCode::SUCCESS,
+                Some(_) => ExitCode::from(EXIT_DIVERGED),
+            })
         }
         Mode::EngineKey => {
             let engine = new_engine().map_err(|error| format!("{error:#}"))?;

@@ -48,7 +48,7 @@ impl Failure {
             Self::Limit(_) => "GUEST_LIMIT",
             Self::Guest(_) => "GUEST_ERROR",
             Self::Unusable(_) => "COMPONENT_UNUSABLE",
-            Self::NoRoom(_) => "WORKER_LOST",
+            Self::NoRoom(_) => "WORKER_FULL",
         }
     }
 
@@ -110,7 +110,8 @@ pub(crate) fn set_limits(store: &mut Store<Guest>, limits: Limits) {
     store.set_max_component_handles(limits.handles);
     let guest = store.data_mut();
     guest.limits = limits;
-    guest.table.set_max_capacity(limits.handles);
+    // What a guest holds one handle of may be two things here: a pollable, and what it waits for.
+    guest.table.set_max_capacity(limits.handles.saturating_mul(2));
     guest.account.set_limits(limits);
     guest.log.set_limits(limits.log);
     guest.state.set_limits(limits.state);

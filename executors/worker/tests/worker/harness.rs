@@ -159,6 +159,7 @@ impl Worker {
             stream,
             logs: Vec::new(),
             skipped: Vec::new(),
+            extra: Extra::default(),
         };
         match agent.next() {
             from_worker::Message::Hello(hello) => (agent, hello),
@@ -176,6 +177,29 @@ pub struct Agent {
     pub stream: UnixStream,
     pub logs: Vec<v1::GuestLog>,
     skipped: Vec<from_worker::Message>,
+    /// What instances that are started from here on get beside the usual.
+    pub extra: Extra,
+}
+
+/// What only some tests give to an instance.
+#[derive(Clone, Default)]
+pub struct Extra {
+    /// Limits that differ from the defaults.
+    pub limits: Vec<(&'static str, u64)>,
+    /// Where its lives are recorded.
+    pub recordings: Option<PathBuf>,
+    /// It migrates from this version.
+    pub migrate_from: Option<u32>,
+}
+
+impl Extra {
+    pub fn wire_limits(&self) -> Vec<v1::Limit> {
+        let limit = |(name, value): &(&str, u64)| v1::Limit {
+            name: (*name).to_owned(),
+            value: *value,
+        };
+        self.limits.iter().map(limit).collect()
+    }
 }
 
 /// An instance as the test knows it.
@@ -302,23 +326,7 @@ impl Agent {
             next_turn: 1,
             time_ms: 1_700_000_000_000,
         };
-        let config = config
-            .iter()
-            .map(|(key, value)| v1::Pair {
-                key: (*key).into(),
-                value: (*value).into(),
-            })
-            .collect();
-        self.send(to_worker::Message::StartInstance(v1::StartInstance {
-            instance: Some(v1::DesiredInstance {
-                framework,
-                name: "test".into(),
-                role: "test".into(),
-                epoch: 1,
-                component: image.digest.0.to_vec(),
-                config,
-                seed: 7, ..Default::default() }),
-            image: image.path.to_str().unwrap().to_owned(), ..Default::default() }));
+        self.say_start(&instance, image, config);
         self.send(to_worker::Message::InstanceState(v1::InstanceState {
             key: instance.key(),
             chunk: Some(v1::StateChunk {
@@ -327,6 +335,50 @@ impl Agent {
             }),
         }));
         instance
+    }
+
+    /// Start an instance, or say again what holds for one that is there.
+    pub fn say_start(&mut self, instance: &Instance, image: &Image, config: &[(&str, &str)]) {
+        let pair = |(key, value): &(&str, &str)| v1::Pair {
+            key: (*key).into(),
+            value: (*value).into(),
+        };
+        let recordings = self.extra.recordings.as_ref();
+        self.send(to_worker::Message::StartInstance(v1::StartInstance {
+            instance: Some(v1::DesiredInstance {
+                framework: instance.framework,
+                name: "test".into(),
+                role: "test".into(),
+                epoch: instance.epoch,
+                component: image.digest.0.to_vec(),
+                config: config.iter().map(pair).collect(),
+                seed: 7,
+                limits: self.extra.wire_limits(),
+                migrate_from: self.extra.migrate_from,
+            }),
+            image: image.path.to_str().unwrap().to_owned(),
+            recordings: recordings.map(|path| path.to_str().unwrap().to_owned()).unwrap_or_default(),
+        }));
+    }
+
+    /// Wait for a line of a guest's log.
+    pub fn log_line(&mut self, text: &str) -> String {
+        let has = |log: &v1::GuestLog| {
+            let mut lines = log.lines.iter();
+            lines.find(|line| line.text.contains(text)).map(|line| line.text.clone())
+        };
+        loop {
+            if let Some(found) = self.logs.iter().find_map(has) {
+                return found;
+            }
+            let message = frame::read::<FromWorker>(&mut self.stream)
+                .expect("the worker says nothing")
+                .expect("the worker has closed the link");
+            match message.message.expect("a message of an unknown kind") {
+                from_worker::Message::Log(log) => self.logs.push(log),
+                other => self.skipped.push(other),
+            }
+        }
     }
 
     /// Stop an instance, and wait until that was heard: messages of a link are heard in order.
@@ -384,13 +436,18 @@ impl Agent {
     }
 
     pub fn commit(&mut self, instance: &mut Instance) {
-        let number = instance.next_turn;
+        let next = v1::turn_outcome::Outcome::Next(instance.next_turn + 1);
+        self.outcome(instance, next);
         instance.next_turn += 1;
+    }
+
+    /// Say what became of the turn that is outstanding.
+    pub fn outcome(&mut self, instance: &Instance, outcome: v1::turn_outcome::Outcome) {
         self.send(to_worker::Message::TurnResult(v1::TurnResult {
             key: instance.key(),
-            number,
+            number: instance.next_turn,
             outcome: Some(v1::TurnOutcome {
-                outcome: Some(v1::turn_outcome::Outcome::Next(instance.next_turn)),
+                outcome: Some(outcome),
             }),
         }));
     }

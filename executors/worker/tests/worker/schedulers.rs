@@ -8,12 +8,12 @@ use tessera_types::{Epoch, Event, FrameworkId, TurnHeader, TurnNumber, limits};
 use tessera_wire::v1::{self, from_worker, to_worker};
 use tessera_wit_host::{SchedulerHost, Start, State, ThreadControl, Ticker, new_engine};
 
-fn subscribed(instance: &Instance) -> Event {
+pub fn subscribed(instance: &Instance) -> Event {
     Event::Subscribed(instance.subscription())
 }
 
 /// Ask over HTTP in a turn of its own.
-fn ask(agent: &mut Agent, instance: &mut Instance, path: &str) -> (String, v1::Turn) {
+pub fn ask(agent: &mut Agent, instance: &mut Instance, path: &str) -> (String, v1::Turn) {
     let id = instance.next_turn + 1_000;
     let turn = agent.committed_turn(instance, &[get(id, path)]);
     (
@@ -347,7 +347,7 @@ fn a_state_that_was_sent_by_half_is_sent_again_from_its_beginning() {
     assert_eq!(written, [b"42"]);
 }
 
-fn entry(key: &str, value: &str) -> v1::KeyWrite {
+pub fn entry(key: &str, value: &str) -> v1::KeyWrite {
     v1::KeyWrite {
         key: key.into(),
         value: Some(value.as_bytes().to_vec()),

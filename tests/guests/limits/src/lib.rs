@@ -101,9 +101,9 @@ impl Limits {
             // One whose number is the count: a state that grows turn by turn.
             "piece" => state::set_bytes(&format!("p{count}"), &[1; PIECE]),
             "key" => state::set_bytes(&format!("k{count}"), b""),
-            "specs" => each(&mut |_| self.launch(turn, TaskSpec::shell(""))),
+            "specs" => each(&mut |_| self.launch(turn, TaskSpec::shell("true"))),
             "large-specs" => each(&mut |_| {
-                let spec = TaskSpec::shell("").file("f", vec![b'f'; FILE_BYTES]);
+                let spec = TaskSpec::shell("true").file("f", vec![b'f'; FILE_BYTES]);
                 self.launch(turn, spec)
             }),
             other => Err(Error::failed(format!("nobody knows {other}"))),
