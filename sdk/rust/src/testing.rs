@@ -196,3 +196,95 @@ pub fn launched(calls: &[Call]) -> Vec<Launched> {
     });
     launches.flatten().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Pending, TaskSpec, state};
+
+    /// Does everything that is done all or none, on its offers.
+    struct Together {
+        remark: Option<String>,
+    }
+
+    impl Scheduler for Together {
+        fn init(config: &Config) -> Result<Self, Error> {
+            let remark = config.get("remark").map(str::to_owned);
+            Ok(Self { remark })
+        }
+
+        fn handle(&mut self, turn: &mut Turn, event: Event) -> Result<(), Error> {
+            let pending = |task: &str| Pending::new(task, TaskSpec::shell("true"));
+            match event {
+                Event::Offers(offers) => {
+                    turn.launch_group(&offers[..1], [pending("a"), pending("b")], 0)?;
+                    turn.gang(|turn| {
+                        turn.launch(&offers[1], pending("c"), 0)?;
+                        turn.launch(&offers[2], pending("d"), 0)
+                    })?;
+                    turn.send(1, "builder", b"hello")?;
+                    turn.shutdown_executor(1, "builder")
+                }
+                Event::Http(request) => {
+                    request.respond(Response::text(self.remark.clone().unwrap_or_default()))
+                }
+                Event::Again => turn.gang(|turn| turn.gang(|_| Ok(()))),
+                _ => Ok(()),
+            }
+        }
+    }
+
+    #[test]
+    fn groups_and_gangs_are_asked_for_as_the_contract_has_them() {
+        let mut harness = Harness::<Together>::new(&[]).unwrap();
+        let offers = vec![offer(1, 1.0, 64), offer(2, 1.0, 64), offer(3, 1.0, 64)];
+        let calls = harness.turn([Event::Offers(offers)]).unwrap();
+        let groups: Vec<_> = launched(&calls).into_iter().map(|task| (task.task, task.group)).collect();
+        let expected = [("a", 1), ("b", 1), ("c", 0), ("d", 0)].map(|(task, group)| (task.to_owned(), group));
+        assert_eq!(groups, expected);
+        assert!(matches!(
+            &calls[1..],
+            [
+                Call::BeginGroup,
+                Call::Accept { .. },
+                Call::Accept { .. },
+                Call::EndGroup,
+                Call::Send { agent: 1, .. },
+                Call::ShutdownExecutor(1, _),
+            ]
+        ));
+        assert!(harness.turn([Event::Again]).is_err(), "gangs do not nest");
+    }
+
+    #[test]
+    fn a_changed_configuration_is_kept_for_the_next_instance() {
+        let mut harness = Harness::<Together>::new(&[("remark", "old")]).unwrap();
+        let changed = Config::from(vec![("remark".to_owned(), "new".to_owned())]);
+        harness.turn([Event::ConfigChanged(changed)]).unwrap();
+        harness.restart().unwrap();
+        let (answer, _) = harness.request("GET", "/", b"").unwrap();
+        assert_eq!(answer.unwrap().body, b"new");
+    }
+
+    /// Moves one key per step.
+    struct Moves;
+
+    impl Migration for Moves {
+        fn step(from: u32) -> Result<bool, Error> {
+            let Some((key, value)) = state::scan_bytes(&format!("v{from}/")).next() else {
+                return Ok(true);
+            };
+            state::set_bytes(&key.replacen("v1/", "v2/", 1), &value)?;
+            state::delete(&key)?;
+            Ok(false)
+        }
+    }
+
+    #[test]
+    fn a_migration_runs_until_it_is_done() {
+        let old = ["a", "b"].map(|key| (format!("v1/{key}"), b"x".to_vec()));
+        let (new, steps) = migrate::<Moves>(BTreeMap::from(old), 1).unwrap();
+        assert_eq!(steps, 3);
+        assert_eq!(new.keys().collect::<Vec<_>>(), ["v2/a", "v2/b"]);
+    }
+}
