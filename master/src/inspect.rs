@@ -17,13 +17,23 @@ const INSPECT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Limits that the judge enforces. Only what is set for the whole cluster counts: a component belongs to
 /// no role.
-const JUDGED: [LimitName; 6] = [
+const JUDGED: [LimitName; 15] = [
     LimitName::ComponentBytes,
     LimitName::ComponentFunctions,
     LimitName::FunctionBytes,
     LimitName::FunctionLocals,
     LimitName::CompileCpuMs,
     LimitName::CompileBytes,
+    // Those under which a scheduler is asked what it is.
+    LimitName::MemoryBytes,
+    LimitName::TableElements,
+    LimitName::Instances,
+    LimitName::Tables,
+    LimitName::Memories,
+    LimitName::Handles,
+    LimitName::HostcallBytes,
+    LimitName::InitCpuMs,
+    LimitName::InitWallMs,
 ];
 
 /// Bytes of a report that are stored with a component.

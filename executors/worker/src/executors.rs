@@ -44,7 +44,7 @@ impl Executors {
                 Err((key, message)) => {
                     let failure = v1::ExecutorFailure {
                         key,
-                        reason: "WORKER_LOST".into(),
+                        reason: "WORKER_FULL".into(),
                         message,
                         ..v1::ExecutorFailure::default()
                     };
