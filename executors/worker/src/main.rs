@@ -118,7 +118,7 @@ enum Mode {
         #[arg(long, default_value_t = 2_000)]
         turns: usize,
         /// Idle instances whose memory is measured.
-        #[arg(long, default_value_t = 50)]
+        #[arg(long, default_value_t = 1_000)]
         idle: usize,
     },
 }

@@ -26,7 +26,7 @@ mod task;
 mod wasi;
 
 pub use draft::Refused;
-pub use engine::{EPOCH, RUNTIME_VERSION, THREAD_STACK_BYTES, Ticker, engine_key, new_engine};
+pub use engine::{EPOCH, RUNTIME_VERSION, THREAD_STACK_BYTES, Ticker, engine_key, new_engine, new_engine_without_epochs};
 pub use executor::{Executor, ExecutorHost, ExecutorImage, ExecutorLimits, ExecutorStart};
 pub use executor_convert::ExecutorName;
 pub use inspect::{CONTRACT_VERSION, Inspection, Inspector, Unusable, World, check_bytes};

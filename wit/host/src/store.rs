@@ -234,3 +234,61 @@ pub(crate) fn cut(mut text: String, max: usize) -> String {
     text.truncate(end);
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::new_engine;
+    use wasmtime::component::{Component, Linker};
+
+    const THREAD: ThreadControl = ThreadControl {
+        cpu_time: || Duration::ZERO,
+        set_behind: |_| (),
+    };
+
+    /// Instantiate a component with so many instances of a module.
+    fn instantiate(module: &str, count: usize, limits: Limits) -> Result<(), Failure> {
+        let instances = "(core instance (instantiate $m))".repeat(count);
+        let text = format!("(component (core module $m {module}) {instances})");
+        let engine = new_engine().unwrap();
+        let component = Component::from_binary(&engine, &wat::parse_str(text).unwrap()).unwrap();
+        let ticker = Ticker::start(&engine).unwrap();
+        let linker = Linker::<Guest>::new(&engine);
+        let mut store = new_store(&engine, THREAD, limits, 0, State::default());
+        let with = (&ticker, THREAD);
+        call(&mut store, with, Call::Init, |store| linker.instantiate(store, &component).map(|_| ())).0
+    }
+
+    #[test]
+    fn what_a_component_is_made_of_is_limited_by_name() {
+        let limits = Limits {
+            instances: 3,
+            tables: 2,
+            memories: 2,
+            table_elements: 10,
+            memory_bytes: 2 * 65_536,
+            ..Limits::default()
+        };
+        for (name, module, under, over) in [
+            ("instances", "", 3, 4),
+            ("tables", "(table 1 funcref)", 2, 3),
+            ("table-elements", "(table 6 funcref)", 1, 2),
+            ("memories", "(memory 0)", 2, 3),
+            ("memory-bytes", "(memory 2)", 1, 2),
+        ] {
+            assert_eq!(instantiate(module, under, limits), Ok(()), "{name}");
+            let failed = instantiate(module, over, limits).unwrap_err();
+            assert_eq!((failed.code(), failed.limit()), ("GUEST_LIMIT", name), "{failed}");
+        }
+    }
+
+    #[test]
+    fn a_machine_without_room_is_not_the_guests_fault() {
+        let error = wasmtime::Error::msg("Cannot allocate memory (os error 12)")
+            .context("mmap failed to reserve 0x100000000 bytes");
+        let failure = explain(&error, None, &Limits::default());
+        assert!(matches!(failure, Failure::NoRoom(_)) && !failure.is_guests(), "{failure:?}");
+        let trapped = explain(&wasmtime::Error::msg("unreachable"), None, &Limits::default());
+        assert!(matches!(trapped, Failure::Trapped(_)) && trapped.is_guests(), "{trapped:?}");
+    }
+}
