@@ -251,6 +251,13 @@ impl World {
     fn checkpoint(&mut self, index: usize, records: Vec<v1::CheckpointRecord>, sync: bool) {
         let now_us = self.now_us;
         let lazy = self.mutation == Some(Mutation::ActsBeforeCheckpoint);
+        let mut records = records;
+        if self.mutation == Some(Mutation::ExecutorTurnsForgotten) {
+            let of_turn = |record: &v1::CheckpointRecord| {
+                matches!(record.record, Some(v1::checkpoint_record::Record::ExecutorTurn(_)))
+            };
+            records.retain(|record| !of_turn(record));
+        }
         let Some(agent) = self.agents.get_mut(index) else { return };
         agent.checkpoint.writes += 1;
         let write = agent.checkpoint.writes;
@@ -298,9 +305,11 @@ impl World {
             }
         }
         let twice = matches!(message, AgentSays::Turn(_)) && self.turns_twice > 0;
+        let doubled = matches!(message, AgentSays::FromExecutor(_))
+            && self.mutation == Some(Mutation::MessagesDoubled);
         let up = Up::Control(v1::AgentMessage { message: Some(message) });
-        if twice {
-            self.turns_twice -= 1;
+        if twice || doubled {
+            self.turns_twice = self.turns_twice.saturating_sub(u32::from(twice));
             self.net.up(&mut self.queue, now_us, conn, up.clone());
         }
         self.net.up(&mut self.queue, now_us, conn, up);
@@ -410,7 +419,9 @@ impl World {
     fn agent_control(&mut self, index: usize, message: MasterSays) {
         let now_us = self.now_us;
         match message {
-            MasterSays::ToExecutor(_) => {}
+            MasterSays::ToExecutor(message) => {
+                self.agent_input(index, |core, now| core.on_to_executor(message, now));
+            }
             MasterSays::Registered(registered) => {
                 let number = AgentId(registered.agent);
                 let Some(agent) = self.agents.get_mut(index) else { return };
@@ -442,6 +453,10 @@ impl World {
                     desired.instances.len()
                 );
                 self.journal.line(now_us, &line);
+                let mut desired = desired;
+                if self.mutation == Some(Mutation::GroupsForgotten) {
+                    desired.tasks.iter_mut().for_each(|task| task.group = 0);
+                }
                 let again = desired.clone();
                 self.agent_input(index, |core, now| core.on_desired(desired, now));
                 if self.mutation == Some(Mutation::DesiredRunAgain) {

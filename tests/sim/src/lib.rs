@@ -7,7 +7,9 @@
 //! never use real time, threads, files or sockets.
 
 mod agent;
+mod builds;
 mod disk;
+mod executor;
 mod faults;
 mod journal;
 mod master;

@@ -119,6 +119,19 @@ impl Master {
     }
 }
 
+/// Mutation: a turn whose launches stand alone.
+fn torn_apart(mut message: v1::AgentMessage) -> v1::AgentMessage {
+    if let Some(AgentSays::Turn(turn)) = &mut message.message {
+        for operation in &mut turn.operations {
+            if let Some(v1::operation::Operation::Accept(accept)) = &mut operation.operation {
+                accept.groups.clear();
+                accept.gang = 0;
+            }
+        }
+    }
+    message
+}
+
 impl World {
     pub(crate) fn master_start(&mut self) {
         let now_us = self.now_us;
@@ -342,6 +355,9 @@ impl World {
     /// Mutation: a turn of a fenced instance is taken for one of the instance that took its place.
     fn plant_at_input(&self, session: u64, message: v1::AgentMessage) -> (u64, v1::AgentMessage) {
         let unchanged = (session, message.clone());
+        if self.mutation == Some(Mutation::UnitsTornApart) {
+            return (session, torn_apart(message));
+        }
         if self.mutation != Some(Mutation::StaleEpochRelabelled) {
             return unchanged;
         }

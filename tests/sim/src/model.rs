@@ -6,11 +6,13 @@
 //! every turn that changes anything adds one to `count`. Must never see anything but its state, its
 //! configuration and events.
 
+use crate::builds::Build;
+use crate::user::{command_component, executor_component};
 use std::collections::BTreeMap;
 use tessera_types::{
-    Consumed, Digest, Event, Filters, HttpAnswer, KeyWrite, Launch, Member, NativeCommand, Offer,
-    OfferId, Operation, Quantities, Reason, TaskBody, TaskId, TaskSpec, TaskState, TaskStatus, Turn,
-    TurnHeader,
+    AgentId, Consumed, Digest, Event, ExecutorId, ExecutorMessage, ExecutorTask, Filters,
+    HttpAnswer, KeyWrite, Launch, Member, MigrationStep, NativeCommand, Offer, OfferId, Operation,
+    Quantities, Reason, TaskBody, TaskId, TaskSpec, TaskState, TaskStatus, Turn, TurnHeader,
 };
 use tessera_wire::encode_spec;
 
@@ -18,8 +20,12 @@ use tessera_wire::encode_spec;
 pub const COUNT_KEY: &str = "count";
 /// Key of the epoch whose instance wrote last.
 pub const EPOCH_KEY: &str = "epoch";
+/// Key of the newest configuration's note.
+pub const NOTE_KEY: &str = "note";
 /// Prefix of the keys of tasks.
 pub const TASK_PREFIX: &str = "task/";
+/// Records that one step of a migration carries over: keeps it from being over in one turn.
+const MIGRATED_PER_STEP: usize = 3;
 /// Time between two firings of the model's timer.
 const TIMER_MS: u64 = 700;
 /// Tasks that may be launched at once in the beginning.
@@ -44,6 +50,69 @@ pub enum Kind {
     Endless,
     /// A component that runs until it is killed.
     EndlessWasm,
+    /// A task of an executor.
+    Hosted(Hosted),
+}
+
+/// What an executor does for a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hosted {
+    /// 0 waits for a timer, 1 starts a command, 2 a component.
+    pub mode: u64,
+    /// For how long, in ms.
+    pub run_ms: u64,
+}
+
+impl Hosted {
+    fn data(self) -> Vec<u8> {
+        format!("{} {}", self.mode, self.run_ms).into_bytes()
+    }
+
+    /// What the data of a task says.
+    #[must_use]
+    pub fn parse(data: &[u8]) -> Option<Self> {
+        let (mode, run_ms) = std::str::from_utf8(data).ok()?.split_once(' ')?;
+        Some(Self { mode: mode.parse().ok()?, run_ms: run_ms.parse().ok()? })
+    }
+}
+
+/// What an executor is charged for beside its tasks.
+const EXECUTOR: Quantities = Quantities { cpus_milli: 100, mem_mib: 32, disk_mib: 0 };
+/// What a child is limited to, inside of its executor's and its tasks' resources.
+const CHILD: Quantities = Quantities { cpus_milli: 50, mem_mib: 16, disk_mib: 0 };
+
+/// The encoded spec of the child that an executor starts for a task, if it starts one.
+#[must_use]
+pub fn child_spec(hosted: Hosted) -> Option<Vec<u8>> {
+    let words = [hosted.run_ms.to_string(), "0".to_owned()];
+    let body = match hosted.mode {
+        0 => return None,
+        1 => native(&words),
+        _ => TaskBody::Wasm { component: command_component(), args: words.to_vec() },
+    };
+    Some(encode_spec(&spec_of("child", body, CHILD)))
+}
+
+fn native([run_ms, code]: &[String; 2]) -> TaskBody {
+    let words = vec!["work".to_owned(), run_ms.clone(), code.clone()];
+    TaskBody::Native(NativeCommand::Argv(words))
+}
+
+fn spec_of(name: &str, body: TaskBody, resources: Quantities) -> TaskSpec {
+    TaskSpec {
+        name: name.to_owned(),
+        body,
+        resources,
+        cpus_limit_milli: None,
+        pids_limit: None,
+        user: None,
+        env: Vec::new(),
+        files: Vec::new(),
+        result_file: None,
+        grace_ms: None,
+        restarts: 0,
+        labels: Vec::new(),
+    }
 }
 
 /// How the members of a job are launched.
@@ -79,6 +148,8 @@ pub enum Duty {
     Endless,
     /// [`Kind::EndlessWasm`].
     EndlessWasm,
+    /// [`Kind::Hosted`].
+    Hosted,
 }
 
 impl Job {
@@ -87,7 +158,7 @@ impl Job {
     pub const fn of(number: u64) -> Self {
         use Duty as D;
         use TaskState as S;
-        let (shape, members): (Shape, &'static [(Duty, TaskState)]) = match number % 10 {
+        let (shape, members): (Shape, &'static [(Duty, TaskState)]) = match number % 13 {
             0 | 3 => (Shape::Alone, &[(D::Native, S::Finished)]),
             1 | 5 => (Shape::Alone, &[(D::Wasm, S::Finished)]),
             2 => (Shape::Alone, &[(D::Failing, S::Failed)]),
@@ -96,7 +167,9 @@ impl Job {
             7 => (Shape::Group, &[(D::Native, S::Finished), (D::Wasm, S::Finished), (D::Native, S::Finished)]),
             // One fails: it is up to the agent to end the others.
             8 => (Shape::Group, &[(D::Endless, S::Killed), (D::Failing, S::Failed), (D::EndlessWasm, S::Killed)]),
-            _ => (Shape::Gang, &[(D::Native, S::Finished), (D::Wasm, S::Finished)]),
+            9 => (Shape::Gang, &[(D::Native, S::Finished), (D::Wasm, S::Finished)]),
+            10 => (Shape::Group, &[(D::Hosted, S::Finished), (D::Hosted, S::Finished), (D::Native, S::Finished)]),
+            _ => (Shape::Alone, &[(D::Hosted, S::Finished)]),
         };
         Self { shape, members }
     }
@@ -126,11 +199,8 @@ impl Kind {
             Duty::Failing => Self::Failing(run_ms),
             Duty::Endless => Self::Endless,
             Duty::EndlessWasm => Self::EndlessWasm,
+            Duty::Hosted => Self::Hosted(Hosted { mode: (number + member as u64) % 3, run_ms }),
         }
-    }
-
-    const fn is_wasm(self) -> bool {
-        matches!(self, Self::Wasm(_) | Self::EndlessWasm)
     }
 
     /// Run time and exit code, as the words of the command.
@@ -138,7 +208,7 @@ impl Kind {
         let (run_ms, code) = match self {
             Self::Native(ms) | Self::Wasm(ms) => (ms, 0),
             Self::Failing(ms) => (ms, 3),
-            Self::Endless | Self::EndlessWasm => (u64::from(u32::MAX), 0),
+            Self::Endless | Self::EndlessWasm | Self::Hosted(_) => (u64::from(u32::MAX), 0),
         };
         [run_ms.to_string(), code.to_string()]
     }
@@ -149,6 +219,26 @@ impl Kind {
 pub fn needs(number: u64) -> Quantities {
     let cpus_milli = 200 + i64::try_from(number % 4).unwrap_or(0) * 100;
     Quantities { cpus_milli, mem_mib: 64, disk_mib: 0 }
+}
+
+/// The same with its executor, which may have to be begun.
+fn cost(number: u64, member: usize) -> Quantities {
+    let begun = matches!(Kind::of(number, member), Kind::Hosted(_));
+    needs(number).plus(if begun { EXECUTOR } else { Quantities::ZERO })
+}
+
+/// The executor of a hosted job: there are two, each with several tasks.
+fn executor_of(number: u64) -> Option<ExecutorId> {
+    format!("ex{}", number % 2).parse().ok()
+}
+
+/// Whether a task is one of an executor.
+#[must_use]
+pub fn is_hosted(task: &str) -> bool {
+    let member = unit_of(task).len() + 1;
+    let member = task.get(member..).and_then(|text| text.parse().ok()).unwrap_or(0);
+    let members = |number: u64| Job::of(number).members.get(member).map(|(duty, _)| *duty);
+    number_of(task).and_then(members) == Some(Duty::Hosted)
 }
 
 /// What a command's words mean: run time in ms and exit code.
@@ -168,12 +258,15 @@ struct Record {
 }
 
 impl Record {
-    fn text(self) -> String {
-        format!("{} {} {}", self.sequence, self.state.name(), self.reason.code())
+    /// Later forms begin with their number.
+    fn text(self, format: u32) -> String {
+        let text = format!("{} {} {}", self.sequence, self.state.name(), self.reason.code());
+        if format == 1 { text } else { format!("v{format} {text}") }
     }
 
     fn parse(text: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(text).ok()?;
+        let text = text.strip_prefix("v2 ").unwrap_or(text);
         let mut words = text.split(' ');
         let sequence = words.next()?.parse().ok()?;
         let name = words.next()?;
@@ -209,9 +302,33 @@ pub fn unit_of(task: &str) -> &str {
 /// One instance's memory.
 #[derive(Clone, Debug)]
 pub struct Model {
+    build: Build,
     tasks: u64,
     command: Digest,
+    traps: bool,
+    note: String,
     state: BTreeMap<String, Vec<u8>>,
+}
+
+/// The form of a record's text.
+fn format_of(text: &[u8]) -> u32 {
+    if text.starts_with(b"v2 ") { 2 } else { 1 }
+}
+
+fn value<'a>(config: &'a [(String, String)], key: &str) -> Option<&'a str> {
+    config.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
+}
+
+/// Whether a configuration tells a scheduler to trap.
+#[must_use]
+pub fn tells_to_trap(config: &[(String, String)]) -> bool {
+    value(config, "trap") == Some("1")
+}
+
+/// The note of a configuration.
+#[must_use]
+pub fn note_of(config: &[(String, String)]) -> &str {
+    value(config, NOTE_KEY).unwrap_or_default()
 }
 
 /// An offer, and what is launched on it.
@@ -235,25 +352,7 @@ struct Draft {
 }
 
 impl Draft {
-    fn operation(&mut self, operation: Operation) {
-        self.turn.operations.push(operation);
-    }
-}
-
-impl Model {
-    /// An instance from its configuration and its committed state.
-    #[must_use]
-    pub fn build(config: &[(String, String)], state: &BTreeMap<String, Vec<u8>>) -> Self {
-        let value = |key: &str| config.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
-        Self {
-            tasks: value("tasks").and_then(|text| text.parse().ok()).unwrap_or(0),
-            command: value("command").and_then(|text| text.parse().ok()).unwrap_or(Digest([0; 32])),
-            state: state.clone(),
-        }
-    }
-
-    /// Handle one batch.
-    pub fn handle(&mut self, header: TurnHeader, events: &[Event]) -> Turn {
+    fn new(header: TurnHeader) -> Self {
         let turn = Turn {
             header,
             consumed: Vec::new(),
@@ -262,7 +361,78 @@ impl Model {
             specs: Vec::new(),
             migration: None,
         };
-        let mut draft = Draft { turn, changes: BTreeMap::new() };
+        Self { turn, changes: BTreeMap::new() }
+    }
+
+    fn operation(&mut self, operation: Operation) {
+        self.turn.operations.push(operation);
+    }
+}
+
+impl Model {
+    /// An instance from its configuration and its committed state.
+    #[must_use]
+    pub fn build(
+        build: Build,
+        config: &[(String, String)],
+        state: &BTreeMap<String, Vec<u8>>,
+    ) -> Self {
+        let mut model = Self {
+            build,
+            tasks: 0,
+            command: Digest([0; 32]),
+            traps: false,
+            note: String::new(),
+            state: state.clone(),
+        };
+        model.configure(config);
+        model
+    }
+
+    fn configure(&mut self, config: &[(String, String)]) {
+        self.tasks = value(config, "tasks").and_then(|text| text.parse().ok()).unwrap_or(0);
+        let command = value(config, "command").and_then(|text| text.parse().ok());
+        self.command = command.unwrap_or(Digest([0; 32]));
+        self.traps = tells_to_trap(config);
+        note_of(config).clone_into(&mut self.note);
+    }
+
+    /// A record whose form its build does not know, if there is one.
+    #[must_use]
+    pub fn foreign(&self) -> Option<&str> {
+        let mut records = self.state.iter().filter(|(key, _)| key.starts_with(TASK_PREFIX));
+        let found = records.find(|(_, text)| format_of(text) != self.build.format());
+        found.map(|(key, _)| key.as_str())
+    }
+
+    /// Whether the next batch, or step of a migration, traps.
+    #[must_use]
+    pub fn will_trap(&self, migrating: bool) -> bool {
+        let mut records = self.state.iter().filter(|(key, _)| key.starts_with(TASK_PREFIX));
+        let first_step = records.all(|(_, text)| format_of(text) == 1);
+        self.build.traps(migrating, first_step) || (self.traps && !migrating)
+    }
+
+    /// One step of a migration.
+    pub fn migrate(&mut self, header: TurnHeader) -> Turn {
+        let mut draft = Draft::new(header);
+        let old: Vec<(String, Record)> = self
+            .state
+            .iter()
+            .filter(|(key, text)| key.starts_with(TASK_PREFIX) && format_of(text) != self.build.format())
+            .filter_map(|(key, text)| Some((key.clone(), Record::parse(text)?)))
+            .collect();
+        for (key, record) in old.iter().take(MIGRATED_PER_STEP) {
+            let task = key.strip_prefix(TASK_PREFIX).unwrap_or(key);
+            self.note(&mut draft, task, *record);
+        }
+        draft.turn.migration = Some(MigrationStep { done: old.len() <= MIGRATED_PER_STEP });
+        self.finish(draft)
+    }
+
+    /// Handle one batch.
+    pub fn handle(&mut self, header: TurnHeader, events: &[Event]) -> Turn {
+        let mut draft = Draft::new(header);
         let mut offers: Vec<Offer> = Vec::new();
         let mut tick = false;
         for event in events {
@@ -281,9 +451,14 @@ impl Model {
                     let answer = HttpAnswer { status: 200, headers: Vec::new(), body };
                     draft.operation(Operation::Respond { request: request.id, answer });
                 }
+                Event::ConfigChanged { version, config } => {
+                    draft.turn.consumed.push(Consumed::Config { version: *version });
+                    self.configure(config);
+                    let note = self.note.parse().unwrap_or(0);
+                    self.write(&mut draft, NOTE_KEY, note);
+                }
                 Event::Agent(_)
                 | Event::Again
-                | Event::ConfigChanged { .. }
                 | Event::Message(_)
                 | Event::ExecutorFailed { .. } => {}
             }
@@ -306,7 +481,7 @@ impl Model {
 
     fn note(&mut self, draft: &mut Draft, task: &str, record: Record) {
         let key = format!("{TASK_PREFIX}{task}");
-        let value = record.text().into_bytes();
+        let value = record.text(self.build.format()).into_bytes();
         self.state.insert(key.clone(), value.clone());
         draft.changes.insert(key, value);
     }
@@ -323,6 +498,9 @@ impl Model {
         }
         let Some(known) = self.record(&task) else { return };
         let newer = sequence > known.sequence || (sequence == 0 && status.state.is_terminal());
+        if status.state == TaskState::Running && is_hosted(&task) {
+            self.write(draft, "where", status.agent.0);
+        }
         if newer && !known.state.is_terminal() {
             let record = Record { sequence, state: status.state, reason: status.reason };
             self.note(draft, &task, record);
@@ -343,9 +521,21 @@ impl Model {
                 draft.operation(Operation::Kill { task, grace_ms: Some(400) });
             }
         }
+        self.speak(draft, ticks);
         if wanted && self.number("suppressed") == 1 {
             self.write(draft, "suppressed", 0);
             draft.operation(Operation::Revive);
+        }
+    }
+
+    /// Say a number to an executor: each is said once.
+    fn speak(&self, draft: &mut Draft, ticks: u64) {
+        if let Some(executor) = executor_of(ticks).filter(|_| self.number("where") != 0) {
+            draft.operation(Operation::SendMessage(ExecutorMessage {
+                agent: AgentId(self.number("where")),
+                executor,
+                data: ticks.to_string().into_bytes(),
+            }));
         }
     }
 
@@ -407,7 +597,7 @@ impl Model {
             for (member, seat) in seats.into_iter().enumerate() {
                 let Some(launch) = self.launch(draft, number, replacement, member) else { continue };
                 let seat = &mut table[seat];
-                seat.left = seat.left.minus(needs(number));
+                seat.left = seat.left.minus(cost(number, member));
                 let group = if job.shape == Shape::Group { 1 + u32::try_from(number).unwrap_or(0) } else { 0 };
                 seat.launches.push(Member { launch, group });
                 if job.shape == Shape::Gang {
@@ -435,8 +625,8 @@ impl Model {
     fn seats(&self, number: u64, table: &[Seat]) -> Option<Vec<usize>> {
         let job = Job::of(number);
         let count = job.members.len();
-        let all = needs(number);
-        let whole = (0..count).fold(Quantities::ZERO, |sum, _| sum.plus(all));
+        let all = cost(number, 0);
+        let whole = (0..count).fold(Quantities::ZERO, |sum, member| sum.plus(cost(number, member)));
         let greedy = self.number("ticks") % GREEDY_EVERY == 0;
         let free = |seat: &(usize, &Seat)| seat.1.gang == 0;
         let mut seats = table.iter().enumerate();
@@ -465,7 +655,7 @@ impl Model {
         replacement: u64,
         member: usize,
     ) -> Option<Launch> {
-        let encoded = encode_spec(&self.spec(number, member));
+        let encoded = encode_spec(&self.spec(number, member)?);
         let digest = Digest::of(&encoded);
         if !draft.turn.specs.iter().any(|(known, _)| *known == digest) {
             draft.turn.specs.push((digest, encoded));
@@ -476,33 +666,29 @@ impl Model {
         Some(Launch { task: task.parse().ok()?, spec: digest, args: Vec::new(), env: Vec::new() })
     }
 
-    fn spec(&self, number: u64, member: usize) -> TaskSpec {
+    fn spec(&self, number: u64, member: usize) -> Option<TaskSpec> {
         let kind = Kind::of(number, member);
         let words = kind.words();
-        let body = if kind.is_wasm() {
-            TaskBody::Wasm { component: self.command, args: words.to_vec() }
-        } else {
-            let [run_ms, code] = words;
-            TaskBody::Native(NativeCommand::Argv(vec!["work".to_owned(), run_ms, code]))
+        let body = match kind {
+            Kind::Wasm(_) | Kind::EndlessWasm => {
+                TaskBody::Wasm { component: self.command, args: words.to_vec() }
+            }
+            Kind::Native(_) | Kind::Failing(_) | Kind::Endless => native(&words),
+            Kind::Hosted(hosted) => TaskBody::Executor(ExecutorTask {
+                executor: executor_of(number)?,
+                component: executor_component(),
+                resources: EXECUTOR,
+                config: Vec::new(),
+                data: hosted.data(),
+            }),
         };
-        TaskSpec {
-            name: format!("kind-{}", number % 10),
-            body,
-            resources: needs(number),
-            cpus_limit_milli: None,
-            pids_limit: None,
-            user: None,
-            env: Vec::new(),
-            files: Vec::new(),
-            result_file: None,
-            grace_ms: None,
-            restarts: u32::from(number % 20 == 2),
-            labels: Vec::new(),
-        }
+        let restarts = u32::from(number % 26 == 2);
+        Some(TaskSpec { restarts, ..spec_of(&format!("kind-{}", number % 13), body, needs(number)) })
     }
 
     fn finish(&mut self, mut draft: Draft) -> Turn {
-        let changes = !draft.changes.is_empty()
+        let changes = draft.turn.migration.is_some()
+            || !draft.changes.is_empty()
             || !draft.turn.consumed.is_empty()
             || draft.turn.operations.iter().any(Operation::changes_state);
         if changes {
@@ -523,7 +709,8 @@ impl Model {
 /// Whether a framework of `tasks` tasks has all that it wants, by its committed state.
 #[must_use]
 pub fn is_done(tasks: u64, state: &BTreeMap<String, Vec<u8>>) -> bool {
-    let model = Model { tasks, command: Digest([0; 32]), state: state.clone() };
+    let mut model = Model::build(Build::First, &[], state);
+    model.tasks = tasks;
     let ended = |number: u64| {
         model.newest(number).is_some_and(|(_, members)| {
             let over = members.iter().all(|(_, record)| record.state.is_terminal());

@@ -47,6 +47,18 @@ mutations! {
     DesiredRunAgain = "desired-run-again",
     /// A worker forgets the turn that it waits for when a session ends, and keeps its memory.
     OutstandingTurnForgotten = "outstanding-turn-forgotten",
+    /// Launches reach the master without their task groups and gangs.
+    UnitsTornApart = "units-torn-apart",
+    /// Tasks reach an agent without the number of their task group.
+    GroupsForgotten = "groups-forgotten",
+    /// A worker builds the instance of a new epoch from the memory of the one before.
+    StateKeptOverEpochs = "state-kept-over-epochs",
+    /// Kept turns of executors are missing in an agent's checkpoint.
+    ExecutorTurnsForgotten = "executor-turns-forgotten",
+    /// An agent passes what executors say on twice.
+    MessagesDoubled = "messages-doubled",
+    /// Whoever sees a scheduler quarantined ends its tasks.
+    QuarantineEndsTasks = "quarantine-ends-tasks",
 }
 
 impl fmt::Display for Mutation {

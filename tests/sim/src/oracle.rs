@@ -6,14 +6,17 @@
 
 use crate::agent::Agent;
 use crate::disk::FaultyDisk;
+use crate::executor::{CHILD_PREFIX, Name};
 use crate::model;
 use std::collections::{BTreeMap, BTreeSet};
 use tessera_master::node::{Node, Settled};
-use tessera_master_core::{Core, EventId, FrameworkView, TaskFilter};
+use tessera_master_core::{Core, EventId, FrameworkView, TaskFilter, VersionOutcome};
 use tessera_types::{
-    AgentId, Consumed, FrameworkId, Operation, Quantities, Reason, TaskState, TaskStatus, Turn, check_transition,
+    AgentId, Consumed, FrameworkId, Operation, Quantities, Reason, TaskId, TaskState,
+    TaskStatus, Turn, check_transition,
 };
 use tessera_wire::v1;
+use tessera_wire::v1::executor_operation::Operation as ExecutorOperation;
 
 /// Steps that changed something between two comparisons of memory with rows: each reads all rows.
 const STEPS_PER_COMPARISON: u64 = 20;
@@ -43,6 +46,23 @@ struct Shadow {
     ended: BTreeMap<String, (TaskState, Reason)>,
     /// Committed turns, by number.
     turns: BTreeMap<u64, Turn>,
+    /// Number of the version in force.
+    version: u64,
+    /// As it was when the upgrade that is under way began.
+    before: Option<Before>,
+    /// Turns that were given up with an upgrade.
+    given_up: u64,
+    config_seen: u64,
+    /// Since when it is quarantined.
+    quarantined_ms: Option<u64>,
+}
+
+/// A framework when an upgrade of it began.
+#[derive(Clone, Debug)]
+struct Before {
+    last_turn: u64,
+    state: BTreeMap<String, Vec<u8>>,
+    config_seen: u64,
 }
 
 /// How the processes of a task ended.
@@ -79,6 +99,16 @@ pub(crate) struct Oracle {
     events_last: EventId,
     steps: u64,
     commits: u64,
+    /// Life and last kept turn of each executor, by agent.
+    executors: BTreeMap<(usize, Name), (u64, u64)>,
+    /// Tasks of which their executor said that they finished.
+    finished: BTreeSet<TaskName>,
+    /// What executors said to their schedulers, and when it was heard.
+    heard: BTreeMap<(u64, String, Vec<u8>), u64>,
+    /// Tasks that the user wanted ended.
+    user_kills: BTreeSet<TaskName>,
+    /// Tasks that somebody wants ended.
+    killing: BTreeSet<TaskName>,
     /// Members of task groups that could not be prepared, by framework and unit.
     unprepared: BTreeSet<TaskName>,
 }
@@ -107,6 +137,7 @@ impl Oracle {
     pub(crate) fn on_turn_made(&mut self, epoch: u64, turn: &Turn, batch: &v1::Batch) {
         let mut statuses = BTreeMap::new();
         let mut last: BTreeMap<String, u64> = BTreeMap::new();
+        self.hear(turn.header.framework.0, batch);
         for event in &batch.events {
             let Some(v1::event::Event::Update(update)) = &event.event else { continue };
             let Some(status) = update.status.clone().and_then(|s| TaskStatus::try_from(s).ok()) else {
@@ -128,6 +159,65 @@ impl Oracle {
         let known = self.made.entry(key).or_default();
         if !known.iter().any(|other| other.turn == made.turn && other.epoch == epoch) {
             known.push(made);
+        }
+    }
+
+    /// A scheduler hears its executors.
+    fn hear(&mut self, framework: u64, batch: &v1::Batch) {
+        for event in &batch.events {
+            let Some(v1::event::Event::Message(message)) = &event.event else { continue };
+            let (executor, data) = (message.executor.clone(), message.data.clone());
+            let text = String::from_utf8_lossy(&data).into_owned();
+            let before = self.heard.insert((framework, executor, data), batch.time_ms);
+            self.ensure(before.is_none(), || {
+                format!("f{framework} hears {text} of {} for the second time", message.executor)
+            });
+        }
+    }
+
+    /// An executor's turn is kept.
+    pub(crate) fn on_executor_kept(&mut self, agent: usize, name: &Name, number: u64) {
+        if let Some((_, kept)) = self.executors.get_mut(&(agent, name.clone())) {
+            *kept = number;
+        }
+    }
+
+    /// An executor lives on an agent.
+    pub(crate) fn on_executor_life(&mut self, agent: usize, name: Name, life: u64) {
+        let known = self.executors.entry((agent, name)).or_insert((life, 0));
+        if known.0 != life {
+            *known = (life, 0);
+        }
+    }
+
+    /// An executor and its children are gone.
+    pub(crate) fn on_executor_ended(&mut self, agent: usize, name: &Name) {
+        let prefix = format!("{}/", name.1);
+        let runs = |(child, (_, on)): &(&TaskName, &(u64, usize))| {
+            child.0 == name.0 && *on == agent && child.1.starts_with(&prefix)
+        };
+        let child = self.alive.iter().find(runs).map(|(child, _)| child.clone());
+        self.ensure(child.is_none(), || format!("executor {name:?} has ended, and {child:?} runs"));
+    }
+
+    /// An instance of an executor is to be built.
+    pub(crate) fn on_executor_start(&mut self, agent: usize, name: &Name, next_turn: u64) {
+        let known = self.executors.get(&(agent, name.clone()));
+        let kept = known.map_or(0, |(_, kept)| *kept);
+        self.ensure(next_turn > kept, || {
+            format!("executor {name:?} begins at turn {next_turn}, though turn {kept} was kept")
+        });
+    }
+
+    /// An executor made a turn; it may still be lost.
+    pub(crate) fn on_executor_spoke(&mut self, turn: &v1::ExecutorTurn) {
+        let framework = turn.key.as_ref().map_or(0, |key| key.framework);
+        for operation in &turn.operations {
+            if let Some(ExecutorOperation::Status(status)) = &operation.operation
+                && status.state() == v1::TaskState::TaskFinished
+            {
+                self.finished.insert((framework, status.task.clone()));
+            }
         }
     }
 
@@ -189,8 +279,14 @@ impl Oracle {
         self.ensure(!unprepared, || {
             format!("f{}/{} starts though a member of its group could not be prepared", name.0, name.1)
         });
-        let launched = self.tasks.contains_key(name);
+        let of = (name.0, task_of(&name.1).to_owned());
+        let launched = self.tasks.get(&of).is_some_and(|state| of == *name || !state.is_terminal());
         self.ensure(launched, || format!("f{}/{} runs but was never launched", name.0, name.1));
+    }
+
+    /// The user asks for the end of a task.
+    pub(crate) fn on_user_kill(&mut self, framework: u64, task: &TaskId) {
+        self.user_kills.insert((framework, task.to_string()));
     }
 
     /// A member of a task group cannot be prepared.
@@ -388,6 +484,13 @@ impl Oracle {
             let name = (view.framework.0, view.launch.task.to_string());
             seen.insert(name.clone());
             self.placed.insert(name.clone(), view.agent);
+            if view.kill_requested && self.killing.insert(name.clone()) {
+                let held = self.frameworks.get(&name.0).is_some_and(|f| f.quarantined_ms.is_some());
+                let asked = self.user_kills.contains(&name);
+                self.ensure(!held || asked, || {
+                    format!("f{} is quarantined, and its task {} is to end", name.0, name.1)
+                });
+            }
             let before = self.tasks.insert(name.clone(), view.state);
             if before == Some(view.state) {
                 continue;
@@ -434,7 +537,16 @@ impl Oracle {
         let ended = self.ends.get(name).copied();
         let orphan = self.orphans.contains(name);
         let alive = self.alive.contains_key(name);
+        let works = |(child, _): &(&TaskName, &(u64, usize))| {
+            child.0 == name.0 && *child != name && task_of(&child.1) == name.1
+        };
+        let child = self.alive.iter().find(works).map(|(child, _)| child.clone());
+        self.ensure(child.is_none(), || {
+            format!("f{}/{} is said to be {}, and its {child:?} runs", name.0, name.1, status.state)
+        });
         let agrees = match (status.state, status.reason) {
+            (TaskState::Finished, _) if model::is_hosted(&name.1) => self.finished.contains(name),
+            (TaskState::Failed, Reason::None) => model::is_hosted(&name.1),
             (_, Reason::WorkerLost) => orphan,
             (TaskState::Failed, Reason::AgentRebooted) => self.rebooted.contains(name),
             (TaskState::Lost, _) => false,
@@ -471,13 +583,99 @@ impl Oracle {
         let shadow = self.frameworks.entry(id).or_default();
         let (epoch, last) = (shadow.epoch, shadow.last_turn);
         shadow.epoch = view.epoch.0;
+        let held_since = view.quarantine.as_ref().map(|quarantine| quarantine.since_ms);
+        let held = shadow.quarantined_ms.is_some() && shadow.quarantined_ms == held_since;
+        shadow.quarantined_ms = held_since;
         if view.epoch.0 < epoch {
             return self.violate(format!("the epoch of f{id} falls from {epoch} to {}", view.epoch));
         }
         // Its state goes at once, with the last turn that it may have committed.
-        if view.last_turn.0 == last || view.removing {
+        if view.removing {
             return;
         }
+        self.ensure(!held || view.last_turn.0 == last, || {
+            format!("f{id} is quarantined and commits turn {}", view.last_turn)
+        });
+        let given_up = self.gave_up(view);
+        // A turn of an upgrade that was given up in this very step; of one that also began in it there is
+        // none.
+        let undone = given_up && self.frameworks.get(&id).is_some_and(|f| f.before.is_some());
+        if view.last_turn.0 != last && !undone {
+            self.check_commit(node, view, epoch, lines);
+        }
+        self.check_version(node, view, given_up);
+    }
+
+    /// Whether an upgrade was given up since the framework was looked at.
+    fn gave_up(&self, view: &FrameworkView) -> bool {
+        let Some(shadow) = self.frameworks.get(&view.id.0) else { return false };
+        let new = view.versions.iter().filter(|version| version.version > shadow.version);
+        let failed = new.clone().any(|version| {
+            let before = view.versions.iter().find(|before| before.version + 1 == version.version);
+            before.is_some_and(|before| matches!(before.outcome, VersionOutcome::Failed(_)))
+        });
+        shadow.version != 0 && failed
+    }
+
+    /// After an upgrade that was given up everything is as it was when it began; otherwise note how it is
+    /// when one begins.
+    fn check_version(&mut self, node: &Node<FaultyDisk>, view: &FrameworkView, given_up: bool) {
+        let id = view.id.0;
+        if given_up {
+            let state = match read_state(node, view.id) {
+                Ok(state) => state,
+                Err(error) => return self.violate(error),
+            };
+            let Some(shadow) = self.frameworks.get_mut(&id) else { return };
+            // An upgrade that was given up as soon as it began left nothing behind.
+            let before = shadow.before.take().unwrap_or_else(|| Before {
+                last_turn: shadow.last_turn,
+                state: shadow.state.clone(),
+                config_seen: view.config_seen,
+            });
+            for number in shadow.last_turn + 1..=view.last_turn.0 {
+                // It was pure state, which is gone with the upgrade.
+                let made = self.made.get(&(id, number)).into_iter().flatten();
+                let made = made.filter(|made| is_pure(&made.turn)).next_back();
+                if let Some(made) = made {
+                    shadow.turns.insert(number, made.turn.clone());
+                }
+            }
+            shadow.given_up += view.last_turn.0 - before.last_turn;
+            shadow.last_turn = view.last_turn.0;
+            let restored = before.state == state && before.config_seen == view.config_seen;
+            shadow.state = state;
+            self.ensure(restored, || {
+                format!("f{id} went back to version {:?}, but not to its state", view.versions.last())
+            });
+        }
+        let Some(shadow) = self.frameworks.get_mut(&id) else { return };
+        let version = view.versions.last().map_or(0, |last| last.version);
+        match &view.upgrade {
+            None => shadow.before = None,
+            Some(_) if shadow.version != version => {
+                shadow.before = Some(Before {
+                    last_turn: shadow.last_turn,
+                    state: shadow.state.clone(),
+                    config_seen: view.config_seen,
+                });
+            }
+            Some(_) => {}
+        }
+        shadow.version = version;
+    }
+
+    /// A turn was committed.
+    fn check_commit(
+        &mut self,
+        node: &Node<FaultyDisk>,
+        view: &FrameworkView,
+        epoch: u64,
+        lines: &mut Vec<String>,
+    ) {
+        let id = view.id.0;
+        let Some(shadow) = self.frameworks.get(&id) else { return };
+        let (last, given_up, version) = (shadow.last_turn, shadow.given_up, shadow.version);
         if view.last_turn.0 != last + 1 {
             let now = view.last_turn;
             return self.violate(format!("f{id} jumps from turn {last} to {now} in one step"));
@@ -499,9 +697,17 @@ impl Oracle {
             self.violate(format!("a turn of epoch {was} of f{id} committed under epoch {epoch}"));
         }
         let count = state.get(model::COUNT_KEY).cloned().unwrap_or_default();
-        let expected = view.last_turn.0.to_string();
+        let expected = (view.last_turn.0 - given_up).to_string();
         self.ensure(count == expected.as_bytes(), || {
             format!("f{id} counts {count:?} turns of {expected}: one is lost or doubled")
+        });
+        let tried = view.upgrade.is_some() && view.versions.last().is_some_and(|v| v.version == version);
+        self.ensure(!tried || is_pure(&made.turn), || {
+            format!("f{id} is on trial or migrates after turn {}, which did more than write", view.last_turn)
+        });
+        let alone = made.turn.operations.is_empty() && made.turn.consumed.is_empty();
+        self.ensure(made.turn.migration.is_none() || alone, || {
+            format!("turn {} of f{id} migrates and does something else", view.last_turn)
         });
         self.check_units(id, &made.turn);
         self.consume(id, &made);
@@ -533,6 +739,14 @@ impl Oracle {
 
     fn consume(&mut self, id: u64, made: &Made) {
         for consumed in &made.turn.consumed {
+            if let Consumed::Config { version } = consumed
+                && let Some(shadow) = self.frameworks.get_mut(&id)
+            {
+                let before = std::mem::replace(&mut shadow.config_seen, *version);
+                self.ensure(*version > before, || {
+                    format!("f{id} saw configuration {version} after {before}")
+                });
+            }
             let Consumed::Update { task, sequence } = consumed else { continue };
             let task = task.to_string();
             let Some(status) = made.statuses.get(&(task.clone(), *sequence)) else {
@@ -572,6 +786,17 @@ impl Oracle {
         }
         self.alive.keys().next().map(|name| format!("f{}/{} still runs", name.0, name.1))
     }
+}
+
+/// The task for which a child works, or the task itself.
+fn task_of(name: &str) -> &str {
+    let child = name.rsplit_once('/').and_then(|(_, child)| child.strip_prefix(CHILD_PREFIX));
+    child.unwrap_or(name)
+}
+
+/// Whether a turn did nothing but write state.
+fn is_pure(turn: &Turn) -> bool {
+    turn.consumed.is_empty() && turn.operations.iter().all(|operation| !operation.changes_state())
 }
 
 fn read_state(

@@ -3,6 +3,7 @@
 //! Owns every kind of thing that can happen at a moment. Invariants: time never goes back; things of
 //! the same moment happen in the order in which they were scheduled. Must never decide anything.
 
+use crate::executor::Name;
 use crate::network::ConnId;
 use std::collections::BTreeMap;
 use tessera_agent_core::{TaskKey, WorkerKey};
@@ -41,6 +42,8 @@ pub(crate) enum Event {
     Built { agent: usize, framework: u64, serial: u64 },
     /// A scheduler's instance has handled its batch.
     Handled { agent: usize, framework: u64, serial: u64 },
+    /// An executor's instance has been built, or has handled its batch.
+    ExecutorGoesOn { agent: usize, name: Name, serial: u64 },
     /// A task ends by itself, or after a signal.
     TaskEnds { agent: usize, process: u64, code: Option<i32>, signal: Option<i32> },
     /// What an agent asked of its surroundings is done.

@@ -3,6 +3,7 @@
 //! Invariants: a shim starts its task once, and keeps how it ended until somebody asks; a task that was
 //! cancelled is never started. Must never tell an agent that is not there.
 
+use crate::executor::{Name, name_of as name_of_executor};
 use crate::mutation::Mutation;
 use crate::oracle::{Ended, TaskName};
 use crate::queue::{Event, Later};
@@ -108,8 +109,17 @@ impl World {
                 let start = v1::StartInstance { instance: Some(instance), ..Default::default() };
                 self.tell_worker(index, &worker, ToWorker::StartInstance(start));
             }
-            Action::LimitExecutor { .. } | Action::ExecutorEnded { .. } => {}
+            Action::LimitExecutor { executor, life, .. } => {
+                let name = (executor.framework.0, executor.executor.to_string());
+                self.oracle.on_executor_life(index, name, life);
+            }
+            Action::ExecutorEnded { executor, .. } => {
+                let name = (executor.framework.0, executor.executor.to_string());
+                self.oracle.on_executor_ended(index, &name);
+            }
             Action::StartExecutor { worker, start, state, .. } => {
+                let name = name_of_executor(start.key.clone());
+                self.oracle.on_executor_start(index, &name, start.next_turn);
                 let start = v1::StartExecutor { state, ..*start };
                 self.tell_worker(index, &worker, ToWorker::StartExecutor(start));
             }
@@ -296,11 +306,11 @@ impl World {
 
     fn link_worker(&mut self, index: usize, key: &WorkerKey) {
         let process = self.fresh();
-        let forgets = self.mutation == Some(Mutation::OutstandingTurnForgotten);
+        let mutation = self.mutation;
         let now_us = self.now_us;
         let Some(agent) = self.agents.get_mut(index) else { return };
         if !agent.workers.contains_key(key) {
-            let mut worker = Worker::new(process, index, agent.rng.fork(process), forgets);
+            let mut worker = Worker::new(process, index, agent.rng.fork(process), mutation);
             worker.slow = agent.slow_until_us > now_us;
             agent.workers.insert(key.clone(), worker);
         }
@@ -354,6 +364,8 @@ impl World {
                     let ends = Event::TaskEnds { agent: index, process, code: None, signal: Some(KILL) };
                     self.queue.at(at_us, ends);
                 }
+                Wish::Spoke(turn) => self.oracle.on_executor_spoke(&turn),
+                Wish::Kept { name, number } => self.oracle.on_executor_kept(index, &name, number),
                 Wish::Made { epoch, turn, batch } => self.oracle.on_turn_made(epoch, &turn, &batch),
                 Wish::Acknowledged { turn, next } => {
                     let header = turn.header;
@@ -386,9 +398,15 @@ impl World {
             FromWorker::InstanceFailed(failed) => {
                 self.agent_input(index, |core, now| core.on_instance_failed(failed, now));
             }
-            FromWorker::ExecutorReady(_)
-            | FromWorker::ExecutorTurn(_)
-            | FromWorker::ExecutorFailure(_) => {}
+            FromWorker::ExecutorReady(ready) => {
+                self.agent_input(index, |core, now| core.on_executor_ready(key, ready, now));
+            }
+            FromWorker::ExecutorTurn(turn) => {
+                self.agent_input(index, |core, now| core.on_executor_turn(key, turn, now));
+            }
+            FromWorker::ExecutorFailure(failed) => {
+                self.agent_input(index, |core, now| core.on_executor_failed(key, failed, now));
+            }
             FromWorker::Turn(turn) => self.agent_input(index, |core, now| core.on_turn(turn, now)),
             FromWorker::TaskState(state) => {
                 self.agent_input(index, |core, now| core.on_wasm(key, state, Ok(Vec::new()), now));
@@ -416,6 +434,14 @@ impl World {
         let now_us = self.now_us;
         let Some((key, worker)) = self.worker_with(index, framework) else { return };
         let wishes = worker.on_handled(now_us, framework, serial);
+        self.grant(index, &key, wishes);
+    }
+
+    pub(crate) fn executor_goes_on(&mut self, index: usize, name: &Name, serial: u64) {
+        let Some(agent) = self.agents.get_mut(index) else { return };
+        let found = agent.workers.iter_mut().find(|(_, worker)| worker.runs_executor(name));
+        let Some((key, worker)) = found else { return };
+        let (key, wishes) = (key.clone(), worker.on_executor_goes_on(name, serial));
         self.grant(index, &key, wishes);
     }
 
@@ -486,10 +512,13 @@ impl World {
 
     pub(crate) fn worker_trap(&mut self, index: usize) {
         let Some(agent) = self.agents.get_mut(index) else { return };
-        let worker = agent.workers.iter_mut().find(|(key, _)| key.kind == WorkerKind::Schedulers);
+        // Only the guests of one of its workers, so that the other's faults are seen alone.
+        let count = agent.workers.len().max(1);
+        let worker = agent.workers.iter_mut().nth(agent.rng.index(count));
         if let Some((key, worker)) = worker {
             worker.trap_next = true;
-            let line = format!("fault: a scheduler of {} on agent #{index} will trap", key.tenant);
+            let kind = key.kind.name();
+            let line = format!("fault: a guest of {} ({kind}) on agent #{index} will trap", key.tenant);
             self.journal.line(self.now_us, &line);
         }
     }

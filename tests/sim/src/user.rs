@@ -1,9 +1,13 @@
-//! The user: uploads components, creates frameworks, talks to them.
+//! The user: uploads components, creates frameworks, talks to them, upgrades them, rolls them back,
+//! replaces their configuration, and releases those that are quarantined.
 //!
 //! Invariants: whatever was refused for the moment is asked again; a name that is taken was created by
 //! an earlier request whose reply was lost. Must never look into the cluster, but for what it lists.
 
+use crate::builds::Build;
 use crate::master::Inbound;
+use crate::model::{self, NOTE_KEY};
+use crate::mutation::Mutation;
 use crate::queue::Event;
 use crate::world::World;
 use tessera_master_core::{
@@ -23,18 +27,21 @@ pub(crate) struct User {
     /// Frameworks that exist.
     pub(crate) frameworks: u64,
     wanted: u64,
+    /// Replacements of configurations so far: each has a number of its own.
+    notes: u64,
+    base: Vec<(String, String)>,
     /// A framework to be removed in the middle of its work, and the request that was made.
     pub(crate) removes: Option<FrameworkId>,
-}
-
-/// Digest of the scheduler's component.
-pub(crate) fn scheduler_component() -> Digest {
-    Digest::of(b"scheduler")
 }
 
 /// Digest of the component of Wasm tasks.
 pub(crate) fn command_component() -> Digest {
     Digest::of(b"command")
+}
+
+/// Digest of the component of executors.
+pub(crate) fn executor_component() -> Digest {
+    Digest::of(b"executor")
 }
 
 impl User {
@@ -46,22 +53,42 @@ impl User {
                 Some(Request::CreateFramework {
                     name: format!("work{n}").try_into().ok()?,
                     role: format!("tenant{n}").try_into().ok()?,
-                    component: scheduler_component(),
+                    component: Build::First.component(),
                     config: config.clone(),
                 })
             })
             .collect();
-        let upload = |digest, world| Request::AddComponent {
+        let upload = |digest, world, state| Request::AddComponent {
             digest,
             size_bytes: 100,
             world,
-            state: StateVersions { writes: 1, ..StateVersions::default() },
+            state,
             source: String::new(),
             report: String::new(),
         };
-        steps.push(upload(command_component(), ComponentWorld::Command));
-        steps.push(upload(scheduler_component(), ComponentWorld::Scheduler));
-        Self { steps, asked_us: None, frameworks: 0, wanted: frameworks, removes: None }
+        steps.push(upload(command_component(), ComponentWorld::Command, StateVersions::default()));
+        steps.push(upload(executor_component(), ComponentWorld::Executor, StateVersions::default()));
+        for build in Build::ALL {
+            steps.push(upload(build.component(), ComponentWorld::Scheduler, build.states()));
+        }
+        Self {
+            steps,
+            asked_us: None,
+            frameworks: 0,
+            wanted: frameworks,
+            notes: 0,
+            base: config,
+            removes: None,
+        }
+    }
+
+    /// A configuration that differs from all before.
+    fn config(&mut self, traps: bool) -> Vec<(String, String)> {
+        self.notes += 1;
+        let mut config = self.base.clone();
+        config.push((NOTE_KEY.to_owned(), self.notes.to_string()));
+        config.push(("trap".to_owned(), u8::from(traps).to_string()));
+        config
     }
 
     /// Whether everything that it wants exists.
@@ -106,9 +133,61 @@ impl World {
             return;
         }
         let task = tasks[self.rng.index(tasks.len())].launch.task.clone();
+        self.oracle.on_user_kill(framework.0, &task);
         let grace_ms = self.rng.chance(50).then_some(200);
         let request = Request::KillTask { framework, task, grace_ms };
         self.master_inbound(Inbound::Request { request });
+    }
+
+    /// The user changes what a framework runs.
+    fn user_changes(&mut self, framework: FrameworkId) {
+        let request = match self.rng.below(20) {
+            0..8 => {
+                let component = Build::ALL[self.rng.index(Build::ALL.len())].component();
+                Request::UpgradeFramework { framework, component }
+            }
+            8..12 => Request::RollBackFramework { framework, version: None },
+            12..17 => {
+                let config = self.user.config(false);
+                Request::SetConfig { framework, config, expected_version: None }
+            }
+            _ => {
+                let config = self.user.config(true);
+                Request::SetConfig { framework, config, expected_version: None }
+            }
+        };
+        self.master_inbound(Inbound::Request { request });
+    }
+
+    /// The user lets schedulers that were told to trap work again. Returns whether there was one.
+    fn user_repairs(&mut self) -> bool {
+        let Some(node) = &self.master.node else { return false };
+        let held = node.core().frameworks().into_iter().find(|view| {
+            let traps = model::tells_to_trap(&view.config);
+            !view.removing && (view.quarantine.is_some() || (traps && !self.faults_on))
+        });
+        let Some(view) = held else { return false };
+        if self.mutation == Some(Mutation::QuarantineEndsTasks) && self.rng.chance(50) {
+            let filter = TaskFilter { framework: Some(view.id), live_only: true, ..TaskFilter::default() };
+            let tasks = node.core().tasks(&filter);
+            if let Some(task) = tasks.first().map(|task| task.launch.task.clone()) {
+                let request = Request::KillTask { framework: view.id, task, grace_ms: None };
+                self.master_inbound(Inbound::Request { request });
+            }
+            return true;
+        }
+        if self.faults_on && self.rng.chance(60) {
+            return false;
+        }
+        let framework = view.id;
+        let request = if model::tells_to_trap(&view.config) {
+            let config = self.user.config(false);
+            Request::SetConfig { framework, config, expected_version: Some(view.config_version) }
+        } else {
+            Request::ReleaseFramework { framework }
+        };
+        self.master_inbound(Inbound::Request { request });
+        true
     }
 
     pub(crate) fn user_acts(&mut self) {
@@ -125,6 +204,9 @@ impl World {
             if self.rng.chance(10) {
                 return self.user_kills(framework);
             }
+            if self.rng.chance(12) {
+                return self.user_changes(framework);
+            }
             if self.user.removes.is_none() && self.now_us > REMOVE_AFTER_US && self.rng.chance(2) {
                 self.user.removes = Some(framework);
             }
@@ -134,6 +216,9 @@ impl World {
         {
             // Asked again until it is done: asking twice is harmless.
             return self.master_inbound(Inbound::Request { request: Request::RemoveFramework { framework } });
+        }
+        if self.user.is_done() && self.user_repairs() {
+            return;
         }
         if self.user.is_done() && self.faults_on && self.rng.chance(70) {
             let framework = FrameworkId(1 + self.rng.below(self.user.frameworks));

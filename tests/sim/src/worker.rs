@@ -4,7 +4,10 @@
 //! result comes, and repeated after every hello; committed state changes only by a committed turn; a
 //! refused, trapped or killed instance is rebuilt from committed state. Must never know the master.
 
+use crate::builds::Build;
+use crate::executor::{Instance, Name, Phase as ExecutorPhase, name_of};
 use crate::model::{Model, run_of};
+use crate::mutation::Mutation;
 use crate::queue::Event;
 use crate::rng::Rng;
 use std::collections::BTreeMap;
@@ -35,7 +38,12 @@ enum Phase {
 #[derive(Debug)]
 struct Slot {
     key: v1::InstanceKey,
+    build: Build,
+    /// It carries the state over from this version, and does nothing else.
+    migrate_from: Option<u32>,
     config: Vec<(String, String)>,
+    /// What the turn under way made of a change of the configuration.
+    new_config: Option<Vec<(String, String)>>,
     phase: Phase,
     committed: BTreeMap<String, Vec<u8>>,
     next_turn: u64,
@@ -67,6 +75,10 @@ pub(crate) enum Wish {
     Kill { process: u64 },
     /// A turn was made out of a batch.
     Made { epoch: u64, turn: Turn, batch: v1::Batch },
+    /// An executor made a turn.
+    Spoke(v1::ExecutorTurn),
+    /// An executor's turn was acknowledged.
+    Kept { name: Name, number: u64 },
     /// A turn was acknowledged.
     Acknowledged { turn: Turn, next: u64 },
     /// For the log.
@@ -83,6 +95,7 @@ pub(crate) struct Worker {
     agent: usize,
     instances: BTreeMap<u64, Slot>,
     tasks: BTreeMap<(u64, String, u32), WasmTask>,
+    executors: BTreeMap<Name, Instance>,
     rng: Rng,
     serial: u64,
     /// Handles are slow, as under load.
@@ -91,24 +104,34 @@ pub(crate) struct Worker {
     pub(crate) trap_next: bool,
     /// Mutation: the turn is forgotten when the link is made anew.
     forgets_turn: bool,
+    /// Mutation: an instance of another epoch begins with the memory of the one before.
+    keeps_state: bool,
+    /// Mutation: memories of instances that were stopped.
+    memories: BTreeMap<u64, Memory>,
 }
+
+/// Committed state, and the number of the next turn.
+type Memory = (BTreeMap<String, Vec<u8>>, u64);
 
 fn pairs(pairs: &[v1::Pair]) -> Vec<(String, String)> {
     pairs.iter().map(|pair| (pair.key.clone(), pair.value.clone())).collect()
 }
 
 impl Worker {
-    pub(crate) fn new(process: u64, agent: usize, rng: Rng, forgets_turn: bool) -> Self {
+    pub(crate) fn new(process: u64, agent: usize, rng: Rng, mutation: Option<Mutation>) -> Self {
         Self {
             process,
             agent,
             instances: BTreeMap::new(),
             tasks: BTreeMap::new(),
+            executors: BTreeMap::new(),
             rng,
             serial: process << 20,
             slow: false,
             trap_next: false,
-            forgets_turn,
+            forgets_turn: mutation == Some(Mutation::OutstandingTurnForgotten),
+            keeps_state: mutation == Some(Mutation::StateKeptOverEpochs),
+            memories: BTreeMap::new(),
         }
     }
 
@@ -147,23 +170,42 @@ impl Worker {
             version: "sim".to_owned(),
             engine: "engine".to_owned(),
             instances: instances.collect(),
-            tasks: self.tasks.values().map(|task| task.state.clone()).collect(), ..Default::default() };
+            tasks: self.tasks.values().map(|task| task.state.clone()).collect(),
+            executors: self.greeting(),
+        };
         for slot in self.instances.values() {
             if let Phase::Outstanding(turn) = &slot.phase {
                 wishes.push(Wish::Say(FromWorker::Turn(turn.clone())));
             }
         }
+        for instance in self.executors.values() {
+            if let ExecutorPhase::Outstanding(turn) = &instance.phase {
+                wishes.push(Wish::Say(FromWorker::ExecutorTurn(turn.clone())));
+            }
+        }
         (hello, wishes)
+    }
+
+    fn greeting(&self) -> Vec<v1::HelloExecutor> {
+        let instances = self.executors.iter().map(|((framework, executor), instance)| {
+            let key = v1::ExecutorKey { framework: *framework, executor: executor.clone() };
+            let ready = !matches!(instance.phase, ExecutorPhase::Building);
+            v1::HelloExecutor { key: Some(key), ready, next_turn: instance.next_turn }
+        });
+        instances.collect()
     }
 
     /// One message of the agent.
     pub(crate) fn on_message(&mut self, now_us: u64, message: ToWorker) -> Vec<Wish> {
         match message {
-            ToWorker::StartInstance(start) => self.start_instance(start.instance.unwrap_or_default()),
+            ToWorker::StartInstance(start) => {
+                self.start_instance(now_us, start.instance.unwrap_or_default())
+            }
             ToWorker::StopInstance(stop) => {
                 let key = stop.key.unwrap_or_default();
                 let epoch = self.instances.get(&key.framework).map(|slot| slot.key.epoch);
                 if epoch == Some(key.epoch) {
+                    self.remember(key.framework);
                     self.instances.remove(&key.framework);
                 }
                 Vec::new()
@@ -181,34 +223,61 @@ impl Worker {
                 self.tasks.remove(&(ack.framework, ack.task, ack.attempt));
                 Vec::new()
             }
-            ToWorker::StartExecutor(_)
-            | ToWorker::StopExecutor(_)
-            | ToWorker::ExecutorBatch(_)
-            | ToWorker::ExecutorTurnKept(_)
-            | ToWorker::Shutdown(_) => Vec::new(),
+            ToWorker::StartExecutor(start) => self.start_executor(now_us, start),
+            ToWorker::StopExecutor(stop) => {
+                self.executors.remove(&name_of(stop.key));
+                Vec::new()
+            }
+            ToWorker::ExecutorBatch(batch) => self.on_executor_batch(now_us, batch),
+            ToWorker::ExecutorTurnKept(kept) => {
+                let name = name_of(kept.key);
+                let instance = self.executors.get_mut(&name);
+                if instance.is_some_and(|instance| instance.on_kept(kept.number)) {
+                    return vec![Wish::Kept { name, number: kept.number }];
+                }
+                Vec::new()
+            }
+            ToWorker::Shutdown(_) => Vec::new(),
         }
     }
 
-    fn start_instance(&mut self, instance: v1::DesiredInstance) -> Vec<Wish> {
+    /// Mutation: keep the memory of an instance that ends.
+    fn remember(&mut self, framework: u64) {
+        let slot = self.instances.get(&framework).filter(|_| self.keeps_state);
+        if let Some(slot) = slot.filter(|slot| slot.next_turn > 0) {
+            self.memories.insert(framework, (slot.committed.clone(), slot.next_turn));
+        }
+    }
+
+    fn start_instance(&mut self, now_us: u64, instance: v1::DesiredInstance) -> Vec<Wish> {
         let key = v1::InstanceKey { framework: instance.framework, epoch: instance.epoch };
         let known = self.instances.get(&instance.framework);
         if known.is_some_and(|slot| slot.key == key && !matches!(slot.phase, Phase::Fetching)) {
             return Vec::new();
         }
+        self.remember(instance.framework);
+        let warm = self.memories.remove(&instance.framework);
+        let Some(build) = Build::of(&instance.component) else {
+            return vec![Wish::Violation("a scheduler of an unknown component is started".to_owned())];
+        };
         let serial = self.serial();
+        let (is_warm, (committed, next_turn)) = (warm.is_some(), warm.unwrap_or_default());
         let slot = Slot {
             key,
+            build,
+            migrate_from: instance.migrate_from,
             config: pairs(&instance.config),
+            new_config: None,
             phase: Phase::Fetching,
-            committed: BTreeMap::new(),
-            next_turn: 0,
+            committed,
+            next_turn,
             model: None,
             failures: 0,
             serial,
             rebuilt: false,
         };
         self.instances.insert(instance.framework, slot);
-        Vec::new()
+        if is_warm { self.build(now_us, key.framework, false, 0) } else { Vec::new() }
     }
 
     fn on_state(&mut self, now_us: u64, state: v1::InstanceState) -> Vec<Wish> {
@@ -244,7 +313,12 @@ impl Worker {
         if slot.serial != serial {
             return Vec::new();
         }
-        slot.model = Some(Model::build(&slot.config, &slot.committed));
+        let model = Model::build(slot.build, &slot.config, &slot.committed);
+        if let Some(key) = model.foreign().filter(|_| slot.migrate_from.is_none()) {
+            let text = format!("{:?} begins with {key} as another version wrote it", slot.build);
+            return vec![Wish::Violation(text)];
+        }
+        slot.model = Some(model);
         slot.rebuilt = rebuilt;
         slot.phase = Phase::Idle;
         vec![Wish::Say(FromWorker::InstanceReady(v1::InstanceReady {
@@ -284,12 +358,17 @@ impl Worker {
         let Phase::Handling(batch) = std::mem::replace(&mut slot.phase, Phase::Idle) else {
             return Vec::new();
         };
-        if trap {
+        let migrating = slot.migrate_from.is_some();
+        if trap || slot.model.as_ref().is_some_and(|model| model.will_trap(migrating)) {
             let failed = v1::InstanceFailed {
                 key: Some(slot.key),
                 reason: "TRAPPED".to_owned(),
                 message: "the guest trapped".to_owned(),
-                will_retry: true, ..Default::default() };
+                will_retry: true,
+                limit: String::new(),
+                turn: batch.number,
+                guest: true,
+            };
             let pause_us = REBUILD_FIRST_US << slot.failures.min(5);
             slot.failures += 1;
             let mut wishes = vec![Wish::Say(FromWorker::InstanceFailed(failed))];
@@ -310,7 +389,14 @@ impl Worker {
             number: tessera_types::TurnNumber(batch.number),
             time_ms: batch.time_ms,
         };
-        let turn = model.handle(header, &events);
+        if migrating && !events.is_empty() {
+            return vec![Wish::Violation("events reach an instance that migrates".to_owned())];
+        }
+        slot.new_config = events.iter().rev().find_map(|event| match event {
+            GuestEvent::ConfigChanged { config, .. } => Some(config.clone()),
+            _ => None,
+        });
+        let turn = if migrating { model.migrate(header) } else { model.handle(header, &events) };
         let wire = v1::Turn::from(&turn);
         slot.phase = Phase::Outstanding(wire.clone());
         let epoch = slot.key.epoch;
@@ -340,6 +426,9 @@ impl Worker {
                         };
                     }
                 }
+                if let Some(config) = slot.new_config.take() {
+                    slot.config = config;
+                }
                 slot.next_turn = next.0;
                 slot.phase = Phase::Idle;
                 slot.failures = 0;
@@ -350,6 +439,72 @@ impl Worker {
                 vec![Wish::Violation("a turn's result cannot be read".to_owned())]
             }
         }
+    }
+
+    fn start_executor(&mut self, now_us: u64, start: v1::StartExecutor) -> Vec<Wish> {
+        let name = name_of(start.key.clone());
+        if self.executors.contains_key(&name) {
+            return Vec::new();
+        }
+        let serial = self.serial();
+        let at_us = now_us + self.rng.range(500, 30_000);
+        match Instance::new(start, serial) {
+            Err(wrong) => vec![Wish::Violation(wrong)],
+            Ok(instance) => {
+                self.executors.insert(name.clone(), instance);
+                vec![Wish::At(at_us, Event::ExecutorGoesOn { agent: self.agent, name, serial })]
+            }
+        }
+    }
+
+    fn on_executor_batch(&mut self, now_us: u64, batch: v1::ExecutorBatch) -> Vec<Wish> {
+        let name = name_of(batch.key.clone());
+        let serial = self.serial();
+        let slow = self.slow || self.rng.chance(3);
+        let takes_us = self.rng.range(200, if slow { 700_000 } else { 6_000 });
+        let Some(instance) = self.executors.get_mut(&name) else { return Vec::new() };
+        if !matches!(instance.phase, ExecutorPhase::Idle) || batch.number != instance.next_turn {
+            let (number, next) = (batch.number, instance.next_turn);
+            return vec![Wish::Note(format!("passes over an executor's batch {number}, is at {next}"))];
+        }
+        instance.phase = ExecutorPhase::Handling(batch);
+        instance.serial = serial;
+        vec![Wish::At(now_us + takes_us, Event::ExecutorGoesOn { agent: self.agent, name, serial })]
+    }
+
+    /// An executor's instance is built, or has handled its batch.
+    pub(crate) fn on_executor_goes_on(&mut self, name: &Name, serial: u64) -> Vec<Wish> {
+        let trap = std::mem::take(&mut self.trap_next);
+        let key = v1::ExecutorKey { framework: name.0, executor: name.1.clone() };
+        let Some(instance) = self.executors.get_mut(name).filter(|i| i.serial == serial) else {
+            return Vec::new();
+        };
+        if let ExecutorPhase::Building = instance.phase {
+            instance.phase = ExecutorPhase::Idle;
+            let next_turn = instance.next_turn;
+            let ready = v1::ExecutorReady { key: Some(key), next_turn };
+            return vec![Wish::Say(FromWorker::ExecutorReady(ready))];
+        }
+        if trap {
+            let turn = instance.next_turn;
+            self.executors.remove(name);
+            return vec![Wish::Say(FromWorker::ExecutorFailure(v1::ExecutorFailure {
+                key: Some(key),
+                reason: "TRAPPED".to_owned(),
+                message: "the executor trapped".to_owned(),
+                limit: String::new(),
+                turn,
+            }))];
+        }
+        match instance.handle(name) {
+            Err(wrong) => vec![Wish::Violation(wrong)],
+            Ok(turn) => vec![Wish::Spoke(turn.clone()), Wish::Say(FromWorker::ExecutorTurn(turn))],
+        }
+    }
+
+    /// Whether it has an instance of this executor.
+    pub(crate) fn runs_executor(&self, name: &Name) -> bool {
+        self.executors.contains_key(name)
     }
 
     fn start_task(&mut self, start: &v1::StartWasmTask) -> Vec<Wish> {

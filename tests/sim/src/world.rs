@@ -211,6 +211,9 @@ impl World {
             Event::Handled { agent, framework, serial } => {
                 self.worker_handled(agent, framework, serial);
             }
+            Event::ExecutorGoesOn { agent, name, serial } => {
+                self.executor_goes_on(agent, &name, serial);
+            }
             Event::TaskEnds { agent, process, code, signal } => {
                 self.task_ends(agent, process, code, signal);
             }
@@ -256,8 +259,17 @@ impl World {
         if self.master.waiting_https() != 0 {
             return Some(format!("{} requests are not answered", self.master.waiting_https()));
         }
-        if core.frameworks().iter().any(|framework| !framework.ready) {
-            return Some("a scheduler is not ready".to_owned());
+        for view in core.frameworks() {
+            let id = view.id;
+            if view.upgrade.is_some() || view.merging {
+                return Some(format!("an upgrade of {id} is not over"));
+            }
+            if view.config_seen != view.config_version {
+                return Some(format!("{id} has not seen its configuration"));
+            }
+            if !view.ready {
+                return Some(format!("the scheduler of {id} is not ready"));
+            }
         }
         (0..self.agents.len()).find_map(|agent| self.agent_disagrees(agent))
     }

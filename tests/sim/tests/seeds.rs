@@ -4,8 +4,8 @@
 
 use tessera_sim::{Mutation, Options, report, run};
 
-/// Seeds of an ordinary run of the tests: some eight hours of virtual time in 15 to 30 seconds.
-const SEEDS: u64 = 800;
+/// Seeds of an ordinary run of the tests: some six hours of virtual time, in 80 seconds of CPU time.
+const SEEDS: u64 = 600;
 /// Seeds among which a planted bug must be found.
 const SEEDS_PER_MUTATION: u64 = 200;
 /// Threads over which seeds are spread; each run is in one.
@@ -100,4 +100,34 @@ fn running_desired_tasks_again_is_found() {
 #[test]
 fn forgetting_an_outstanding_turn_is_found() {
     is_found(Mutation::OutstandingTurnForgotten);
+}
+
+#[test]
+fn tearing_task_groups_and_gangs_apart_is_found() {
+    is_found(Mutation::UnitsTornApart);
+}
+
+#[test]
+fn forgetting_task_groups_is_found() {
+    is_found(Mutation::GroupsForgotten);
+}
+
+#[test]
+fn keeping_state_over_a_rollback_is_found() {
+    is_found(Mutation::StateKeptOverEpochs);
+}
+
+#[test]
+fn forgetting_turns_of_executors_is_found() {
+    is_found(Mutation::ExecutorTurnsForgotten);
+}
+
+#[test]
+fn passing_messages_of_executors_on_twice_is_found() {
+    is_found(Mutation::MessagesDoubled);
+}
+
+#[test]
+fn ending_the_tasks_of_a_quarantined_scheduler_is_found() {
+    is_found(Mutation::QuarantineEndsTasks);
 }
