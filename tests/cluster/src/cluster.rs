@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -107,11 +108,24 @@ impl Process {
     /// # Errors
     /// When it cannot be started.
     pub fn start(log: &Path, args: &[String]) -> Outcome<Self> {
+        Self::start_as(log, args, None)
+    }
+
+    /// The same as an ordinary user, when one is named.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_as(log: &Path, args: &[String], uid: Option<u32>) -> Outcome<Self> {
         let out = std::fs::File::options()
             .create(true)
             .append(true)
             .open(log)?;
-        let child = Command::new(program("tessera")?)
+        let mut command = Command::new(program("tessera")?);
+        if let Some(uid) = uid {
+            // Without supplementary groups, as root's are dropped with its user.
+            command.uid(uid).gid(uid);
+        }
+        let child = command
             .args(args)
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)
@@ -215,6 +229,8 @@ pub struct Cluster {
     /// To speak to its master.
     pub rest: Rest,
     address: String,
+    /// Whom it runs as, when that is not this process's user.
+    uid: Option<u32>,
     /// Its directory.
     pub scene: Scene,
 }
@@ -225,13 +241,25 @@ impl Cluster {
     /// # Errors
     /// When it is not ready in time.
     pub async fn start(name: &str, flags: &[&str]) -> Outcome<Self> {
+        Self::start_as(name, flags, None).await
+    }
+
+    /// The same under an ordinary user, when one is named.
+    ///
+    /// # Errors
+    /// When it is not ready in time.
+    pub async fn start_as(name: &str, flags: &[&str], uid: Option<u32>) -> Outcome<Self> {
         let scene = Scene::new(name).await?;
-        let (dev, rest, address) = start_dev(scene.dir(), flags).await?;
+        if uid.is_some() {
+            std::os::unix::fs::chown(scene.dir(), uid, uid)?;
+        }
+        let (dev, rest, address) = start_dev(scene.dir(), flags, uid).await?;
         Ok(Self {
             scene,
             dev,
             rest,
             address,
+            uid,
         })
     }
 
@@ -241,7 +269,7 @@ impl Cluster {
     /// When it is not ready in time.
     pub async fn restart(&mut self, flags: &[&str]) -> Outcome {
         self.dev.stop()?;
-        let (dev, rest, address) = start_dev(self.scene.dir(), flags).await?;
+        let (dev, rest, address) = start_dev(self.scene.dir(), flags, self.uid).await?;
         self.dev = dev;
         self.rest = rest;
         self.address = address;
@@ -389,7 +417,11 @@ fn record(scene: &Path) -> Outcome<Value> {
     )?)?)
 }
 
-async fn start_dev(scene: &Path, flags: &[&str]) -> Outcome<(Process, Rest, String)> {
+async fn start_dev(
+    scene: &Path,
+    flags: &[&str],
+    uid: Option<u32>,
+) -> Outcome<(Process, Rest, String)> {
     let log = scene.join("dev.log");
     let data = data_dir(scene).display().to_string();
     let mut args: Vec<String> = ["dev", "--data-dir", &data].map(str::to_owned).to_vec();
@@ -400,7 +432,7 @@ async fn start_dev(scene: &Path, flags: &[&str]) -> Outcome<(Process, Rest, Stri
     let others = flags.iter().filter(|flag| **flag != KEEP_TASKS);
     args.extend(others.map(|&flag| flag.to_owned()));
     let written = std::fs::metadata(&log).map_or(0, |meta| meta.len());
-    let mut dev = Process::start(&log, &args)?;
+    let mut dev = Process::start_as(&log, &args, uid)?;
     let ready = until("the cluster is ready", PATIENCE, async || {
         let text = std::fs::read(&log).unwrap_or_default();
         let text = String::from_utf8_lossy(

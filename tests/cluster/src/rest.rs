@@ -189,15 +189,19 @@ impl Rest {
             .ok_or_else(|| failure(format!("no status in {text:?}")))
     }
 
-    /// The answer to GET as long as it streams: a response whose body is read by the caller.
+    /// The answer to GET as long as it streams, what follows this event or what is new: a response whose
+    /// body is read by the caller.
     ///
     /// # Errors
     /// When there is no answer.
-    pub async fn stream(&self, path: &str) -> Outcome<reqwest::Response> {
+    pub async fn stream(&self, path: &str, after: Option<&str>) -> Outcome<reqwest::Response> {
         let mut request = self
             .http
             .get(format!("{}{path}", self.base))
             .timeout(Duration::from_secs(3_600));
+        if let Some(after) = after {
+            request = request.header("last-event-id", after);
+        }
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
         }

@@ -11,11 +11,21 @@ const ROUTES: &[(&str, &str)] = &[
     ("POST", "/v1/components"),
     ("GET", "/v1/components"),
     ("GET", "/v1/components/{digest}"),
+    ("GET", "/v1/components/{digest}/content"),
+    ("GET", "/v1/limits"),
+    ("PATCH", "/v1/limits"),
     ("POST", "/v1/frameworks"),
     ("GET", "/v1/frameworks"),
     ("GET", "/v1/frameworks/{framework}"),
     ("DELETE", "/v1/frameworks/{framework}"),
     ("GET", "/v1/frameworks/{framework}/log"),
+    ("POST", "/v1/frameworks/{framework}/upgrade"),
+    ("POST", "/v1/frameworks/{framework}/rollback"),
+    ("POST", "/v1/frameworks/{framework}/release"),
+    ("GET", "/v1/frameworks/{framework}/config"),
+    ("PUT", "/v1/frameworks/{framework}/config"),
+    ("GET", "/v1/frameworks/{framework}/recordings"),
+    ("GET", "/v1/frameworks/{framework}/recordings/{recording}"),
     ("GET", "/v1/tasks"),
     ("GET", "/v1/tasks/{framework}/{task}"),
     ("POST", "/v1/tasks/{framework}/{task}/kill"),
@@ -100,6 +110,7 @@ async fn no_route_works_without_the_token() -> Outcome {
                 .replace("{framework}", "run")
                 .replace("{task}", "run-1")
                 .replace("{agent}", "a1")
+                .replace("{recording}", "e1-1")
                 .replace("{*path}", "stdout");
             let path = path.replace("{digest}", &format!("sha256:{}", "0".repeat(64)));
             let answer = stranger.send(method, &path, &[], Vec::new()).await?;

@@ -46,6 +46,11 @@ struct Stage {
 impl Stage {
     async fn new(name: &str) -> Outcome<Self> {
         let cluster = Cluster::start(name, &["--cpus-milli", "4000", "--mem-mib", "4096"]).await?;
+        // Less than the defaults, so that what has to reach them does so sooner.
+        let less = json!({"set": {"compile-cpu-ms": 4_000, "compile-bytes": 2_u64 << 30}});
+        change_limits(&cluster, "", &less).await?;
+        let less = json!({"set": {"state-bytes": 4 << 20}});
+        change_limits(&cluster, &format!("?role={ATTACKER}"), &less).await?;
         let digest = cluster.push("echo").await?;
         let config = json!({"tick-ms": "10"});
         create(&cluster, NEIGHBOUR, NEIGHBOUR, &digest, config).await?;
@@ -357,6 +362,14 @@ async fn view(cluster: &Cluster, name: &str) -> Outcome<Value> {
         .rest
         .document(&format!("/v1/frameworks/{name}"))
         .await
+}
+
+async fn change_limits(cluster: &Cluster, query: &str, change: &Value) -> Outcome {
+    let path = format!("/v1/limits{query}");
+    let json = [("content-type", "application/json")];
+    let body = change.to_string().into_bytes();
+    cluster.rest.send("PATCH", &path, &json, body).await?.ok()?;
+    Ok(())
 }
 
 async fn create(cluster: &Cluster, name: &str, role: &str, digest: &str, config: Value) -> Outcome {

@@ -138,6 +138,9 @@ impl Hostile {
     }
 
     fn answer(&mut self, request: &HttpRequest) -> Result<(), String> {
+        if self.attack == "poison" && self.report.is_some() {
+            panic!("whoever comes next finds the poison");
+        }
         if self.report.is_none() {
             self.report = Some(self.attack(request)?);
         }

@@ -172,7 +172,11 @@ struct Events {
 impl Events {
     /// Follows them in a task of its own, which ends with the cluster or when nobody listens.
     async fn follow(cluster: &Cluster) -> Outcome<Self> {
-        let mut stream = cluster.rest.stream("/v1/events").await?.bytes_stream();
+        let mut stream = cluster
+            .rest
+            .stream("/v1/events", None)
+            .await?
+            .bytes_stream();
         let (sender, seen) = mpsc::channel(EVENTS_MAX);
         tokio::spawn(async move {
             let mut text = String::new();

@@ -186,8 +186,13 @@ pub const UPLOADS: &[Attack] = &[
     ),
     upload(
         "deep-components",
-        "not valid",
-        "the same for components in components",
+        "exports neither",
+        "2,000 components in each other are one component without a world",
+    ),
+    upload(
+        "deeper-components",
+        "compile-",
+        "and 100,000 of them are more than the jail has room for",
     ),
     upload("long-name", "not valid", "names are bounded"),
     upload(

@@ -72,6 +72,22 @@ fn function(locals: usize, pieces: usize, piece: impl Fn(usize) -> String) -> Ou
     ))
 }
 
+/// A component that holds one that holds one, and so on.
+fn components_in_each_other(depth: usize) -> Vec<u8> {
+    let mut length = PREAMBLE.len();
+    let mut openings = Vec::with_capacity(depth);
+    for _ in 0..depth {
+        let mut opening = PREAMBLE.to_vec();
+        opening.push(4);
+        leb128(length, &mut opening);
+        length += opening.len();
+        openings.push(opening);
+    }
+    openings.reverse();
+    openings.push(PREAMBLE.to_vec());
+    openings.concat()
+}
+
 /// One component with so many instances, memories or tables.
 fn many(times: usize, field: &str) -> Outcome<Vec<u8>> {
     let instances = "(core instance (instantiate $m))".repeat(times);
@@ -200,13 +216,8 @@ fn structure(name: &str) -> Option<Outcome<Vec<u8>>> {
             });
             text(format!("(component {chain})"))
         }
-        "deep-components" => Ok((0..2_000).fold(PREAMBLE.to_vec(), |inner, _| {
-            let mut outer = PREAMBLE.to_vec();
-            outer.push(4);
-            leb128(inner.len(), &mut outer);
-            outer.extend(inner);
-            outer
-        })),
+        "deep-components" => Ok(components_in_each_other(2_000)),
+        "deeper-components" => Ok(components_in_each_other(100_000)),
         "long-name" => text(format!(
             r#"(component (import "a{}" (func)))"#,
             "-a".repeat(100_000)

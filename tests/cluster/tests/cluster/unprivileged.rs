@@ -1,0 +1,170 @@
+//! The demo's cluster without root: everything runs under one ordinary user, and says what it lacks.
+
+use nix::unistd::Uid;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use tessera_cluster::cluster::{Cluster, PATIENCE};
+use tessera_cluster::wait::until;
+use tessera_cluster::{Outcome, ensure, procfs};
+
+/// A user that nobody is.
+const USER: u32 = 4_242;
+/// Words of the text that is counted, and how often each is in it.
+const WORDS: [(&str, usize); 3] = [("alpha", 3_000), ("beta", 2_000), ("gamma", 1_000)];
+
+fn text() -> String {
+    let mut text = String::new();
+    for round in 0..3_000 {
+        for (word, count) in WORDS {
+            if round < count {
+                text.push_str(word);
+                text.push(if round % 7 == 0 { '\n' } else { ' ' });
+            }
+        }
+    }
+    text
+}
+
+fn uid_of(pid: i32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
+}
+
+/// All processes of the cluster, by their program.
+fn processes(cluster: &Cluster) -> BTreeMap<i32, &'static str> {
+    let all = ["tessera", "tessera-shim", "tessera-worker"];
+    let found = all.into_iter().flat_map(|program| {
+        let pids = procfs::find(program, cluster.dir());
+        pids.into_iter().map(move |pid| (pid, program))
+    });
+    found.collect()
+}
+
+async fn progress(cluster: &Cluster) -> Outcome<Value> {
+    Ok(cluster.ask("/frameworks/wordcount/").await?.json())
+}
+
+#[tokio::test]
+async fn the_demo_runs_under_an_ordinary_user() -> Outcome {
+    if !Uid::effective().is_root() {
+        // Then all of these tests do, as far as they can.
+        return Ok(());
+    }
+    let cluster = Cluster::start_as("user", &["--cpus-milli", "1500"], Some(USER)).await?;
+    let task = cluster.push("wordcount-task").await?;
+    let executor = cluster.push("wordcount-executor").await?;
+    let config = [
+        ("wasm-task", task.as_str()),
+        ("executor", executor.as_str()),
+        ("chunk-kib", "4"),
+        ("pace-ms", "300"),
+    ];
+    cluster.framework("wordcount", "wordcount", &config).await?;
+    let put = cluster
+        .rest
+        .send(
+            "PUT",
+            "/frameworks/wordcount/texts/words",
+            &[],
+            text().into_bytes(),
+        )
+        .await?;
+    put.ok()?;
+    let start = cluster
+        .rest
+        .send("POST", "/frameworks/wordcount/start", &[], Vec::new())
+        .await?;
+    start.ok()?;
+    until("a task is done", PATIENCE, async || {
+        let seen = progress(&cluster)
+            .await
+            .map_err(|error| error.to_string())?;
+        match seen["tasks_done"].as_u64() {
+            Some(1..) => Ok(()),
+            _ => Err(seen.to_string()),
+        }
+    })
+    .await?;
+    let running = processes(&cluster);
+    for program in ["tessera", "tessera-shim", "tessera-worker"] {
+        ensure(running.values().any(|name| *name == program), || {
+            format!("no {program} among {running:?}")
+        })?;
+    }
+    for (pid, program) in &running {
+        let uid = uid_of(*pid);
+        ensure(uid.is_none_or(|uid| uid == USER), || {
+            format!("{program} {pid} runs as {uid:?}")
+        })?;
+    }
+    // Nothing of this needs root either: agent and workers go, and come back.
+    procfs::kill_9(cluster.pids()?.agent)?;
+    for pid in cluster.workers() {
+        procfs::kill_9(pid)?;
+    }
+    until("all is counted", PATIENCE * 2, async || {
+        let seen = progress(&cluster)
+            .await
+            .map_err(|error| error.to_string())?;
+        if seen["state"] == "done" {
+            Ok(())
+        } else {
+            Err(seen.to_string())
+        }
+    })
+    .await?;
+    let counts = cluster
+        .ask("/frameworks/wordcount/counts?format=text")
+        .await?
+        .text();
+    let expected: String = WORDS
+        .map(|(word, count)| format!("{count} {word}\n"))
+        .concat();
+    ensure(counts == expected, || format!("{counts:?}"))?;
+    what_is_missing_is_said(&cluster).await?;
+    memory_is_limited_for_each_process(&cluster).await?;
+    cluster.finish().await
+}
+
+async fn what_is_missing_is_said(cluster: &Cluster) -> Outcome {
+    let agent = cluster.rest.document("/v1/agents/a1").await?;
+    let missing = agent["missing"].as_array().cloned().unwrap_or_default();
+    let names: Vec<&str> = missing
+        .iter()
+        .filter_map(|one| one["name"].as_str())
+        .collect();
+    ensure(names == ["users", "network", "limits"], || {
+        agent.to_string()
+    })?;
+    ensure(
+        missing
+            .iter()
+            .all(|one| one["why"].as_str().is_some_and(|why| !why.is_empty())),
+        || agent.to_string(),
+    )?;
+    let shown = cluster.tessera(&["agent", "inspect", "a1"]).await?;
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    ensure(
+        names
+            .iter()
+            .all(|name| shown.contains(&format!("{name}: "))),
+        || shown.clone(),
+    )
+}
+
+async fn memory_is_limited_for_each_process(cluster: &Cluster) -> Outcome {
+    let dd = "exec dd if=/dev/zero of=/dev/null bs=100000000 count=1";
+    for (mem, fits) in [("50", false), ("200", true)] {
+        let run = cluster
+            .tessera(&["run", "--mem", mem, "--", "sh", "-c", dd])
+            .await?;
+        ensure(run.status.success() == fits, || {
+            format!("{mem} MiB: {run:?}")
+        })?;
+    }
+    let run = cluster.tessera(&["run", "--", "id", "-u"]).await?;
+    ensure(run.stdout == format!("{USER}\n").as_bytes(), || {
+        format!("{run:?}")
+    })
+}
