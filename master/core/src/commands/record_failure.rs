@@ -55,6 +55,9 @@ pub(super) fn run(
     let Some(framework) = apply.state.frameworks.get_mut(&id) else {
         return Ok(CommandResult::Done);
     };
+    if command.after_turn {
+        framework.failures.in_a_row = 0;
+    }
     let rule = count(&mut framework.failures, failed, &limits, time_ms);
     apply.mark(Dirty::Framework(id));
     if let Some(rule) = rule {
@@ -89,7 +92,8 @@ fn count(
     let per_window = limits.size(LimitName::FailuresPerWindow);
     let since_ms = time_ms.saturating_sub(limits.get(LimitName::FailureWindowMs));
     let mut at_ms = std::mem::take(&mut known.at_ms);
-    // Turns that change nothing leave no trace in the log: a long time without failure stands for them.
+    // A new leader does not know of turns that changed nothing: a long time without failure stands for
+    // them.
     let in_a_row = if at_ms.last().is_some_and(|at| *at >= since_ms) { known.in_a_row } else { 0 };
     at_ms.push(time_ms);
     at_ms.retain(|at| *at >= since_ms);

@@ -83,6 +83,8 @@ pub(crate) struct Instance {
     pub(super) reconcile_all: Option<Option<TaskId>>,
     pub(super) http: VecDeque<u64>,
 
+    /// A turn stood since it failed last, even one that changed nothing and left no trace in the log.
+    pub(super) after_turn: bool,
     /// It failed, and has not been ready since.
     pub(crate) failed: bool,
     pub(crate) last_error: Option<String>,
@@ -275,6 +277,7 @@ impl Desk<'_> {
         };
         instance.ready = false;
         instance.failed = true;
+        let after_turn = std::mem::take(&mut instance.after_turn);
         instance.failures += 1;
         instance.given_up_ms = (!failed.will_retry).then_some(now_ms);
         instance.last_error = Some(text.clone());
@@ -303,6 +306,7 @@ impl Desk<'_> {
                 limit,
                 turn: failed.turn,
                 guest: failed.guest,
+                after_turn,
             };
             let command = v1::command::Command::RecordFailure(command);
             self.propose("", command, Pending::Nobody);

@@ -294,6 +294,7 @@ impl Desk<'_> {
             .collect();
         if let Some(instance) = self.leader.instances.get_mut(&id) {
             instance.again |= after.again;
+            instance.after_turn = true;
             if after.reconcile_all {
                 instance.reconcile_all = Some(None);
             }
