@@ -188,14 +188,15 @@ fn executor_of<'a>(framework: &'a Framework, task: &Task) -> Option<&'a Executor
     }
 }
 
-/// The members of a task group are on one agent, and all were launched or all were dropped.
+/// The members of a task group that were launched are on one agent; all were launched, or all dropped.
 fn check_groups(id: FrameworkId, framework: &Framework) -> Result<(), String> {
     let mut groups: BTreeMap<u64, &Task> = BTreeMap::new();
     for (task_id, task) in framework.tasks.iter().filter(|(_, task)| task.group != 0) {
         ensure!(task.group <= framework.next_group, "{id} {task_id} is in a group of the future");
         let first = groups.entry(task.group).or_insert(task);
-        ensure!(first.agent == task.agent, "{id} {task_id} is not where its group is");
         let launched = |task: &Task| task.agent_sequence > 0 || task.state != TaskState::Dropped;
+        let together = first.agent == task.agent || !launched(task);
+        ensure!(together, "{id} {task_id} is not where its group is");
         ensure!(launched(first) == launched(task), "{id}: group {} was launched in part", task.group);
     }
     Ok(())

@@ -109,8 +109,11 @@ fn mutated_commands_never_break_the_state() {
     };
     let mut rows = MemRows::default();
     let mut core = crate::Core::load(&rows, crate::Config::default()).unwrap();
+    let (mut live, mut executors, mut groups) = (0, 0, 0);
     for index in 1..2_000_u64 {
-        let commands = (0..=random(3)).map(|_| random_command(&mut random)).collect();
+        let known = core.state.frameworks.iter();
+        let known: Vec<_> = known.map(|(id, f)| (id.0, f.epoch.0, f.next_turn().0)).collect();
+        let commands = (0..=random(3)).map(|_| random_command(&mut random, &known)).collect();
         let applied = core.apply(index, 1, &batch(commands), &rows).unwrap();
         rows.write(applied.rows);
         if index % 50 == 0 {
@@ -118,15 +121,21 @@ fn mutated_commands_never_break_the_state() {
             assert_eq!(core.diff(&again), None, "entry {index}");
         }
         assert_eq!(core.check(), Ok(()), "entry {index}");
+        live += core.counts().tasks_live;
+        executors += core.state.agents.values().map(|agent| agent.executors.len()).sum::<usize>();
+        let tasks = core.state.frameworks.values().flat_map(|framework| framework.tasks.values());
+        groups += tasks.filter(|task| task.group != 0 && !task.state.is_terminal()).count();
     }
-    assert!(core.counts().tasks_live > 0 && core.counts().frameworks > 0, "it was no idle run");
+    assert!(live > 0 && executors > 0 && groups > 0, "it idled: {live}, {executors}, {groups}");
 }
 
-fn random_command(random: &mut impl FnMut(u64) -> u64) -> C {
+/// A command for one of these frameworks, with its epoch and next turn, or for none.
+fn random_command(random: &mut impl FnMut(u64) -> u64, known: &[(u64, u64, u64)]) -> C {
     let quantities = |n: i64| Some(v1::Quantities { cpus_milli: n, mem_mib: n, disk_mib: 0 });
-    let framework = 1 + random(3);
+    let any = usize::try_from(random(1 + known.len() as u64)).unwrap();
+    let (framework, epoch, number) = known.get(any).copied().unwrap_or((1, 0, 1));
     let agent = 1 + random(3);
-    let task = format!("t{}", random(12));
+    let task = format!("t{}", random(40));
     match random(14) {
         0 => C::RegisterAgent(v1::RegisterAgent {
             agent: 0,
@@ -139,6 +148,12 @@ fn random_command(random: &mut impl FnMut(u64) -> u64) -> C {
             }),
         }),
         1 if random(4) == 0 => C::MarkUnreachable(v1::MarkUnreachable { agent }),
+        1 if random(2) == 0 => C::AddComponent(v1::AddComponent {
+            digest: vec![2; 32],
+            size_bytes: 1,
+            world: v1::World::Executor.into(),
+            ..Default::default()
+        }),
         1 => C::AddComponent(v1::AddComponent {
             digest: vec![1; 32],
             size_bytes: 1,
@@ -174,28 +189,64 @@ fn random_command(random: &mut impl FnMut(u64) -> u64) -> C {
                 }),
             }],
         }),
-        _ => random_turn(random, framework, agent, task),
+        _ => {
+            let epoch = if random(8) == 0 { random(3) } else { epoch };
+            let number = if random(8) == 0 { random(60) } else { number };
+            random_turn(random, (framework, epoch, number), agent, task)
+        }
     }
 }
 
 fn random_turn(
     random: &mut impl FnMut(u64) -> u64,
-    framework: u64,
+    (framework, epoch, number): (u64, u64, u64),
     agent: u64,
     task: String,
 ) -> C {
     use tessera_wire::v1::planned_operation::Operation as Planned;
+    let body = match random(3) {
+        0 => v1::task_spec::Body::Shell("true".into()),
+        kind => v1::task_spec::Body::Executor(v1::ExecutorTask {
+            executor: format!("e{}", random(2)),
+            component: vec![2; 32],
+            resources: Some(v1::Quantities { cpus_milli: 10, mem_mib: 16, disk_mib: 0 }),
+            config: vec![v1::Pair { key: "k".into(), value: kind.to_string() }],
+            data: vec![],
+        }),
+    };
     let spec = v1::TaskSpec {
-        body: Some(v1::task_spec::Body::Shell("true".into())),
-        resources: Some(v1::Quantities { cpus_milli: 400, mem_mib: 400, disk_mib: 0 }),
+        body: Some(body),
+        resources: Some(v1::Quantities { cpus_milli: 200, mem_mib: 200, disk_mib: 0 }),
         ..v1::TaskSpec::default()
     }
     .encode_to_vec();
     let digest = Digest::of(&spec).0.to_vec();
+    let gang = u32::try_from(random(2)).unwrap();
+    let launches = (0..=random(3)).map(|_| v1::PlannedOperation {
+        operation: Some(Planned::Launch(v1::PlannedLaunch {
+            launch: Some(v1::Launch {
+                task: format!("t{}", random(40)),
+                spec: digest.clone(),
+                ..v1::Launch::default()
+            }),
+            agent: if random(4) == 0 { 1 + random(3) } else { agent },
+            group: u32::try_from(random(3)).unwrap(),
+            gang,
+            ..v1::PlannedLaunch::default()
+        })),
+    });
+    let mut operations: Vec<_> = launches.collect();
+    let executor = format!("e{}", random(4));
+    operations.push(v1::PlannedOperation {
+        operation: Some(Planned::EndExecutor(v1::PlannedExecutorEnd { agent, executor })),
+    });
+    operations.push(v1::PlannedOperation {
+        operation: Some(Planned::SetTimer(v1::TimerEvent { id: task.clone(), due_ms: random(50) })),
+    });
     C::CommitTurn(v1::CommitTurn {
         framework,
-        epoch: random(3),
-        number: random(60),
+        epoch,
+        number,
         turn_hash: vec![0; 32],
         consumed: vec![v1::Consumed {
             consumed: Some(v1::consumed::Consumed::Update(v1::ConsumedUpdate {
@@ -203,25 +254,7 @@ fn random_turn(
                 sequence: random(5),
             })),
         }],
-        operations: vec![
-            v1::PlannedOperation {
-                operation: Some(Planned::Launch(v1::PlannedLaunch {
-                    launch: Some(v1::Launch {
-                        task: format!("t{}", random(400)),
-                        spec: digest.clone(),
-                        ..v1::Launch::default()
-                    }),
-                    agent,
-                    ..v1::PlannedLaunch::default()
-                })),
-            },
-            v1::PlannedOperation {
-                operation: Some(Planned::SetTimer(v1::TimerEvent {
-                    id: task,
-                    due_ms: random(50),
-                })),
-            },
-        ],
+        operations,
         writes: vec![v1::KeyWrite { key: "k".into(), value: Some(vec![0; 3]) }],
         specs: vec![v1::SpecBytes { digest, encoded: spec }], ..Default::default() })
 }

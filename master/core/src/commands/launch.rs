@@ -76,8 +76,9 @@ struct Draft {
 pub(super) fn run(
     apply: &mut Apply<'_>,
     framework: FrameworkId,
-    unit: Vec<Planned>,
+    mut unit: Vec<Planned>,
 ) -> Result<(), RowsError> {
+    drop_split_groups(&mut unit);
     let mut draft = Draft::default();
     let mut verdicts = Vec::with_capacity(unit.len());
     for planned in &unit {
@@ -107,6 +108,21 @@ pub(super) fn run(
         record(apply, framework, planned, group, verdict);
     }
     Ok(())
+}
+
+/// A task group is on one agent, whatever a leader says.
+fn drop_split_groups(unit: &mut [Planned]) {
+    let mut agents = BTreeMap::new();
+    let mut split = BTreeSet::new();
+    for planned in unit.iter().filter(|planned| planned.group != 0) {
+        if *agents.entry(planned.group).or_insert(planned.agent) != planned.agent {
+            split.insert(planned.group);
+        }
+    }
+    for planned in unit.iter_mut().filter(|planned| split.contains(&planned.group)) {
+        let rule = "the members of a task group go to one agent".to_owned();
+        planned.dropped.get_or_insert((Reason::InvalidOffer, rule));
+    }
 }
 
 /// Why a launch that could stand falls: another one of its group, or else of its gang, cannot.
