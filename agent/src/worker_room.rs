@@ -15,11 +15,12 @@ use tessera_agent_core::{WorkerKey, WorkerLoad};
 use tessera_oci::launch::KILL_WITHIN;
 use tessera_oci::{Cgroups, Identity, Limits, process};
 
-/// What a worker takes without guests: its program, its engine, its links with full queues.
-const WORKER_BYTES: u64 = 96 << 20;
-/// What a guest takes beside its own memory: the stacks of its thread, tables, its state and that of the
-/// turn, outputs, recordings.
-const GUEST_BYTES: u64 = 6 << 20;
+/// What a worker takes without guests. 2 MiB were measured when nothing is said; the rest is for a full
+/// queue to the agent, 32 MiB, a frame of 8 MiB each way, and what the allocator does not give back.
+const WORKER_BYTES: u64 = 64 << 20;
+/// What a guest takes beside what it is granted. 0.2 MiB were measured for an idle scheduler; the rest is
+/// for its stack of 2 MiB, tables, and a turn with its operations and writes, which is there twice while it is sent.
+const GUEST_BYTES: u64 = 8 << 20;
 /// An image is read before it is made executable, so that the largest one is there twice for a moment.
 const IMAGE_COPIES: u64 = 2;
 /// Images that a worker keeps loaded, as it counts them itself.

@@ -25,9 +25,12 @@ pub(crate) struct Keeping {
     due_ms: Option<u64>,
 }
 
-/// Memory that an instance may take by itself.
+/// Memory that a scheduler may take: its own, and what its worker keeps for it, its state and its specs.
 pub(crate) fn memory_of(limits: &[v1::Limit]) -> u64 {
-    tessera_wire::effective_limits(limits).get(LimitName::MemoryBytes)
+    use LimitName::{MemoryBytes, SpecBytes, StateBytes};
+    let limits = tessera_wire::effective_limits(limits);
+    let parts = [MemoryBytes, StateBytes, SpecBytes].map(|name| limits.get(name));
+    parts.into_iter().fold(0, u64::saturating_add)
 }
 
 impl WorkerLoad {

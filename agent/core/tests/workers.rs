@@ -18,13 +18,6 @@ fn old(kind: WorkerKind) -> WorkerKey {
     }
 }
 
-fn has_task(process: &str, task: &str, state: S) -> WorkerHello {
-    WorkerHello {
-        tasks: vec![wasm_state(task, state)],
-        ..hello(process)
-    }
-}
-
 fn instance(limits: Vec<v1::Limit>) -> v1::DesiredInstance {
     v1::DesiredInstance {
         framework: 7,
@@ -110,8 +103,10 @@ fn a_worker_is_made_larger_before_tasks_are_sent_and_smaller_after_they_ended() 
 
 #[test]
 fn a_scheduler_counts_with_the_memory_that_its_role_allows() {
+    let default = |name: LimitName| name.row().default / MIB;
+    let kept = default(LimitName::StateBytes) + default(LimitName::SpecBytes);
     for (limits, mib) in [
-        (vec![], LimitName::MemoryBytes.row().default / MIB),
+        (vec![], default(LimitName::MemoryBytes)),
         (
             vec![v1::Limit {
                 name: LimitName::MemoryBytes.to_string(),
@@ -127,7 +122,7 @@ fn a_scheduler_counts_with_the_memory_that_its_role_allows() {
         let actions = agent
             .core
             .on_worker_up(&schedulers_worker(), hello("p"), agent.now);
-        assert_eq!(sized(&actions), [(0, 1, mib, 1_000)]);
+        assert_eq!(sized(&actions), [(0, 1, mib + kept, 1_000)]);
     }
 }
 

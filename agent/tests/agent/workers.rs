@@ -214,9 +214,9 @@ fn a_worker_is_as_large_as_what_it_hosts() {
     cluster.desire_all(all, vec![]);
     cluster.ready(4);
     let four = cluster.limit(&worker).unwrap();
-    // Three more of 64 MiB each, and what each takes beside that.
-    assert!(four >= one + 3 * (64 << 20), "{one} {four}");
-    assert!(four < one + 3 * (96 << 20), "{one} {four}");
+    // Three more of 64 MiB each with as much state and 16 MiB of specs, and what each takes beside that.
+    assert!(four >= one + 3 * (144 << 20), "{one} {four}");
+    assert!(four < one + 3 * (160 << 20), "{one} {four}");
     cluster.desire_all(vec![instance(1, "eng", echo)], vec![]);
     wait_for("the worker's group to be smaller", || {
         (cluster.limit(&worker)? < one + (64 << 20)).then_some(())

@@ -108,14 +108,19 @@ impl Process {
     /// # Errors
     /// When it cannot be started.
     pub fn start(log: &Path, args: &[String]) -> Outcome<Self> {
-        Self::start_as(log, args, None)
+        Self::start_in(log, args, None, &[])
     }
 
-    /// The same as an ordinary user, when one is named.
+    /// The same as an ordinary user, when one is named, and with these variables.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start_as(log: &Path, args: &[String], uid: Option<u32>) -> Outcome<Self> {
+    pub fn start_in(
+        log: &Path,
+        args: &[String],
+        uid: Option<u32>,
+        env: &[(&str, &str)],
+    ) -> Outcome<Self> {
         let out = std::fs::File::options()
             .create(true)
             .append(true)
@@ -127,6 +132,7 @@ impl Process {
         }
         let child = command
             .args(args)
+            .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)
             .stderr(out)
@@ -432,7 +438,7 @@ async fn start_dev(
     let others = flags.iter().filter(|flag| **flag != KEEP_TASKS);
     args.extend(others.map(|&flag| flag.to_owned()));
     let written = std::fs::metadata(&log).map_or(0, |meta| meta.len());
-    let mut dev = Process::start_as(&log, &args, uid)?;
+    let mut dev = Process::start_in(&log, &args, uid, &[])?;
     let ready = until("the cluster is ready", PATIENCE, async || {
         let text = std::fs::read(&log).unwrap_or_default();
         let text = String::from_utf8_lossy(
@@ -617,8 +623,23 @@ impl Parts {
     /// # Errors
     /// When it is not connected in time.
     pub async fn start_agent(&mut self, rest: &Rest, dir: &str, master_dir: &str) -> Outcome {
+        self.start_agent_in(rest, dir, master_dir, &[]).await
+    }
+
+    /// The same with these variables in its environment.
+    ///
+    /// # Errors
+    /// When it is not connected in time.
+    pub async fn start_agent_in(
+        &mut self,
+        rest: &Rest,
+        dir: &str,
+        master_dir: &str,
+        env: &[(&str, &str)],
+    ) -> Outcome {
         let args = self.agent_args(dir, master_dir);
-        self.agent = Some(Process::start(&self.dir().join("agent.log"), &args)?);
+        let log = self.dir().join("agent.log");
+        self.agent = Some(Process::start_in(&log, &args, None, env)?);
         until("the agent is connected", PATIENCE, async || {
             let agents = rest
                 .document("/v1/agents")

@@ -13,12 +13,21 @@ fn count(pid: u32, file: &str) -> usize {
     text.lines().count()
 }
 
+/// Memory that only this process has.
+fn private_bytes(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let private = text.lines().filter(|line| line.starts_with("Private_"));
+    let kib = private.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+    kib.sum::<u64>() << 10
+}
+
 #[test]
 fn a_thousand_schedulers_live_in_one_worker() {
     let worker = Worker::start();
     let image = worker.compile("echo");
     let (mut agent, _) = worker.connect();
     let (begun, maps) = (Instant::now(), count(worker.pid(), "maps"));
+    let private = private_bytes(worker.pid());
     let mut instances = Vec::new();
     for framework in 1..=MANY {
         let instance = agent.start_instance(framework, &image, &[], vec![]);
@@ -27,7 +36,9 @@ fn a_thousand_schedulers_live_in_one_worker() {
     }
     let ready = begun.elapsed();
     let mapped = count(worker.pid(), "maps") - maps;
-    eprintln!("{MANY} instances ready after {ready:?}, {mapped} mappings");
+    let grown = (private_bytes(worker.pid()) - private) / MANY;
+    eprintln!("{MANY} instances ready after {ready:?}, {mapped} mappings, {grown} bytes each");
+    assert!(grown < 1 << 20, "{grown}");
     // The kernel's default allows 65,530 mappings of one process.
     assert!(mapped < 32_000, "{mapped}");
     for at in [0, instances.len() - 1] {

@@ -143,6 +143,10 @@ async fn what_is_missing_is_said(cluster: &Cluster) -> Outcome {
             .all(|one| one["why"].as_str().is_some_and(|why| !why.is_empty())),
         || agent.to_string(),
     )?;
+    // Once in the log of each of the two agents.
+    let log = std::fs::read_to_string(cluster.agent_dir().join("../logs/agent.log"))?;
+    let said = log.matches("a protection is missing").count();
+    ensure(said == 2 * names.len(), || format!("{said} times: {log}"))?;
     let shown = cluster.tessera(&["agent", "inspect", "a1"]).await?;
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
     ensure(
