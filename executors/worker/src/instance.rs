@@ -5,6 +5,8 @@
 //! known; state changes only by a committed turn; a guest that fails loses its turn and its memory,
 //! never its state. This file must never decide whether a turn commits.
 
+use crate::batch;
+use crate::blame::Blame;
 use crate::hosts::Hosts;
 use crate::logs::LogGate;
 use crate::minute::MinuteCpu;
@@ -17,16 +19,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tessera_types::limits::BATCH_EVENTS_MAX;
 use tessera_types::{
-    Digest, Epoch, Event, FrameworkId, KeyWrite, LimitName, LogLevel, LogLine, TurnHeader, TurnNumber,
-    TurnOutcome, TurnRefusal,
+    Digest, KeyWrite, LimitName, LogLevel, LogLine, TurnNumber, TurnOutcome, TurnRefusal,
 };
 use tessera_wire::v1::from_worker::Message;
 use tessera_wire::recording::RECORDING_FORMAT;
-use tessera_wire::{WireError, effective_limits, v1};
+use tessera_wire::{effective_limits, v1};
 use tessera_wit_host::{
-    CONTRACT_VERSION, Failure, Limits, Logged, Scheduler, SchedulerImage, Start, State,
+    CONTRACT_VERSION, Limits, Logged, Scheduler, SchedulerImage, Start, State,
     THREAD_STACK_BYTES, engine_key, rebuild_backoff,
 };
 
@@ -191,39 +191,6 @@ struct Stopped;
 enum Lost {
     Failed(Blame),
     Refused(TurnRefusal),
-}
-
-/// What went wrong, and whose fault it is.
-struct Blame {
-    reason: &'static str,
-    message: String,
-    limit: String,
-    /// Number of the turn in which it happened; 0 outside of a turn.
-    turn: u64,
-    guest: bool,
-}
-
-impl Blame {
-    /// Something beside the guest failed.
-    fn nobody(reason: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            reason,
-            message: message.into(),
-            limit: String::new(),
-            turn: 0,
-            guest: false,
-        }
-    }
-
-    fn of(failure: &Failure, turn: u64) -> Self {
-        Self {
-            reason: failure.code(),
-            message: failure.to_string(),
-            limit: failure.limit().to_owned(),
-            turn,
-            guest: failure.is_guests(),
-        }
-    }
 }
 
 struct Life {
@@ -478,7 +445,7 @@ impl Life {
             }
             self.shared.status().rebuilt = false;
             let number = batch.number;
-            let config = new_config(&batch);
+            let config = batch::new_config(&batch);
             let turn = match self.handle(scheduler, batch) {
                 Ok(turn) => turn,
                 Err(blame) => return Ok(Lost::Failed(blame)),
@@ -556,7 +523,7 @@ impl Life {
     fn handle(&mut self, scheduler: &mut Scheduler, batch: v1::Batch) -> Result<v1::Turn, Blame> {
         self.recorder.batch(&batch);
         let number = batch.number;
-        let (header, events) = open(batch).map_err(|text| Blame {
+        let (header, events) = batch::open(batch).map_err(|text| Blame {
             turn: number,
             ..Blame::nobody("WORKER_LOST", text)
         })?;
@@ -651,37 +618,6 @@ impl Life {
             }
         }
     }
-}
-
-/// The configuration that a batch brings.
-fn new_config(batch: &v1::Batch) -> Option<Vec<v1::Pair>> {
-    use v1::event::Event as E;
-    let events = batch.events.iter().rev();
-    let changed = events.filter_map(|event| match event.event.as_ref()? {
-        E::ConfigChanged(changed) => Some(changed.config.clone()),
-        _ => None,
-    });
-    changed.into_iter().next()
-}
-
-/// What a batch gives to a scheduler, or why it cannot be given.
-///
-/// # Errors
-/// When the batch is larger than one may be, or holds what is no event.
-pub fn open(batch: v1::Batch) -> Result<(TurnHeader, Vec<Event>), String> {
-    if batch.events.len() > BATCH_EVENTS_MAX {
-        return Err(format!("batch.events: at most {BATCH_EVENTS_MAX}"));
-    }
-    let key = batch.key.unwrap_or_default();
-    let header = TurnHeader {
-        framework: FrameworkId(key.framework),
-        epoch: Epoch(key.epoch),
-        number: TurnNumber(batch.number),
-        time_ms: batch.time_ms,
-    };
-    let events = batch.events.into_iter().map(Event::try_from);
-    let events = events.collect::<Result<Vec<_>, WireError>>();
-    Ok((header, events.map_err(|error| format!("batch.{error}"))?))
 }
 
 /// Time of this machine, for log lines that belong to no turn.

@@ -5,7 +5,9 @@
 //! guest or a peer sends ends the process; it listens to one agent at a time and outlives it. This
 //! crate must never hold cluster state or speak to a master.
 
+mod batch;
 pub mod bench;
+mod blame;
 mod compare;
 mod componentize;
 mod executor;

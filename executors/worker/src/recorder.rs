@@ -19,6 +19,9 @@ const STATE_CHUNK_BYTES: usize = 64 << 10;
 /// Bytes kept back for the frame that says that recording has stopped.
 const STOPPED_BYTES: u64 = 128;
 
+/// Bytes of the buffer that are kept between turns.
+const BUFFER_BYTES_KEPT: usize = 16 << 10;
+
 struct Open {
     file: File,
     sealer: Sealer,
@@ -198,6 +201,8 @@ impl Open {
         self.file.write_all(&self.buffer)?;
         self.written += self.buffer.len() as u64;
         self.buffer.clear();
+        // One large turn does not keep its room for the rest of a life.
+        self.buffer.shrink_to(BUFFER_BYTES_KEPT);
         Ok(())
     }
 }

@@ -5,8 +5,8 @@
 //! that was altered is not replayed; what depends on time, and not on what was given, is not compared
 //! and is said. This file must never change a recording.
 
+use crate::batch;
 use crate::compare::{self, Difference};
-use crate::instance;
 use crate::jail;
 use crate::thread;
 use prost::Message as _;
@@ -354,7 +354,7 @@ fn turn(scheduler: &mut Scheduler, batch: v1::Batch, items: &mut Items) -> Resul
         }
         Err(stop) => return Err(stop),
     };
-    let (header, events) = instance::open(batch).map_err(|text| items.altered(&text))?;
+    let (header, events) = batch::open(batch).map_err(|text| items.altered(&text))?;
     let got = scheduler.turn(header, events);
     scheduler.take_logged();
     if let Err(failure) = &got
