@@ -278,7 +278,11 @@ impl Client {
     pub async fn save(&self, request: Request, file: &mut File) -> Result<u64, CliError> {
         let mut response = self.send(request.within(FILE_TIMEOUT)).await?;
         let mut written = 0;
-        while let Some(piece) = response.chunk().await.map_err(|error| self.unreachable(&error))? {
+        while let Some(piece) = response
+            .chunk()
+            .await
+            .map_err(|error| self.unreachable(&error))?
+        {
             written += piece.len() as u64;
             file.write_all(&piece)
                 .map_err(|error| CliError::failed(format!("cannot write the file: {error}")))?;

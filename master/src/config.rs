@@ -133,7 +133,9 @@ mod tests {
             ("component-registry", |c| {
                 c.component_registries.push("https://ghcr.io".into())
             }),
-            ("allow-unsigned-uploads", |c| c.allow_unsigned_uploads = true),
+            ("allow-unsigned-uploads", |c| {
+                c.allow_unsigned_uploads = true
+            }),
         ];
         for (field, edit) in cases {
             let mut bad = config();

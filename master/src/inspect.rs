@@ -65,7 +65,14 @@ impl Inspection {
     pub fn report(&self, made_from: Option<&str>) -> String {
         let mut found = self.found.clone();
         // The verdict, what is stored with the component anyway, and where its bytes were for a moment.
-        for known in ["ok", "error", "digest", "size_bytes", "world", "componentized"] {
+        for known in [
+            "ok",
+            "error",
+            "digest",
+            "size_bytes",
+            "world",
+            "componentized",
+        ] {
             found.remove(known);
         }
         if let Some(digest) = made_from {
@@ -76,10 +83,17 @@ impl Inspection {
             if text.len() <= REPORT_BYTES_MAX {
                 return text;
             }
-            found.insert(long.into(), format!("left out: more than {REPORT_BYTES_MAX} bytes").into());
+            found.insert(
+                long.into(),
+                format!("left out: more than {REPORT_BYTES_MAX} bytes").into(),
+            );
             text = Value::Object(found.clone()).to_string();
         }
-        if text.len() <= REPORT_BYTES_MAX { text } else { String::new() }
+        if text.len() <= REPORT_BYTES_MAX {
+            text
+        } else {
+            String::new()
+        }
     }
 }
 
@@ -104,8 +118,11 @@ pub enum InspectError {
 
 /// Limits as the judge is told them, as far as they differ from their defaults.
 fn limit_arguments(limits: &EffectiveLimits) -> Vec<String> {
-    let set = JUDGED.iter().filter(|name| limits.get(**name) != name.row().default);
-    set.map(|name| format!("--limit={name}={}", limits.get(*name))).collect()
+    let set = JUDGED
+        .iter()
+        .filter(|name| limits.get(**name) != name.row().default);
+    set.map(|name| format!("--limit={name}={}", limits.get(*name)))
+        .collect()
 }
 
 /// Runs one judgement at a time.
@@ -194,12 +211,16 @@ mod tests {
     #[test]
     fn reports_keep_what_was_found_and_stay_small() {
         let read = |value: Value| {
-            let Value::Object(found) = value else { panic!("an object") };
+            let Value::Object(found) = value else {
+                panic!("an object")
+            };
             let mut inspection = Inspection::deserialize(Value::Object(found.clone())).unwrap();
             inspection.found = found;
             inspection
         };
-        let small = read(json!({"ok": true, "world": "scheduler", "writes_state": 2, "imports": ["a"], "functions": 7}));
+        let small = read(
+            json!({"ok": true, "world": "scheduler", "writes_state": 2, "imports": ["a"], "functions": 7}),
+        );
         assert_eq!(small.writes_state, Some(2));
         let report: Value = serde_json::from_str(&small.report(Some("sha256:0"))).unwrap();
         let expected = json!({"writes_state": 2, "imports": ["a"], "functions": 7, "componentized_from": "sha256:0"});
@@ -208,6 +229,9 @@ mod tests {
         let large = read(json!({"world": "command", "imports": names, "functions": 7}));
         let report: Value = serde_json::from_str(&large.report(None)).unwrap();
         assert_eq!(report["functions"], 7);
-        assert!(report["imports"].as_str().unwrap().starts_with("left out"), "{report}");
+        assert!(
+            report["imports"].as_str().unwrap().starts_with("left out"),
+            "{report}"
+        );
     }
 }

@@ -250,7 +250,13 @@ mod tests {
         upload.write(b"x").await.unwrap();
         let error = upload.finish(Some(Digest::of(b"y"))).await.unwrap_err();
         assert!(matches!(error, UploadError::WrongDigest { .. }));
-        let empty = store.begin(MOST).await.unwrap().finish(None).await.unwrap_err();
+        let empty = store
+            .begin(MOST)
+            .await
+            .unwrap()
+            .finish(None)
+            .await
+            .unwrap_err();
         assert!(matches!(empty, UploadError::Empty));
         let mut large = store.begin(MOST).await.unwrap();
         large.write(b"12345").await.unwrap();

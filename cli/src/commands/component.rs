@@ -147,7 +147,11 @@ async fn list(context: &Context, client: &Client) -> Result<(), CliError> {
 fn inspect(c: &Component) -> Result<(), CliError> {
     let state = c.state.as_ref().map_or_else(String::new, |state| {
         let reads: Vec<String> = state.reads.iter().map(ToString::to_string).collect();
-        let reads = if reads.is_empty() { "no other".to_owned() } else { reads.join(", ") };
+        let reads = if reads.is_empty() {
+            "no other".to_owned()
+        } else {
+            reads.join(", ")
+        };
         let migrates = if state.migrates { ", migrates" } else { "" };
         format!("writes version {}, reads {reads}{migrates}", state.writes)
     });
@@ -156,7 +160,10 @@ fn inspect(c: &Component) -> Result<(), CliError> {
         ("world", c.world.clone()),
         ("size", output::bytes(c.size)),
         ("state", state),
-        ("source", c.source.clone().unwrap_or_else(|| "uploaded".to_owned())),
+        (
+            "source",
+            c.source.clone().unwrap_or_else(|| "uploaded".to_owned()),
+        ),
         ("added", output::time(c.uploaded_ms)),
         ("by", c.uploaded_by.clone()),
     ])?;
@@ -164,6 +171,10 @@ fn inspect(c: &Component) -> Result<(), CliError> {
         return Ok(());
     };
     for (name, value) in report {
+        // Told above, in the component's own fields.
+        if ["writes_state", "reads_state", "migrates"].contains(&name.as_str()) {
+            continue;
+        }
         let name = name.replace('_', " ");
         match value {
             Value::Array(items) if items.is_empty() => {}
@@ -184,8 +195,18 @@ fn inspect(c: &Component) -> Result<(), CliError> {
 fn told(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
+        Value::Object(grant) if grant.contains_key("granted") => {
+            let text = |name: &str| grant.get(name).and_then(Value::as_str).unwrap_or_default();
+            let given = match grant.get("granted") {
+                Some(Value::Bool(true)) => "given",
+                _ => "not given",
+            };
+            format!("{} {given}: {}", text("interface"), text("what"))
+        }
         Value::Object(fields) => {
-            let fields = fields.iter().map(|(name, value)| format!("{name} {}", told(value)));
+            let fields = fields
+                .iter()
+                .map(|(name, value)| format!("{name} {}", told(value)));
             fields.collect::<Vec<_>>().join(", ")
         }
         other => other.to_string(),
@@ -199,14 +220,16 @@ fn told(value: &Value) -> String {
 pub async fn fetch(client: &Client, digest: &str, file: &Path) -> Result<(), CliError> {
     let named: Digest = digest
         .parse()
-        .map_err(|error: tessera_types::DigestError| CliError::new(Kind::Usage, error.to_string()))?;
+        .map_err(|error: tessera_types::DigestError| {
+            CliError::new(Kind::Usage, error.to_string())
+        })?;
     // Beside its place, so that a file which was there is replaced by a whole one or not at all.
     let dir = match file.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
     };
-    let mut partial = tempfile::NamedTempFile::new_in(dir)
-        .map_err(|error| io_error("write in", dir, &error))?;
+    let mut partial =
+        tempfile::NamedTempFile::new_in(dir).map_err(|error| io_error("write in", dir, &error))?;
     let request = client.get(&["v1", "components", digest, "content"]);
     client.save(request, partial.as_file_mut()).await?;
     let mut bytes = Vec::new();
@@ -291,4 +314,29 @@ pub async fn resolve(client: &Client, component: &str) -> Result<String, CliErro
     }
     let pushed: Component = read(&push(client, path).await?)?;
     Ok(pushed.digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::told;
+    use serde_json::json;
+
+    #[test]
+    fn reports_are_told_in_words() {
+        for (value, text) in [
+            (json!("a"), "a"),
+            (json!(7), "7"),
+            (json!({"a": 1, "b": "c"}), "a 1, b c"),
+            (
+                json!({"interface": "i", "granted": true, "what": "w"}),
+                "i given: w",
+            ),
+            (
+                json!({"interface": "i", "granted": false, "what": "w"}),
+                "i not given: w",
+            ),
+        ] {
+            assert_eq!(told(&value), text);
+        }
+    }
 }

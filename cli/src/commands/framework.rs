@@ -217,7 +217,10 @@ async fn list(context: &Context, client: &Client) -> Result<(), CliError> {
 fn inspect(f: &Framework) -> Result<(), CliError> {
     let list = |map: Vec<String>| map.join(", ");
     let config = f.config.iter().map(|(key, value)| format!("{key}={value}"));
-    let tasks = f.tasks.iter().map(|(state, count)| format!("{count} {state}"));
+    let tasks = f
+        .tasks
+        .iter()
+        .map(|(state, count)| format!("{count} {state}"));
     let size = output::bytes(f.state_bytes);
     output::fields(&[
         ("id", f.id.clone()),
@@ -227,7 +230,10 @@ fn inspect(f: &Framework) -> Result<(), CliError> {
         ("why", f.why.join("; ")),
         ("component", f.component.clone()),
         ("config", list(config.collect())),
-        ("config is", lifecycle::config_state(f.config_version, f.config_seen)),
+        (
+            "config is",
+            lifecycle::config_state(f.config_version, f.config_seen),
+        ),
         ("agent", f.agent.clone().unwrap_or_default()),
         ("epoch", f.epoch.to_string()),
         ("turns", f.turns.to_string()),

@@ -88,14 +88,20 @@ pub enum ConfigCommand {
 }
 
 async fn get(client: &Client, framework: &str) -> Result<Value, CliError> {
-    client.json(client.get(&["v1", "frameworks", framework])).await
+    client
+        .json(client.get(&["v1", "frameworks", framework]))
+        .await
 }
 
 /// Change the component.
 ///
 /// # Errors
 /// When it is refused, or with `--wait` given up or not final in time.
-pub async fn upgrade(context: &Context, client: &Client, args: UpgradeArgs) -> Result<(), CliError> {
+pub async fn upgrade(
+    context: &Context,
+    client: &Client,
+    args: UpgradeArgs,
+) -> Result<(), CliError> {
     let component = component::resolve(client, &args.component).await?;
     let request = client
         .post(&["v1", "frameworks", &args.framework, "upgrade"])
@@ -107,8 +113,14 @@ pub async fn upgrade(context: &Context, client: &Client, args: UpgradeArgs) -> R
 ///
 /// # Errors
 /// As [`upgrade`].
-pub async fn roll_back(context: &Context, client: &Client, args: RollbackArgs) -> Result<(), CliError> {
-    let document = args.to.map_or_else(|| json!({}), |version| json!({"version": version}));
+pub async fn roll_back(
+    context: &Context,
+    client: &Client,
+    args: RollbackArgs,
+) -> Result<(), CliError> {
+    let document = args
+        .to
+        .map_or_else(|| json!({}), |version| json!({"version": version}));
     let request = client
         .post(&["v1", "frameworks", &args.framework, "rollback"])
         .json(document);
@@ -124,7 +136,10 @@ async fn change(
 ) -> Result<(), CliError> {
     let mut value = client.json(request).await?;
     let framework: Framework = read(&value)?;
-    let version = value.get("version").and_then(Value::as_u64).unwrap_or_default();
+    let version = value
+        .get("version")
+        .and_then(Value::as_u64)
+        .unwrap_or_default();
     if wait.wait {
         value = wait_until_final(client, &framework.id, version, wait.timeout).await?;
     }
@@ -134,7 +149,10 @@ async fn change(
     let shown: Framework = read(&value)?;
     let found = shown.versions.iter().find(|found| found.version == version);
     let outcome = found.map_or("unknown", |found| found.outcome.as_str());
-    output::line(&format!("{name} is {}, version {version} is {outcome}", shown.state))
+    output::line(&format!(
+        "{name} is {}, version {version} is {outcome}",
+        shown.state
+    ))
 }
 
 async fn wait_until_final(
@@ -163,9 +181,13 @@ async fn wait_until_final(
                 }
             }
             if Instant::now() >= deadline {
-                let text = format!("version {version} is not final after {seconds} s: {} is {}", now.name, now.state);
-                return Err(CliError::new(Kind::Unavailable, text)
-                    .hint("it goes on by itself; `tessera framework inspect` shows how far it is"));
+                let text = format!(
+                    "version {version} is not final after {seconds} s: {} is {}",
+                    now.name, now.state
+                );
+                return Err(CliError::new(Kind::Unavailable, text).hint(
+                    "it goes on by itself; `tessera framework inspect` shows how far it is",
+                ));
             }
         }
         pace.wait(false).await;
@@ -177,7 +199,9 @@ async fn wait_until_final(
 /// # Errors
 /// When it is refused.
 pub async fn release(context: &Context, client: &Client, framework: &str) -> Result<(), CliError> {
-    let request = client.post(&["v1", "frameworks", framework, "release"]).repeatable();
+    let request = client
+        .post(&["v1", "frameworks", framework, "release"])
+        .repeatable();
     let value = client.json(request).await?;
     if context.is_json() {
         return output::json(&value);
@@ -190,12 +214,24 @@ pub async fn release(context: &Context, client: &Client, framework: &str) -> Res
 ///
 /// # Errors
 /// When it is refused, or others keep changing it.
-pub async fn config(context: &Context, client: &Client, command: ConfigCommand) -> Result<(), CliError> {
+pub async fn config(
+    context: &Context,
+    client: &Client,
+    command: ConfigCommand,
+) -> Result<(), CliError> {
     let value = match command {
         ConfigCommand::Get { framework } => get_config(client, &framework).await?,
-        ConfigCommand::Set { framework, values, unset, replace } => {
+        ConfigCommand::Set {
+            framework,
+            values,
+            unset,
+            replace,
+        } => {
             if values.is_empty() && unset.is_empty() && !replace {
-                return Err(CliError::new(Kind::Usage, "nothing to set: name KEY=VALUE or --unset KEY"));
+                return Err(CliError::new(
+                    Kind::Usage,
+                    "nothing to set: name KEY=VALUE or --unset KEY",
+                ));
             }
             set_config(client, &framework, &values, &unset, replace).await?
         }
@@ -212,7 +248,9 @@ pub async fn config(context: &Context, client: &Client, command: ConfigCommand) 
 }
 
 async fn get_config(client: &Client, framework: &str) -> Result<Value, CliError> {
-    client.json(client.get(&["v1", "frameworks", framework, "config"])).await
+    client
+        .json(client.get(&["v1", "frameworks", framework, "config"]))
+        .await
 }
 
 async fn set_config(
@@ -226,7 +264,11 @@ async fn set_config(
     loop {
         attempts += 1;
         let current: Config = read(&get_config(client, framework).await?)?;
-        let mut config = if replace { BTreeMap::new() } else { current.config };
+        let mut config = if replace {
+            BTreeMap::new()
+        } else {
+            current.config
+        };
         config.extend(values.iter().cloned());
         config.retain(|key, _| !unset.contains(key));
         let document = json!({"config": config, "expected_version": current.config_version});
@@ -253,7 +295,10 @@ pub fn config_state(version: u64, seen: u64) -> String {
 
 /// Why a scheduler is kept from running, and the way out.
 pub fn quarantine(quarantine: &Quarantine) -> [(&'static str, String); 5] {
-    let limit = quarantine.limit.as_ref().map_or_else(String::new, |limit| format!(" (limit {limit})"));
+    let limit = quarantine
+        .limit
+        .as_ref()
+        .map_or_else(String::new, |limit| format!(" (limit {limit})"));
     let reason = quarantine.reason.clone().unwrap_or_default();
     let message = quarantine.message.clone().unwrap_or_default();
     [
@@ -280,12 +325,24 @@ pub fn versions(versions: &[Version]) -> Result<(), CliError> {
                 v.writes_state.to_string(),
                 output::age(v.since_ms, now),
                 v.how.clone(),
-                if v.by.is_empty() { "the cluster".to_owned() } else { v.by.clone() },
+                if v.by.is_empty() {
+                    "the cluster".to_owned()
+                } else {
+                    v.by.clone()
+                },
                 v.outcome.clone(),
             ]
         })
         .collect();
-    let header = ["VERSION", "COMPONENT", "STATE", "AGE", "HOW", "BY", "OUTCOME"];
+    let header = [
+        "VERSION",
+        "COMPONENT",
+        "STATE",
+        "AGE",
+        "HOW",
+        "BY",
+        "OUTCOME",
+    ];
     output::table(&header, rows, "no versions")
 }
 
@@ -297,6 +354,9 @@ mod tests {
     fn a_configuration_that_was_not_seen_says_so() {
         assert_eq!(config_state(0, 0), "");
         assert_eq!(config_state(2, 2), "version 2, seen by the scheduler");
-        assert_eq!(config_state(3, 2), "version 3, the scheduler has seen version 2");
+        assert_eq!(
+            config_state(3, 2),
+            "version 3, the scheduler has seen version 2"
+        );
     }
 }

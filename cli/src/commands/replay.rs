@@ -88,7 +88,11 @@ async fn find(client: &Client, framework: &str, agent: Option<&str>) -> Result<V
 ///
 /// # Errors
 /// When the cluster refuses or cannot be reached.
-pub async fn recordings(context: &Context, client: &Client, args: &RecordingsArgs) -> Result<(), CliError> {
+pub async fn recordings(
+    context: &Context,
+    client: &Client,
+    args: &RecordingsArgs,
+) -> Result<(), CliError> {
     let list = find(client, &args.framework, args.agent.as_deref()).await?;
     if context.is_json() {
         return output::json(&list);
@@ -105,7 +109,13 @@ pub async fn recordings(context: &Context, client: &Client, args: &RecordingsArg
                 (false, true) => "goes on",
                 (false, false) => "ended",
             };
-            vec![r.id, r.agent, output::bytes(r.bytes), turns, state.to_owned()]
+            vec![
+                r.id,
+                r.agent,
+                output::bytes(r.bytes),
+                turns,
+                state.to_owned(),
+            ]
         })
         .collect();
     output::table(
@@ -121,16 +131,27 @@ pub async fn recordings(context: &Context, client: &Client, args: &RecordingsArg
 /// When it cannot be had or run, or goes another way.
 pub async fn replay(context: &Context, client: &Client, args: ReplayArgs) -> Result<(), CliError> {
     let list = find(client, &args.framework, args.agent.as_deref()).await?;
-    let chosen = choose(read_items(&list)?, args.recording.as_deref(), &args.framework)?;
+    let chosen = choose(
+        read_items(&list)?,
+        args.recording.as_deref(),
+        &args.framework,
+    )?;
     // Removed when it is dropped, at the end of this function.
     let temporary = tempfile::tempdir()
         .map_err(|error| io_error("make a directory in", &std::env::temp_dir(), &error))?;
     let dir = args.keep.as_deref().unwrap_or(temporary.path());
     std::fs::create_dir_all(dir).map_err(|error| io_error("make", dir, &error))?;
     let recording = dir.join(format!("{}.rec", chosen.id));
-    let mut file = File::create(&recording).map_err(|error| io_error("write", &recording, &error))?;
+    let mut file =
+        File::create(&recording).map_err(|error| io_error("write", &recording, &error))?;
     let request = client
-        .get(&["v1", "frameworks", &args.framework, "recordings", &chosen.id])
+        .get(&[
+            "v1",
+            "frameworks",
+            &args.framework,
+            "recordings",
+            &chosen.id,
+        ])
         .query("agent", &chosen.agent);
     client.save(request, &mut file).await?;
     drop(file);
@@ -146,7 +167,11 @@ pub async fn replay(context: &Context, client: &Client, args: ReplayArgs) -> Res
     let worker = bin_dir(args.bin_dir)?.join("tessera-worker");
     let value = run_worker(&worker, &recording, &component, args.component.is_some()).await?;
     if args.keep.is_some() {
-        output::note(&format!("kept {} and {}", recording.display(), component.display()));
+        output::note(&format!(
+            "kept {} and {}",
+            recording.display(),
+            component.display()
+        ));
     }
     tell(context, &chosen, &value)
 }
@@ -154,21 +179,25 @@ pub async fn replay(context: &Context, client: &Client, args: ReplayArgs) -> Res
 fn choose(found: Vec<Recording>, id: Option<&str>, framework: &str) -> Result<Recording, CliError> {
     let chosen = match id {
         Some(id) => found.into_iter().find(|recording| recording.id == id),
-        None => found.into_iter().max_by_key(|recording| (recording.epoch, recording.life)),
+        None => found
+            .into_iter()
+            .max_by_key(|recording| (recording.epoch, recording.life)),
     };
     chosen.ok_or_else(|| {
         let text = match id {
             Some(id) => format!("there is no recording {id} of {framework}"),
             None => format!("nothing of {framework} was recorded"),
         };
-        CliError::new(Kind::NotFound, text)
-            .hint(format!("`tessera framework recordings {framework}` lists them; --agent names another agent"))
+        CliError::new(Kind::NotFound, text).hint(format!(
+            "`tessera framework recordings {framework}` lists them; --agent names another agent"
+        ))
     })
 }
 
 /// The component that a recording was made of.
 fn recorded_component(recording: &Path) -> Result<Digest, CliError> {
-    let unreadable = || CliError::failed("the recording does not begin as one: it was damaged or replaced");
+    let unreadable =
+        || CliError::failed("the recording does not begin as one: it was damaged or replaced");
     let file = File::open(recording).map_err(|error| io_error("read", recording, &error))?;
     let mut items = Unsealer::new(std::io::BufReader::new(file));
     let first = items
@@ -211,7 +240,9 @@ async fn run_worker(
         _ => {
             let said = [answer.stdout, answer.stderr].concat();
             let said = String::from_utf8_lossy(&said).trim().to_owned();
-            Err(CliError::failed(format!("the recording could not be replayed: {said}")))
+            Err(CliError::failed(format!(
+                "the recording could not be replayed: {said}"
+            )))
         }
     }
 }
@@ -225,12 +256,20 @@ fn tell(context: &Context, recording: &Recording, value: &Value) -> Result<(), C
     if verdict.equal {
         if !context.is_json() {
             let turns = verdict.turns;
-            output::line(&format!("{}: {turns} turns, all the same byte for byte", recording.id))?;
+            output::line(&format!(
+                "{}: {turns} turns, all the same byte for byte",
+                recording.id
+            ))?;
         }
         return Ok(());
     }
     let divergence = verdict.divergence.unwrap_or_default();
-    let Divergence { turn, kind, expected, got } = divergence;
+    let Divergence {
+        turn,
+        kind,
+        expected,
+        got,
+    } = divergence;
     if !context.is_json() {
         output::line(&format!(
             "{}: {} turns are the same, turn {turn} is not: {kind}",
@@ -238,7 +277,10 @@ fn tell(context: &Context, recording: &Recording, value: &Value) -> Result<(), C
         ))?;
         output::fields(&[("expected", words(&expected)), ("got", words(&got))])?;
     }
-    Err(CliError::failed(format!("the replay of {} diverges at turn {turn} ({kind})", recording.id)))
+    Err(CliError::failed(format!(
+        "the replay of {} diverges at turn {turn} ({kind})",
+        recording.id
+    )))
 }
 
 fn words(value: &Value) -> String {
@@ -254,17 +296,31 @@ mod tests {
     use super::*;
 
     fn recording(id: &str, epoch: u64, life: u64) -> Recording {
-        Recording { id: id.into(), epoch, life, ..Recording::default() }
+        Recording {
+            id: id.into(),
+            epoch,
+            life,
+            ..Recording::default()
+        }
     }
 
     #[test]
     fn the_newest_life_is_chosen() {
-        let found = || vec![recording("e3-1", 3, 1), recording("e10-2", 10, 2), recording("e10-1", 10, 1)];
+        let found = || {
+            vec![
+                recording("e3-1", 3, 1),
+                recording("e10-2", 10, 2),
+                recording("e10-1", 10, 1),
+            ]
+        };
         assert_eq!(choose(found(), None, "w").unwrap().id, "e10-2");
         assert_eq!(choose(found(), Some("e3-1"), "w").unwrap().id, "e3-1");
         let error = choose(found(), Some("e4-1"), "w").unwrap_err();
         assert!(error.kind == Kind::NotFound && error.to_string().contains("e4-1"));
-        assert_eq!(choose(Vec::new(), None, "w").unwrap_err().kind, Kind::NotFound);
+        assert_eq!(
+            choose(Vec::new(), None, "w").unwrap_err().kind,
+            Kind::NotFound
+        );
     }
 
     #[test]

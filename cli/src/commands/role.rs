@@ -123,9 +123,16 @@ fn show(limits: Limits, changed: bool) -> Result<(), CliError> {
         .filter(|limit| !changed || limit.from != "default");
     let rows = shown
         .map(|limit| {
-            let [value, default, min, max] =
-                [limit.value, limit.default, limit.min, limit.max].map(|value| amount(&limit, value));
-            vec![limit.name, value, limit.from, default, format!("{min} to {max}"), limit.what]
+            let [value, default, min, max] = [limit.value, limit.default, limit.min, limit.max]
+                .map(|value| amount(&limit, value));
+            vec![
+                limit.name,
+                value,
+                limit.from,
+                default,
+                format!("{min} to {max}"),
+                limit.what,
+            ]
         })
         .collect();
     let header = ["LIMIT", "VALUE", "FROM", "DEFAULT", "RANGE", "WHAT"];
@@ -139,7 +146,9 @@ fn amount(limit: &Limit, value: u64) -> String {
         "ms" => &[(60_000, "m"), (1_000, "s"), (1, "ms")],
         _ => &[],
     };
-    let unit = units.iter().find(|(size, _)| value > 0 && value % size == 0);
+    let unit = units
+        .iter()
+        .find(|(size, _)| value > 0 && value % size == 0);
     match unit {
         Some((size, unit)) => format!("{}{unit}", value / size),
         None => value.to_string(),
@@ -163,7 +172,16 @@ mod tests {
         ] {
             assert_eq!(parse_limit(text), Ok(("a".into(), value)), "{text}");
         }
-        for bad in ["a", "=1", "a=", "a=-1", "a=1.5s", "a=1kb", "a=99999999999GiB", "a=1 MiB"] {
+        for bad in [
+            "a",
+            "=1",
+            "a=",
+            "a=-1",
+            "a=1.5s",
+            "a=1kb",
+            "a=99999999999GiB",
+            "a=1 MiB",
+        ] {
             assert!(parse_limit(bad).is_err(), "{bad}");
         }
     }
@@ -179,7 +197,10 @@ mod tests {
             ("ms", 7, "7ms"),
             ("count", 2_048, "2048"),
         ] {
-            let limit = Limit { unit: unit.into(), ..Limit::default() };
+            let limit = Limit {
+                unit: unit.into(),
+                ..Limit::default()
+            };
             assert_eq!(amount(&limit, value), text);
             assert_eq!(parse_limit(&format!("a={text}")), Ok(("a".into(), value)));
         }

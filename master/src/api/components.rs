@@ -48,12 +48,17 @@ pub async fn add(
     request: HttpRequest,
 ) -> Result<Response, ApiError> {
     let named = query.digest.as_deref().map(digest).transpose()?;
-    let limits = api.node.query(|core, _| core.effective_limits(None)).await?;
+    let limits = api
+        .node
+        .query(|core, _| core.effective_limits(None))
+        .await?;
     let most = limits.get(LimitName::ComponentBytes);
     let (staged, source) = if is_json(request.headers()) {
         if named.is_some() {
-            return Err(ApiError::invalid("digest", "a source names its digest itself")
-                .hint("write oci://HOST/REPOSITORY@sha256:…"));
+            return Err(
+                ApiError::invalid("digest", "a source names its digest itself")
+                    .hint("write oci://HOST/REPOSITORY@sha256:…"),
+            );
         }
         let Document(source) = Document::<Source>::from_request(request, &()).await?;
         pull(&api, &source, most).await?
@@ -68,7 +73,10 @@ pub async fn add(
         return Ok((StatusCode::OK, Json(known)).into_response());
     }
     let made = api.store.beside();
-    let inspection = api.inspector.inspect(staged.path(), made.path(), &limits).await?;
+    let inspection = api
+        .inspector
+        .inspect(staged.path(), made.path(), &limits)
+        .await?;
     let sent = staged.digest;
     match api.store.take(made, most).await? {
         Some(made) => keep(&api, principal, made, Some(sent), &inspection, source).await,
@@ -78,18 +86,28 @@ pub async fn add(
 
 /// A document has to be called one: bytes are what everything else is.
 fn is_json(headers: &HeaderMap) -> bool {
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let kind = kind.and_then(|kind| kind.split(';').next()).unwrap_or_default();
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    let kind = kind
+        .and_then(|kind| kind.split(';').next())
+        .unwrap_or_default();
     kind.trim().eq_ignore_ascii_case("application/json")
 }
 
 async fn pull(api: &Api, source: &Source, most: u64) -> Result<(Staged, String), ApiError> {
-    let reference: Reference = source
-        .source
-        .parse()
-        .map_err(|error: crate::oci::ReferenceError| ApiError::invalid("source", error.to_string()))?;
+    let reference: Reference =
+        source
+            .source
+            .parse()
+            .map_err(|error: crate::oci::ReferenceError| {
+                ApiError::invalid("source", error.to_string())
+            })?;
     let upload = api.store.begin(most).await?;
-    let pulled = api.puller.pull(&reference, source.plain_http, most, upload).await?;
+    let pulled = api
+        .puller
+        .pull(&reference, source.plain_http, most, upload)
+        .await?;
     Ok((pulled.staged, pulled.source.to_string()))
 }
 
@@ -117,7 +135,10 @@ async fn receive(
 }
 
 async fn known(api: &Api, digest: Digest) -> Result<Option<ComponentJson>, ApiError> {
-    let view = api.node.query(move |core, _| core.component(&digest)).await?;
+    let view = api
+        .node
+        .query(move |core, _| core.component(&digest))
+        .await?;
     Ok(view.map(|view| ComponentJson::of(view, false)))
 }
 
@@ -165,7 +186,11 @@ async fn keep(
     };
     match api.node.request(principal, request).await? {
         Reply::Component { view, created } => {
-            let status = if created { StatusCode::CREATED } else { StatusCode::OK };
+            let status = if created {
+                StatusCode::CREATED
+            } else {
+                StatusCode::OK
+            };
             let shown = ComponentJson::of(view, created).made_from(sent);
             Ok((status, Json(shown)).into_response())
         }
@@ -196,7 +221,12 @@ pub async fn inspect(
     let digest = digest(&text)?;
     let (view, report) = api
         .node
-        .query(move |core, rows| (core.component(&digest), core.component_report(&digest, rows)))
+        .query(move |core, rows| {
+            (
+                core.component(&digest),
+                core.component_report(&digest, rows),
+            )
+        })
         .await?;
     let view = view.ok_or_else(|| ApiError::not_found("component", digest))?;
     let report = report?.unwrap_or_default();
@@ -212,11 +242,16 @@ pub async fn content(
     if known(&api, digest).await?.is_none() {
         return Err(ApiError::not_found("component", digest));
     }
-    let file = tokio::fs::File::open(api.store.path(&digest)).await.map_err(UploadError::from)?;
+    let file = tokio::fs::File::open(api.store.path(&digest))
+        .await
+        .map_err(UploadError::from)?;
     let size = file.metadata().await.map_err(UploadError::from)?.len();
     let mut response = Response::new(Body::from_stream(ReaderStream::new(file)));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/wasm"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/wasm"),
+    );
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(size));
     Ok(response)
 }

@@ -167,7 +167,11 @@ impl From<RequestError> for ApiError {
             RequestError::Forbidden(forbidden) => forbidden.into(),
             RequestError::NotFound { .. } => Self::new(StatusCode::NOT_FOUND, "NOT_FOUND", text),
             RequestError::Conflict { field, .. } => {
-                let code = if field == "name" { "ALREADY_EXISTS" } else { "CONFLICT" };
+                let code = if field == "name" {
+                    "ALREADY_EXISTS"
+                } else {
+                    "CONFLICT"
+                };
                 let mut error = Self::new(StatusCode::CONFLICT, code, text);
                 error.field = Some(field.to_string());
                 error

@@ -77,11 +77,17 @@ pub async fn upgrade(
     Document(upgrade): Document<Upgrade>,
 ) -> Result<(StatusCode, Json<Changed>), ApiError> {
     let framework = lookup::framework(&api.node, text).await?;
-    let component: Digest = upgrade
-        .component
-        .parse()
-        .map_err(|error: tessera_types::DigestError| ApiError::invalid("component", error.to_string()))?;
-    let request = Request::UpgradeFramework { framework, component };
+    let component: Digest =
+        upgrade
+            .component
+            .parse()
+            .map_err(|error: tessera_types::DigestError| {
+                ApiError::invalid("component", error.to_string())
+            })?;
+    let request = Request::UpgradeFramework {
+        framework,
+        component,
+    };
     change(&api, principal, framework, request).await
 }
 
@@ -97,7 +103,10 @@ pub async fn roll_back(
         return Err(ApiError::invalid("version", "versions count from 1")
             .hint("leave it out for the version before"));
     }
-    let request = Request::RollBackFramework { framework, version: to.version };
+    let request = Request::RollBackFramework {
+        framework,
+        version: to.version,
+    };
     change(&api, principal, framework, request).await
 }
 

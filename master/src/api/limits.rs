@@ -49,13 +49,29 @@ struct LimitJson {
 
 impl From<LimitView> for LimitJson {
     fn from(view: LimitView) -> Self {
-        let LimitRow { name, unit, default, min, max, what } = view.name.row();
+        let LimitRow {
+            name,
+            unit,
+            default,
+            min,
+            max,
+            what,
+        } = view.name.row();
         let from = match view.from {
             LimitSource::Default => "default".to_owned(),
             LimitSource::Cluster => "cluster".to_owned(),
             LimitSource::Role(role) => role,
         };
-        Self { name, unit, value: view.value, default, min, max, from, what }
+        Self {
+            name,
+            unit,
+            value: view.value,
+            default,
+            min,
+            max,
+            from,
+            what,
+        }
     }
 }
 
@@ -79,7 +95,10 @@ fn name(field: &'static str) -> impl Fn(&str) -> Result<LimitName, ApiError> {
 
 async fn show(api: &Api, role: Option<RoleName>) -> Result<Json<LimitsJson>, ApiError> {
     let shown = role.as_ref().map(ToString::to_string);
-    let limits = api.node.query(move |core, _| core.limits(role.as_ref())).await?;
+    let limits = api
+        .node
+        .query(move |core, _| core.limits(role.as_ref()))
+        .await?;
     Ok(Json(LimitsJson {
         role: shown,
         limits: limits.into_iter().map(Into::into).collect(),
@@ -113,9 +132,16 @@ pub async fn change(
         .map(|text| name("unset")(text))
         .collect::<Result<_, _>>()?;
     if let Some((both, _)) = set.iter().find(|(name, _)| unset.contains(name)) {
-        return Err(ApiError::invalid("unset", format!("{both} is to be set and unset at once")));
+        return Err(ApiError::invalid(
+            "unset",
+            format!("{both} is to be set and unset at once"),
+        ));
     }
-    let request = Request::SetLimits { role: role.clone(), set, unset };
+    let request = Request::SetLimits {
+        role: role.clone(),
+        set,
+        unset,
+    };
     api.node.request(principal, request).await?;
     show(&api, role).await
 }

@@ -59,7 +59,10 @@ pub async fn content(
 ) -> Result<Response, ApiError> {
     let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     if id.is_empty() || id.len() > ID_BYTES_MAX || !id.bytes().all(known) {
-        return Err(ApiError::invalid("recording", "an id is like e3-1: a-z 0-9 -"));
+        return Err(ApiError::invalid(
+            "recording",
+            "an id is like e3-1: a-z 0-9 -",
+        ));
     }
     let framework = lookup::framework(&api.node, text).await?;
     let found = find(&api, framework, on).await?;
@@ -79,7 +82,13 @@ pub async fn content(
     let first = api.files.read(agent, range(0)).await?;
     // A life that goes on is recorded further; what is sent ends where it ended at the beginning.
     let size = first.size;
-    let mut response = Response::new(stream_file(api.files.clone(), agent, first.data, size, range));
+    let mut response = Response::new(stream_file(
+        api.files.clone(),
+        agent,
+        first.data,
+        size,
+        range,
+    ));
     let headers = response.headers_mut();
     let kind = HeaderValue::from_static("application/octet-stream");
     headers.insert(header::CONTENT_TYPE, kind);
@@ -95,34 +104,45 @@ fn stream_file(
     size: u64,
     range: impl Fn(u64) -> Range + Send + 'static,
 ) -> Body {
-    let pieces = stream::try_unfold((Some(first), 0), move |(ready, sent): (Option<Vec<u8>>, u64)| {
-        let (files, next) = (files.clone(), range(sent));
-        async move {
-            let left = size.saturating_sub(sent);
-            if left == 0 {
-                return Ok(None);
+    let pieces = stream::try_unfold(
+        (Some(first), 0),
+        move |(ready, sent): (Option<Vec<u8>>, u64)| {
+            let (files, next) = (files.clone(), range(sent));
+            async move {
+                let left = size.saturating_sub(sent);
+                if left == 0 {
+                    return Ok(None);
+                }
+                let mut data = match ready {
+                    Some(data) => data,
+                    None => files.read(agent, next).await?.data,
+                };
+                data.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+                if data.is_empty() {
+                    return Err(FileError::Refused(
+                        "the recording was deleted meanwhile".into(),
+                    ));
+                }
+                let sent = sent + data.len() as u64;
+                Ok::<_, FileError>(Some((Bytes::from(data), (None, sent))))
             }
-            let mut data = match ready {
-                Some(data) => data,
-                None => files.read(agent, next).await?.data,
-            };
-            data.truncate(usize::try_from(left).unwrap_or(usize::MAX));
-            if data.is_empty() {
-                return Err(FileError::Refused("the recording was deleted meanwhile".into()));
-            }
-            let sent = sent + data.len() as u64;
-            Ok::<_, FileError>(Some((Bytes::from(data), (None, sent))))
-        }
-    });
+        },
+    );
     Body::from_stream(pieces)
 }
 
 /// Recordings with the agents that have them: those of the agent that is named or hosts the scheduler,
 /// or else of all that are connected.
-async fn find(api: &Api, framework: FrameworkId, on: Where) -> Result<Vec<(AgentId, Value)>, ApiError> {
+async fn find(
+    api: &Api,
+    framework: FrameworkId,
+    on: Where,
+) -> Result<Vec<(AgentId, Value)>, ApiError> {
     let agents = agents(api, framework, on).await?;
     let asked = agents.len();
-    let lists = agents.into_iter().map(|agent| list_of(&api.files, agent, framework));
+    let lists = agents
+        .into_iter()
+        .map(|agent| list_of(&api.files, agent, framework));
     let mut found = Vec::new();
     let mut failed = None;
     for list in futures::future::join_all(lists).await {
@@ -140,9 +160,9 @@ async fn find(api: &Api, framework: FrameworkId, on: Where) -> Result<Vec<(Agent
 
 async fn agents(api: &Api, framework: FrameworkId, on: Where) -> Result<Vec<AgentId>, ApiError> {
     if let Some(named) = on.agent {
-        let agent = named
-            .parse()
-            .map_err(|error: tessera_types::NameError| ApiError::invalid("agent", error.to_string()))?;
+        let agent = named.parse().map_err(|error: tessera_types::NameError| {
+            ApiError::invalid("agent", error.to_string())
+        })?;
         return Ok(vec![agent]);
     }
     if let Some(agent) = frameworks::view(api, framework).await?.agent_id {
@@ -152,7 +172,10 @@ async fn agents(api: &Api, framework: FrameworkId, on: Where) -> Result<Vec<Agen
         .node
         .query(|core, _| {
             let agents = core.agents().into_iter();
-            agents.filter(|agent| agent.connected).map(|agent| agent.id).collect()
+            agents
+                .filter(|agent| agent.connected)
+                .map(|agent| agent.id)
+                .collect()
         })
         .await?;
     if connected.len() > AGENTS_MAX {
@@ -178,7 +201,8 @@ async fn list_of(
         length: RANGE_BYTES_MAX,
     };
     let list = files.read(agent, range).await?;
-    let unreadable = |why: String| FileError::Refused(format!("agent {agent}'s list of recordings: {why}"));
+    let unreadable =
+        |why: String| FileError::Refused(format!("agent {agent}'s list of recordings: {why}"));
     if list.size > LIST_BYTES_MAX {
         return Err(unreadable(format!("{} bytes are too many", list.size)));
     }

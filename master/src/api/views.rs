@@ -276,7 +276,11 @@ impl From<Upgrade> for UpgradeJson {
     fn from(upgrade: Upgrade) -> Self {
         Self {
             from_version: upgrade.from_version,
-            phase: if upgrade.migrating { "migrating" } else { "trial" },
+            phase: if upgrade.migrating {
+                "migrating"
+            } else {
+                "trial"
+            },
             old_state_version: upgrade.migrate_from,
         }
     }

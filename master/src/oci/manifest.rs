@@ -64,8 +64,9 @@ pub struct SignedLayer {
 }
 
 fn parse(bytes: &[u8]) -> Result<Manifest, OciError> {
-    let manifest: Manifest = serde_json::from_slice(bytes)
-        .map_err(|error| OciError::NotAComponent(format!("the manifest cannot be read: {error}")))?;
+    let manifest: Manifest = serde_json::from_slice(bytes).map_err(|error| {
+        OciError::NotAComponent(format!("the manifest cannot be read: {error}"))
+    })?;
     let found = manifest.media_type.as_deref().unwrap_or(MANIFEST_TYPE);
     if found != MANIFEST_TYPE || manifest.schema_version != 2 {
         return Err(OciError::NotAComponent(format!(
@@ -79,7 +80,10 @@ fn layer(descriptor: &Descriptor) -> Result<Layer, OciError> {
     let digest = descriptor.digest.parse().map_err(|_| {
         OciError::NotAComponent("a layer is named by something else than sha256".into())
     })?;
-    Ok(Layer { digest, size: descriptor.size })
+    Ok(Layer {
+        digest,
+        size: descriptor.size,
+    })
 }
 
 /// The one layer of a Wasm artifact.
@@ -88,7 +92,10 @@ fn layer(descriptor: &Descriptor) -> Result<Layer, OciError> {
 /// When the manifest is of something else, or the layer has more than `most` bytes.
 pub fn component_layer(manifest: &[u8], most: u64) -> Result<Layer, OciError> {
     let manifest = parse(manifest)?;
-    let config = manifest.config.as_ref().map_or("none", |config| config.media_type.as_str());
+    let config = manifest
+        .config
+        .as_ref()
+        .map_or("none", |config| config.media_type.as_str());
     if config != CONFIG_TYPE {
         return Err(OciError::NotAComponent(format!(
             "its configuration is of the type {config:?}; a Wasm artifact has {CONFIG_TYPE}"
@@ -108,7 +115,10 @@ pub fn component_layer(manifest: &[u8], most: u64) -> Result<Layer, OciError> {
     }
     let layer = layer(only)?;
     if layer.size > most {
-        return Err(OciError::TooLarge { size: layer.size, most });
+        return Err(OciError::TooLarge {
+            size: layer.size,
+            most,
+        });
     }
     Ok(layer)
 }
@@ -119,12 +129,23 @@ pub fn component_layer(manifest: &[u8], most: u64) -> Result<Layer, OciError> {
 /// When it cannot be read.
 pub fn signatures(manifest: &[u8]) -> Result<Vec<SignedLayer>, OciError> {
     let manifest = parse(manifest)?;
-    let signed = manifest.layers.iter().filter(|layer| layer.media_type == SIGNED_TYPE);
+    let signed = manifest
+        .layers
+        .iter()
+        .filter(|layer| layer.media_type == SIGNED_TYPE);
     signed
-        .filter_map(|descriptor| Some((descriptor, descriptor.annotations.get(SIGNATURE_ANNOTATION)?)))
+        .filter_map(|descriptor| {
+            Some((
+                descriptor,
+                descriptor.annotations.get(SIGNATURE_ANNOTATION)?,
+            ))
+        })
         .take(SIGNATURES_MAX)
         .map(|(descriptor, signature)| {
-            Ok(SignedLayer { layer: layer(descriptor)?, signature: signature.clone() })
+            Ok(SignedLayer {
+                layer: layer(descriptor)?,
+                signature: signature.clone(),
+            })
         })
         .collect()
 }
@@ -148,18 +169,33 @@ mod tests {
 
     #[test]
     fn a_wasm_artifact_has_one_layer() {
-        let layer = Layer { digest: Digest::of(b"abc"), size: 3 };
+        let layer = Layer {
+            digest: Digest::of(b"abc"),
+            size: 3,
+        };
         assert_eq!(component_layer(&manifest(|_| ()), 3).unwrap(), layer);
         type Edit = fn(&mut Value);
         let cases: [(&str, Edit); 8] = [
             ("manifest cannot be read", |m| *m = json!("x")),
-            ("manifest is of the type", |m| m["mediaType"] = json!("application/vnd.oci.image.index.v1+json")),
-            ("configuration is of the type", |m| m["config"]["mediaType"] = json!("application/vnd.oci.image.config.v1+json")),
-            ("configuration is of the type \"none\"", |m| m["config"] = json!(null)),
+            ("manifest is of the type", |m| {
+                m["mediaType"] = json!("application/vnd.oci.image.index.v1+json")
+            }),
+            ("configuration is of the type", |m| {
+                m["config"]["mediaType"] = json!("application/vnd.oci.image.config.v1+json")
+            }),
+            ("configuration is of the type \"none\"", |m| {
+                m["config"] = json!(null)
+            }),
             ("0 layers", |m| m["layers"] = json!([])),
-            ("2 layers", |m| m["layers"] = json!([m["layers"][0], m["layers"][0]])),
-            ("layer is of the type", |m| m["layers"][0]["mediaType"] = json!("application/octet-stream")),
-            ("something else than sha256", |m| m["layers"][0]["digest"] = json!("sha512:00")),
+            ("2 layers", |m| {
+                m["layers"] = json!([m["layers"][0], m["layers"][0]])
+            }),
+            ("layer is of the type", |m| {
+                m["layers"][0]["mediaType"] = json!("application/octet-stream")
+            }),
+            ("something else than sha256", |m| {
+                m["layers"][0]["digest"] = json!("sha512:00")
+            }),
         ];
         for (text, edit) in cases {
             let error = component_layer(&manifest(edit), 3).unwrap_err();
@@ -167,6 +203,9 @@ mod tests {
             assert!(error.to_string().contains(text), "{text}: {error}");
         }
         let large = component_layer(&manifest(|_| ()), 2);
-        assert!(matches!(large, Err(OciError::TooLarge { size: 3, most: 2 })));
+        assert!(matches!(
+            large,
+            Err(OciError::TooLarge { size: 3, most: 2 })
+        ));
     }
 }

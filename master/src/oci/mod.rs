@@ -53,7 +53,9 @@ pub enum OciError {
         why: String,
     },
     /// No certificates to judge servers by.
-    #[error("this machine has no certificates of authorities, by which a registry could be recognised")]
+    #[error(
+        "this machine has no certificates of authorities, by which a registry could be recognised"
+    )]
     NoRoots,
     /// TLS cannot be used.
     #[error("TLS: {0}")]
@@ -109,7 +111,9 @@ pub enum OciError {
 
 impl OciError {
     fn unreachable(uri: &Uri, why: String) -> Self {
-        let host = uri.authority().map_or_else(String::new, ToString::to_string);
+        let host = uri
+            .authority()
+            .map_or_else(String::new, ToString::to_string);
         Self::Unreachable { host, why }
     }
 }
@@ -161,10 +165,14 @@ impl Puller {
         let pull = async {
             // The semaphore is never closed.
             let _permit = self.permits.acquire().await;
-            let session = self.transport.session(&reference.registry, &reference.repository, plain_http)?;
+            let session =
+                self.transport
+                    .session(&reference.registry, &reference.repository, plain_http)?;
             self.pull_with(session, reference, most, upload).await
         };
-        tokio::time::timeout(PULL_TIMEOUT, pull).await.map_err(|_| OciError::TimedOut)?
+        tokio::time::timeout(PULL_TIMEOUT, pull)
+            .await
+            .map_err(|_| OciError::TimedOut)?
     }
 
     async fn pull_with(
@@ -175,19 +183,28 @@ impl Puller {
         upload: Upload,
     ) -> Result<Pulled, OciError> {
         let path = format!("manifests/{}", reference.version);
-        let bytes = session.document(&path, MANIFEST_TYPE, MANIFEST_BYTES_MAX).await?;
+        let bytes = session
+            .document(&path, MANIFEST_TYPE, MANIFEST_BYTES_MAX)
+            .await?;
         let found = Digest::of(&bytes);
         if let Version::Digest(named) = reference.version
             && named != found
         {
-            return Err(OciError::WrongDigest { what: "the manifest", named, found });
+            return Err(OciError::WrongDigest {
+                what: "the manifest",
+                named,
+                found,
+            });
         }
         let layer = manifest::component_layer(&bytes, most)?;
         if let Some(key) = &self.key {
             check_signature(&mut session, key, found).await?;
         }
         let staged = fetch_layer(&mut session, &layer, upload).await?;
-        Ok(Pulled { staged, source: reference.pinned(found) })
+        Ok(Pulled {
+            staged,
+            source: reference.pinned(found),
+        })
     }
 }
 
@@ -196,49 +213,85 @@ async fn fetch_layer(
     layer: &Layer,
     mut upload: Upload,
 ) -> Result<Staged, OciError> {
-    let response = session.get(&format!("blobs/{}", layer.digest), "*/*").await?;
+    let response = session
+        .get(&format!("blobs/{}", layer.digest), "*/*")
+        .await?;
     let mut body = response.into_body();
     let mut read = 0;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| OciError::BadAnswer(format!("the layer broke off: {error}")))?;
-        let Some(data) = frame.data_ref() else { continue };
+        let frame =
+            frame.map_err(|error| OciError::BadAnswer(format!("the layer broke off: {error}")))?;
+        let Some(data) = frame.data_ref() else {
+            continue;
+        };
         read += data.len() as u64;
         if read > layer.size {
-            return Err(OciError::WrongSize { named: layer.size, found: read });
+            return Err(OciError::WrongSize {
+                named: layer.size,
+                found: read,
+            });
         }
         upload.write(data).await?;
     }
     if read != layer.size {
-        return Err(OciError::WrongSize { named: layer.size, found: read });
+        return Err(OciError::WrongSize {
+            named: layer.size,
+            found: read,
+        });
     }
-    upload.finish(Some(layer.digest)).await.map_err(|error| match error {
-        UploadError::WrongDigest { named, found } => OciError::WrongDigest { what: "the layer", named, found },
-        other => other.into(),
-    })
+    upload
+        .finish(Some(layer.digest))
+        .await
+        .map_err(|error| match error {
+            UploadError::WrongDigest { named, found } => OciError::WrongDigest {
+                what: "the layer",
+                named,
+                found,
+            },
+            other => other.into(),
+        })
 }
 
 /// Look for a signature that is good among those that cosign left beside the manifest.
-async fn check_signature(session: &mut Session<'_>, key: &Key, subject: Digest) -> Result<(), OciError> {
+async fn check_signature(
+    session: &mut Session<'_>,
+    key: &Key,
+    subject: Digest,
+) -> Result<(), OciError> {
     let path = format!("manifests/{}", signature::tag(subject));
-    let manifest = match session.document(&path, MANIFEST_TYPE, MANIFEST_BYTES_MAX).await {
+    let manifest = match session
+        .document(&path, MANIFEST_TYPE, MANIFEST_BYTES_MAX)
+        .await
+    {
         Ok(manifest) => manifest,
         Err(OciError::NotFound(_)) => {
-            return Err(OciError::NotSigned(format!("manifest {subject} has no signature")));
+            return Err(OciError::NotSigned(format!(
+                "manifest {subject} has no signature"
+            )));
         }
         Err(error) => return Err(error),
     };
     let signatures = manifest::signatures(&manifest)?;
     for signed in &signatures {
-        let Layer { digest: named, size } = signed.layer;
+        let Layer {
+            digest: named,
+            size,
+        } = signed.layer;
         if size > PAYLOAD_BYTES_MAX {
             continue;
         }
         let most = usize::try_from(size).unwrap_or(usize::MAX);
-        let payload = session.document(&format!("blobs/{named}"), "*/*", most).await?;
+        let payload = session
+            .document(&format!("blobs/{named}"), "*/*", most)
+            .await?;
         // Checked although the signature would tell: it says more clearly what is wrong.
         let found = Digest::of(&payload);
         if found != named {
-            return Err(OciError::WrongDigest { what: "the signed document", named, found });
+            return Err(OciError::WrongDigest {
+                what: "the signed document",
+                named,
+                found,
+            });
         }
         if key.covers(&payload, &signed.signature, subject) {
             return Ok(());

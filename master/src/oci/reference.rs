@@ -107,16 +107,18 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
     }
     let (named, digest) = match path.split_once('@') {
         Some((named, digest)) => {
-            let digest = digest.parse().map_err(|_| "the digest is sha256: and 64 hexadecimal digits")?;
+            let digest = digest
+                .parse()
+                .map_err(|_| "the digest is sha256: and 64 hexadecimal digits")?;
             (named, Some(Version::Digest(digest)))
         }
         None => (path, None),
     };
     let (repository, tag) = match named.split_once(':') {
-        Some((repository, tag)) if is_tag(tag) => {
-            (repository, Some(Version::Tag(tag.to_owned())))
+        Some((repository, tag)) if is_tag(tag) => (repository, Some(Version::Tag(tag.to_owned()))),
+        Some(_) => {
+            return Err("the tag has at most 128 of A-Z a-z 0-9 _ . - and begins with none of . -");
         }
-        Some(_) => return Err("the tag has at most 128 of A-Z a-z 0-9 _ . - and begins with none of . -"),
         None => (named, None),
     };
     if !is_repository(repository) {
@@ -145,7 +147,9 @@ pub fn is_registry(text: &str) -> bool {
     let (host, port) = text.split_at(host_end);
     let named = !host.is_empty()
         && host.len() <= 255
-        && host.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'.' || b == b'-')
+        && host
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'.' || b == b'-')
         && !host.starts_with(['.', '-'])
         && !host.ends_with(['.', '-']);
     named && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
@@ -165,7 +169,8 @@ fn is_tag(text: &str) -> bool {
 fn is_repository(text: &str) -> bool {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let part = |part: &str| {
-        part.bytes().all(|b| plain(b) || matches!(b, b'.' | b'_' | b'-'))
+        part.bytes()
+            .all(|b| plain(b) || matches!(b, b'.' | b'_' | b'-'))
             && part.bytes().next().is_some_and(plain)
             && part.bytes().next_back().is_some_and(plain)
     };
@@ -189,9 +194,16 @@ mod tests {
             assert_eq!(reference.to_string(), text);
         }
         let both: Reference = format!("oci://h/a:t@{digest}").parse().unwrap();
-        assert_eq!(both.to_string(), format!("oci://h/a@{digest}"), "a digest says more than a tag");
+        assert_eq!(
+            both.to_string(),
+            format!("oci://h/a@{digest}"),
+            "a digest says more than a tag"
+        );
         let tagged: Reference = "oci://h/a:t".parse().unwrap();
-        assert_eq!(tagged.pinned(digest).to_string(), format!("oci://h/a@{digest}"));
+        assert_eq!(
+            tagged.pinned(digest).to_string(),
+            format!("oci://h/a@{digest}")
+        );
     }
 
     #[test]

@@ -69,7 +69,12 @@ impl Key {
         };
         let mut text = Vec::new();
         std::fs::File::open(path)
-            .and_then(|file| std::io::Read::read_to_end(&mut std::io::Read::take(file, KEY_FILE_BYTES_MAX), &mut text))
+            .and_then(|file| {
+                std::io::Read::read_to_end(
+                    &mut std::io::Read::take(file, KEY_FILE_BYTES_MAX),
+                    &mut text,
+                )
+            })
             .map_err(|source| error(source.to_string()))?;
         Self::from_pem(&text).map_err(|rule| error(rule.to_owned()))
     }
@@ -80,8 +85,13 @@ impl Key {
         let point = der
             .strip_prefix(&P256_HEADER)
             .filter(|point| point.len() == 65 && point[0] == 4)
-            .ok_or("the key must be one of ECDSA on P-256, as `cosign generate-key-pair` makes it")?;
-        Ok(Self(UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point.to_vec())))
+            .ok_or(
+                "the key must be one of ECDSA on P-256, as `cosign generate-key-pair` makes it",
+            )?;
+        Ok(Self(UnparsedPublicKey::new(
+            &ECDSA_P256_SHA256_ASN1,
+            point.to_vec(),
+        )))
     }
 
     /// Whether a signature (in base64) over a payload is of this key and the payload names the manifest.
@@ -118,14 +128,22 @@ pub mod tests {
     impl Signer {
         pub fn new() -> Self {
             let random = SystemRandom::new();
-            let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &random).unwrap();
-            let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, document.as_ref(), &random);
+            let document =
+                EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &random).unwrap();
+            let pair = EcdsaKeyPair::from_pkcs8(
+                &ECDSA_P256_SHA256_ASN1_SIGNING,
+                document.as_ref(),
+                &random,
+            );
             Self(pair.unwrap())
         }
 
         pub fn pem(&self) -> String {
             let der = [&P256_HEADER[..], self.0.public_key().as_ref()].concat();
-            format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(der))
+            format!(
+                "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n",
+                STANDARD.encode(der)
+            )
         }
 
         pub fn sign(&self, payload: &[u8]) -> String {
@@ -153,14 +171,28 @@ pub mod tests {
         let signed = payload(this);
         let good = signer.sign(&signed);
         assert!(key.covers(&signed, &good, this));
-        assert!(!key.covers(&signed, &good, that), "it names another manifest");
-        assert!(!key.covers(&payload(that), &good, that), "the document was replaced");
-        assert!(!key.covers(&signed, &other.sign(&signed), this), "another's key");
+        assert!(
+            !key.covers(&signed, &good, that),
+            "it names another manifest"
+        );
+        assert!(
+            !key.covers(&payload(that), &good, that),
+            "the document was replaced"
+        );
+        assert!(
+            !key.covers(&signed, &other.sign(&signed), this),
+            "another's key"
+        );
         for bad in ["", "!", "AAAA"] {
             assert!(!key.covers(&signed, bad, this), "{bad}");
         }
-        let kind = String::from_utf8(signed).unwrap().replace("cosign container", "other");
-        assert!(!key.covers(kind.as_bytes(), &signer.sign(kind.as_bytes()), this), "another kind of document");
+        let kind = String::from_utf8(signed)
+            .unwrap()
+            .replace("cosign container", "other");
+        assert!(
+            !key.covers(kind.as_bytes(), &signer.sign(kind.as_bytes()), this),
+            "another kind of document"
+        );
     }
 
     /// Made with OpenSSL, whose signatures are those of cosign.
@@ -173,11 +205,18 @@ pub mod tests {
 
     #[test]
     fn other_keys_are_refused() {
-        for bad in ["", "x", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"] {
+        for bad in [
+            "",
+            "x",
+            "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n",
+        ] {
             assert!(Key::from_pem(bad.as_bytes()).is_err(), "{bad}");
         }
         let error = Key::load(Path::new("/nonexistent/key.pem")).err().unwrap();
-        assert!(error.to_string().contains("/nonexistent/key.pem"), "{error}");
+        assert!(
+            error.to_string().contains("/nonexistent/key.pem"),
+            "{error}"
+        );
     }
 
     const KEY: &str = "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEywlpVQWh/GvqmM6A1rfXEx/ekfwr\nSUvkGaDEe+jzV+WAdmY8yjKF5on023czYp6+9OiZWrr28hC2ktHFDr1XkA==\n-----END PUBLIC KEY-----\n";

@@ -46,21 +46,37 @@ async fn serve(
 ) -> Response {
     let mut content = content.lock().unwrap();
     if let Some(token) = &content.token {
-        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let given = headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok());
         if given != Some(&format!("Bearer {token}")) {
             let host = headers[header::HOST].to_str().unwrap();
             let challenge = format!("Bearer realm=\"http://{host}/token\",service=\"test\"");
-            return (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, challenge)]).into_response();
+            return (
+                StatusCode::UNAUTHORIZED,
+                [(header::WWW_AUTHENTICATE, challenge)],
+            )
+                .into_response();
         }
     }
     if kind == "manifests" {
-        return content.manifests.get(&name).cloned().map_or(StatusCode::NOT_FOUND.into_response(), IntoResponse::into_response);
+        return content.manifests.get(&name).cloned().map_or(
+            StatusCode::NOT_FOUND.into_response(),
+            IntoResponse::into_response,
+        );
     }
     if let Some(to) = &content.redirect {
-        return (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, to.clone())]).into_response();
+        return (
+            StatusCode::TEMPORARY_REDIRECT,
+            [(header::LOCATION, to.clone())],
+        )
+            .into_response();
     }
     content.blobs_sent += 1;
-    content.blobs.get(&name).cloned().map_or(StatusCode::NOT_FOUND.into_response(), IntoResponse::into_response)
+    content.blobs.get(&name).cloned().map_or(
+        StatusCode::NOT_FOUND.into_response(),
+        IntoResponse::into_response,
+    )
 }
 
 async fn elsewhere(State(content): Shared, headers: HeaderMap) -> Vec<u8> {
@@ -85,7 +101,12 @@ impl Registry {
         tokio::spawn(async move { axum::serve(listener, router).await });
         let dir = tempfile::tempdir().unwrap();
         let store = ComponentStore::open(dir.path()).unwrap();
-        Self { address, content, _dir: dir, store }
+        Self {
+            address,
+            content,
+            _dir: dir,
+            store,
+        }
     }
 
     /// Put the component there under the tag `v1`; the manifest's digest.
@@ -103,7 +124,11 @@ impl Registry {
 
     fn blob(&self, bytes: &[u8]) -> Value {
         let digest = Digest::of(bytes).to_string();
-        self.content.lock().unwrap().blobs.insert(digest.clone(), bytes.to_vec());
+        self.content
+            .lock()
+            .unwrap()
+            .blobs
+            .insert(digest.clone(), bytes.to_vec());
         json!({"digest": digest, "size": bytes.len()})
     }
 
@@ -130,7 +155,9 @@ impl Registry {
 
     async fn pull(&self, version: &str, key: Option<Key>) -> Result<Pulled, OciError> {
         let puller = Puller::new(vec![self.address.to_string()], key);
-        let reference: Reference = format!("oci://{}/demo{version}", self.address).parse().unwrap();
+        let reference: Reference = format!("oci://{}/demo{version}", self.address)
+            .parse()
+            .unwrap();
         let upload = self.store.begin(MOST).await.unwrap();
         puller.pull(&reference, true, MOST, upload).await
     }
@@ -146,13 +173,20 @@ async fn tags_are_resolved_and_digests_are_pinned() {
     let registry = Registry::start().await;
     let digest = registry.push(|_| ());
     let pinned = format!("oci://{}/demo@{digest}", registry.address);
-    for version in [":v1".to_owned(), format!("@{digest}"), format!(":other@{digest}")] {
+    for version in [
+        ":v1".to_owned(),
+        format!("@{digest}"),
+        format!(":other@{digest}"),
+    ] {
         let pulled = registry.pull(&version, None).await.unwrap();
         assert_eq!(pulled.source.to_string(), pinned, "{version}");
         assert_eq!(pulled.staged.digest, Digest::of(COMPONENT));
         assert_eq!(std::fs::read(pulled.staged.path()).unwrap(), COMPONENT);
     }
-    assert!(matches!(registry.pull(":v2", None).await, Err(OciError::NotFound(_))));
+    assert!(matches!(
+        registry.pull(":v2", None).await,
+        Err(OciError::NotFound(_))
+    ));
 }
 
 #[tokio::test]
@@ -163,22 +197,44 @@ async fn what_is_not_as_it_was_named_is_refused() {
 
     registry.edit(|content| {
         let forged = content.manifests["v1"].clone();
-        content.manifests.insert(digest.to_string(), [forged, b" ".to_vec()].concat());
+        content
+            .manifests
+            .insert(digest.to_string(), [forged, b" ".to_vec()].concat());
     });
     let error = registry.pull(&pinned, None).await.unwrap_err();
-    assert!(matches!(error, OciError::WrongDigest { what: "the manifest", .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            OciError::WrongDigest {
+                what: "the manifest",
+                ..
+            }
+        ),
+        "{error}"
+    );
 
     let mut other = COMPONENT.to_vec();
     other[0] ^= 1;
     registry.edit(|content| _ = content.blobs.insert(layer.clone(), other));
     let error = registry.pull(":v1", None).await.unwrap_err();
-    assert!(matches!(error, OciError::WrongDigest { what: "the layer", .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            OciError::WrongDigest {
+                what: "the layer",
+                ..
+            }
+        ),
+        "{error}"
+    );
 
     // A bomb: the manifest says little, the registry sends without an end.
     for (bytes, sent) in [(vec![0; 1 << 20], 25..), (COMPONENT[1..].to_vec(), 23..)] {
         registry.edit(|content| _ = content.blobs.insert(layer.clone(), bytes));
         match registry.pull(":v1", None).await {
-            Err(OciError::WrongSize { named: 24, found }) => assert!(sent.contains(&found), "{found}"),
+            Err(OciError::WrongSize { named: 24, found }) => {
+                assert!(sent.contains(&found), "{found}")
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -189,10 +245,18 @@ async fn only_wasm_artifacts_of_one_small_layer_are_components() {
     let registry = Registry::start().await;
     type Edit = fn(&mut Value);
     let cases: [(&str, Edit); 4] = [
-        ("2 layers", |m| m["layers"] = json!([m["layers"][0], m["layers"][0]])),
-        ("configuration is of the type", |m| m["config"]["mediaType"] = json!("application/vnd.oci.image.config.v1+json")),
-        ("limit component-bytes: at most 1000", |m| m["layers"][0]["size"] = json!(1_001)),
-        ("a document has more than", |m| m["annotations"] = json!({"long": "x".repeat(MANIFEST_BYTES_MAX)})),
+        ("2 layers", |m| {
+            m["layers"] = json!([m["layers"][0], m["layers"][0]])
+        }),
+        ("configuration is of the type", |m| {
+            m["config"]["mediaType"] = json!("application/vnd.oci.image.config.v1+json")
+        }),
+        ("limit component-bytes: at most 1000", |m| {
+            m["layers"][0]["size"] = json!(1_001)
+        }),
+        ("a document has more than", |m| {
+            m["annotations"] = json!({"long": "x".repeat(MANIFEST_BYTES_MAX)})
+        }),
     ];
     for (text, edit) in cases {
         registry.push(edit);
@@ -210,7 +274,12 @@ async fn with_a_key_only_what_is_signed_is_fetched() {
     let file = registry._dir.path().join("key.pem");
     std::fs::write(&file, signer.pem()).unwrap();
     let key = Key::load(&file).unwrap();
-    let text = async |version: &str| registry.pull(version, Some(key.clone())).await.map_err(|error| error.to_string());
+    let text = async |version: &str| {
+        registry
+            .pull(version, Some(key.clone()))
+            .await
+            .map_err(|error| error.to_string())
+    };
 
     let missing = text(":v1").await.unwrap_err();
     assert!(missing.contains("has no signature"), "{missing}");
@@ -248,7 +317,10 @@ async fn redirects_lead_home_or_to_the_public_internet() {
         ("https://169.254.169.254/latest/meta-data".to_owned(), true),
         ("https://localhost/x".to_owned(), true),
         ("http://169.254.169.254/latest/meta-data".to_owned(), false),
-        (format!("http://localhost:{}/elsewhere", registry.address.port()), false),
+        (
+            format!("http://localhost:{}/elsewhere", registry.address.port()),
+            false,
+        ),
     ] {
         registry.edit(|content| content.redirect = Some(to.clone()));
         match registry.pull(":v1", None).await.unwrap_err() {
@@ -270,21 +342,36 @@ async fn an_anonymous_token_is_fetched_when_it_is_wanted() {
     registry.edit(|content| content.token = Some("open sesame".into()));
     assert!(registry.pull(":v1", None).await.is_ok());
     registry.edit(|content| content.token = Some("not\nfor a header".into()));
-    assert!(matches!(registry.pull(":v1", None).await, Err(OciError::BadAnswer(_))));
+    assert!(matches!(
+        registry.pull(":v1", None).await,
+        Err(OciError::BadAnswer(_))
+    ));
 }
 
 #[tokio::test]
 async fn registries_that_are_not_listed_are_not_asked() {
     let registry = Registry::start().await;
     registry.push(|_| ());
-    let reference: Reference = format!("oci://{}/demo:v1", registry.address).parse().unwrap();
-    for (listed, plain) in [(vec![], true), (vec!["127.0.0.1".to_owned()], true), (vec!["127.0.0.1:1".to_owned()], true)] {
+    let reference: Reference = format!("oci://{}/demo:v1", registry.address)
+        .parse()
+        .unwrap();
+    for (listed, plain) in [
+        (vec![], true),
+        (vec!["127.0.0.1".to_owned()], true),
+        (vec!["127.0.0.1:1".to_owned()], true),
+    ] {
         let upload = registry.store.begin(MOST).await.unwrap();
-        let error = Puller::new(listed, None).pull(&reference, plain, MOST, upload).await.unwrap_err();
+        let error = Puller::new(listed, None)
+            .pull(&reference, plain, MOST, upload)
+            .await
+            .unwrap_err();
         assert!(matches!(error, OciError::NotAllowed(_)), "{error}");
     }
     let elsewhere: Reference = "oci://8.8.8.8/demo:v1".parse().unwrap();
     let upload = registry.store.begin(MOST).await.unwrap();
-    let error = Puller::new(vec!["8.8.8.8".into()], None).pull(&elsewhere, true, MOST, upload).await.unwrap_err();
+    let error = Puller::new(vec!["8.8.8.8".into()], None)
+        .pull(&elsewhere, true, MOST, upload)
+        .await
+        .unwrap_err();
     assert!(matches!(error, OciError::PlainBeyondLoopback(_)), "{error}");
 }

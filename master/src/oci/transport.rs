@@ -105,8 +105,13 @@ impl Transport {
     /// The addresses of a host that may be connected to.
     async fn addresses(&self, uri: &Uri, port: u16) -> Result<Vec<SocketAddr>, OciError> {
         let unreachable = |why: String| OciError::unreachable(uri, why);
-        let authority = uri.authority().ok_or_else(|| unreachable("it names no host".into()))?;
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        let authority = uri
+            .authority()
+            .ok_or_else(|| unreachable("it names no host".into()))?;
+        let host = authority
+            .host()
+            .trim_start_matches('[')
+            .trim_end_matches(']');
         let found = tokio::net::lookup_host((host, port))
             .await
             .map_err(|error| unreachable(error.to_string()))?;
@@ -197,7 +202,9 @@ impl Session<'_> {
         let scheme = if self.plain { "http" } else { "https" };
         let (registry, repository) = (self.registry, self.repository);
         let start = format!("{scheme}://{registry}/v2/{repository}/{path}");
-        let start: Uri = start.parse().map_err(|_| OciError::BadAnswer("the path is no URL".into()))?;
+        let start: Uri = start
+            .parse()
+            .map_err(|_| OciError::BadAnswer("the path is no URL".into()))?;
         let mut uri = start.clone();
         let mut asked_for_token = false;
         let mut redirects = 0;
@@ -228,7 +235,9 @@ impl Session<'_> {
                     return Err(OciError::NeedsCredentials(registry.to_owned()));
                 }
                 StatusCode::NOT_FOUND => {
-                    return Err(OciError::NotFound(format!("{registry}/{repository}/{path}")));
+                    return Err(OciError::NotFound(format!(
+                        "{registry}/{repository}/{path}"
+                    )));
                 }
                 _ => return Err(OciError::unreachable(&uri, format!("it answered {status}"))),
             }
@@ -239,7 +248,12 @@ impl Session<'_> {
     ///
     /// # Errors
     /// As [`Self::get`], and when it is longer than `most`.
-    pub async fn document(&mut self, path: &str, accept: &str, most: usize) -> Result<Bytes, OciError> {
+    pub async fn document(
+        &mut self,
+        path: &str,
+        accept: &str,
+        most: usize,
+    ) -> Result<Bytes, OciError> {
         let response = self.get(path, accept).await?;
         collect(response, most).await
     }
@@ -251,7 +265,9 @@ impl Session<'_> {
         let next: Uri = if to.starts_with('/') && !to.starts_with("//") {
             let scheme = from.scheme_str().unwrap_or("https");
             let authority = from.authority().map_or("", Authority::as_str);
-            format!("{scheme}://{authority}{to}").parse().map_err(|_| bad())?
+            format!("{scheme}://{authority}{to}")
+                .parse()
+                .map_err(|_| bad())?
         } else {
             to.parse().map_err(|_| bad())?
         };
@@ -260,24 +276,36 @@ impl Session<'_> {
     }
 
     fn check_scheme(&self, uri: &Uri) -> Result<(), OciError> {
-        let same = uri.authority().is_some_and(|authority| authority.as_str() == self.registry);
+        let same = uri
+            .authority()
+            .is_some_and(|authority| authority.as_str() == self.registry);
         match uri.scheme_str() {
             Some("https") => Ok(()),
             Some("http") if self.plain && same => Ok(()),
-            _ => Err(OciError::BadAnswer(format!("it leads to {uri}, which is not encrypted"))),
+            _ => Err(OciError::BadAnswer(format!(
+                "it leads to {uri}, which is not encrypted"
+            ))),
         }
     }
 
     /// Ask for an anonymous token, as registries want it for public repositories, too.
     async fn fetch_token(&self, challenge: Option<&HeaderValue>) -> Result<String, OciError> {
         let refused = || OciError::NeedsCredentials(self.registry.to_owned());
-        let challenge = challenge.and_then(|value| value.to_str().ok()).ok_or_else(refused)?;
+        let challenge = challenge
+            .and_then(|value| value.to_str().ok())
+            .ok_or_else(refused)?;
         let realm = parameter(challenge, "realm").ok_or_else(refused)?;
         let service = parameter(challenge, "service").unwrap_or_default();
         let scope = format!("repository:{}:pull", self.repository);
         let separator = if realm.contains('?') { '&' } else { '?' };
-        let uri = format!("{realm}{separator}service={}&scope={}", escape(&service), escape(&scope));
-        let uri: Uri = uri.parse().map_err(|_| OciError::BadAnswer("its tokens come from nowhere".into()))?;
+        let uri = format!(
+            "{realm}{separator}service={}&scope={}",
+            escape(&service),
+            escape(&scope)
+        );
+        let uri: Uri = uri
+            .parse()
+            .map_err(|_| OciError::BadAnswer("its tokens come from nowhere".into()))?;
         self.check_scheme(&uri)?;
         let response = self.transport.send(&uri, "application/json", None).await?;
         if !response.status().is_success() {
@@ -294,7 +322,11 @@ impl Session<'_> {
     }
 }
 
-fn request(uri: &Uri, accept: &str, token: Option<&str>) -> Result<Request<Empty<Bytes>>, OciError> {
+fn request(
+    uri: &Uri,
+    accept: &str,
+    token: Option<&str>,
+) -> Result<Request<Empty<Bytes>>, OciError> {
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
     let mut request = Request::get(path)
         .header(HOST, uri.authority().map_or("", Authority::as_str))
@@ -311,7 +343,10 @@ fn request(uri: &Uri, accept: &str, token: Option<&str>) -> Result<Request<Empty
         .map_err(|error| OciError::BadAnswer(error.to_string()))
 }
 
-async fn exchange<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<Response<Incoming>, String>
+async fn exchange<S>(
+    stream: S,
+    request: Request<Empty<Bytes>>,
+) -> Result<Response<Incoming>, String>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -320,18 +355,22 @@ where
         .map_err(|error| error.to_string())?;
     // It ends with the body, or when whoever reads the body goes away.
     tokio::spawn(connection);
-    sender.send_request(request).await.map_err(|error| error.to_string())
+    sender
+        .send_request(request)
+        .await
+        .map_err(|error| error.to_string())
 }
 
 async fn collect(response: Response<Incoming>, most: usize) -> Result<Bytes, OciError> {
     let body = Limited::new(response.into_body(), most).collect().await;
-    body.map(http_body_util::Collected::to_bytes).map_err(|error| {
-        if error.is::<http_body_util::LengthLimitError>() {
-            OciError::BadAnswer(format!("a document has more than {most} bytes"))
-        } else {
-            OciError::BadAnswer(format!("the answer broke off: {error}"))
-        }
-    })
+    body.map(http_body_util::Collected::to_bytes)
+        .map_err(|error| {
+            if error.is::<http_body_util::LengthLimitError>() {
+                OciError::BadAnswer(format!("a document has more than {most} bytes"))
+            } else {
+                OciError::BadAnswer(format!("the answer broke off: {error}"))
+            }
+        })
 }
 
 /// A parameter of `Bearer realm="…",service="…"`. Quoted pairs do not occur in what registries send.
@@ -373,7 +412,8 @@ mod tests {
 
     #[test]
     fn challenges_are_read() {
-        let challenge = "Bearer realm=\"https://auth.x/token?a=b\",service=\"registry.x\", scope=pull,error=e";
+        let challenge =
+            "Bearer realm=\"https://auth.x/token?a=b\",service=\"registry.x\", scope=pull,error=e";
         for (name, value) in [
             ("realm", Some("https://auth.x/token?a=b")),
             ("service", Some("registry.x")),
@@ -392,15 +432,30 @@ mod tests {
     #[test]
     fn only_listed_registries_are_pulled_from_and_redirects_stay_encrypted() {
         let transport = Transport::new(vec!["localhost:5000".into()]);
-        assert!(matches!(transport.session("localhost", "a", false), Err(OciError::NotAllowed(_))));
+        assert!(matches!(
+            transport.session("localhost", "a", false),
+            Err(OciError::NotAllowed(_))
+        ));
         let from: Uri = "http://localhost:5000/v2/a/blobs/x".parse().unwrap();
         let next = |plain: bool, to: &'static str| {
             let session = transport.session("localhost:5000", "a", plain).unwrap();
-            session.redirected(&from, Some(&HeaderValue::from_static(to))).map(|uri| uri.to_string())
+            session
+                .redirected(&from, Some(&HeaderValue::from_static(to)))
+                .map(|uri| uri.to_string())
         };
         assert_eq!(next(true, "/y").unwrap(), "http://localhost:5000/y");
-        assert_eq!(next(true, "https://cdn.x/y?z").unwrap(), "https://cdn.x/y?z");
-        for bad in ["http://169.254.169.254/latest", "http://localhost:5001/", "//x/y", "ftp://x/", "", "x y"] {
+        assert_eq!(
+            next(true, "https://cdn.x/y?z").unwrap(),
+            "https://cdn.x/y?z"
+        );
+        for bad in [
+            "http://169.254.169.254/latest",
+            "http://localhost:5001/",
+            "//x/y",
+            "ftp://x/",
+            "",
+            "x y",
+        ] {
             assert!(next(true, bad).is_err(), "{bad}");
         }
         assert!(next(false, "http://localhost:5000/y").is_err());

@@ -15,7 +15,10 @@ const BYTES: &str = "a scheduler from a registry";
 
 type Files = Arc<HashMap<String, Vec<u8>>>;
 
-async fn serve(State(files): State<Files>, Path(name): Path<String>) -> Result<Vec<u8>, StatusCode> {
+async fn serve(
+    State(files): State<Files>,
+    Path(name): Path<String>,
+) -> Result<Vec<u8>, StatusCode> {
     files.get(&name).cloned().ok_or(StatusCode::NOT_FOUND)
 }
 
@@ -34,7 +37,9 @@ async fn registry() -> (String, Digest) {
         ("manifests/v1".to_owned(), manifest),
         (format!("blobs/{layer}"), BYTES.as_bytes().to_vec()),
     ]);
-    let router = Router::new().route("/v2/demo/{*name}", get(serve)).with_state(Arc::new(files));
+    let router = Router::new()
+        .route("/v2/demo/{*name}", get(serve))
+        .with_state(Arc::new(files));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     tokio::spawn(async move { axum::serve(listener, router).await });
@@ -55,20 +60,37 @@ async fn a_component_is_pulled_from_a_listed_registry_and_pinned() {
     let digest = Digest::of(BYTES.as_bytes()).to_string();
     let source = format!("oci://{address}/demo@{manifest}");
     let (status, pulled) = pull(format!("oci://{address}/demo:v1"), true).await;
-    assert_eq!((status, &pulled["digest"], &pulled["source"]), (201, &json!(digest), &json!(source)), "{pulled}");
+    assert_eq!(
+        (status, &pulled["digest"], &pulled["source"]),
+        (201, &json!(digest), &json!(source)),
+        "{pulled}"
+    );
     let (status, again) = pull(source.clone(), true).await;
     assert_eq!((status, &again["created"]), (200, &json!(false)));
 
     let shown = master.get(&format!("/v1/components/{digest}")).await;
-    assert_eq!((&shown["source"], &shown["world"]), (&json!(source), &json!("scheduler")), "{shown}");
-    let content = master.request(Method::GET, &format!("/v1/components/{digest}/content")).send().await.unwrap();
+    assert_eq!(
+        (&shown["source"], &shown["world"]),
+        (&json!(source), &json!("scheduler")),
+        "{shown}"
+    );
+    let content = master
+        .request(Method::GET, &format!("/v1/components/{digest}/content"))
+        .send()
+        .await
+        .unwrap();
     assert_eq!(content.headers()["content-type"], "application/wasm");
     assert_eq!(content.text().await.unwrap(), BYTES);
 
     let refused = [
         (format!("oci://{address}/demo:v2"), true, 404, "source"),
         (format!("oci://{address}/other:v1"), true, 404, "source"),
-        (format!("oci://{address}/demo@{digest}"), true, 404, "source"),
+        (
+            format!("oci://{address}/demo@{digest}"),
+            true,
+            404,
+            "source",
+        ),
         ("oci://127.0.0.1:1/demo:v1".to_owned(), true, 403, "source"),
         ("oci://ghcr.io/demo:v1".to_owned(), false, 403, "source"),
         (format!("http://{address}/demo:v1"), true, 400, "source"),
@@ -78,11 +100,21 @@ async fn a_component_is_pulled_from_a_listed_registry_and_pinned() {
     ];
     for (source, plain, status, field) in refused {
         let (found, error) = pull(source.clone(), plain).await;
-        assert_eq!((found, error["error"]["field"].as_str().unwrap_or("")), (status, field), "{source}: {error}");
+        assert_eq!(
+            (found, error["error"]["field"].as_str().unwrap_or("")),
+            (status, field),
+            "{source}: {error}"
+        );
     }
     let named = format!("/v1/components?digest={digest}");
-    let (status, error) = master.send(Method::POST, &named, &json!({"source": source})).await;
-    assert_eq!((status, &error["error"]["field"]), (400, &json!("digest")), "{error}");
+    let (status, error) = master
+        .send(Method::POST, &named, &json!({"source": source}))
+        .await;
+    assert_eq!(
+        (status, &error["error"]["field"]),
+        (400, &json!("digest")),
+        "{error}"
+    );
     master.stop().await;
 }
 
@@ -97,7 +129,9 @@ async fn with_a_key_nothing_unsigned_comes_in() {
     strict.component_key = Some(key);
     let master = Master::start(strict.clone()).await;
     let upload = async |master: &Master| {
-        let upload = master.request(Method::POST, "/v1/components").body("a scheduler");
+        let upload = master
+            .request(Method::POST, "/v1/components")
+            .body("a scheduler");
         upload.send().await.unwrap().status().as_u16()
     };
     assert_eq!(upload(&master).await, 403);
@@ -125,30 +159,79 @@ async fn what_the_judge_found_is_kept_and_shown() {
     let bytes = format!("a scheduler\n{verdict}\n");
     let digest = master.upload(&bytes).await;
     let shown = master.get(&format!("/v1/components/{digest}")).await;
-    assert_eq!(shown["state"], json!({"writes": 3, "reads": [1, 2], "migrates": true}), "{shown}");
-    assert_eq!((&shown["report"]["functions"], &shown["report"]["imports"]), (&json!(12), &verdict["imports"]));
-    assert_eq!((&shown["source"], &shown["uploaded_by"]), (&Value::Null, &json!("admin")));
+    assert_eq!(
+        shown["state"],
+        json!({"writes": 3, "reads": [1, 2], "migrates": true}),
+        "{shown}"
+    );
+    assert_eq!(
+        (&shown["report"]["functions"], &shown["report"]["imports"]),
+        (&json!(12), &verdict["imports"])
+    );
+    assert_eq!(
+        (&shown["source"], &shown["uploaded_by"]),
+        (&Value::Null, &json!("admin"))
+    );
     let listed = master.get("/v1/components").await;
     assert_eq!(listed["items"][0]["report"], Value::Null, "a list is short");
 
     let made = "module of a scheduler\n";
-    let answer = master.request(Method::POST, "/v1/components").body(format!("core {made}")).send().await.unwrap();
+    let answer = master
+        .request(Method::POST, "/v1/components")
+        .body(format!("core {made}"))
+        .send()
+        .await
+        .unwrap();
     let added: Value = answer.json().await.unwrap();
-    let (digest, sent) = (Digest::of(made.as_bytes()), Digest::of(format!("core {made}").as_bytes()));
-    assert_eq!((&added["digest"], &added["componentized_from"]), (&json!(digest.to_string()), &json!(sent.to_string())), "{added}");
+    let (digest, sent) = (
+        Digest::of(made.as_bytes()),
+        Digest::of(format!("core {made}").as_bytes()),
+    );
+    assert_eq!(
+        (&added["digest"], &added["componentized_from"]),
+        (&json!(digest.to_string()), &json!(sent.to_string())),
+        "{added}"
+    );
     let shown = master.get(&format!("/v1/components/{digest}")).await;
-    assert_eq!(shown["report"]["componentized_from"], json!(sent.to_string()));
-    let stored = master.request(Method::GET, &format!("/v1/components/{digest}/content")).send().await.unwrap();
+    assert_eq!(
+        shown["report"]["componentized_from"],
+        json!(sent.to_string())
+    );
+    let stored = master
+        .request(Method::GET, &format!("/v1/components/{digest}/content"))
+        .send()
+        .await
+        .unwrap();
     assert_eq!(stored.text().await.unwrap(), made);
 
     // The limits of the cluster are the judge's.
-    let (status, _) = master.send(Method::PATCH, "/v1/limits", &json!({"set": {"component-functions": 1, "component-bytes": 1024}})).await;
+    let (status, _) = master
+        .send(
+            Method::PATCH,
+            "/v1/limits",
+            &json!({"set": {"component-functions": 1, "component-bytes": 1024}}),
+        )
+        .await;
     assert_eq!(status, 200);
-    for (bytes, status) in [("one more scheduler".to_owned(), 400), ("x".repeat(1_025), 413)] {
-        let answer = master.request(Method::POST, "/v1/components").body(bytes).send().await.unwrap();
+    for (bytes, status) in [
+        ("one more scheduler".to_owned(), 400),
+        ("x".repeat(1_025), 413),
+    ] {
+        let answer = master
+            .request(Method::POST, "/v1/components")
+            .body(bytes)
+            .send()
+            .await
+            .unwrap();
         assert_eq!(answer.status().as_u16(), status);
         let error: Value = answer.json().await.unwrap();
-        assert!(error["error"]["message"].as_str().unwrap().contains("limit component-"), "{error}");
+        assert!(
+            error["error"]["message"]
+                .as_str()
+                .unwrap()
+                .contains("limit component-"),
+            "{error}"
+        );
     }
     master.stop().await;
 }

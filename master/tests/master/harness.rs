@@ -152,7 +152,10 @@ impl Master {
         let answer = self.request(method, path).json(body).send().await.unwrap();
         let status = answer.status().as_u16();
         let bytes = answer.bytes().await.unwrap();
-        (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+        (
+            status,
+            serde_json::from_slice(&bytes).unwrap_or(Value::Null),
+        )
     }
 
     /// Upload a component; its digest.
@@ -171,7 +174,9 @@ impl Master {
 
     pub async fn create_framework_of(&self, name: &str, component: &str) -> Value {
         let body = json!({"name": name, "component": component, "config": {"k": "v"}});
-        let (_, created) = self.send(reqwest::Method::POST, "/v1/frameworks", &body).await;
+        let (_, created) = self
+            .send(reqwest::Method::POST, "/v1/frameworks", &body)
+            .await;
         created
     }
 
@@ -229,7 +234,9 @@ impl FakeAgent {
                     mem_mib: 512,
                     disk_mib: 0,
                 }),
-                version: "test".into(), ..Default::default() }),
+                version: "test".into(),
+                ..Default::default()
+            }),
             tasks_hash: tessera_wire::tasks_hash(std::iter::empty()).to_vec(),
             protocol: tessera_wire::SESSION_PROTOCOL,
             ..Default::default()
@@ -308,9 +315,10 @@ impl FakeAgent {
     pub async fn host_instance_after(&mut self, epoch: u64) -> v1::DesiredInstance {
         let instance = self
             .wait_for("an instance", |message| match message {
-                Down::Desired(desired) => {
-                    desired.instances.into_iter().find(|instance| instance.epoch > epoch)
-                }
+                Down::Desired(desired) => desired
+                    .instances
+                    .into_iter()
+                    .find(|instance| instance.epoch > epoch),
                 _ => None,
             })
             .await;
@@ -431,13 +439,15 @@ pub fn launching_turn(batch: &v1::Batch, offer: &v1::Offer, task: &str) -> v1::T
     let digest = Digest::of(&encoded);
     let accept = Operation::Accept {
         offers: vec![tessera_types::OfferId(offer.id)],
-        launches: vec![Launch {
-            task: task.parse().unwrap(),
-            spec: digest,
-            args: vec![],
-            env: vec![],
-        }
-        .into()],
+        launches: vec![
+            Launch {
+                task: task.parse().unwrap(),
+                spec: digest,
+                args: vec![],
+                env: vec![],
+            }
+            .into(),
+        ],
         filters: tessera_types::Filters::default(),
         gang: 0,
     };
@@ -454,7 +464,13 @@ pub fn launching_turn(batch: &v1::Batch, offer: &v1::Offer, task: &str) -> v1::T
     turn
 }
 
-pub async fn report(agent: &FakeAgent, framework: u64, task: &str, sequence: u64, state: TaskState) {
+pub async fn report(
+    agent: &FakeAgent,
+    framework: u64,
+    task: &str,
+    sequence: u64,
+    state: TaskState,
+) {
     let id = tessera_types::AgentId(agent.registered.agent);
     let status = TaskStatus::new(task.parse().unwrap(), id, state, 1);
     let update = v1::StatusUpdate {
@@ -475,4 +491,3 @@ pub fn an_offer(event: &Event) -> Option<v1::Offer> {
         _ => None,
     }
 }
-
