@@ -7,16 +7,16 @@ use tessera_types::limits::BATCH_EVENTS_MAX;
 use tessera_types::{Epoch, Event, FrameworkId, TurnHeader, TurnNumber};
 use tessera_wire::{WireError, v1};
 
-/// The configuration that a batch brings.
+/// The newest configuration that a batch brings.
 #[must_use]
 pub fn new_config(batch: &v1::Batch) -> Option<Vec<v1::Pair>> {
     use v1::event::Event as E;
-    let events = batch.events.iter().rev();
-    let changed = events.filter_map(|event| match event.event.as_ref()? {
-        E::ConfigChanged(changed) => Some(changed.config.clone()),
+    let changed = batch.events.iter().filter_map(|event| match event.event.as_ref()? {
+        E::ConfigChanged(changed) => Some(changed),
         _ => None,
     });
-    changed.into_iter().next()
+    let newest = changed.max_by_key(|changed| changed.version);
+    newest.map(|changed| changed.config.clone())
 }
 
 /// What a batch gives to a scheduler, or why it cannot be given.

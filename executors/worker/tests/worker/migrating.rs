@@ -137,5 +137,5 @@ fn a_changed_configuration_is_consumed_and_a_rebuilt_instance_starts_with_it() {
     let failed = agent.failed(&instance);
     assert_eq!(failed.reason, "GUEST_ERROR");
     agent.ready(&instance);
-    assert!(page(&mut agent, &mut instance).contains("\"remark\":\"new\""), "the last that was committed");
+    assert!(page(&mut agent, &mut instance).contains("\"remark\":\"newer\""), "the newest that was committed");
 }
