@@ -1,7 +1,8 @@
 //! A scheduler as a guest would write one, in plain Rust: deterministic, rebuilt from its state alone.
 //!
 //! Owns: what a framework of the simulation wants. It launches a number of jobs, which are single tasks,
-//! task groups and gangs, some to be killed later, and replaces those that the cluster lost. Invariants:
+//! tasks of executors, task groups and gangs, some to be killed later, and replaces those that the cluster
+//! lost; a later version carries its records over by migration. Invariants:
 //! everything that it must remember is in its state and is written in the turn in which it learns it;
 //! every turn that changes anything adds one to `count`. Must never see anything but its state, its
 //! configuration and events.

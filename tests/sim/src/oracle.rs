@@ -486,7 +486,7 @@ impl Oracle {
             self.placed.insert(name.clone(), view.agent);
             if view.kill_requested && self.killing.insert(name.clone()) {
                 let held = self.frameworks.get(&name.0).is_some_and(|f| f.quarantined_ms.is_some());
-                let asked = self.user_kills.contains(&name);
+                let asked = self.user_kills.contains(&name) || self.leaving.contains(&name.0);
                 self.ensure(!held || asked, || {
                     format!("f{} is quarantined, and its task {} is to end", name.0, name.1)
                 });

@@ -512,7 +512,7 @@ impl World {
 
     pub(crate) fn worker_trap(&mut self, index: usize) {
         let Some(agent) = self.agents.get_mut(index) else { return };
-        // Only the guests of one of its workers, so that the other's faults are seen alone.
+        // Schedulers and executors alike.
         let count = agent.workers.len().max(1);
         let worker = agent.workers.iter_mut().nth(agent.rng.index(count));
         if let Some((key, worker)) = worker {
