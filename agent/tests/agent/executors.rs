@@ -49,6 +49,15 @@ impl Cluster {
         })
     }
 
+    /// What a child has written, once it has.
+    fn child_says(&self, child: &str) -> String {
+        wait_for("the child's output", || {
+            let chunk = self.master.file(&format!("e/{child}"), "stdout", 0, 4_096);
+            let text = String::from_utf8(chunk.data).unwrap();
+            text.ends_with('\n').then_some(text)
+        })
+    }
+
     fn executor_groups(&self) -> Vec<String> {
         let mut names = self.cgroups().list();
         names.retain(|name| name.starts_with('x'));
@@ -88,10 +97,11 @@ fn an_executor_and_its_children_outlive_agent_and_worker() {
     cluster.status("w", S::TaskRunning);
     cluster.echo("hello");
     let pid = cluster.child_pid("n");
+    // The task runs from its launch on, its child when the component is compiled.
+    assert!(cluster.child_says("w").starts_with("args: 0 sleep"));
     let limited = cluster.cgroups().unlimited_because().is_none();
     if limited {
-        let groups = cluster.master.file("e/n", "stdout", 0, 4_096).data;
-        let groups = String::from_utf8(groups).unwrap();
+        let groups = cluster.child_says("n");
         assert!(groups.contains("/x1.e.1/n.1"), "{groups}");
         assert_eq!(cluster.executor_groups(), ["x1.e.1"]);
         // The executor's own and both tasks'.

@@ -492,6 +492,12 @@ fn a_second_agent_and_another_cluster_are_refused() {
     let ended = |child: Child| String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
     let second = ended(cluster.spawn(&cluster.master.address()));
     assert!(second.contains("another agent runs in"), "{second}");
+    // It may hear that it is registered before it has written down where.
+    let identity = cluster.home.path().join("work/agent.json");
+    wait_for("the cluster in the identity", || {
+        let text = std::fs::read_to_string(&identity).ok()?;
+        text.contains("cluster-1").then_some(())
+    });
     cluster.kill_agent();
     let other = Master::start("cluster-2");
     let refused = ended(cluster.spawn(&other.address()));
