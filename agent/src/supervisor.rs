@@ -371,6 +371,12 @@ impl Supervisor {
         let Some(process) = self.workers.on_greeting(key) else {
             return Vec::new();
         };
+        let known = &self.description.engine;
+        if key.old.is_none() && !known.is_empty() && hello.engine != *known {
+            // The program was replaced under this agent, whose images are for the one before.
+            self.workers.end_foreign(key, &hello.engine);
+            return Vec::new();
+        }
         let ended: Vec<v1::WasmTaskState> = hello
             .tasks
             .iter()

@@ -18,7 +18,7 @@ use tessera_oci::{Cgroups, Identity, Limits, process};
 /// What a worker takes without guests. 2 MiB were measured when nothing is said; the rest is for a full
 /// queue to the agent, 32 MiB, a frame of 8 MiB each way, and what the allocator does not give back.
 const WORKER_BYTES: u64 = 64 << 20;
-/// What a guest takes beside what it is granted. 0.2 MiB were measured for an idle scheduler; the rest is
+/// What a guest takes beside what it is granted. 62 KiB were measured for an idle scheduler; the rest is
 /// for its stack of 2 MiB, tables, and a turn with its operations and writes, which is there twice while it is sent.
 const GUEST_BYTES: u64 = 8 << 20;
 /// An image is read before it is made executable, so that the largest one is there twice for a moment.

@@ -165,6 +165,15 @@ impl Workers {
         }
     }
 
+    /// End a worker that was just started and has another engine than this agent knows: its link then
+    /// breaks, and another one is tried after a pause.
+    pub fn end_foreign(&self, key: &WorkerKey, engine: &str) {
+        if let Some(link) = self.links.get(key) {
+            tracing::error!(engine, "tessera-worker was replaced: restart the agent, which moves guests to the new one");
+            end_stuck(key, link, "a worker has another engine; it is ended");
+        }
+    }
+
     /// Have room for what a worker hosts or is about to.
     pub fn size(&mut self, key: &WorkerKey, load: WorkerLoad) {
         if let Some(link) = self.links.get(key) {
