@@ -9,9 +9,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
 use tessera_types::{EffectiveLimits, LimitName};
 
-/// Address space once a component is compiled, beside what compiling it may take: a memory reserves 4 GiB
-/// and guards.
-const RUN_BYTES: u64 = 32 << 30;
+/// Address space once a component is compiled, beside what compiling it may take: each memory reserves 4 GiB
+/// and guards, and a role may be given 100 of them. What of it is used, limits of the guest say.
+const RUN_BYTES: u64 = 512 << 30;
 /// CPU time in which a process that has used up its own can still say so, in seconds.
 const CPU_GRACE_S: u64 = 5;
 /// Largest file that a compilation writes.

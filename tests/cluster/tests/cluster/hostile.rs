@@ -10,9 +10,10 @@ mod modules;
 mod table;
 mod uploads;
 
+use crate::launcher::Launcher;
 use serde_json::{Value, json};
 use std::time::Duration;
-use table::{Attack, By, MODULES, SCHEDULERS, TASKS, UPLOADS, Verdict};
+use table::{Attack, By, EXECUTORS, MODULES, SCHEDULERS, TASKS, UPLOADS, Verdict};
 use tessera_cluster::cluster::{Cluster, PATIENCE, Pids};
 use tessera_cluster::rest::Answer;
 use tessera_cluster::wait::until;
@@ -189,7 +190,23 @@ impl Stage {
                 let config = json!({"attack": "task", "task": task, "argument": attack.name});
                 self.host(attack, &scheduler, config).await
             }
+            By::Executor => {
+                let scheduler = self.cluster.push("launcher").await?;
+                self.host(attack, &scheduler, json!({})).await
+            }
         }
+    }
+
+    /// A task for an executor that does what the attack's name says.
+    async fn give_task(&self, attack: &Attack, name: &str) -> Outcome {
+        let executor = self.cluster.push("executor-basic").await?;
+        let launcher = Launcher {
+            rest: &self.cluster.rest,
+            name,
+        };
+        let task =
+            json!([{"id": "t", "run": executor, "executor": "hostile", "data": attack.name}]);
+        launcher.job("single", task).await
     }
 
     async fn upload(&self, attack: &Attack) -> Outcome {
@@ -214,11 +231,14 @@ impl Stage {
     async fn host(&self, attack: &Attack, component: &str, config: Value) -> Outcome {
         let cluster = &self.cluster;
         let by = format!("{:?}", attack.by).to_lowercase();
-        let name = format!("{by}-{}", attack.name);
+        let name = format!("{by}-{}", attack.name.replace(' ', "-"));
         let document = json!({
             "name": name, "role": ATTACKER, "component": component, "config": config,
         });
         cluster.rest.post("/v1/frameworks", &document).await?.ok()?;
+        if attack.by == By::Executor {
+            self.give_task(attack, &name).await?;
+        }
         let verdict = match attack.verdict {
             Verdict::Refused(..) => Err(failure("only uploads are refused")),
             Verdict::Contained(text) => self.contained(attack.name, &name, text).await,
@@ -463,7 +483,7 @@ fn chosen(attacks: &[Attack]) -> Vec<Attack> {
 #[tokio::test]
 async fn hostile_guests_hurt_nobody_else() -> Outcome {
     let mut stage = Stage::new("hostile").await?;
-    let attacks = [UPLOADS, SCHEDULERS, MODULES, TASKS].concat();
+    let attacks = [UPLOADS, SCHEDULERS, MODULES, TASKS, EXECUTORS].concat();
     stage.run(&chosen(&attacks)).await?;
     stage.victim_runs().await?;
     stage.cluster.finish().await
@@ -479,6 +499,7 @@ fn the_page_lists_every_attack() -> Outcome {
         ("scheduler", SCHEDULERS),
         ("module", MODULES),
         ("task", TASKS),
+        ("executor", EXECUTORS),
     ] {
         for Attack {
             name,
@@ -494,11 +515,19 @@ fn the_page_lists_every_attack() -> Outcome {
         }
     }
     let rows = page.lines().filter(|line| {
-        ["| upload | ", "| scheduler | ", "| module | ", "| task | "]
-            .iter()
-            .any(|start| line.starts_with(start))
+        [
+            "| upload | ",
+            "| scheduler | ",
+            "| module | ",
+            "| task | ",
+            "| executor | ",
+        ]
+        .iter()
+        .any(|start| line.starts_with(start))
     });
-    let all = UPLOADS.len() + SCHEDULERS.len() + MODULES.len() + TASKS.len();
+    let all = [UPLOADS, SCHEDULERS, MODULES, TASKS, EXECUTORS]
+        .concat()
+        .len();
     let rows = rows.count();
     ensure(rows == all, || format!("{rows} rows for {all} attacks"))
 }

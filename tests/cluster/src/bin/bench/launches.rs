@@ -90,7 +90,8 @@ pub struct Times {
     pub p90_ms: f64,
 }
 
-async fn spawn(cluster: &Cluster, name: &str, config: &[(&'static str, String)]) -> Outcome {
+/// Create a framework of the guest `spawn`.
+pub async fn spawn(cluster: &Cluster, name: &str, config: &[(&'static str, String)]) -> Outcome {
     let config: Vec<(&str, &str)> = config
         .iter()
         .map(|(key, value)| (*key, value.as_str()))
@@ -98,7 +99,8 @@ async fn spawn(cluster: &Cluster, name: &str, config: &[(&'static str, String)])
     cluster.framework(name, "spawn", &config).await.map(drop)
 }
 
-async fn remove(cluster: &Cluster, name: &str) -> Outcome {
+/// Remove a framework.
+pub async fn remove(cluster: &Cluster, name: &str) -> Outcome {
     cluster
         .rest
         .send("DELETE", &format!("/v1/frameworks/{name}"), &[], Vec::new())
@@ -165,13 +167,13 @@ pub async fn latency(cluster: &Cluster, kind: Kind, count: usize) -> Outcome<Tim
 const EVENTS_MAX: usize = 10_000;
 
 /// The events of a cluster, with the time at which each came.
-struct Events {
+pub struct Events {
     seen: mpsc::Receiver<(String, Instant)>,
 }
 
 impl Events {
     /// Follows them in a task of its own, which ends with the cluster or when nobody listens.
-    async fn follow(cluster: &Cluster) -> Outcome<Self> {
+    pub async fn follow(cluster: &Cluster) -> Outcome<Self> {
         let mut stream = cluster
             .rest
             .stream("/v1/events", None)
@@ -196,7 +198,7 @@ impl Events {
     }
 
     /// When the next event of this kind came.
-    async fn next(&mut self, kind: &str) -> Outcome<Instant> {
+    pub async fn next(&mut self, kind: &str) -> Outcome<Instant> {
         let deadline = tokio::time::Instant::now() + WITHIN;
         loop {
             let event = tokio::time::timeout_at(deadline, self.seen.recv()).await;

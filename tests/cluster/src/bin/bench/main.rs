@@ -7,6 +7,7 @@
 mod launches;
 mod machine;
 mod report;
+mod scale;
 mod turns;
 
 use report::{Report, Row, Target};
@@ -18,6 +19,12 @@ use tessera_cluster::{Outcome, procfs};
 const LAUNCHES: usize = 60;
 /// Tasks over which CPU time is shared out, per kind: its clock has a step of 10 ms.
 const PLACEMENTS: usize = 300;
+/// Tasks that are launched at once.
+const TASKS_AT_ONCE: usize = 1_000;
+/// Schedulers of one tenant.
+const SCHEDULERS: usize = 1_000;
+/// Tenants with one scheduler each.
+const TENANTS: usize = 200;
 /// Schedulers over which memory is shared out.
 const IDLE_SCHEDULERS: u64 = 10;
 
@@ -55,11 +62,32 @@ async fn measure() -> Outcome<Report> {
         .target(Target::AtMost(200.0)),
     );
     report.add(Row::new("the same, p99", turn.p99_us, "µs"));
+    report.add(
+        Row::new(
+            "private memory of each of 1,000 idle schedulers, in the worker alone",
+            turn.idle_kib,
+            "KiB",
+        )
+        .target(Target::AtMost(1_024.0)),
+    );
     report.add(Row::new(
-        "an idle scheduler's private memory, in the worker alone",
-        turn.idle_kib,
-        "KiB",
+        "of a turn: counting the guest's time",
+        turn.limits_us(),
+        "µs",
     ));
+    report.add(Row::new(
+        "beside a turn: recording it, p50",
+        turn.recording_us,
+        "µs",
+    ));
+    report.add(
+        Row::new(
+            "an instance built anew with 1 MiB of state, its first turn included, p50",
+            turn.rebuild_us / 1e3,
+            "ms",
+        )
+        .target(Target::AtMost(20.0)),
+    );
 
     let cluster = Cluster::start("bench", &["--cpus-milli", "2100", "--mem-mib", "24000"]).await?;
     eprintln!("bench: committed turns");
@@ -119,6 +147,7 @@ async fn measure() -> Outcome<Report> {
         turns::idle_kib(&cluster, IDLE_SCHEDULERS).await?,
         "KiB",
     ));
+    many(&cluster, &mut report).await?;
     let pids = cluster.pids()?;
     for (name, pid) in [("the master", pids.master), ("the agent", pids.agent)] {
         report.add(Row::new(
@@ -129,4 +158,44 @@ async fn measure() -> Outcome<Report> {
     }
     cluster.finish().await?;
     Ok(report)
+}
+
+/// What many tasks and many schedulers take.
+async fn many(cluster: &Cluster, report: &mut Report) -> Outcome {
+    eprintln!("bench: {TASKS_AT_ONCE} Wasm tasks at once");
+    report.add(
+        Row::new(
+            "1,000 Wasm tasks on one agent, from the first accept until all run",
+            scale::tasks_at_once(cluster, TASKS_AT_ONCE).await?,
+            "s",
+        )
+        .target(Target::AtMost(2.0)),
+    );
+    for (prefix, count, what) in [
+        ("one", SCHEDULERS, "1,000 schedulers of one tenant"),
+        ("each", TENANTS, "200 tenants with one scheduler each"),
+    ] {
+        eprintln!("bench: {what}");
+        let role = |number: usize| match prefix {
+            "one" => "one".to_owned(),
+            _ => format!("tenant-{number}"),
+        };
+        let crowd = scale::schedulers(cluster, prefix, count, role).await?;
+        report.add(Row::new(
+            format!("{what}: until all run"),
+            crowd.seconds,
+            "s",
+        ));
+        report.add(Row::new(
+            format!("{what}: private memory of workers, each"),
+            crowd.kib_each,
+            "KiB",
+        ));
+        report.add(Row::new(
+            format!("{what}: workers started for them"),
+            crowd.workers as f64,
+            "",
+        ));
+    }
+    Ok(())
 }

@@ -125,5 +125,12 @@ How it is measured:
 - *CPU per placement*: CPU time of each process, from `/proc/<pid>/stat`, over a few hundred short tasks, divided
   by their number. It includes everything that happens to a task from its offer to the consumption of its end.
   Shims and the tasks themselves are not in it.
+- *Counting the guest's time*: the difference to the same turns in code that never looks whether its time is
+  up, and the two readings of the thread's clock. *Recording*: a frame each for batch, turn and outcome, written
+  and not synced.
+- *1,000 Wasm tasks*: of one framework, from the first `TASK_STAGING` to the last `TASK_RUNNING` at one client of
+  `/v1/events`, with the image and the worker warm.
+- *Schedulers of one tenant, tenants*: from the first request to create one until the last one is `running`, one
+  request after the other; memory is what workers grew by. The image is compiled before.
 - *Private memory*: `Private_Clean` and `Private_Dirty` of `/proc/<pid>/smaps_rollup`.
 ";

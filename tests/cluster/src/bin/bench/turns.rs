@@ -20,8 +20,23 @@ pub struct InWorker {
     pub p50_us: f64,
     /// 99 % of turns are below it.
     pub p99_us: f64,
-    /// Private memory of an idle instance.
+    /// Private memory of each of a thousand idle instances.
     pub idle_kib: f64,
+    /// Median of a turn in code that does not look whether its time is up.
+    pub without_epochs_us: f64,
+    /// Reading the thread's CPU time before and after a turn.
+    pub budget_us: f64,
+    /// Median of recording a turn.
+    pub recording_us: f64,
+    /// Median of building an instance anew, with 1 MiB of state, until its first turn is done.
+    pub rebuild_us: f64,
+}
+
+impl InWorker {
+    /// What counting a guest's time costs each turn.
+    pub fn limits_us(&self) -> f64 {
+        (self.p50_us - self.without_epochs_us).max(0.0) + self.budget_us
+    }
 }
 
 /// Ask the worker itself.
@@ -48,6 +63,10 @@ pub fn in_the_worker() -> Outcome<InWorker> {
         p50_us: number("p50_us")?,
         p99_us: number("p99_us")?,
         idle_kib: number("idle_private_kib_each")?,
+        without_epochs_us: number("p50_without_epochs_us")?,
+        budget_us: number("budget_us")?,
+        recording_us: number("recording_p50_us")?,
+        rebuild_us: number("rebuild_p50_us")?,
     })
 }
 

@@ -15,6 +15,8 @@ pub enum By {
     Module,
     /// The guest `hostile-task`, launched by the guest `hostile`.
     Task,
+    /// The guest `executor-basic`, given a task by the guest `launcher`.
+    Executor,
 }
 
 /// What has to become of it.
@@ -95,6 +97,15 @@ const fn task(name: &'static str, verdict: Verdict, proves: &'static str) -> Att
     Attack {
         name,
         by: By::Task,
+        verdict,
+        proves,
+    }
+}
+
+const fn executor(name: &'static str, verdict: Verdict, proves: &'static str) -> Attack {
+    Attack {
+        name,
+        by: By::Executor,
         verdict,
         proves,
     }
@@ -782,5 +793,44 @@ pub const TASKS: &[Attack] = &[
         "threads",
         Ends("TASK_FINISHED", "contained"),
         "a task is one thread",
+    ),
+];
+
+/// All executors: what the guest is told to do.
+pub const EXECUTORS: &[Attack] = &[
+    executor(
+        "trap",
+        Ends("TASK_FAILED", "EXECUTOR_TERMINATED"),
+        "an executor that keeps trapping is given up with its tasks",
+    ),
+    executor(
+        "grow 512",
+        Ends("TASK_FAILED", "EXECUTOR_TERMINATED"),
+        "so is one that needs more memory than it is charged for",
+    ),
+    executor(
+        "again 1000000000",
+        Killed,
+        "asking to be called again without end costs its own share",
+    ),
+    executor(
+        "children 1000",
+        Ends("TASK_FAILED", "executor-children"),
+        "children are bounded",
+    ),
+    executor(
+        "write 5000 10",
+        Ends("TASK_FAILED", "turn-keys"),
+        "so is what it writes in a turn",
+    ),
+    executor(
+        "sends 5000",
+        Ends("TASK_FAILED", "limit"),
+        "so are messages to its scheduler",
+    ),
+    executor(
+        "log 100000",
+        Ends("TASK_FINISHED", "TASK_FINISHED"),
+        "lines beyond the limit are dropped",
     ),
 ];
