@@ -99,7 +99,12 @@ impl Core {
         }
         let of = |key: &TaskKey| self.tasks.get(key).map(|task| task.spec.resources);
         let used = live.iter().filter_map(of).fold(Quantities::ZERO, Quantities::plus);
-        let left = self.total_of(executor).minus(used);
+        // The memory that the executor itself is charged for is what its instance may have.
+        let own = Quantities {
+            mem_mib: executor.kept.resources.mem_mib,
+            ..Quantities::ZERO
+        };
+        let left = self.total_of(executor).minus(own).minus(used);
         if !left.contains(spec.resources) {
             let needs = spec.resources;
             return Err(format!("needs {needs}, its executor has {left} left"));
