@@ -127,7 +127,7 @@ async fn what_is_missing_is_said(cluster: &Cluster) -> Outcome {
         .iter()
         .filter_map(|one| one["name"].as_str())
         .collect();
-    ensure(names == ["users", "network", "limits"], || {
+    ensure(names == ["limits", "network", "users"], || {
         agent.to_string()
     })?;
     ensure(
