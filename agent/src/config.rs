@@ -45,6 +45,8 @@ pub struct AgentConfig {
     pub cpus_milli: Option<i64>,
     /// MiB of memory, the slice for schedulers included.
     pub mem_mib: Option<i64>,
+    /// MiB of memory that are kept for schedulers and never offered; 5 %, at least 256, when absent.
+    pub scheduler_mem_mib: Option<i64>,
     /// MiB of disk.
     pub disk_mib: Option<i64>,
     /// Named values that schedulers see.
@@ -245,7 +247,7 @@ impl AgentConfig {
             field: "resources",
             rule: error.to_string(),
         })?;
-        let (total, reserved) = split(all)?;
+        let (total, reserved) = split(all, self.scheduler_mem_mib)?;
         let pair = |(key, value): (String, String)| v1::Pair { key, value };
         let description = v1::AgentDescription {
             hostname,
@@ -400,10 +402,18 @@ fn found(work_dir: &Path) -> Result<Quantities, ConfigError> {
 }
 
 /// What is offered, and the slice that never is.
-fn split(all: Quantities) -> Result<(Quantities, Quantities), ConfigError> {
+fn split(
+    all: Quantities,
+    scheduler_mem_mib: Option<i64>,
+) -> Result<(Quantities, Quantities), ConfigError> {
+    if scheduler_mem_mib.is_some_and(|mem| !(0..all.mem_mib).contains(&mem)) {
+        let rule = format!("from 0 to less than the {} MiB of the agent", all.mem_mib);
+        return refuse("scheduler_mem_mib", rule);
+    }
+    let share = (all.mem_mib * RESERVED_PERCENT / 100).max(RESERVED_MEM_MIN_MIB);
     let reserved = Quantities {
         cpus_milli: all.cpus_milli * RESERVED_PERCENT / 100,
-        mem_mib: (all.mem_mib * RESERVED_PERCENT / 100).max(RESERVED_MEM_MIN_MIB),
+        mem_mib: scheduler_mem_mib.unwrap_or(share),
         disk_mib: 0,
     };
     if reserved.mem_mib >= all.mem_mib {
@@ -503,13 +513,21 @@ mod tests {
         .settle()
         .unwrap();
         assert!(found.total.mem_mib > 0);
+        let chosen = AgentConfig {
+            scheduler_mem_mib: Some(100),
+            ..config(dir.path())
+        }
+        .settle()
+        .unwrap();
+        assert_eq!(chosen.total.mem_mib, 900);
     }
 
     #[test]
     fn a_refusal_names_field_and_rule() {
         let dir = tempfile::tempdir().unwrap();
         type Edit = fn(&mut AgentConfig);
-        let cases: [(&str, Edit); 12] = [
+        let cases: [(&str, Edit); 13] = [
+            ("scheduler_mem_mib", |c| c.scheduler_mem_mib = Some(1_000)),
             ("worker_idle_s", |c| c.worker_idle_s = Some(86_401)),
             ("worker_uid_first", |c| c.worker_uid_first = Some(0)),
             ("worker_uid_first", |c| c.worker_uid_first = Some(1_879_100_000)),

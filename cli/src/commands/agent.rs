@@ -68,6 +68,9 @@ struct SettingsArgs {
     /// MiB of memory [default: those of this machine, less a part for the system]
     #[arg(long, value_name = "MIB")]
     mem_mib: Option<i64>,
+    /// MiB of that memory that are kept for schedulers and never offered [default: 5 %, at least 256]
+    #[arg(long, value_name = "MIB")]
+    scheduler_mem_mib: Option<i64>,
     /// MiB of disk [default: what is free below the work directory, less a part]
     #[arg(long, value_name = "MIB")]
     disk_mib: Option<i64>,
@@ -104,6 +107,7 @@ struct SettingsFile {
     hostname: Option<String>,
     cpus_milli: Option<i64>,
     mem_mib: Option<i64>,
+    scheduler_mem_mib: Option<i64>,
     disk_mib: Option<i64>,
     #[serde(default)]
     attributes: BTreeMap<String, String>,
@@ -189,6 +193,7 @@ fn configure(args: SettingsArgs, token_file: Option<PathBuf>) -> Result<AgentCon
         hostname: args.hostname.or(file.hostname),
         cpus_milli: args.cpus_milli.or(file.cpus_milli),
         mem_mib: args.mem_mib.or(file.mem_mib),
+        scheduler_mem_mib: args.scheduler_mem_mib.or(file.scheduler_mem_mib),
         disk_mib: args.disk_mib.or(file.disk_mib),
         attributes,
         task_user: args.task_user.or(file.task_user),

@@ -62,6 +62,9 @@ pub struct DevArgs {
     /// MiB of memory that the agent offers [default: those of this machine]
     #[arg(long, value_name = "MIB")]
     mem_mib: Option<i64>,
+    /// MiB of that memory that are kept for schedulers and never offered [default: 5 %, at least 256]
+    #[arg(long, value_name = "MIB")]
+    scheduler_mem_mib: Option<i64>,
     #[command(flatten)]
     delivery: DeliveryArgs,
 }
@@ -247,6 +250,9 @@ fn agent_spec(places: &Places, dev: &DevArgs) -> Result<ChildSpec, CliError> {
     }
     if let Some(mem) = dev.mem_mib {
         args.extend(["--mem-mib".into(), mem.to_string().into()]);
+    }
+    if let Some(mem) = dev.scheduler_mem_mib {
+        args.extend(["--scheduler-mem-mib".into(), mem.to_string().into()]);
     }
     // The master makes the token at its first start.
     child("agent", places, args, Some(token_path(&places.dir)))
