@@ -543,6 +543,8 @@ pub struct Parts {
     pub master: Option<Process>,
     port: u16,
     agent_port: u16,
+    /// Further flags of its agents.
+    pub agent_flags: Vec<String>,
     // Dropped last: the processes end before their directory goes.
     /// Its directory.
     pub scene: Scene,
@@ -559,6 +561,7 @@ impl Parts {
             scene,
             port: free_port()?,
             agent_port: free_port()?,
+            agent_flags: Vec::new(),
             master: None,
             agent: None,
         })
@@ -607,7 +610,7 @@ impl Parts {
     /// Arguments of an agent on a subdirectory, with the token of the master in another one.
     #[must_use]
     pub fn agent_args(&self, dir: &str, master_dir: &str) -> Vec<String> {
-        vec![
+        let mut args = vec![
             "agent".to_owned(),
             "--work-dir".to_owned(),
             self.dir().join(dir).display().to_string(),
@@ -615,7 +618,9 @@ impl Parts {
             format!("127.0.0.1:{}", self.agent_port),
             "--token-file".to_owned(),
             self.token_file(master_dir).display().to_string(),
-        ]
+        ];
+        args.extend(self.agent_flags.iter().cloned());
+        args
     }
 
     /// Start an agent on a subdirectory and wait until the master sees it.

@@ -12,7 +12,7 @@ mod turns;
 
 use report::{Report, Row, Target};
 use std::process::ExitCode;
-use tessera_cluster::cluster::Cluster;
+use tessera_cluster::cluster::{Cluster, Parts};
 use tessera_cluster::{Outcome, procfs};
 
 /// Tasks of which the launch is measured, per kind.
@@ -147,7 +147,15 @@ async fn measure() -> Outcome<Report> {
         turns::idle_kib(&cluster, IDLE_SCHEDULERS).await?,
         "KiB",
     ));
-    many(&cluster, &mut report).await?;
+    eprintln!("bench: {TASKS_AT_ONCE} Wasm tasks at once");
+    report.add(
+        Row::new(
+            "1,000 Wasm tasks on one agent, from the first accept until all run",
+            scale::tasks_at_once(&cluster, TASKS_AT_ONCE).await?,
+            "s",
+        )
+        .target(Target::AtMost(2.0)),
+    );
     let pids = cluster.pids()?;
     for (name, pid) in [("the master", pids.master), ("the agent", pids.agent)] {
         report.add(Row::new(
@@ -157,20 +165,18 @@ async fn measure() -> Outcome<Report> {
         ));
     }
     cluster.finish().await?;
+    many(&mut report).await?;
     Ok(report)
 }
 
-/// What many tasks and many schedulers take.
-async fn many(cluster: &Cluster, report: &mut Report) -> Outcome {
-    eprintln!("bench: {TASKS_AT_ONCE} Wasm tasks at once");
-    report.add(
-        Row::new(
-            "1,000 Wasm tasks on one agent, from the first accept until all run",
-            scale::tasks_at_once(cluster, TASKS_AT_ONCE).await?,
-            "s",
-        )
-        .target(Target::AtMost(2.0)),
-    );
+/// What many schedulers take, on an agent that is told to have room for what they may grow to.
+async fn many(report: &mut Report) -> Outcome {
+    let mut parts = Parts::new("many").await?;
+    parts.agent_flags = ["--mem-mib", "100000", "--scheduler-mem-mib", "66000"]
+        .map(str::to_owned)
+        .to_vec();
+    let rest = parts.start_master("m").await?;
+    parts.start_agent(&rest, "a", "m").await?;
     for (prefix, count, what) in [
         ("one", SCHEDULERS, "1,000 schedulers of one tenant"),
         ("each", TENANTS, "200 tenants with one scheduler each"),
@@ -180,7 +186,7 @@ async fn many(cluster: &Cluster, report: &mut Report) -> Outcome {
             "one" => "one".to_owned(),
             _ => format!("tenant-{number}"),
         };
-        let crowd = scale::schedulers(cluster, prefix, count, role).await?;
+        let crowd = scale::schedulers(&parts, &rest, prefix, count, role).await?;
         report.add(Row::new(
             format!("{what}: until all run"),
             crowd.seconds,
@@ -197,5 +203,5 @@ async fn many(cluster: &Cluster, report: &mut Report) -> Outcome {
             "",
         ));
     }
-    Ok(())
+    parts.finish()
 }

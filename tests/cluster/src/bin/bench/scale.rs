@@ -6,7 +6,8 @@
 use crate::launches::{Events, remove, spawn};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
-use tessera_cluster::cluster::Cluster;
+use tessera_cluster::cluster::{Cluster, Parts, push};
+use tessera_cluster::rest::Rest;
 use tessera_cluster::wait::until;
 use tessera_cluster::{Outcome, ensure, procfs};
 
@@ -39,7 +40,7 @@ pub async fn tasks_at_once(cluster: &Cluster, count: usize) -> Outcome<f64> {
     for name in ["crowd-warm", "crowd"] {
         remove(cluster, name).await?;
     }
-    gone(cluster, "crowd").await?;
+    gone(&cluster.rest, "crowd").await?;
     Ok((last - began).as_secs_f64())
 }
 
@@ -55,35 +56,36 @@ pub struct Crowd {
 
 /// Create so many idle schedulers, the n-th one in the role that `role` says.
 pub async fn schedulers(
-    cluster: &Cluster,
+    parts: &Parts,
+    rest: &Rest,
     prefix: &str,
     count: usize,
     role: impl Fn(usize) -> String,
 ) -> Outcome<Crowd> {
-    let component = cluster.push("trap").await?;
+    let component = push(rest, "trap").await?;
     // The image is compiled before the clock starts.
-    create(cluster, &format!("{prefix}-first"), &role(0), &component).await?;
-    all_run(cluster, prefix, 1).await?;
-    let (before, memory) = (cluster.workers().len(), private_kib(cluster));
+    create(rest, &format!("{prefix}-first"), &role(0), &component).await?;
+    all_run(rest, prefix, 1).await?;
+    let (before, memory) = (workers(parts).len(), private_kib(parts));
     let began = Instant::now();
     for number in 1..count {
         create(
-            cluster,
+            rest,
             &format!("{prefix}-{number}"),
             &role(number),
             &component,
         )
         .await?;
     }
-    all_run(cluster, prefix, count).await?;
+    all_run(rest, prefix, count).await?;
     let seconds = began.elapsed().as_secs_f64();
-    let grown = private_kib(cluster).saturating_sub(memory);
-    let workers = cluster.workers().len() - before;
+    let grown = private_kib(parts).saturating_sub(memory);
+    let workers = workers(parts).len() - before;
     for number in 1..count {
-        remove(cluster, &format!("{prefix}-{number}")).await?;
+        delete(rest, &format!("{prefix}-{number}")).await?;
     }
-    remove(cluster, &format!("{prefix}-first")).await?;
-    gone(cluster, prefix).await?;
+    delete(rest, &format!("{prefix}-first")).await?;
+    gone(rest, prefix).await?;
     Ok(Crowd {
         seconds,
         kib_each: grown as f64 / (count - 1) as f64,
@@ -91,19 +93,31 @@ pub async fn schedulers(
     })
 }
 
-fn private_kib(cluster: &Cluster) -> u64 {
-    cluster.workers().into_iter().map(procfs::private_kib).sum()
+fn workers(parts: &Parts) -> Vec<i32> {
+    procfs::find("tessera-worker", parts.dir())
 }
 
-async fn create(cluster: &Cluster, name: &str, role: &str, component: &str) -> Outcome {
+async fn delete(rest: &Rest, name: &str) -> Outcome {
+    let path = format!("/v1/frameworks/{name}");
+    rest.send("DELETE", &path, &[], Vec::new())
+        .await?
+        .ok()
+        .map(drop)
+}
+
+fn private_kib(parts: &Parts) -> u64 {
+    workers(parts).into_iter().map(procfs::private_kib).sum()
+}
+
+async fn create(rest: &Rest, name: &str, role: &str, component: &str) -> Outcome {
     let document = json!({"name": name, "role": role, "component": component, "config": {}});
-    let answer = cluster.rest.post("/v1/frameworks", &document).await?;
+    let answer = rest.post("/v1/frameworks", &document).await?;
     ensure(answer.status == 201, || answer.text())
 }
 
 /// The frameworks whose names start like this, as they are listed.
-async fn named(cluster: &Cluster, prefix: &str) -> Result<Vec<Value>, String> {
-    let list = cluster.rest.document("/v1/frameworks").await;
+async fn named(rest: &Rest, prefix: &str) -> Result<Vec<Value>, String> {
+    let list = rest.document("/v1/frameworks").await;
     let list = list.map_err(|error| error.to_string())?;
     let items = list["items"].as_array().cloned().unwrap_or_default();
     let ours = items.into_iter().filter(|item| {
@@ -114,9 +128,9 @@ async fn named(cluster: &Cluster, prefix: &str) -> Result<Vec<Value>, String> {
     Ok(ours.collect())
 }
 
-async fn all_run(cluster: &Cluster, prefix: &str, count: usize) -> Outcome {
+async fn all_run(rest: &Rest, prefix: &str, count: usize) -> Outcome {
     until(&format!("{count} schedulers run"), WITHIN, async || {
-        let ours = named(cluster, prefix).await?;
+        let ours = named(rest, prefix).await?;
         let running = ours
             .iter()
             .filter(|item| item["state"] == "running")
@@ -130,9 +144,9 @@ async fn all_run(cluster: &Cluster, prefix: &str, count: usize) -> Outcome {
     .await
 }
 
-async fn gone(cluster: &Cluster, prefix: &str) -> Outcome {
+async fn gone(rest: &Rest, prefix: &str) -> Outcome {
     until(&format!("{prefix} is gone"), WITHIN, async || {
-        let left = named(cluster, prefix).await?.len();
+        let left = named(rest, prefix).await?.len();
         if left == 0 {
             Ok(())
         } else {

@@ -2,6 +2,7 @@
 //!
 //! Must never count a turn that was not committed.
 
+use crate::launches::remove;
 use serde_json::Value;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -146,5 +147,11 @@ pub async fn idle_kib(cluster: &Cluster, count: u64) -> Outcome<f64> {
     for number in 0..count {
         framework(&cluster.rest, &format!("idle-{number}"), "trap", &[]).await?;
     }
-    Ok(memory().saturating_sub(before) as f64 / count as f64)
+    let grown = memory().saturating_sub(before);
+    // They never answer offers, which would keep them from whoever comes next.
+    remove(cluster, "idle-first").await?;
+    for number in 0..count {
+        remove(cluster, &format!("idle-{number}")).await?;
+    }
+    Ok(grown as f64 / count as f64)
 }
