@@ -169,10 +169,10 @@ async fn measure() -> Outcome<Report> {
     Ok(report)
 }
 
-/// What many schedulers take, on an agent that is told to have room for what they may grow to.
+/// What many schedulers take, on an agent with a slice for that many.
 async fn many(report: &mut Report) -> Outcome {
     let mut parts = Parts::new("many").await?;
-    parts.agent_flags = ["--mem-mib", "100000", "--scheduler-mem-mib", "66000"]
+    parts.agent_flags = ["--mem-mib", "24000", "--scheduler-mem-mib", "5200"]
         .map(str::to_owned)
         .to_vec();
     let rest = parts.start_master("m").await?;
