@@ -57,6 +57,8 @@ pub(crate) struct Instances {
     wanted: BTreeMap<FrameworkId, Instance>,
     /// Instances of workers from before this agent started, until the masters say what is desired.
     found: BTreeMap<(u64, u64), (WorkerKey, v1::HelloInstance)>,
+    /// Turns of those that came before the masters spoke: their workers wait for what became of them.
+    found_turns: BTreeMap<(u64, u64), v1::Turn>,
     /// Whether the masters have said so.
     known: bool,
 }
@@ -153,13 +155,18 @@ impl Core {
                 .instances
                 .found
                 .remove(&(wanted.framework, wanted.epoch));
-            if let Some(instance) = self.new_instance(wanted, found, now) {
+            let turn = self
+                .instances
+                .found_turns
+                .remove(&(wanted.framework, wanted.epoch));
+            if let Some(instance) = self.new_instance(wanted, found, turn, now) {
                 self.instances.wanted.insert(framework, instance);
             }
         }
         let unwanted = old
             .into_values()
             .map(|instance| (instance.worker.clone(), instance.key()));
+        self.instances.found_turns.clear();
         let found = std::mem::take(&mut self.instances.found).into_iter();
         let found = found.map(|((framework, epoch), (worker, _))| {
             (worker, v1::InstanceKey { framework, epoch })
@@ -196,6 +203,7 @@ impl Core {
         &mut self,
         wanted: v1::DesiredInstance,
         found: Option<(WorkerKey, v1::HelloInstance)>,
+        turn: Option<v1::Turn>,
         now: Now,
     ) -> Option<Instance> {
         let key = v1::InstanceKey {
@@ -219,6 +227,7 @@ impl Core {
             pause_ms: REBUILD_MIN_MS,
         };
         if let Some((worker, hello)) = found {
+            instance.outstanding = turn;
             self.adopt(&mut instance, &worker, &hello);
         }
         Some(instance)
@@ -236,6 +245,7 @@ impl Core {
             self.announce(instance);
         } else {
             instance.rebuilt = true;
+            instance.outstanding = None;
             self.stop_instance(worker.clone(), instance.key());
         }
     }
@@ -399,6 +409,10 @@ impl Core {
         if let Some(instance) = self.instances.current(Some(key)) {
             instance.outstanding = Some(turn.clone());
             self.send(Message::Turn(turn));
+        } else if self.instances.found.contains_key(&(turn.framework, turn.epoch)) {
+            self.instances
+                .found_turns
+                .insert((turn.framework, turn.epoch), turn);
         }
         self.finish(now)
     }
@@ -472,6 +486,8 @@ impl Core {
     pub fn on_worker_down(&mut self, worker: &WorkerKey, now: Now) -> Vec<Action> {
         self.supplies.on_worker_down(worker, now);
         self.instances.found.retain(|_, (of, _)| of != worker);
+        let found = &self.instances.found;
+        self.instances.found_turns.retain(|key, _| found.contains_key(key));
         self.lose_wasm(worker, now);
         self.lose_executors(now);
         let mut lost = Vec::new();

@@ -621,16 +621,32 @@ fn a_restarted_agent_goes_on_with_instances_that_are_whole() {
         desire_instance(&mut agent, 2, vec![instance(1)])[1..],
         ["ack 2", "update f7 e1", "ready rebuilt=false next=5"]
     );
+    // A turn that its worker repeats before the masters have spoken waits for them: nobody else has it.
+    agent.crash();
+    agent.worker_up(&schedulers_worker(), said.clone());
+    let turn = v1::Turn {
+        framework: 7,
+        epoch: 1,
+        number: 5,
+        ..v1::Turn::default()
+    };
+    let actions = agent.core.on_turn(turn, agent.now);
+    assert_eq!(agent.take(actions), Vec::<String>::new());
+    agent.register();
+    assert_eq!(
+        desire_instance(&mut agent, 3, vec![instance(1)])[1..],
+        ["ack 3", "update f7 e1", "turn 5", "ready rebuilt=false next=5"]
+    );
     // One that was still being built is built from the beginning, and one of an old epoch is stopped.
     said.instances = vec![has(1, false), has(0, true)];
     agent.crash();
     agent.worker_up(&schedulers_worker(), said);
     agent.register();
-    let lines = desire_instance(&mut agent, 3, vec![instance(1)]);
+    let lines = desire_instance(&mut agent, 4, vec![instance(1)]);
     assert_eq!(
         lines[1..],
         [
-            "ack 3",
+            "ack 4",
             "to worker: StopInstance",
             "to worker: StopInstance",
             "ensure component"
