@@ -21,6 +21,18 @@ async fn page(cluster: &Cluster) -> Outcome<Value> {
     Ok(cluster.ask("/frameworks/book/").await?.json())
 }
 
+/// Wait until there is more to migrate than two turns can do.
+async fn records_for_several_turns(cluster: &Cluster) -> Outcome {
+    until("records for several turns", PATIENCE, async || {
+        let page = page(cluster).await.map_err(|e| e.to_string())?;
+        match page["launched"].as_u64() {
+            Some(21..) => Ok(()),
+            _ => Err(page.to_string()),
+        }
+    })
+    .await
+}
+
 /// Upgrade to a guest with `--wait`.
 async fn upgrade(cluster: &Cluster, name: &str) -> Outcome<Output> {
     let file = guest(name)?.display().to_string();
@@ -125,14 +137,7 @@ async fn versions_change_under_load_without_a_lost_or_doubled_task() -> Outcome 
 
     // One that goes well, over several turns of migration.
     config(&cluster, &["next="]).await?;
-    until("records for several turns", PATIENCE, async || {
-        let page = page(&cluster).await.map_err(|e| e.to_string())?;
-        match page["launched"].as_u64() {
-            Some(21..) => Ok(()),
-            _ => Err(page.to_string()),
-        }
-    })
-    .await?;
+    records_for_several_turns(&cluster).await?;
     let turns = view(&cluster).await?["turns"].as_u64().unwrap_or(0);
     let records = page(&cluster).await?["launched"].as_u64().unwrap_or(0);
     let output = upgrade(&cluster, "versioned-2").await?;

@@ -131,7 +131,7 @@ How it is measured:
 - *1,000 Wasm tasks*: of one framework, from the first `TASK_STAGING` to the last `TASK_RUNNING` at one client of
   `/v1/events`, with the image and the worker warm.
 - *Schedulers of one tenant, tenants*: from the first request to create one until the last one is `running`, one
-  request after the other; memory is what workers grew by. The image is compiled before. The agent is told to have the 64 MiB that
-  each may grow to.
+  request after the other; memory is what workers grew by. The image is compiled before.
+- *8 frameworks at once* are of one tenant, which is paced at 2,000 turns a second unless its limit is raised.
 - *Private memory*: `Private_Clean` and `Private_Dirty` of `/proc/<pid>/smaps_rollup`.
 ";
