@@ -7,25 +7,20 @@
 //! operation.
 
 use crate::hosts::Hosts;
-use crate::instance::now_ms;
+use crate::inbox::{self, Inbox};
 use crate::logs::LogGate;
 use crate::outbox;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 use tessera_types::limits::BATCH_EVENTS_MAX;
-use tessera_types::{Digest, KeyWrite, LimitName};
+use tessera_types::{KeyWrite, LimitName};
 use tessera_wire::v1::{self, from_worker::Message};
 use tessera_wit_host::{
     Executor, ExecutorLimits, ExecutorName, ExecutorStart, Failure, Logged, State, THREAD_STACK_BYTES,
 };
-
-/// Messages that may wait for an executor: one batch, one answer, changed limits, and the parts of a state
-/// that is being sent. A peer that sends more waits, or is not heard.
-const INBOX_MAX: usize = 64;
 
 /// What an executor is told.
 pub enum ToExecutor {
@@ -42,6 +37,12 @@ pub enum ToExecutor {
     Batch(v1::ExecutorBatch),
     /// The turn with this number is on record.
     Kept(u64),
+}
+
+impl inbox::Message for ToExecutor {
+    fn is_state(&self) -> bool {
+        matches!(self, Self::State { .. })
+    }
 }
 
 /// What the greeting of a new link says of an executor.
@@ -72,7 +73,7 @@ impl Shared {
 
 /// An executor, seen from outside. Dropping it stops the executor.
 pub struct ExecutorHandle {
-    inbox: SyncSender<ToExecutor>,
+    inbox: Inbox<ToExecutor>,
     shared: Arc<Shared>,
 }
 
@@ -82,7 +83,7 @@ impl ExecutorHandle {
     /// # Errors
     /// When there can be no more threads.
     pub fn start(hosts: Arc<Hosts>, start: v1::StartExecutor) -> std::io::Result<Self> {
-        let (inbox, messages) = sync_channel(INBOX_MAX);
+        let (inbox, messages) = inbox::inbox();
         let shared = Arc::new(Shared {
             stopped: AtomicBool::new(false),
             status: Mutex::default(),
@@ -114,8 +115,8 @@ impl ExecutorHandle {
 
     /// Where it takes messages.
     #[must_use]
-    pub fn inbox(&self) -> Inbox {
-        Inbox(self.inbox.clone())
+    pub fn inbox(&self) -> Inbox<ToExecutor> {
+        self.inbox.clone()
     }
 
     /// What a new link has to know.
@@ -128,26 +129,6 @@ impl ExecutorHandle {
 impl Drop for ExecutorHandle {
     fn drop(&mut self) {
         self.shared.stopped.store(true, Ordering::SeqCst);
-    }
-}
-
-/// Takes messages for an executor.
-pub struct Inbox(SyncSender<ToExecutor>);
-
-impl Inbox {
-    /// Pass a message on. State waits until there is room; everything else is not heard when the executor
-    /// has not taken what was sent before: a peer that follows the protocol never sends as much.
-    pub fn send(&self, message: ToExecutor) {
-        match message {
-            state @ ToExecutor::State { .. } => {
-                let _ = self.0.send(state);
-            }
-            other => {
-                if let Err(TrySendError::Full(_)) = self.0.try_send(other) {
-                    tracing::warn!("a message for an executor whose inbox is full is dropped");
-                }
-            }
-        }
     }
 }
 
@@ -217,17 +198,9 @@ impl Life {
         }
     }
 
-    fn say_log(&mut self, mut logged: Logged) {
-        // Lines of `init` belong to no turn and so have no time: they get this machine's.
-        for line in logged.lines.iter_mut().filter(|line| line.at_ms == 0) {
-            line.at_ms = now_ms();
-        }
-        if let Some(log) = self.logs.pass(logged, Instant::now()) {
-            let (lines, before) = (log.lines.len() as u64, log.dropped);
-            if !self.is_stopped() && !self.hosts.outbox.send(Message::Log(log)) {
-                self.logs.count_dropped(before + lines);
-            }
-        }
+    fn say_log(&mut self, logged: Logged) {
+        let stopped = self.is_stopped();
+        self.logs.say(logged, |log| !stopped && self.hosts.outbox.send(Message::Log(log)));
     }
 
     fn receive_state(&mut self) -> Result<Result<State, Failure>, Stopped> {
@@ -287,14 +260,11 @@ impl Life {
     }
 
     fn build(&mut self, state: State) -> Result<Executor, Failure> {
-        let (component, source) = self
+        let image = Path::new(&self.start.image);
+        let component = self
             .hosts
-            .image(&PathBuf::from(&self.start.image))
-            .map_err(|error| Failure::Unusable(error.to_string()))?;
-        if Digest::from_slice(&self.start.component) != Ok(source) {
-            let text = format!("the image is of {source}, not of the executor's component");
-            return Err(Failure::Unusable(text));
-        }
+            .image_of(image, &self.start.component, "executor")
+            .map_err(Failure::Unusable)?;
         let image = self.hosts.executors.link(&component)?;
         let config = self.start.config.iter();
         let start = ExecutorStart {

@@ -60,6 +60,19 @@ impl Hosts {
         })
     }
 
+    /// The component of an image that is to be of the component with this digest; `whose` it is, for the
+    /// refusal.
+    ///
+    /// # Errors
+    /// Why it is not, for people.
+    pub fn image_of(&self, path: &Path, digest: &[u8], whose: &str) -> Result<Component, String> {
+        let (component, source) = self.image(path).map_err(|error| error.to_string())?;
+        if Digest::from_slice(digest) != Ok(source) {
+            return Err(format!("the image is of {source}, not of the {whose}'s component"));
+        }
+        Ok(component)
+    }
+
     /// The component of an image, and the digest of what it was compiled from.
     ///
     /// # Errors

@@ -8,19 +8,20 @@
 use crate::batch;
 use crate::blame::Blame;
 use crate::hosts::Hosts;
+use crate::inbox::{self, Inbox};
 use crate::logs::LogGate;
 use crate::minute::MinuteCpu;
 use crate::outbox;
 use crate::recorder::Recorder;
 use prost::Message as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tessera_types::{
-    Digest, KeyWrite, LimitName, LogLevel, LogLine, TurnNumber, TurnOutcome, TurnRefusal,
+    KeyWrite, LimitName, LogLevel, LogLine, TurnNumber, TurnOutcome, TurnRefusal,
 };
 use tessera_wire::v1::from_worker::Message;
 use tessera_wire::recording::RECORDING_FORMAT;
@@ -30,9 +31,6 @@ use tessera_wit_host::{
     THREAD_STACK_BYTES, engine_key, rebuild_backoff,
 };
 
-/// Messages that may wait for an instance: one batch, one result and the chunks of a state that is
-/// being sent. A peer that sends more waits, or is not heard.
-const INBOX_MAX: usize = 64;
 /// Bytes of state that a peer may send: twice the most that a framework can be given, because an upgrade
 /// has two generations.
 const STATE_BYTES_MAX: u64 = 2 * LimitName::StateBytes.row().max;
@@ -47,6 +45,12 @@ pub enum ToInstance {
     Batch(v1::Batch),
     /// What became of its turn.
     Result(v1::TurnResult),
+}
+
+impl inbox::Message for ToInstance {
+    fn is_state(&self) -> bool {
+        matches!(self, Self::State(_))
+    }
 }
 
 /// What the greeting of a new link says of an instance.
@@ -85,7 +89,7 @@ impl Shared {
 
 /// An instance, seen from outside. Dropping it stops the instance.
 pub struct InstanceHandle {
-    inbox: SyncSender<ToInstance>,
+    inbox: Inbox<ToInstance>,
     shared: Arc<Shared>,
 }
 
@@ -99,7 +103,7 @@ impl InstanceHandle {
         start: v1::StartInstance,
         desired: v1::DesiredInstance,
     ) -> std::io::Result<Self> {
-        let (inbox, messages) = sync_channel(INBOX_MAX);
+        let (inbox, messages) = inbox::inbox();
         let shared = Arc::new(Shared {
             stopped: AtomicBool::new(false),
             status: Mutex::default(),
@@ -141,8 +145,8 @@ impl InstanceHandle {
 
     /// Where it takes messages.
     #[must_use]
-    pub fn inbox(&self) -> Inbox {
-        Inbox(self.inbox.clone())
+    pub fn inbox(&self) -> Inbox<ToInstance> {
+        self.inbox.clone()
     }
 
     /// From its next turn on the instance is held to these limits.
@@ -154,27 +158,6 @@ impl InstanceHandle {
     #[must_use]
     pub fn status(&self) -> Status {
         self.shared.status().clone()
-    }
-}
-
-/// Takes messages for an instance.
-pub struct Inbox(SyncSender<ToInstance>);
-
-impl Inbox {
-    /// Pass a message on. State waits until there is room; everything else is not heard when the
-    /// instance has not taken what was sent before: a peer that follows the protocol never sends as
-    /// much.
-    pub fn send(&self, message: ToInstance) {
-        match message {
-            state @ ToInstance::State(_) => {
-                let _ = self.0.send(state);
-            }
-            other => {
-                if let Err(TrySendError::Full(_)) = self.0.try_send(other) {
-                    tracing::warn!("a message for an instance whose inbox is full is dropped");
-                }
-            }
-        }
     }
 }
 
@@ -377,14 +360,10 @@ impl Life {
     }
 
     fn link(&self) -> Result<SchedulerImage, Blame> {
-        let (component, source) = self
+        let component = self
             .hosts
-            .image(Path::new(&self.image))
-            .map_err(|error| Blame::nobody("COMPONENT_UNUSABLE", error.to_string()))?;
-        if Digest::from_slice(&self.desired.component) != Ok(source) {
-            let text = format!("the image is of {source}, not of the framework's component");
-            return Err(Blame::nobody("COMPONENT_UNUSABLE", text));
-        }
+            .image_of(&self.image, &self.desired.component, "framework")
+            .map_err(|text| Blame::nobody("COMPONENT_UNUSABLE", text))?;
         let linked = self.hosts.schedulers.link(&component);
         linked.map_err(|failure| Blame::of(&failure, 0))
     }
@@ -410,17 +389,9 @@ impl Life {
         }));
     }
 
-    fn say_log(&mut self, mut logged: Logged) {
-        // Lines of `init` belong to no turn and so have no time: they get this machine's.
-        for line in logged.lines.iter_mut().filter(|line| line.at_ms == 0) {
-            line.at_ms = now_ms();
-        }
-        if let Some(log) = self.logs.pass(logged, Instant::now()) {
-            let (lines, before) = (log.lines.len() as u64, log.dropped);
-            if !self.is_stopped() && !self.hosts.outbox.send(Message::Log(log)) {
-                self.logs.count_dropped(before + lines);
-            }
-        }
+    fn say_log(&mut self, logged: Logged) {
+        let stopped = self.is_stopped();
+        self.logs.say(logged, |log| !stopped && self.hosts.outbox.send(Message::Log(log)));
     }
 
     /// Handle batches until the instance is lost.
@@ -618,12 +589,4 @@ impl Life {
             }
         }
     }
-}
-
-/// Time of this machine, for log lines that belong to no turn.
-pub fn now_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -15,6 +15,7 @@ mod executors;
 mod grants;
 mod hosts;
 mod image;
+mod inbox;
 mod instance;
 pub mod isolation;
 pub mod jail;

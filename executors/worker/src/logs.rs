@@ -3,7 +3,7 @@
 //! Invariants: on average not more than [`BYTES_PER_S`] of one framework; what is not passed on is
 //! counted and told with the next lines that are. This file must never look into a line.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tessera_wire::v1;
 use tessera_wit_host::Logged;
 
@@ -44,8 +44,22 @@ impl LogGate {
         }
     }
 
+    /// Hand on what may be sent of this; `send` says whether it was taken.
+    pub fn say(&mut self, mut logged: Logged, send: impl FnOnce(v1::GuestLog) -> bool) {
+        // Lines of `init` belong to no turn and so have no time: they get this machine's.
+        for line in logged.lines.iter_mut().filter(|line| line.at_ms == 0) {
+            line.at_ms = now_ms();
+        }
+        if let Some(log) = self.pass(logged, Instant::now()) {
+            let (lines, before) = (log.lines.len() as u64, log.dropped);
+            if !send(log) {
+                self.dropped += before + lines;
+            }
+        }
+    }
+
     /// What may be sent of this; none when there is nothing to say.
-    pub fn pass(&mut self, logged: Logged, now: Instant) -> Option<v1::GuestLog> {
+    fn pass(&mut self, logged: Logged, now: Instant) -> Option<v1::GuestLog> {
         self.dropped += logged.dropped;
         if let Some(then) = self.refilled {
             let ms = u64::try_from(now.saturating_duration_since(then).as_millis()).unwrap_or(0);
@@ -79,11 +93,14 @@ impl LogGate {
             executor: self.executor.clone(),
         })
     }
+}
 
-    /// Lines that were passed on in vain.
-    pub const fn count_dropped(&mut self, lines: u64) {
-        self.dropped += lines;
-    }
+/// Time of this machine, for log lines that belong to no turn.
+fn now_ms() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

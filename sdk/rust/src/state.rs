@@ -56,7 +56,7 @@ fn count_write(bytes: usize) {
     });
 }
 
-fn decode<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, Error> {
+pub(crate) fn decode<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, Error> {
     serde_json::from_slice(value).map_err(|source| Error::State {
         key: key.to_owned(),
         source,

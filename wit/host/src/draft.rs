@@ -44,17 +44,17 @@ impl From<InvalidSpec> for Refused {
     }
 }
 
-fn invalid<T>(field: &str, rule: &str) -> Result<T, Refused> {
+pub(crate) fn invalid<T>(field: &str, rule: &str) -> Result<T, Refused> {
     Err(Refused::Invalid(format!("{field}: {rule}")))
 }
 
 /// A limit with a row in the table.
-fn limit<T>(name: LimitName, max: usize) -> Result<T, Refused> {
+pub(crate) fn limit<T>(name: LimitName, max: usize) -> Result<T, Refused> {
     Err(LimitPassed::of(name, format!("at most {max}")).into())
 }
 
 /// A limit that is the same for everybody.
-fn fixed<T>(name: &'static str, max: usize) -> Result<T, Refused> {
+pub(crate) fn fixed<T>(name: &'static str, max: usize) -> Result<T, Refused> {
     Err(LimitPassed::new(name, format!("at most {max}")).into())
 }
 
@@ -436,15 +436,8 @@ impl Draft {
     }
 
     pub(crate) fn set_timer(&mut self, id: String, after_ms: u64) -> Result<(), Refused> {
-        check_timer_id(&id)?;
-        if !(limits::TIMER_MIN_MS..=limits::DURATION_MAX_MS).contains(&after_ms) {
-            let (min, max) = (limits::TIMER_MIN_MS, limits::DURATION_MAX_MS);
-            return invalid("after-ms", &format!("{min} to {max}"));
-        }
-        self.push(Operation::SetTimer {
-            id,
-            due_ms: self.time_ms.saturating_add(after_ms),
-        })
+        let due_ms = timer_due(&id, after_ms, self.time_ms)?;
+        self.push(Operation::SetTimer { id, due_ms })
     }
 
     pub(crate) fn cancel_timer(&mut self, id: String) -> Result<(), Refused> {
@@ -524,7 +517,17 @@ fn check_filters(filters: Filters) -> Result<(), Refused> {
     Ok(())
 }
 
-fn check_timer_id(id: &str) -> Result<(), Refused> {
+/// When a timer that is set now is due, if it may be set.
+pub(crate) fn timer_due(id: &str, after_ms: u64, now_ms: TimeMs) -> Result<TimeMs, Refused> {
+    check_timer_id(id)?;
+    let (min, max) = (limits::TIMER_MIN_MS, limits::DURATION_MAX_MS);
+    if !(min..=max).contains(&after_ms) {
+        return invalid("after-ms", &format!("{min} to {max}"));
+    }
+    Ok(now_ms.saturating_add(after_ms))
+}
+
+pub(crate) fn check_timer_id(id: &str) -> Result<(), Refused> {
     if id.is_empty() || id.len() > limits::KEY_BYTES_MAX {
         return invalid("id", &format!("1 to {} bytes", limits::KEY_BYTES_MAX));
     }

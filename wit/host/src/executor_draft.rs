@@ -5,21 +5,12 @@
 //! decoded. Whose task a status is about, and whether a child fits, is the agent's to decide. This file
 //! must never know the contract's generated types.
 
-use crate::draft::{Refused, task_id};
-use crate::limits::LimitPassed;
+use crate::draft::{Refused, check_timer_id, fixed, invalid, limit, task_id, timer_due};
 use std::collections::BTreeSet;
 use tessera_types::{
     EffectiveLimits, ExecutorId, LimitName, TaskBody, TaskSpec, TaskState, TimeMs, limits, validate_spec,
 };
 use tessera_wire::v1::{self, executor_operation::Operation};
-
-fn invalid<T>(field: &str, rule: &str) -> Result<T, Refused> {
-    Err(Refused::Invalid(format!("{field}: {rule}")))
-}
-
-fn passed<T>(name: &'static str, max: impl std::fmt::Display) -> Result<T, Refused> {
-    Err(LimitPassed::new(name, format!("at most {max}")).into())
-}
 
 /// One turn under construction, and what the instance carries from turn to turn for it.
 #[derive(Debug, Default)]
@@ -73,12 +64,12 @@ impl ExecutorDraft {
     fn push(&mut self, operation: Operation) -> Result<(), Refused> {
         let max = self.limits.size(LimitName::TurnOperations);
         if self.operations.len() >= max {
-            return passed(LimitName::TurnOperations.row().name, max);
+            return limit(LimitName::TurnOperations, max);
         }
         let bytes = self.bytes + size(&operation);
         let max = self.limits.size(LimitName::TurnOperationBytes);
         if bytes > max {
-            return passed(LimitName::TurnOperationBytes.row().name, max);
+            return limit(LimitName::TurnOperationBytes, max);
         }
         self.bytes = bytes;
         self.operations.push(v1::ExecutorOperation { operation: Some(operation) });
@@ -126,11 +117,11 @@ impl ExecutorDraft {
         validate_spec(spec)?;
         let encoded = tessera_wire::encode_spec(spec);
         if encoded.len() > limits::SPEC_BYTES_MAX {
-            return passed("task-spec-bytes", limits::SPEC_BYTES_MAX);
+            return fixed("task-spec-bytes", limits::SPEC_BYTES_MAX);
         }
         let max = self.limits.size(LimitName::ExecutorChildren);
         if !self.children.contains(child) && self.children.len() >= max {
-            return passed(LimitName::ExecutorChildren.row().name, max);
+            return limit(LimitName::ExecutorChildren, max);
         }
         self.push(Operation::StartChild(v1::StartChild { child: child.to_owned(), spec: encoded }))?;
         self.children.insert(child.to_owned());
@@ -147,12 +138,7 @@ impl ExecutorDraft {
     }
 
     pub(crate) fn set_timer(&mut self, id: String, after_ms: u64) -> Result<(), Refused> {
-        check_timer_id(&id)?;
-        let (min, max) = (limits::TIMER_MIN_MS, limits::DURATION_MAX_MS);
-        if !(min..=max).contains(&after_ms) {
-            return invalid("after-ms", &format!("{min} to {max}"));
-        }
-        let due_ms = self.time_ms.saturating_add(after_ms);
+        let due_ms = timer_due(&id, after_ms, self.time_ms)?;
         self.push(Operation::SetTimer(v1::ExecutorTimer { id, due_ms }))
     }
 
@@ -199,13 +185,6 @@ fn check_child(child: &str) -> Result<(), Refused> {
         Ok(_) => Ok(()),
         Err(error) => Err(Refused::Invalid(format!("child: {error}"))),
     }
-}
-
-fn check_timer_id(id: &str) -> Result<(), Refused> {
-    if id.is_empty() || id.len() > limits::KEY_BYTES_MAX {
-        return invalid("id", &format!("1 to {} bytes", limits::KEY_BYTES_MAX));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -7,14 +7,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::Error;
+use crate::state::decode;
 use crate::host::executor_state as host;
-
-fn decode<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, Error> {
-    serde_json::from_slice(value).map_err(|source| Error::State {
-        key: key.to_owned(),
-        source,
-    })
-}
 
 /// Read the value of `key`. Fails if there is one and it is no `T`.
 pub fn get<T: DeserializeOwned>(key: &str) -> Result<Option<T>, Error> {
