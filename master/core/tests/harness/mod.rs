@@ -146,6 +146,7 @@ impl Cluster {
             "ready" => self.ready(&words),
             "failed" => self.failed(&words),
             "turn" => self.turn(rest),
+            "turns" => self.turns(rest),
             "repeat-turn" => self.repeat_turn(&words),
             "status" => self.status(&words),
             "tasks" => self.task_set(&words),

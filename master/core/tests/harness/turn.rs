@@ -86,6 +86,15 @@ impl Cluster {
         self.from_agent(&agent, In::Turn(turn));
     }
 
+    /// `turns 100 web: put k v` is that turn a hundred times; what came of the last one is shown.
+    pub(super) fn turns(&mut self, text: &str) {
+        let (count, text) = text.split_once(' ').expect("a number and a turn");
+        for _ in 0..count.parse::<u64>().expect("a number") {
+            self.out.clear();
+            self.turn(text);
+        }
+    }
+
     /// The last turn, byte for byte.
     pub(super) fn repeat_turn(&mut self, words: &Words<'_>) {
         let (_, turn) = self.last_turn.clone().expect("a turn");
