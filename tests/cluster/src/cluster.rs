@@ -3,7 +3,7 @@
 //! Invariants: when a cluster is dropped, its processes have ended, whatever happened; its directory
 //! is removed only after [`Cluster::finish`]. Must never use a port of the ephemeral range.
 
-use crate::guests::{guest, program};
+use crate::guests::{guest, program, target_for_everybody};
 use crate::rest::{Answer, Rest};
 use crate::wait::until;
 use crate::{Outcome, failure, procfs};
@@ -125,11 +125,16 @@ impl Process {
             .create(true)
             .append(true)
             .open(log)?;
-        let mut command = Command::new(program("tessera")?);
-        if let Some(uid) = uid {
-            // Without supplementary groups, as root's are dropped with its user.
-            command.uid(uid).gid(uid);
-        }
+        let mut command = match uid {
+            None => Command::new(program("tessera")?),
+            Some(uid) => {
+                let target = target_for_everybody(log.parent().unwrap_or(log))?;
+                let mut command = Command::new(target.join("debug/tessera"));
+                // Without supplementary groups, as root's are dropped with its user.
+                command.uid(uid).gid(uid);
+                command
+            }
+        };
         let child = command
             .args(args)
             .envs(env.iter().copied())

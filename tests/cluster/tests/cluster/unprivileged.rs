@@ -1,9 +1,13 @@
-//! The demo's cluster without root: everything runs under one ordinary user, and says what it lacks.
+//! The demo and its cluster without root: everything runs under one ordinary user, and says what it
+//! lacks.
 
 use nix::unistd::Uid;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use tessera_cluster::cluster::{Cluster, PATIENCE};
+use std::path::Path;
+use std::process::Stdio;
+use tessera_cluster::cluster::{Cluster, PATIENCE, Scene};
+use tessera_cluster::guests::target_for_everybody;
 use tessera_cluster::wait::until;
 use tessera_cluster::{Outcome, ensure, procfs};
 
@@ -79,7 +83,9 @@ async fn the_demo_runs_under_an_ordinary_user() -> Outcome {
     let mut seen = BTreeMap::new();
     until("programs of all kinds run", PATIENCE, async || {
         for (pid, program) in processes(&cluster) {
-            seen.entry(program).or_insert_with(BTreeSet::new).extend(uid_of(pid));
+            seen.entry(program)
+                .or_insert_with(BTreeSet::new)
+                .extend(uid_of(pid));
         }
         if seen.values().filter(|users| !users.is_empty()).count() == 3 {
             Ok(())
@@ -164,4 +170,47 @@ async fn memory_is_limited_for_each_process(cluster: &Cluster) -> Outcome {
     ensure(run.stdout == format!("{USER}\n").as_bytes(), || {
         format!("{run:?}")
     })
+}
+
+/// The demo kills and waits by itself; its own deadlines are shorter.
+const DEMO_WITHIN: std::time::Duration = std::time::Duration::from_secs(240);
+
+#[tokio::test]
+async fn the_demo_itself_needs_no_root() -> Outcome {
+    let scene = Scene::new("demo").await?;
+    let target = target_for_everybody(scene.dir())?;
+    // A copy, because the clone may be closed to that user.
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts");
+    std::fs::create_dir_all(scene.dir().join("scripts/lib"))?;
+    for file in ["demo", "lib/common.sh"] {
+        std::fs::copy(scripts.join(file), scene.dir().join("scripts").join(file))?;
+    }
+    let mut demo = tokio::process::Command::new(scene.dir().join("scripts/demo"));
+    if Uid::effective().is_root() {
+        std::os::unix::fs::chown(scene.dir(), Some(USER), Some(USER))?;
+        demo.uid(USER).gid(USER);
+    }
+    demo.env_clear()
+        .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
+        .env("HOME", scene.dir())
+        .env("CARGO_TARGET_DIR", &target)
+        .env("TESSERA_DEMO_DIR", scene.dir())
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    let ended = tokio::time::timeout(DEMO_WITHIN, demo.output()).await??;
+    let said = String::from_utf8_lossy(&ended.stdout).into_owned()
+        + &String::from_utf8_lossy(&ended.stderr);
+    ensure(ended.status.success(), || said.clone())?;
+    let parts = [
+        "without root, as user",
+        "network: ",
+        "users: ",
+        "killed with -9 at",
+        "demo: the results match",
+    ];
+    for part in parts {
+        ensure(said.contains(part), || format!("no {part:?} in {said}"))?;
+    }
+    scene.finish();
+    Ok(())
 }
