@@ -4,6 +4,7 @@
 //! `repository` runs them all over this repository. A finding names file and line, the rule,
 //! and the way out. Checkers read text and manifests only: they must never build anything.
 
+mod codes;
 mod docs;
 mod files;
 mod finding;
@@ -16,6 +17,7 @@ mod size;
 mod source;
 mod words;
 
+pub use codes::{CODES_LISTED_IN, CODES_MADE_IN, check_codes};
 pub use docs::{check_module_docs, check_vocabulary};
 pub use files::{FileKind, RepoFile, clone_root, walk};
 pub use finding::{Finding, report};

@@ -8,9 +8,9 @@ use std::io::Write;
 use crate::files::{self, FileKind, RepoFile, clone_root, walk};
 use crate::words::{check_banned_words, check_marks, check_sleeps};
 use crate::{
-    CORES, Finding, Manifest, Source, check_core, check_edges, check_file_size,
-    check_function_sizes, check_guest_manifest, check_host_manifest, check_module_docs,
-    check_vocabulary, check_wrapped, manifest, over_soft_limits, report,
+    CODES_LISTED_IN, CODES_MADE_IN, CORES, Finding, Manifest, Source, check_codes, check_core,
+    check_edges, check_file_size, check_function_sizes, check_guest_manifest, check_host_manifest,
+    check_module_docs, check_vocabulary, check_wrapped, manifest, over_soft_limits, report,
 };
 
 /// Text of a file; bytes that are not UTF-8 are no concern of these rules.
@@ -212,4 +212,22 @@ fn no_built_guest_is_committed() {
 #[test]
 fn the_documents_of_record_exist() {
     expect_none(check_vocabulary(&clone_root()));
+}
+
+#[test]
+fn codes_of_errors_are_listed() {
+    let document = fs::read_to_string(clone_root().join(CODES_LISTED_IN)).unwrap();
+    let sources = sources();
+    let makers: Vec<_> = sources
+        .iter()
+        .map(|(file, source)| (file.path.as_str(), source))
+        .filter(|(path, _)| CODES_MADE_IN.iter().any(|made| path.starts_with(made)))
+        .collect();
+    for made in CODES_MADE_IN {
+        assert!(
+            makers.iter().any(|(path, _)| path.starts_with(made)),
+            "no files in {made}"
+        );
+    }
+    expect_none(check_codes(&document, makers));
 }

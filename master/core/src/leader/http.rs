@@ -96,9 +96,9 @@ impl Desk<'_> {
         let row = self.state.frameworks.get(&framework);
         let role = row.map(|row| row.role.to_string());
         authorize(principal, Action::Call, &Object::Framework { role })
-            .map_err(|error| failure(403, "FORBIDDEN", error.to_string()))?;
+            .map_err(|error| failure(403, "PERMISSION_DENIED", error.to_string()))?;
         if row.is_none_or(|row| row.removing) {
-            return Err(failure(404, "NO_FRAMEWORK", format!("there is no framework {framework}")));
+            return Err(failure(404, "NOT_FOUND", format!("there is no framework {framework}")));
         }
         validate(request)?;
         let unable = match row {
@@ -217,7 +217,7 @@ impl Desk<'_> {
         let waiters = self.leader.waiters.by_request.iter();
         let all: Vec<u64> =
             waiters.filter(|(_, w)| w.framework == framework).map(|(id, _)| *id).collect();
-        self.fail_http(&all, 404, "NO_FRAMEWORK", "the framework was removed");
+        self.fail_http(&all, 404, "NOT_FOUND", "the framework was removed");
     }
 
     pub(super) fn tick_http(&mut self) {
@@ -239,7 +239,7 @@ impl Desk<'_> {
 fn validate(request: &HttpRequest) -> Result<(), HttpFailure> {
     if request.body.len() > HTTP_REQUEST_BYTES_MAX {
         let text = format!("a body has at most {HTTP_REQUEST_BYTES_MAX} bytes");
-        return Err(failure(413, "BODY_TOO_LARGE", text));
+        return Err(failure(413, "TOO_LARGE", text));
     }
     let long = |(name, value): &(String, String)| name.len() + value.len() > HTTP_HEADER_BYTES_MAX;
     if request.headers.len() > HTTP_HEADERS_MAX || request.headers.iter().any(long) {
