@@ -67,6 +67,8 @@ pub struct WasmStart {
     pub launch: Launch,
     /// The component.
     pub component: Digest,
+    /// What its role has, as far as it differs from the defaults.
+    pub limits: Vec<v1::Limit>,
 }
 
 impl Supply {
@@ -195,6 +197,7 @@ impl Supply {
             spec,
             launch,
             component,
+            limits,
         } = start;
         let image = self.image(component).await?;
         let TaskBody::Wasm { args, .. } = &spec.body else {
@@ -228,6 +231,7 @@ impl Supply {
                 .collect(),
             mem_bytes,
             name,
+            limits,
         })
     }
 

@@ -494,6 +494,7 @@ impl Supervisor {
                 spec,
                 launch,
                 component,
+                limits,
                 engine: _,
             } => {
                 self.expect_image(&worker, &component);
@@ -504,6 +505,7 @@ impl Supervisor {
                     spec,
                     launch,
                     component,
+                    limits,
                 });
             }
             Action::Forgotten { key } => self.collector.on_forgotten(key),

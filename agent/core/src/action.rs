@@ -325,6 +325,8 @@ pub enum Action {
         launch: Launch,
         /// The component of the spec.
         component: Digest,
+        /// The limits of its role that differ from their defaults.
+        limits: Vec<v1::Limit>,
         /// Key of the image.
         engine: String,
     },

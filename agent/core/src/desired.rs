@@ -69,19 +69,23 @@ impl Core {
     fn take_limits(&mut self, roles: Vec<v1::RoleLimits>) {
         if self.role_limits != roles {
             self.role_limits.clone_from(&roles);
+            self.executors.limits_changed();
             self.keep(Record::Limits(v1::LimitsKept { roles }));
         }
     }
 
-    /// The limits of a role: what was said of it, or of its nearest parent, or of the cluster.
-    pub(crate) fn limits_of(&self, role: &RoleName) -> EffectiveLimits {
+    /// The limits of a role as workers are told them: those that differ from their defaults.
+    pub(crate) fn told_limits_of(&self, role: &RoleName) -> &[v1::Limit] {
         let said = |name: &str| self.role_limits.iter().find(|limits| limits.role == name);
         let lineage: Vec<&str> = role.lineage().collect();
         let nearest = lineage.into_iter().rev().find_map(said);
-        nearest
-            .or_else(|| said(""))
-            .map(|limits| tessera_wire::effective_limits(&limits.limits))
-            .unwrap_or_default()
+        // What was said of it, or of its nearest parent, or of the cluster.
+        nearest.or_else(|| said("")).map_or(&[], |limits| &limits.limits)
+    }
+
+    /// The limits of a role.
+    pub(crate) fn limits_of(&self, role: &RoleName) -> EffectiveLimits {
+        tessera_wire::effective_limits(self.told_limits_of(role))
     }
 
     /// Take one task up, or change what is wanted of it.

@@ -69,7 +69,7 @@ impl Core {
         if turn.encoded_len() > TURN_BYTES_MAX {
             return Err(format!("a turn has at most {TURN_BYTES_MAX} bytes"));
         }
-        let of_role = self.limits_of(&executor.kept.role);
+        let told = tessera_wire::effective_limits(&executor.told);
         let state = &executor.kept.state;
         let (mut bytes, mut keys) = (executor.state_bytes, state.len() as u64);
         let mut written: std::collections::BTreeMap<&str, Option<usize>> = Default::default();
@@ -92,7 +92,7 @@ impl Core {
             (LimitName::ExecutorStateBytes, bytes),
             (LimitName::ExecutorStateKeys, keys),
         ] {
-            let most = of_role.get(name);
+            let most = told.get(name);
             // What was written under a higher limit stays, and may shrink.
             if value > most && !turn.writes.is_empty() && value > executor.size_of(name) {
                 return Err(format!("limit {name}: at most {most}"));

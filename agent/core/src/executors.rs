@@ -129,6 +129,10 @@ pub(crate) struct Executor {
     /// When its timers are due, on the clock that never jumps.
     pub timer_at: BTreeMap<String, u64>,
     sized: Option<Quantities>,
+    /// The limits of its role that its instance was told, under which it handles its batch.
+    pub told: Vec<v1::Limit>,
+    /// They are those that hold now.
+    limited: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -165,6 +169,8 @@ impl Executor {
             rest_until_ms: None,
             timer_at,
             sized: None,
+            told: Vec::new(),
+            limited: false,
         }
     }
 
@@ -202,6 +208,11 @@ impl Executors {
     pub(crate) fn charge(&self) -> Quantities {
         let all = self.live.values();
         all.fold(Quantities::ZERO, |sum, e| sum.plus(e.kept.resources))
+    }
+
+    /// What holds for roles has changed: their executors are to be told.
+    pub(crate) fn limits_changed(&mut self) {
+        self.live.values_mut().for_each(|executor| executor.limited = false);
     }
 
     pub(crate) fn forget_child(&mut self, key: &TaskKey) {
@@ -395,6 +406,7 @@ impl Core {
         for key in keys {
             self.size_executor(&key);
             self.build_executor(&key, now);
+            self.limit_instance_of(&key);
             self.halt_if_due(&key, now);
             self.give_batch(&key, now);
             gone |= self.end_executor(&key, now);
@@ -490,8 +502,11 @@ impl Core {
                 if again {
                     self.tell_stop(worker.clone(), key);
                 }
-                let changed = self.limits_of(&role);
-                start.limits = changed.changed().map(v1::Limit::from).collect();
+                start.limits = self.told_limits_of(&role).to_vec();
+                if let Some(executor) = self.executors.live.get_mut(key) {
+                    executor.told.clone_from(&start.limits);
+                    executor.limited = true;
+                }
                 self.actions.push(Action::StartExecutor {
                     worker,
                     start: Box::new(start),
@@ -500,6 +515,30 @@ impl Core {
                     engine,
                 });
             }
+        }
+    }
+
+    /// Tell an instance the limits of its role when they have changed since it was told. Not one that is
+    /// being built, which may not be there yet, and not one that handles a batch: what it makes of that is
+    /// held to the limits that it began with.
+    fn limit_instance_of(&mut self, key: &ExecutorKey) {
+        let Some(executor) = self.executors.live.get(key) else {
+            return;
+        };
+        if executor.limited || executor.phase != Phase::Ready || executor.outstanding.is_some() {
+            return;
+        }
+        let limits = self.told_limits_of(&executor.kept.role).to_vec();
+        let worker = self.worker_of_executor(executor);
+        let news = executor.told != limits;
+        if let Some(executor) = self.executors.live.get_mut(key) {
+            executor.told.clone_from(&limits);
+            executor.limited = true;
+        }
+        if news {
+            let key = Some(key.into());
+            let message = ToWorker::ExecutorLimits(v1::ExecutorLimits { key, limits });
+            self.actions.push(Action::ToWorker { worker, message });
         }
     }
 

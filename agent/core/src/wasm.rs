@@ -48,13 +48,16 @@ impl Core {
                 task.phase = Phase::Starting;
                 task.wasm_sent = Some((task.attempt, process.clone()));
                 let attempt = task.attempt;
+                let (role, spec, launch) =
+                    (task.role.clone(), Arc::clone(&task.spec), task.launch.clone());
                 let action = Action::StartWasm {
                     worker,
                     key: key.clone(),
                     attempt,
-                    spec: Arc::clone(&task.spec),
-                    launch: task.launch.clone(),
+                    spec,
+                    launch,
                     component,
+                    limits: self.told_limits_of(&role).to_vec(),
                     engine,
                 };
                 self.keep(Record::WasmSent(v1::WasmSent {

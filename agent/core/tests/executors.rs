@@ -663,6 +663,56 @@ fn limits_are_held_whatever_the_worker_says() {
 }
 
 #[test]
+fn changed_limits_reach_an_executor_before_its_next_batch() {
+    let limit = |agent: &mut Agent, generation: u64, role: &str, value: u64| {
+        let limits = vec![(LimitName::ExecutorStateBytes, value).into()];
+        let role = role.to_owned();
+        let desired = v1::Desired {
+            generation,
+            limits: vec![v1::RoleLimits { role, limits }],
+            ..v1::Desired::default()
+        };
+        let actions = agent.core.on_desired(desired, agent.now);
+        let lines = agent.take(actions);
+        let count = lines.iter().filter(|line| line.contains("ExecutorLimits")).count();
+        (count, lines.join("; "))
+    };
+    let write = |number, bytes| v1::ExecutorTurn {
+        writes: vec![v1::KeyWrite { key: "k".into(), value: Some(vec![0; bytes]) }],
+        ..turn_of(number, vec![])
+    };
+    let mut agent = running();
+    // One that has nothing to do is told at once, and once.
+    assert_eq!(limit(&mut agent, 2, "eng", 1 << 20).0, 1);
+    let (told, lines) = limit(&mut agent, 3, "eng", 1 << 20);
+    assert_eq!(told, 0, "{lines}");
+    // One that handles a batch is told after it, and is held to what it began with.
+    poke(&mut agent);
+    poke(&mut agent);
+    let (told, lines) = limit(&mut agent, 4, "eng", 64 << 10);
+    assert_eq!(told, 0, "{lines}");
+    let lines = submit(&mut agent, write(2, 100 << 10)).join("; ");
+    assert!(lines.ends_with("to worker: ExecutorTurnKept; to worker: ExecutorLimits"), "{lines}");
+    // A large turn is followed by a rest.
+    assert_eq!(agent.pass(100), ["batch 3: message 0"]);
+    let lines = submit(&mut agent, write(3, 101 << 10)).join("; ");
+    assert!(lines.contains("StopExecutor"), "{lines}");
+    // One that is being built has them from its start, or is told once it is.
+    assert!(limit(&mut agent, 5, "eng", 65 << 10).1.starts_with("checkpoint"));
+    let lines = agent.pass(100).join("; ");
+    assert!(lines.contains("build turn 3"), "{lines}");
+    let (told, lines) = limit(&mut agent, 6, "eng", 66 << 10);
+    assert_eq!(told, 0, "{lines}");
+    let lines = ready(&mut agent).join("; ");
+    assert!(lines.contains("ExecutorLimits"), "{lines}");
+    // What other roles have is nothing to it, but that its own has none any more is.
+    assert_eq!(limit(&mut agent, 7, "other", 67 << 10).0, 0);
+    let lines = turn(&mut agent, 3, vec![]).join("; ");
+    assert!(lines.contains("ExecutorLimits"), "{lines}");
+    assert_eq!(limit(&mut agent, 8, "other", 68 << 10).0, 0);
+}
+
+#[test]
 fn large_turns_and_endless_ones_have_to_rest() {
     let mut agent = running();
     poke(&mut agent);

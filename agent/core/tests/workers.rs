@@ -335,3 +335,42 @@ fn a_scheduler_for_which_a_worker_has_no_room_is_tried_again() {
         assert_eq!(agent.pass(1), ["start f7 e1"], "{pause}");
     }
 }
+
+#[test]
+fn a_task_is_sent_with_the_limits_that_its_role_has_then() {
+    let limit = |role: &str, value: u64| v1::RoleLimits {
+        role: role.into(),
+        limits: vec![(LimitName::Handles, value).into()],
+    };
+    let mut agent = Agent::new();
+    agent.worker_up(&tasks_worker(), hello("p"));
+    let digest = Digest::of(b"wasm");
+    // What is said of which role, and what a task of `eng` is sent with.
+    let cases = [
+        (vec![], None),
+        (vec![limit("", 100), limit("other", 200)], Some(100)),
+        (vec![limit("", 100), limit("eng", 200), limit("eng/search", 300)], Some(200)),
+        (vec![limit("eng/search", 300)], None),
+    ];
+    for (n, (limits, expected)) in (1..).zip(cases) {
+        let desired = v1::Desired {
+            generation: n,
+            tasks: vec![desired_task(&format!("t{n}"), &wasm())],
+            limits,
+            ..v1::Desired::default()
+        };
+        let mut actions = agent.core.on_desired(desired, agent.now);
+        actions.extend(agent.core.on_component(digest, Ok(()), agent.now));
+        actions.extend(agent.core.on_image(digest, "E".into(), Ok(()), agent.now));
+        let sent: Vec<_> = actions
+            .iter()
+            .filter_map(|action| match action {
+                Action::StartWasm { limits, .. } => Some(limits.clone()),
+                _ => None,
+            })
+            .collect();
+        let expected: Vec<v1::Limit> =
+            expected.into_iter().map(|value| (LimitName::Handles, value).into()).collect();
+        assert_eq!(sent, [expected], "{n}");
+    }
+}

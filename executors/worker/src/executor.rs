@@ -16,7 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tessera_types::limits::BATCH_EVENTS_MAX;
-use tessera_types::{KeyWrite, LimitName};
+use tessera_types::{EffectiveLimits, KeyWrite, LimitName};
+use tessera_wire::effective_limits;
 use tessera_wire::v1::{self, from_worker::Message};
 use tessera_wit_host::{
     Executor, ExecutorLimits, ExecutorName, ExecutorStart, Failure, Logged, State, THREAD_STACK_BYTES,
@@ -31,8 +32,6 @@ pub enum ToExecutor {
         /// Nothing follows.
         last: bool,
     },
-    /// What it may use from now on.
-    Limits(ExecutorLimits),
     /// What to handle.
     Batch(v1::ExecutorBatch),
     /// The turn with this number is on record.
@@ -63,11 +62,17 @@ pub struct Status {
 struct Shared {
     stopped: AtomicBool,
     status: Mutex<Status>,
+    /// Limits of its role that are to hold from the next turn on; none when nothing has changed.
+    new_limits: Mutex<Option<EffectiveLimits>>,
 }
 
 impl Shared {
     fn status(&self) -> MutexGuard<'_, Status> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn new_limits(&self) -> MutexGuard<'_, Option<EffectiveLimits>> {
+        self.new_limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -87,6 +92,7 @@ impl ExecutorHandle {
         let shared = Arc::new(Shared {
             stopped: AtomicBool::new(false),
             status: Mutex::default(),
+            new_limits: Mutex::default(),
         });
         let key = start.key.clone().unwrap_or_default();
         let thread = format!("x{}-{}", key.framework, key.executor);
@@ -95,7 +101,10 @@ impl ExecutorHandle {
             logs: LogGate::of_executor(key.framework, key.executor.clone()),
             key,
             next_turn: start.next_turn,
-            limits: limits_of(&start),
+            limits: ExecutorLimits {
+                role: effective_limits(&start.limits),
+                memory_bytes: start.mem_bytes,
+            },
             start,
             messages,
             shared: shared.clone(),
@@ -119,6 +128,11 @@ impl ExecutorHandle {
         self.inbox.clone()
     }
 
+    /// From its next turn on the executor is held to these limits of its role.
+    pub fn set_limits(&self, limits: EffectiveLimits) {
+        *self.shared.new_limits() = Some(limits);
+    }
+
     /// What a new link has to know.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -129,14 +143,6 @@ impl ExecutorHandle {
 impl Drop for ExecutorHandle {
     fn drop(&mut self) {
         self.shared.stopped.store(true, Ordering::SeqCst);
-    }
-}
-
-/// What an executor may use, as the agent says.
-pub fn limits_of(start: &v1::StartExecutor) -> ExecutorLimits {
-    ExecutorLimits {
-        role: tessera_wire::effective_limits(&start.limits),
-        memory_bytes: start.mem_bytes,
     }
 }
 
@@ -209,13 +215,8 @@ impl Life {
         let mut state = Ok(State::default());
         let mut bytes = 0_u64;
         loop {
-            let (entries, last) = match self.receive()? {
-                ToExecutor::State { entries, last } => (entries, last),
-                ToExecutor::Limits(limits) => {
-                    self.limits = limits;
-                    continue;
-                }
-                ToExecutor::Batch(_) | ToExecutor::Kept(_) => continue,
+            let ToExecutor::State { entries, last } = self.receive()? else {
+                continue;
             };
             let size = |entry: &v1::KeyWrite| entry.key.len() + entry.value.as_ref().map_or(0, Vec::len);
             bytes += entries.iter().map(size).sum::<usize>() as u64;
@@ -259,7 +260,17 @@ impl Life {
         }
     }
 
+    /// Take over limits that have changed; whether there were any.
+    fn take_limits(&mut self) -> bool {
+        let Some(role) = self.shared.new_limits().take() else {
+            return false;
+        };
+        self.limits.role = role;
+        true
+    }
+
     fn build(&mut self, state: State) -> Result<Executor, Failure> {
+        self.take_limits();
         let image = Path::new(&self.start.image);
         let component = self
             .hosts
@@ -304,10 +315,6 @@ impl Life {
                 Some(batch) => batch,
                 None => match self.receive()? {
                     ToExecutor::Batch(batch) => batch,
-                    ToExecutor::Limits(limits) => {
-                        self.limits = limits;
-                        continue;
-                    }
                     // Left over from before the instance was built.
                     ToExecutor::State { .. } | ToExecutor::Kept(_) => continue,
                 },
@@ -319,7 +326,9 @@ impl Life {
             if batch.events.len() > BATCH_EVENTS_MAX {
                 return Ok(Failure::Unusable(format!("batch.events: at most {BATCH_EVENTS_MAX}")));
             }
-            executor.set_limits(self.limits);
+            if self.take_limits() {
+                executor.set_limits(self.limits);
+            }
             let turn = match executor.turn(batch.number, batch.time_ms, batch.events) {
                 Ok(turn) => turn,
                 Err(failure) => return Ok(failure),
@@ -347,7 +356,6 @@ impl Life {
             match self.receive()? {
                 ToExecutor::Kept(kept) if kept == number => return Ok(()),
                 ToExecutor::Batch(batch) => self.waiting = Some(batch),
-                ToExecutor::Limits(limits) => self.limits = limits,
                 ToExecutor::Kept(_) | ToExecutor::State { .. } => {}
             }
         }

@@ -3,10 +3,11 @@
 //! Invariants: one instance per (framework, executor); one that has failed is told of in every greeting
 //! until the agent starts it again or stops it. This file must never start an executor by itself.
 
-use crate::executor::{ExecutorHandle, Status, ToExecutor, limits_of};
+use crate::executor::{ExecutorHandle, Status, ToExecutor};
 use crate::hosts::Hosts;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tessera_wire::effective_limits;
 use tessera_wire::v1::{self, from_worker::Message};
 
 /// Executors of one worker: each has a thread and reserves 4 GiB of address space.
@@ -27,7 +28,7 @@ impl Executors {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Start an executor, give one that waits for its state more of it, or one that runs its new limits.
+    /// Start an executor, or give one that waits for its state more of it. One that has it is there.
     pub fn start(&self, hosts: &Arc<Hosts>, mut start: v1::StartExecutor) {
         let Some(key) = start.key.clone() else { return };
         let state = ToExecutor::State {
@@ -35,7 +36,7 @@ impl Executors {
             last: !start.more_state,
         };
         let message = match self.status((key.framework, &key.executor)) {
-            Some(status) if !status.failed && status.loaded => ToExecutor::Limits(limits_of(&start)),
+            Some(status) if !status.failed && status.loaded => return,
             Some(status) if !status.failed => state,
             // New, or gone and wanted again.
             _ => match self.enter(hosts, start) {
@@ -92,6 +93,14 @@ impl Executors {
     /// A turn is on record.
     pub fn kept(&self, kept: v1::ExecutorTurnKept) {
         self.tell(kept.key, ToExecutor::Kept(kept.number));
+    }
+
+    /// Limits that hold from its next turn on.
+    pub fn limits(&self, limits: v1::ExecutorLimits) {
+        let Some(key) = key_of(limits.key) else { return };
+        if let Some(handle) = self.executors().get(&key) {
+            handle.set_limits(effective_limits(&limits.limits));
+        }
     }
 
     fn tell(&self, key: Option<v1::ExecutorKey>, message: ToExecutor) {

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tessera_types::Digest;
-use tessera_wit_host::{ExecutorHost, Limits, SchedulerHost, TaskHost, Ticker, new_engine};
+use tessera_wit_host::{ExecutorHost, SchedulerHost, TaskHost, Ticker, new_engine};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
@@ -43,12 +43,12 @@ impl Hosts {
     ///
     /// # Errors
     /// When this machine lacks what the engine needs.
-    pub fn new(limits: Limits) -> wasmtime::Result<Self> {
+    pub fn new() -> wasmtime::Result<Self> {
         let engine = new_engine()?;
         let ticker = Arc::new(Ticker::start(&engine)?);
         let schedulers = SchedulerHost::new(&engine, ticker.clone(), thread::CONTROL)?;
         let executors = ExecutorHost::new(&engine, ticker.clone(), thread::CONTROL)?;
-        let tasks = TaskHost::new(&engine, ticker, limits)?;
+        let tasks = TaskHost::new(&engine, ticker)?;
         let outbox = Arc::new(Outbox::default());
         Ok(Self {
             engine,

@@ -5,7 +5,7 @@
 
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
-/// Messages that may wait for a guest: one batch, one answer, changed limits, and the parts of a state
+/// Messages that may wait for a guest: one batch, one answer, and the parts of a state
 /// that is being sent. A peer that sends more waits, or is not heard.
 const INBOX_MAX: usize = 64;
 

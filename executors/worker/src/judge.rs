@@ -93,6 +93,7 @@ struct Judge {
     schedulers: SchedulerHost,
     executors: ExecutorHost,
     tasks: TaskHost,
+    limits: Limits,
 }
 
 impl Judge {
@@ -104,11 +105,12 @@ impl Judge {
         let ticker = Arc::new(ticker);
         let schedulers = SchedulerHost::new(&engine, ticker.clone(), thread::CONTROL);
         let executors = ExecutorHost::new(&engine, ticker.clone(), thread::CONTROL).map_err(fault)?;
-        let tasks = TaskHost::new(&engine, ticker, limits).map_err(fault)?;
+        let tasks = TaskHost::new(&engine, ticker).map_err(fault)?;
         Ok(Self {
             schedulers: schedulers.map_err(fault)?,
             executors,
             tasks,
+            limits,
             engine,
         })
     }
@@ -120,6 +122,7 @@ impl Judge {
             schedulers: &self.schedulers,
             executors: &self.executors,
             tasks: &self.tasks,
+            limits: self.limits,
         }
         .inspect(bytes, || widened = jail::widen_for_run());
         widened?;
@@ -135,7 +138,9 @@ const DESCRIBE_MEMORY_BYTES: u64 = 1 << 30;
 fn widest(limits: &EffectiveLimits) -> Limits {
     let mut widest = *limits;
     use LimitName as L;
-    for name in [L::TableElements, L::Instances, L::Tables, L::Memories] {
+    let made_of = [L::TableElements, L::Instances, L::Tables, L::Memories];
+    let done = [L::Handles, L::HostcallBytes, L::HostCalls, L::RandomBytes, L::InitCpuMs, L::InitWallMs];
+    for name in made_of.into_iter().chain(done) {
         widest.put(name, name.row().max);
     }
     widest.put(L::MemoryBytes, DESCRIBE_MEMORY_BYTES);

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use tessera_types::{EffectiveLimits, LimitError, LimitName, RoleLimits};
-use tessera_wit_host::{Limits, engine_key, new_engine};
+use tessera_wit_host::{engine_key, new_engine};
 use tessera_worker::isolation::Isolation;
 use tessera_worker::{Hosts, bench, jail, judge, replay, seccomp, serve};
 
@@ -178,7 +178,7 @@ fn run(mode: Mode) -> Result<ExitCode, String> {
                 .map_err(|error| format!("cannot listen on {}: {error}", socket.display()))?;
             jail::enter_worker().map_err(|error| error.to_string())?;
             isolation.enter()?;
-            let hosts = Hosts::new(Limits::default()).map_err(|error| format!("{error:#}"))?;
+            let hosts = Hosts::new().map_err(|error| format!("{error:#}"))?;
             tracing::info!(tenant, ?kind, socket = %socket.display(), "serving");
             let worker = serve::Worker::new(Arc::new(hosts));
             worker.run(&listener).map_err(|error| error.to_string())?;

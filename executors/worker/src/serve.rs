@@ -224,6 +224,7 @@ impl Worker {
             Message::StopExecutor(stop) => self.executors.stop(stop),
             Message::ExecutorBatch(batch) => self.executors.batch(batch),
             Message::ExecutorTurnKept(kept) => self.executors.kept(kept),
+            Message::ExecutorLimits(limits) => self.executors.limits(limits),
             Message::Shutdown(_) => {}
         }
     }

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tessera_types::{Reason, limits::MESSAGE_BYTES_MAX};
 use tessera_wire::v1::{self, TaskState, WasmTaskState, from_worker::Message};
-use tessera_wit_host::{Kill, THREAD_STACK_BYTES, TaskEnd, TaskImage, TaskStart, is_memory_limit};
+use tessera_wire::effective_limits;
+use tessera_wit_host::{Kill, Limits, THREAD_STACK_BYTES, TaskEnd, TaskImage, TaskStart, is_memory_limit};
 
 /// Tasks that a worker runs or remembers: each running one has a thread, and all of them have to fit
 /// into one greeting.
@@ -160,7 +161,7 @@ impl Tasks {
                 .map(|pair| (pair.key, pair.value))
                 .collect(),
             sandbox: PathBuf::from(start.sandbox),
-            memory_bytes: start.mem_bytes,
+            limits: Limits::of_task(&effective_limits(&start.limits), start.mem_bytes),
         };
         let running = state(key, TaskState::TaskRunning, Reason::None, "");
         if let Some(task) = self.tasks().get_mut(key) {

@@ -237,7 +237,7 @@ impl Worker {
                 }
                 Vec::new()
             }
-            ToWorker::Shutdown(_) => Vec::new(),
+            ToWorker::ExecutorLimits(_) | ToWorker::Shutdown(_) => Vec::new(),
         }
     }
 

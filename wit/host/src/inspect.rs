@@ -5,7 +5,7 @@
 //! except for `describe`, which stands under limits.
 
 use crate::executor::ExecutorHost;
-use crate::limits::LimitPassed;
+use crate::limits::{LimitPassed, Limits};
 use crate::scheduler::{Description, SchedulerHost};
 use crate::task::TaskHost;
 use wasmtime::Engine;
@@ -125,6 +125,8 @@ pub struct Inspector<'a> {
     pub executors: &'a ExecutorHost,
     /// Links tasks.
     pub tasks: &'a TaskHost,
+    /// What a component may use while it describes itself.
+    pub limits: Limits,
 }
 
 /// Judge the first bytes, without parsing.
@@ -209,7 +211,7 @@ impl Inspector<'_> {
                     .link(component)
                     .map_err(|failure| Unusable::DoesNotLink(failure.to_string()))?;
                 let described = image
-                    .describe()
+                    .describe(self.limits)
                     .map_err(|failure| Unusable::NoDescription(failure.to_string()))?;
                 found.description = Some(described);
                 Ok(())

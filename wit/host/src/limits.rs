@@ -73,7 +73,7 @@ impl Default for StateLimits {
 }
 
 impl Limits {
-    /// Those of a scheduler, or of a Wasm task, whose role has these.
+    /// Those of a scheduler whose role has these.
     #[must_use]
     pub fn of(limits: &EffectiveLimits) -> Self {
         use LimitName as L;
@@ -130,6 +130,13 @@ impl Limits {
             },
             ..own
         }
+    }
+
+    /// Those of a Wasm task: its memory is what it is charged for. What is counted by turns means nothing
+    /// to it.
+    #[must_use]
+    pub fn of_task(limits: &EffectiveLimits, memory_bytes: u64) -> Self {
+        Self { memory_bytes, ..Self::of(limits) }
     }
 
     /// The same without any that is about time: for calls that are repeated elsewhere.

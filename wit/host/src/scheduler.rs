@@ -146,8 +146,9 @@ impl SchedulerImage {
     ///
     /// # Errors
     /// When it cannot be built, or fails.
-    pub fn describe(&self) -> Result<Description, Failure> {
-        let mut store = self.store(&Start::default(), State::default());
+    pub fn describe(&self, limits: Limits) -> Result<Description, Failure> {
+        let start = Start { limits, ..Start::default() };
+        let mut store = self.store(&start, State::default());
         let with = (&*self.ticker, self.thread);
         let (described, _) = call(&mut store, with, Call::Init, |store| {
             let (bindings, step) = self.instantiate(store)?;

@@ -206,6 +206,8 @@ fn limit_of_runtime(error: &wasmtime::Error, limits: &Limits) -> Option<LimitPas
         (L::Handles, limits.handles)
     } else if text.contains("fuel allocated for hostcalls has been exhausted") {
         (L::HostcallBytes, limits.hostcall_bytes)
+    } else if text.starts_with("requested len ") && text.contains(" exceeds limit ") {
+        (L::RandomBytes, usize::try_from(limits.random_bytes).unwrap_or(usize::MAX))
     } else {
         let what = text.strip_prefix("resource limit exceeded: ")?;
         match what.split(' ').next()? {

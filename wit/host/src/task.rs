@@ -39,8 +39,8 @@ pub struct TaskStart {
     pub env: Vec<(String, String)>,
     /// Seen by the task as `/`; holds `stdout` and `stderr`.
     pub sandbox: PathBuf,
-    /// Bytes of all linear memories together.
-    pub memory_bytes: u64,
+    /// What it may use.
+    pub limits: Limits,
 }
 
 /// How a task ended.
@@ -94,7 +94,6 @@ impl WasiView for TaskGuest {
 /// Links tasks. One per engine.
 pub struct TaskHost {
     linker: Linker<TaskGuest>,
-    limits: Limits,
     ticker: Arc<Ticker>,
 }
 
@@ -102,7 +101,6 @@ pub struct TaskHost {
 #[derive(Clone)]
 pub struct TaskImage {
     pre: CommandPre<TaskGuest>,
-    limits: Limits,
     ticker: Arc<Ticker>,
 }
 
@@ -111,14 +109,10 @@ impl TaskHost {
     ///
     /// # Errors
     /// When an interface is defined twice.
-    pub fn new(engine: &Engine, ticker: Arc<Ticker>, limits: Limits) -> wasmtime::Result<Self> {
+    pub fn new(engine: &Engine, ticker: Arc<Ticker>) -> wasmtime::Result<Self> {
         let mut linker = Linker::new(engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-        Ok(Self {
-            linker,
-            limits,
-            ticker,
-        })
+        Ok(Self { linker, ticker })
     }
 
     /// Link a component.
@@ -133,7 +127,6 @@ impl TaskHost {
             .map_err(|error| Failure::Unusable(format!("{error:#}")))?;
         Ok(TaskImage {
             pre,
-            limits: self.limits,
             ticker: self.ticker.clone(),
         })
     }
@@ -160,7 +153,7 @@ impl TaskImage {
             tokio::select! {
                 biased;
                 () = kill.0.wake.notified() => TaskEnd::Killed,
-                end = self.call(store, kill) => end,
+                end = self.call(store, &start.limits, kill) => end,
             }
         })
     }
@@ -174,15 +167,15 @@ impl TaskImage {
             .arg(&start.name)
             .args(&start.args)
             .envs(&start.env)
-            .max_random_size(self.limits.random_bytes)
+            .max_random_size(start.limits.random_bytes)
             .allow_tcp(false)
             .allow_udp(false)
             .allow_ip_name_lookup(false)
             .preopened_dir(&start.sandbox, "/", FsPerms::ReadWrite)?;
         let mut table = ResourceTable::new();
-        table.set_max_capacity(self.limits.handles);
-        let memory_bytes = start.memory_bytes;
-        let account = Account::new(Limits { memory_bytes, ..self.limits });
+        // What a task holds one handle of may be two things here: a pollable, and what it waits for.
+        table.set_max_capacity(start.limits.handles.saturating_mul(2));
+        let account = Account::new(start.limits);
         let mut store = Store::new(
             self.pre.engine(),
             TaskGuest {
@@ -192,8 +185,8 @@ impl TaskImage {
             },
         );
         store.limiter(|guest| &mut guest.account);
-        store.set_hostcall_fuel(self.limits.hostcall_bytes);
-        store.set_max_component_handles(self.limits.handles);
+        store.set_hostcall_fuel(start.limits.hostcall_bytes);
+        store.set_max_component_handles(start.limits.handles);
         store.set_epoch_deadline(1);
         let kill = kill.clone();
         store.epoch_deadline_callback(move |_| {
@@ -205,7 +198,7 @@ impl TaskImage {
         Ok(store)
     }
 
-    async fn call(&self, mut store: Store<TaskGuest>, kill: &Kill) -> TaskEnd {
+    async fn call(&self, mut store: Store<TaskGuest>, limits: &Limits, kill: &Kill) -> TaskEnd {
         let ended = match self.pre.instantiate_async(&mut store).await {
             Ok(command) => command.wasi_cli_run().call_run(&mut store).await,
             Err(error) => Err(error),
@@ -218,7 +211,7 @@ impl TaskImage {
                 Some(exit) => TaskEnd::Exited(exit.0),
                 None => {
                     let refused = store.data_mut().account.take_refused();
-                    TaskEnd::Failed(explain(&error, refused, &self.limits))
+                    TaskEnd::Failed(explain(&error, refused, limits))
                 }
             },
         }

@@ -47,6 +47,15 @@ impl Exec {
         self.start.key.clone()
     }
 
+    /// What its role has from now on.
+    fn set(&mut self, agent: &mut Agent, limits: &[(LimitName, u64)]) {
+        self.start.limits = limits.iter().map(|limit| (*limit).into()).collect();
+        agent.send(to_worker::Message::ExecutorLimits(v1::ExecutorLimits {
+            key: self.key(),
+            limits: self.start.limits.clone(),
+        }));
+    }
+
     /// Start it on the state that is on record.
     fn start(&self, agent: &mut Agent) {
         let mut start = self.start.clone();
@@ -369,10 +378,6 @@ fn limits_are_reached_by_name_and_hold_from_the_next_turn() {
     let image = worker.compile("executor_basic");
     let (mut agent, _) = worker.connect();
     let mut exec = Exec::of(&image, &[], &[]);
-    let set = |exec: &mut Exec, agent: &mut Agent, limits: &[(LimitName, u64)]| {
-        exec.start.limits = limits.iter().map(|limit| (*limit).into()).collect();
-        exec.start(agent);
-    };
     exec.start(&mut agent);
     exec.ready(&mut agent);
     exec.kept_turn(&mut agent, vec![started(vec![])]);
@@ -389,7 +394,7 @@ fn limits_are_reached_by_name_and_hold_from_the_next_turn() {
     ];
     for (n, (limit, set_to, words, refused)) in cases.into_iter().enumerate() {
         let changed: Vec<_> = limit.into_iter().map(|name| (name, set_to)).collect();
-        set(&mut exec, &mut agent, &changed);
+        exec.set(&mut agent, &changed);
         exec.send(&mut agent, vec![launch(&format!("t{n}"), words)]);
         let turn = exec.turn(&mut agent);
         let (_, state, message, _) = only(&turn);
@@ -403,17 +408,75 @@ fn limits_are_reached_by_name_and_hold_from_the_next_turn() {
         exec.keep(&mut agent, &turn);
     }
     // The status that would say so is one operation too many as well.
-    set(&mut exec, &mut agent, &[(LimitName::TurnOperations, 20)]);
+    exec.set(&mut agent, &[(LimitName::TurnOperations, 20)]);
     exec.send(&mut agent, vec![launch("flood", "sends 21")]);
     let failed = exec.failed(&mut agent);
     assert!(failed.message.contains("limit turn-operations: at most 20"), "{failed:?}");
-    // Memory is what the executor is charged for, and grows with its charge.
-    set(&mut exec, &mut agent, &[]);
-    exec.ready(&mut agent);
+    // Memory is what the executor is charged for, whatever its role says of schedulers.
     exec.start.mem_bytes = 128 * MIB;
+    exec.start.limits = vec![(LimitName::MemoryBytes, MIB).into()];
     exec.start(&mut agent);
+    exec.ready(&mut agent);
     let turn = exec.kept_turn(&mut agent, vec![launch("x", "grow 90")]);
     assert_eq!(only(&turn).1, TaskState::TaskFinished);
+}
+
+#[test]
+fn changed_limits_hold_from_the_next_turn_on_without_a_restart() {
+    let worker = Worker::start();
+    let image = worker.compile("executor_basic");
+    let (mut agent, _) = worker.connect();
+    let mut exec = Exec::of(&image, &[], &[]);
+    exec.start(&mut agent);
+    exec.ready(&mut agent);
+    exec.kept_turn(&mut agent, vec![started(vec![])]);
+    // Each is set while a turn is outstanding, which has the ones before.
+    let mut seen = 0;
+    for (limit, value, words, refused) in [
+        (LimitName::TurnKeys, 10, "write 20 1", None),
+        (LimitName::TurnKeys, 30, "write 20 1", Some("limit turn-keys: at most 10")),
+        (LimitName::ExecutorChildren, 3, "write 20 1", None),
+        (LimitName::ExecutorChildren, 7, "children 4", Some("limit executor-children: at most 3")),
+        (LimitName::TurnCpuMs, 100, "children 4", None),
+    ] {
+        seen += 1;
+        exec.send(&mut agent, vec![launch(&format!("t{seen}"), words)]);
+        let turn = exec.turn(&mut agent);
+        exec.set(&mut agent, &[(limit, value)]);
+        let (_, state, message, _) = only(&turn);
+        match refused {
+            Some(text) => assert!(state == TaskState::TaskFailed && message.contains(text), "{words}: {message}"),
+            None => assert_eq!(state, TaskState::TaskFinished, "{words}: {message}"),
+        }
+        exec.keep(&mut agent, &turn);
+    }
+    let turn = exec.kept_turn(&mut agent, vec![launch("count", "count")]);
+    let count = format!("{{\"seen\": {n}, \"instance\": {n}}}", n = seen + 1);
+    assert_eq!(only(&turn).3, count, "it was never built anew");
+    exec.send(&mut agent, vec![launch("loop", "loop")]);
+    assert_eq!(exec.failed(&mut agent).limit, "turn-cpu-ms");
+}
+
+#[test]
+fn limits_of_an_executor_that_is_not_there_start_nothing() {
+    let worker = Worker::start();
+    let image = worker.compile("executor_basic");
+    let (mut agent, _) = worker.connect();
+    let mut exec = Exec::of(&image, &[], &[]);
+    let limits = [(LimitName::TurnCpuMs, 100)];
+    exec.set(&mut agent, &limits);
+    exec.start(&mut agent);
+    exec.ready(&mut agent);
+    exec.kept_turn(&mut agent, vec![started(vec![])]);
+    exec.send(&mut agent, vec![launch("x", "trap")]);
+    let failed = exec.failed(&mut agent);
+    exec.set(&mut agent, &limits);
+    // Messages of a link are heard in order.
+    agent.send(to_worker::Message::StartTask(v1::StartWasmTask::default()));
+    agent.task_state("", TaskState::TaskFailed);
+    let (mut newer, hello) = worker.connect();
+    assert_eq!(hello.executors, []);
+    assert_eq!(exec.failed(&mut newer), failed, "nothing has happened since");
 }
 
 #[test]

@@ -115,7 +115,18 @@ impl Worker {
     }
 
     pub fn compile(&self, name: &str) -> Image {
-        let (input, path) = (guest(name), self.dir.path().join(format!("{name}.image")));
+        self.compile_file(name, guest(name))
+    }
+
+    /// Compile a component that is given as text.
+    pub fn compile_text(&self, name: &str, text: &str) -> Image {
+        let input = self.dir.path().join(format!("{name}.wasm"));
+        std::fs::write(&input, wat::parse_str(text).unwrap()).unwrap();
+        self.compile_file(name, input)
+    }
+
+    fn compile_file(&self, name: &str, input: PathBuf) -> Image {
+        let path = self.dir.path().join(format!("{name}.image"));
         let output = run(&[
             "compile",
             "--in",
@@ -177,7 +188,7 @@ pub struct Agent {
     pub stream: UnixStream,
     pub logs: Vec<v1::GuestLog>,
     skipped: Vec<from_worker::Message>,
-    /// What instances that are started from here on get beside the usual.
+    /// What instances and tasks that are started from here on get beside the usual.
     pub extra: Extra,
 }
 
@@ -481,6 +492,7 @@ impl Agent {
             }],
             mem_bytes: mem_mib << 20,
             name: "program".into(),
+            limits: self.extra.wire_limits(),
         }));
     }
 

@@ -187,6 +187,24 @@ fn limits_of_components_are_reached_before_anything_is_compiled() {
 }
 
 #[test]
+fn a_scheduler_describes_itself_under_the_limits_of_the_cluster() {
+    let echo = bytes("echo");
+    // Its memory begins with some pages, and its parts are instances of their own.
+    for (limit, under, over) in [("memory-bytes", 8 << 20, 64 << 10), ("instances", 10, 1)] {
+        let (verdict, _) = inspect(&echo, &[(limit, under)]);
+        assert_eq!(verdict["ok"], true, "{limit}: {verdict}");
+        let (verdict, _) = inspect(&echo, &[(limit, over)]);
+        let error = verdict["error"].as_str().unwrap();
+        assert!(error.contains(&format!("limit {limit}: ")), "{error}");
+        // An agent compiles what was accepted, whatever the cluster's limits say now.
+        let (input, dir) = (guest("echo"), tempfile::tempdir().unwrap());
+        let (image, limit) = (dir.path().join("image"), format!("--limit={limit}={over}"));
+        let (input, image) = (input.to_str().unwrap(), image.to_str().unwrap());
+        assert!(run(&["compile", "--in", input, "--out", image, &limit]).status.success(), "{limit}");
+    }
+}
+
+#[test]
 fn compiling_ends_with_the_time_that_it_may_take() {
     // Each block is left with other values in its locals: cheap to count, dear to compile.
     let blocks: String = (0..40_000)

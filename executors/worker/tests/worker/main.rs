@@ -12,4 +12,5 @@ mod many;
 mod migrating;
 mod replaying;
 mod schedulers;
+mod task_limits;
 mod tasks;
