@@ -1,8 +1,8 @@
 //! Compiled components: made on this agent by a limited process, kept by content and engine.
 //!
 //! Invariants: machine code never comes from elsewhere; an image's name says which bytes it was made
-//! from and by which engine and policy, so that another engine compiles anew; one compilation runs at a
-//! time, so that it takes one core from the tasks at most.
+//! from and by which engine and policy, so that another engine compiles anew; an image is whole when it
+//! gets its name; one compilation runs at a time, so that it takes one core from the tasks at most.
 
 use crate::worker_link::engine_tag;
 use serde::Deserialize;
@@ -68,6 +68,8 @@ pub struct Images {
     dir: PathBuf,
     program: PathBuf,
     engine: OnceCell<String>,
+    /// How the compiler is kept apart from everything else, as arguments.
+    isolation: Vec<String>,
     permit: Semaphore,
 }
 
@@ -93,8 +95,19 @@ impl Images {
             dir,
             program,
             engine: OnceCell::new(),
+            isolation: Vec::new(),
             permit: Semaphore::const_new(1),
         })
+    }
+
+    /// Compile in an empty network and as a user of nobody else's, where this machine can give them.
+    pub fn isolate(&mut self, own_network: bool, uid: Option<u32>) {
+        if own_network {
+            self.isolation.push("--own-network".to_owned());
+        }
+        if let Some(uid) = uid {
+            self.isolation.push(format!("--uid={uid}"));
+        }
     }
 
     /// The engine and policy that images are made for.
@@ -189,28 +202,41 @@ impl Images {
         if image.is_file() {
             return Ok(image);
         }
+        // A compiler that an earlier agent left behind may still write to the file of this name.
+        let made = image.with_extension("tmp");
+        remove_if_there(&made).map_err(|source| self.run(source))?;
         let mut command = self.command();
         command
             .arg("compile")
             .arg("--in")
             .arg(component)
             .arg("--out")
-            .arg(&image)
-            .args(JUDGED_ALREADY);
+            .arg(&made)
+            .args(JUDGED_ALREADY)
+            .args(&self.isolation);
         let output = tokio::time::timeout(COMPILE_TIMEOUT, command.output())
             .await
             .map_err(|_| failed(format!("it took longer than {COMPILE_TIMEOUT:?}")))?
             .map_err(|source| self.run(source))?;
-        if output.status.success() && image.is_file() {
+        if output.status.success() && made.is_file() {
             // Workers of all users load it, whatever this process lets others read of new files.
-            std::fs::set_permissions(&image, Permissions::from_mode(0o644))
+            std::fs::set_permissions(&made, Permissions::from_mode(0o644))
+                .and_then(|()| std::fs::rename(&made, &image))
                 .map_err(|source| self.run(source))?;
             return Ok(image);
         }
+        remove_if_there(&made).map_err(|source| self.run(source))?;
         match serde_json::from_slice::<Verdict>(&output.stdout) {
             Ok(Verdict { error: Some(text) }) => Err(CompileError::Unusable { digest, text }),
             Ok(Verdict { error: None }) | Err(_) => Err(failed(output.status.to_string())),
         }
+    }
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -230,14 +256,18 @@ mod tests {
         worker(
             dir.path(),
             "case $1 in engine-key) echo '48.0.8 policy/1';;\n\
-             compile) echo x >> count; cp \"$3\" \"$5\";; esac",
+             compile) echo \"$*\" >> \"${0%/*}/asked\"; cp \"$3\" \"$5\";; esac",
         );
         let component = dir.path().join("c.wasm");
         std::fs::write(&component, "code").unwrap();
-        let images = Images::open(dir.path(), dir.path()).unwrap();
+        let mut images = Images::open(dir.path(), dir.path()).unwrap();
+        images.isolate(true, Some(7));
         let digest = Digest::of(b"code");
         let image = images.ensure(digest, &component).await.unwrap();
         assert_eq!(images.ensure(digest, &component).await.unwrap(), image);
+        let asked = std::fs::read_to_string(dir.path().join("asked")).unwrap();
+        assert_eq!(asked.lines().count(), 1, "{asked}");
+        assert!(asked.ends_with(" --own-network --uid=7\n"), "{asked}");
         let name = image.file_name().unwrap().to_string_lossy().into_owned();
         assert!(name.ends_with("-48.0.8-policy-1.cwasm"), "{name}");
         assert_eq!(images.path(&digest), Some(image.clone()));
@@ -249,7 +279,6 @@ mod tests {
         assert!(older.exists());
         images.forget_engines_but(&tags("newer")).unwrap();
         assert!(!older.exists() && image.exists());
-        std::fs::remove_file("count").unwrap();
     }
 
     #[tokio::test]
@@ -269,5 +298,12 @@ mod tests {
         );
         let error = images.ensure(digest, &component).await.unwrap_err();
         assert!(matches!(error, CompileError::Failed { .. }), "{error}");
+        worker(
+            dir.path(),
+            "case $1 in engine-key) echo 1;; compile) echo half > \"$5\"; exit 1;; esac",
+        );
+        images.ensure(digest, &component).await.unwrap_err();
+        let left = std::fs::read_dir(dir.path().join("images")).unwrap();
+        assert_eq!(left.count(), 0, "what is not whole has no name and does not stay");
     }
 }

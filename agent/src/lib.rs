@@ -246,7 +246,7 @@ struct Hosting {
 /// Find out which engine this machine has, how workers can be kept apart, and which of them are there.
 async fn hosting(settings: &Settings, cgroups: &Cgroups) -> Result<Hosting, RunError> {
     let dir = settings.work_dir.as_path();
-    let images =
+    let mut images =
         images::Images::open(dir, &settings.bin_dir).map_err(disk("opening images/"))?;
     let engine = match images.engine().await {
         Ok(engine) => engine.to_owned(),
@@ -259,6 +259,7 @@ async fn hosting(settings: &Settings, cgroups: &Cgroups) -> Result<Hosting, RunE
     let worker = settings.bin_dir.join("tessera-worker");
     let protections = Protections::find(&worker, cgroups, settings.worker_uid_first).await;
     let uid_first = protections.users.then_some(settings.worker_uid_first);
+    images.isolate(protections.network, uid_first.map(|first| first + tenants::COMPILER));
     let tenants =
         Arc::new(tenants::Tenants::open(dir, uid_first).map_err(disk("reading tenants.json"))?);
     let tag = worker_link::engine_tag(&engine);

@@ -17,11 +17,13 @@ const TENANTS_FILE: &str = "tenants.json";
 /// Version of the record.
 const TENANTS_VERSION: u32 = 1;
 /// Tenants that one agent has ever hosted: a bound on the numbers that are set aside for their workers.
-const TENANTS_MAX: u32 = 65_536;
+const TENANTS_MAX: u32 = 65_535;
 /// Users of one tenant: one per kind of worker.
 const USERS_PER_TENANT: u32 = 2;
-/// Users that are set aside for workers.
-pub const WORKER_UIDS: u32 = TENANTS_MAX * USERS_PER_TENANT;
+/// Users that are set aside for workers: the pair behind the last tenant's is for no tenant.
+pub const WORKER_UIDS: u32 = (TENANTS_MAX + 1) * USERS_PER_TENANT;
+/// The compiler's among them, which hosts no tenant's guests.
+pub const COMPILER: u32 = WORKER_UIDS - 1;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
@@ -160,7 +162,7 @@ mod tests {
         let tenants = Tenants::open(dir.path(), Some(5)).unwrap();
         assert_eq!(
             tenants.owner("z", Tasks).unwrap().map(|(uid, _)| uid),
-            Some(5 + WORKER_UIDS - 1)
+            Some(5 + WORKER_UIDS - 1 - USERS_PER_TENANT)
         );
         assert!(tenants.owner("a", Tasks).is_err());
     }

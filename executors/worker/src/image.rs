@@ -2,8 +2,9 @@
 //!
 //! Invariants: a file is loaded only if it is owned by this user or by root, writable for nobody else,
 //! written under this engine's key and whole; everything else is refused before it reaches the
-//! runtime, which trusts what it is given as native code. Files are written once, by rename. This file
-//! must never load what a user uploaded.
+//! runtime, which trusts what it is given as native code. A file is opened before its writer gives up
+//! its user, so that it belongs to the agent's, and is put in its place by the agent. This file must
+//! never load what a user uploaded.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -44,50 +45,37 @@ pub enum LoadError {
     Runtime(String),
 }
 
-/// Write an image: to a file beside it, synced, then renamed.
+/// Open a file that an image can be written to: readable for the user that a worker runs as, writable
+/// for nobody but this one.
 ///
 /// # Errors
-/// When the component cannot be serialized or the file not be written.
-pub fn write(
-    engine: &Engine,
-    component: &Component,
-    source: Digest,
-    path: &Path,
-) -> Result<(), io::Error> {
-    let code = component
-        .serialize()
-        .map_err(|error| io::Error::other(format!("{error:#}")))?;
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = Path::new(&name);
-    let written = write_file(engine, &code, source, temporary)
-        .and_then(|()| std::fs::rename(temporary, path));
-    if let Err(error) = written {
-        let _ = std::fs::remove_file(temporary);
-        return Err(error);
-    }
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
-        _ => Ok(()),
-    }
-}
-
-fn write_file(engine: &Engine, code: &[u8], source: Digest, path: &Path) -> io::Result<()> {
-    let key = engine_key(engine);
-    let key_length = u8::try_from(key.len()).map_err(io::Error::other)?;
-    // Readable for the user that a worker runs as, writable for nobody but its writer.
-    let mut file = OpenOptions::new()
+/// When it cannot be made.
+pub fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
+        .custom_flags(libc::O_NOFOLLOW)
         .mode(0o644)
-        .open(path)?;
+        .open(path)
+}
+
+/// Write an image to an empty file and sync it.
+///
+/// # Errors
+/// When the component cannot be serialized or the file not be written.
+pub fn write(engine: &Engine, component: &Component, source: Digest, file: &mut File) -> io::Result<()> {
+    let code = component
+        .serialize()
+        .map_err(|error| io::Error::other(format!("{error:#}")))?;
+    let key = engine_key(engine);
+    let key_length = u8::try_from(key.len()).map_err(io::Error::other)?;
     file.write_all(MAGIC)?;
     file.write_all(&[key_length])?;
     file.write_all(key.as_bytes())?;
     file.write_all(&source.0)?;
-    file.write_all(&Digest::of(code).0)?;
-    file.write_all(code)?;
+    file.write_all(&Digest::of(&code).0)?;
+    file.write_all(&code)?;
     file.sync_all()
 }
 
@@ -148,8 +136,8 @@ fn parse(bytes: &[u8]) -> Result<(&str, Digest, &[u8]), LoadError> {
 
 #[allow(unsafe_code)]
 fn deserialize(engine: &Engine, code: &[u8]) -> Result<Component, LoadError> {
-    // SAFETY: the caller has checked that the file can only have been written by this user or root,
-    // which are those that the compile process runs as, under the same engine key, and that its
+    // SAFETY: the caller has checked that the file can only have been opened for writing by this user or
+    // root, which are those that start the compile process, under the same engine key, and that its
     // content is whole; the bytes are in memory and cannot change any more.
     let component = unsafe { Component::deserialize(engine, code) };
     component.map_err(|error| LoadError::Runtime(format!("{error:#}")))
@@ -171,7 +159,7 @@ mod tests {
         let engine = new_engine().unwrap();
         let component = Component::from_binary(&engine, EMPTY).unwrap();
         let source = Digest::of(EMPTY);
-        write(&engine, &component, source, &path).unwrap();
+        write(&engine, &component, source, &mut create(&path).unwrap()).unwrap();
         assert_eq!(load(&engine, &path).unwrap().1, source);
 
         let good = std::fs::read(&path).unwrap();

@@ -1,5 +1,5 @@
-//! What keeps a worker apart from the machine and from other workers: its control group, its network,
-//! its user. The agent says which of these this machine can give.
+//! What keeps a worker or a compiler apart from the machine and from others: its control group, its
+//! network, its user. The agent says which of these this machine can give.
 //!
 //! Invariants: the group is joined before memory is taken that should count there; everything is done
 //! before the first thread and before the first byte of a peer is read, and what is asked for and cannot
@@ -59,6 +59,17 @@ impl Isolation {
     /// # Errors
     /// When the kernel refuses.
     pub fn enter(&self) -> Result<(), String> {
+        self.leave()?;
+        // Last: the calls of the others are among those that it refuses. It takes no privilege, so that every
+        // worker has it.
+        jail::give_up_calls().map_err(|error| error.to_string())
+    }
+
+    /// Leave the network and the user only.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn leave(&self) -> Result<(), String> {
         if self.own_network {
             leave_network().map_err(|error| format!("leaving the network: {error}"))?;
         }
@@ -66,9 +77,7 @@ impl Isolation {
             jail::become_user(uid, self.gid.unwrap_or(uid))
                 .map_err(|error| format!("becoming user {uid}: {error}"))?;
         }
-        // Last: the calls above are among those that it refuses. It takes no privilege, so that every worker
-        // has it.
-        jail::give_up_calls().map_err(|error| error.to_string())
+        Ok(())
     }
 
     /// Try what is asked for, one by one, and say what cannot be had.

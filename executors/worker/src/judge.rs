@@ -7,12 +7,13 @@
 use crate::componentize::componentize;
 use crate::grants::{Grant, grants};
 use crate::image;
+use crate::isolation::Isolation;
 use crate::jail::{self, JailError};
 use crate::statics::{self, Counted};
 use crate::thread;
 use serde::Serialize;
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::Arc;
 use tessera_types::{Digest, EffectiveLimits, LimitName, RoleLimits};
@@ -82,7 +83,10 @@ pub enum JudgeError {
     Jail(#[from] JailError),
     /// A file could not be read or written.
     #[error("{0}: {1}")]
-    File(String, std::io::Error),
+    File(String, io::Error),
+    /// The process could not be kept apart.
+    #[error("{0}")]
+    Isolation(String),
     /// The engine could not be made.
     #[error("cannot make the engine: {0}")]
     Engine(String),
@@ -159,13 +163,15 @@ fn judged_before(set: &RoleLimits) -> EffectiveLimits {
     EffectiveLimits::resolve([&most, set])
 }
 
-fn read(path: &Path, limits: &EffectiveLimits) -> Result<Vec<u8>, JudgeError> {
-    let fault = |error| JudgeError::File(path.display().to_string(), error);
+fn at(path: &Path) -> impl Fn(io::Error) -> JudgeError {
+    move |error| JudgeError::File(path.display().to_string(), error)
+}
+
+fn read(file: File, limits: &EffectiveLimits) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     // One byte more than allowed tells a larger file from one that just fits.
-    let file = File::open(path).map_err(fault)?;
     let most = limits.get(LimitName::ComponentBytes).saturating_add(1);
-    file.take(most).read_to_end(&mut bytes).map_err(fault)?;
+    file.take(most).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -231,7 +237,7 @@ pub fn inspect(input: &Path, made: Option<&Path>, set: &RoleLimits) -> Result<Ve
     let limits = EffectiveLimits::resolve([set]);
     jail::enter_compile(&limits)?;
     let judge = Judge::new(Limits::of(&limits))?;
-    let bytes = read(input, &limits)?;
+    let bytes = File::open(input).and_then(|file| read(file, &limits)).map_err(at(input))?;
     let (component, counted) = match prepare(&bytes, &limits) {
         Ok(Upload::Component(counted)) => (None, counted),
         Ok(Upload::Made(component, counted)) => (Some(component), counted),
@@ -245,8 +251,7 @@ pub fn inspect(input: &Path, made: Option<&Path>, set: &RoleLimits) -> Result<Ve
             verdict.error = Some("this is a core module, and there is no file for its component".into());
             return Ok(verdict);
         };
-        std::fs::write(path, &component)
-            .map_err(|error| JudgeError::File(path.display().to_string(), error))?;
+        std::fs::write(path, &component).map_err(at(path))?;
         verdict.componentized = Some(Componentized {
             path: path.display().to_string(),
             digest: Digest::of(&component).to_string(),
@@ -256,16 +261,25 @@ pub fn inspect(input: &Path, made: Option<&Path>, set: &RoleLimits) -> Result<Ve
     Ok(verdict)
 }
 
-/// Judge a component and, if it can be used, write its image. A core module is none: what was made of it
-/// when it was uploaded is.
+/// Judge a component and, if it can be used, write its image; `output` stays empty otherwise. A core
+/// module is none: what was made of it when it was uploaded is.
 ///
 /// # Errors
 /// When there is no verdict; a component that cannot be used has one.
-pub fn compile(input: &Path, output: &Path, set: &RoleLimits) -> Result<Verdict, JudgeError> {
+pub fn compile(
+    input: &Path,
+    output: &Path,
+    set: &RoleLimits,
+    isolation: &Isolation,
+) -> Result<Verdict, JudgeError> {
     let limits = judged_before(set);
+    // Opened first: the user that this process becomes can open neither.
+    let component = File::open(input).map_err(at(input))?;
+    let mut image = image::create(output).map_err(at(output))?;
+    isolation.leave().map_err(JudgeError::Isolation)?;
     jail::enter_compile(&limits)?;
     let judge = Judge::new(widest(&limits))?;
-    let bytes = read(input, &limits)?;
+    let bytes = read(component, &limits).map_err(at(input))?;
     let counted = check_size(&bytes, &limits)
         .and_then(|()| check_bytes(&bytes))
         .and_then(|()| statics::count(&bytes, &limits));
@@ -276,8 +290,7 @@ pub fn compile(input: &Path, output: &Path, set: &RoleLimits) -> Result<Verdict,
     let (found, component) = judge.inspect(&bytes)?;
     let verdict = verdict(&judge.engine, &bytes, counted.functions, found);
     if let Some(component) = component {
-        image::write(&judge.engine, &component, Digest::of(&bytes), output)
-            .map_err(|error| JudgeError::File(output.display().to_string(), error))?;
+        image::write(&judge.engine, &component, Digest::of(&bytes), &mut image).map_err(at(output))?;
     }
     Ok(verdict)
 }

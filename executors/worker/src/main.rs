@@ -62,12 +62,14 @@ enum Mode {
         /// The component.
         #[arg(long = "in")]
         input: PathBuf,
-        /// The image to write.
+        /// The file to write the image to; it stays empty when there is none.
         #[arg(long = "out")]
         output: PathBuf,
         /// A limit of components, as in the table of limits; repeat it for more.
         #[arg(long = "limit", value_name = "NAME=VALUE")]
         limits: Vec<String>,
+        #[command(flatten)]
+        isolation: Isolation,
     },
     /// Say what an upload is.
     Inspect {
@@ -188,7 +190,11 @@ fn run(mode: Mode) -> Result<ExitCode, String> {
             input,
             output,
             limits,
-        } => report(judge::compile(&input, &output, &limits_of(&limits)?)),
+            isolation,
+        } => {
+            isolation.join_group()?;
+            report(judge::compile(&input, &output, &limits_of(&limits)?, &isolation))
+        }
         Mode::Inspect {
             input,
             made,

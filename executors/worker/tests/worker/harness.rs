@@ -15,7 +15,7 @@ use tessera_wire::v1::{self, FromWorker, ToWorker, from_worker, to_worker};
 /// Longest wait for anything.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-const WORKER: &str = env!("CARGO_BIN_EXE_tessera-worker");
+pub const WORKER: &str = env!("CARGO_BIN_EXE_tessera-worker");
 
 /// The bytes of a guest of tests/guests.
 pub fn guest(name: &str) -> PathBuf {

@@ -1,7 +1,10 @@
 //! What `inspect` and `compile` say of components and of everything else.
 
-use crate::harness::{guest, run};
+use crate::harness::{WORKER, guest, run};
 use serde_json::Value;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 fn judge(bytes: &[u8]) -> (Option<i32>, Value) {
     let dir = tempfile::tempdir().unwrap();
@@ -16,14 +19,11 @@ fn judge(bytes: &[u8]) -> (Option<i32>, Value) {
     ]);
     let verdict: Value = serde_json::from_slice(&said.stdout).unwrap();
     assert_eq!(
-        output.exists(),
+        output.metadata().unwrap().len() > 0,
         verdict["ok"] == true,
         "an image exactly when usable"
     );
-    assert_eq!(
-        std::fs::read_dir(dir.path()).unwrap().count(),
-        1 + usize::from(output.exists())
-    );
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
     (said.status.code(), verdict)
 }
 
@@ -117,6 +117,49 @@ fn the_key_of_the_engine_is_the_same_in_every_process() {
     assert_eq!(key(), key());
     let (_, verdict) = judge(&bytes("echo"));
     assert_eq!(verdict["engine"], key().trim());
+}
+
+/// A user that nobody is.
+const COMPILER: u32 = 4_243;
+
+#[test]
+fn a_compiler_has_no_rights_of_its_starter_and_writes_what_that_one_owns() {
+    if !nix::unistd::Uid::effective().is_root() {
+        // Nobody else can become another user.
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o700)).unwrap();
+    let (input, output) = (dir.path().join("in"), dir.path().join("out"));
+    std::fs::write(&input, bytes("echo")).unwrap();
+    let mut compiler = Command::new(WORKER)
+        .args(["compile", "--own-network", "--in"])
+        .arg(&input)
+        .arg("--out")
+        .arg(&output)
+        .arg(format!("--uid={COMPILER}"))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let proc = std::path::PathBuf::from(format!("/proc/{}", compiler.id()));
+    let ours = std::fs::read_link("/proc/self/ns/net").unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let uids = format!("Uid:\t{COMPILER}\t{COMPILER}\t{COMPILER}\t{COMPILER}");
+    loop {
+        let status = std::fs::read_to_string(proc.join("status")).unwrap_or_default();
+        let filtered = status.contains("Seccomp:\t2") && status.contains("NoNewPrivs:\t1");
+        if filtered && status.contains(&uids) {
+            assert_ne!(std::fs::read_link(proc.join("ns/net")).unwrap(), ours);
+            break;
+        }
+        assert!(compiler.try_wait().unwrap().is_none(), "it was never seen as that user: {status}");
+        assert!(Instant::now() < deadline, "{status}");
+        std::thread::yield_now();
+    }
+    assert!(compiler.wait().unwrap().success());
+    let image = output.metadata().unwrap();
+    assert_eq!((image.uid(), image.mode() & 0o777), (0, 0o644));
+    assert!(image.len() > 0);
 }
 
 /// What `inspect` says under these limits, and the component that it made, if it made one.
