@@ -14,7 +14,7 @@ use std::process::ExitCode;
 pub enum RoleCommand {
     /// Show the limits of a role or of the cluster, or set some of them
     #[command(
-        after_help = "Examples:\n  tessera role limits                                    # those of the cluster\n  tessera role limits eng/search\n  tessera role limits eng --set state-bytes=128MiB --set turn-cpu-ms=2s\n  tessera role limits eng --unset state-bytes\n\nA role has the limits of its parent where nothing is set for it. Values are numbers, with KiB, MiB, GiB,\nms, s or m if need be. What runs already gets new limits with its next turn."
+        after_help = "Examples:\n  tessera role limits                                    # those of the cluster\n  tessera role limits eng/search\n  tessera role limits eng --set state-bytes=128MiB --set turn-cpu-ms=2s\n  tessera role limits eng --unset state-bytes\n\nA role has the limits of its parent where nothing is set for it. Values are numbers, with KiB, MiB, GiB,\nms, s or m if need be. What runs already gets new limits with its next turn; a Wasm task keeps those that it\nwas started with."
     )]
     Limits {
         /// The role; the whole cluster without one

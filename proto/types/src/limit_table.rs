@@ -83,7 +83,7 @@ limit_table! {
     CompileCpuMs "compile-cpu-ms" Ms 60_000, 1_000, 600_000; "CPU time of judging and compiling a component; used up, it is refused"
     CompileBytes "compile-bytes" Bytes 4_096 * MIB, 256 * MIB, 65_536 * MIB; "address space of judging and compiling a component; used up, it is refused"
     // One instance.
-    MemoryBytes "memory-bytes" Bytes 64 * MIB, 64 * KIB, 4_096 * MIB; "all linear memories of a scheduler's instance together (an executor has what it is charged for); growth beyond is refused to the guest"
+    MemoryBytes "memory-bytes" Bytes 64 * MIB, 64 * KIB, 4_096 * MIB; "all linear memories of a scheduler's instance together (executors and Wasm tasks have what they are charged for); growth beyond is refused to the guest"
     TableElements "table-elements" Count 100_000, 1, 10_000_000; "elements of all tables of an instance together; growth beyond is refused to the guest"
     Instances "instances" Count 64, 1, 1_000; "core instances of a component; more cannot be instantiated"
     Tables "tables" Count 64, 1, 1_000; "tables of an instance; more cannot be instantiated"

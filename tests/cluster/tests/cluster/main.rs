@@ -13,6 +13,7 @@ mod first_steps;
 mod groups;
 mod hostile;
 mod launcher;
+mod limits;
 mod quarantine;
 mod replay;
 mod restart;
