@@ -776,7 +776,7 @@ pub const TASKS: &[Attack] = &[
     ),
     task(
         "random",
-        Ends("TASK_FAILED", "random"),
+        Ends("TASK_FAILED", "limit random-bytes"),
         "randomness is handed out in small pieces",
     ),
     task(
