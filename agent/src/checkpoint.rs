@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 /// First bytes of the file: what it is and the version of its framing.
 const MAGIC: &[u8; 8] = b"tsrchk1\n";
 
-/// Bytes of one record; a spec of 512 KiB and its launch fit well.
-const RECORD_BYTES_MAX: usize = 4 << 20;
+/// Bytes of one record: an executor's turn of 4 MiB with the states of its tasks, the ids of its children
+/// and what it is still to be told of them; a spec of 512 KiB and its launch fit well.
+const RECORD_BYTES_MAX: usize = 16 << 20;
 
 /// Size from which on the owner should rewrite, if most of it is dead.
 pub const REWRITE_BYTES: u64 = 8 << 20;

@@ -18,6 +18,8 @@ use tessera_wire::v1;
 
 /// Refusals that wait to be told: as many as one turn can have operations.
 const REFUSALS_MAX: usize = 10_000;
+/// Bytes of the rule that each of them names: all of them together are in one record of a checkpoint.
+const RULE_BYTES_MAX: usize = 256;
 
 impl Core {
     /// Children that have not ended.
@@ -35,12 +37,12 @@ impl Core {
         start: v1::StartChild,
         record: &mut v1::ExecutorTurnKeptRecord,
         now: Now,
-    ) {
+    ) -> Result<(), String> {
         let Some(executor) = self.executors.live.get(key) else {
-            return;
+            return Ok(());
         };
         if executor.kept.child_ids.contains(&start.child) {
-            return;
+            return Ok(());
         }
         let name: Result<TaskId, String> = start
             .child
@@ -53,10 +55,7 @@ impl Core {
         });
         let (child, spec) = match checked {
             Ok(checked) => checked,
-            Err(rule) => {
-                self.refuse_child(key, start.child, &rule, now);
-                return;
-            }
+            Err(rule) => return self.refuse_child(key, start.child, &rule, record, now),
         };
         let launch = Launch {
             task: child.clone(),
@@ -79,6 +78,7 @@ impl Core {
             remember(&mut executor.kept.child_ids, start.child.clone());
         }
         record.children.push(start.child);
+        Ok(())
     }
 
     /// The spec of a child, if it may start now.
@@ -112,18 +112,35 @@ impl Core {
         Ok(spec)
     }
 
-    fn refuse_child(&mut self, key: &ExecutorKey, child: String, rule: &str, now: Now) {
+    fn refuse_child(
+        &mut self,
+        key: &ExecutorKey,
+        child: String,
+        rule: &str,
+        record: &mut v1::ExecutorTurnKeptRecord,
+        now: Now,
+    ) -> Result<(), String> {
         let agent = self.agent;
         let Some(executor) = self.executors.live.get_mut(key) else {
-            return;
+            return Ok(());
         };
         // An id that is none cannot be told either; the worker refuses it before.
-        let Ok(task) = child.parse() else { return };
+        let task = child
+            .parse()
+            .map_err(|error| format!("child {child:?}: {error}"))?;
         let status = TaskStatus::new(task, agent, TaskState::Error, now.wall_ms)
-            .because(Reason::InvalidSpec, rule);
-        if executor.refused.len() < REFUSALS_MAX {
-            executor.refused.push_back((child, status));
+            .because(Reason::InvalidSpec, &rule[..rule.floor_char_boundary(RULE_BYTES_MAX)]);
+        if executor.kept.refused.len() >= REFUSALS_MAX {
+            return Err(format!(
+                "child {child}: {rule}; {REFUSALS_MAX} refusals wait to be told already"
+            ));
         }
+        record.refused.push(v1::ChildStatus {
+            child: child.clone(),
+            status: Some((&status).into()),
+        });
+        executor.kept.refused.push_back((child, status));
+        Ok(())
     }
 
     /// An executor wants a child to end. One that has ended, or never was, stays so.

@@ -305,7 +305,7 @@ impl Core {
 impl Executor {
     /// What the executor is told beside its tasks and children.
     fn draft_rest(&mut self, given: &mut Given, draft: &mut Draft, now: Now) {
-        for (child, status) in &self.refused {
+        for (child, status) in &self.kept.refused {
             let event = Event::Child(v1::ChildStatus {
                 child: child.clone(),
                 status: Some(status.into()),

@@ -8,7 +8,7 @@
 use crate::action::ExecutorKey;
 use crate::records::{RecordError, Replay, executor_key, wire};
 use std::collections::{BTreeMap, VecDeque};
-use tessera_types::{Digest, NameError, Quantities, RoleName, TaskState, TimeMs};
+use tessera_types::{Digest, NameError, Quantities, RoleName, TaskState, TaskStatus, TimeMs};
 use tessera_wire::v1;
 use v1::checkpoint_record::Record;
 
@@ -31,6 +31,8 @@ pub(crate) struct KeptExecutor {
     pub timers: BTreeMap<String, TimeMs>,
     /// Ids that its children had, oldest first.
     pub child_ids: VecDeque<String>,
+    /// Children that were not started, and why, as long as it has not been told.
+    pub refused: VecDeque<(String, TaskStatus)>,
     pub again: bool,
     pub finish: bool,
     pub stopping: bool,
@@ -56,6 +58,7 @@ impl Replay {
             state: BTreeMap::new(),
             timers: BTreeMap::new(),
             child_ids: VecDeque::new(),
+            refused: VecDeque::new(),
             again: false,
             finish: false,
             stopping: false,
@@ -77,15 +80,15 @@ impl Replay {
                 TaskState::try_from(live.state()).map_err(|error| wire("live.state", error))?;
             self.change_task(turn.framework, &live.task, |task| task.state = Some(state))?;
         }
-        if let Some(executor) = self.executors.get_mut(&key) {
-            executor.add_turn(turn);
+        match self.executors.get_mut(&key) {
+            Some(executor) => executor.add_turn(turn),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
 impl KeptExecutor {
-    fn add_turn(&mut self, turn: v1::ExecutorTurnKeptRecord) {
+    fn add_turn(&mut self, turn: v1::ExecutorTurnKeptRecord) -> Result<(), RecordError> {
         self.next_turn = turn.number + 1;
         for write in turn.writes {
             match write.value {
@@ -102,8 +105,16 @@ impl KeptExecutor {
         for id in turn.children {
             remember(&mut self.child_ids, id);
         }
+        let told = usize::try_from(turn.refusals_told).unwrap_or(usize::MAX);
+        self.refused.drain(..told.min(self.refused.len()));
+        for refused in turn.refused {
+            let status = TaskStatus::try_from(refused.status.unwrap_or_default());
+            let status = status.map_err(|error| wire("refused.status", error))?;
+            self.refused.push_back((refused.child, status));
+        }
         self.again = turn.again;
         self.finish |= turn.finish;
+        Ok(())
     }
 
     /// Records that give exactly this executor. `launched` are its tasks and their states.
@@ -135,11 +146,16 @@ impl KeptExecutor {
                 id: id.clone(),
                 due_ms: *due_ms,
             };
+            let refusal = |(child, status): &(String, TaskStatus)| v1::ChildStatus {
+                child: child.clone(),
+                status: Some(status.into()),
+            };
             records.push(Record::ExecutorTurn(v1::ExecutorTurnKeptRecord {
                 launched: launched.iter().map(|(task, _)| task.clone()).collect(),
                 live: launched.iter().map(live).collect(),
                 timers: self.timers.iter().map(timer).collect(),
                 children: self.child_ids.iter().cloned().collect(),
+                refused: self.refused.iter().map(refusal).collect(),
                 ..turn(Vec::new())
             }));
         }

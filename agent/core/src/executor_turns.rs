@@ -159,7 +159,9 @@ impl Core {
     ) {
         if let Some(executor) = self.executors.live.get_mut(key) {
             executor.introduced |= given.started;
-            executor.refused.drain(..given.refused.min(executor.refused.len()));
+            let told = given.refused.min(executor.kept.refused.len());
+            executor.kept.refused.drain(..told);
+            record.refusals_told = u32::try_from(told).unwrap_or(u32::MAX);
             for (id, due_ms) in given.timers {
                 if executor.kept.timers.get(&id) == Some(&due_ms) {
                     executor.kept.timers.remove(&id);
@@ -234,7 +236,7 @@ impl Core {
     ) -> Result<(), String> {
         match operation {
             Operation::Status(status) => self.take_status(key, status, now)?,
-            Operation::StartChild(start) => self.start_child(key, start, record, now),
+            Operation::StartChild(start) => self.start_child(key, start, record, now)?,
             Operation::StopChild(stop) => self.stop_child(key, &stop, now),
             Operation::Send(data) => {
                 if data.len() > limits::MESSAGE_DATA_BYTES_MAX {

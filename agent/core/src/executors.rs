@@ -15,7 +15,7 @@ use crate::supplies::Readiness;
 use crate::task::{Ending, Phase as TaskPhase};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tessera_types::{
-    Digest, ExecutorTask, LimitName, Quantities, Reason, TaskBody, TaskSpec, TaskState, TaskStatus,
+    Digest, ExecutorTask, LimitName, Quantities, Reason, TaskBody, TaskSpec, TaskState,
     limits,
 };
 use tessera_wire::v1;
@@ -116,8 +116,6 @@ pub(crate) struct Executor {
     closing: BTreeSet<TaskKey>,
     /// Children on record.
     pub children: BTreeSet<TaskKey>,
-    /// Children that were not started, and why.
-    pub refused: VecDeque<(String, TaskStatus)>,
     pub inbox: Mailbox,
     outbox: Mailbox,
     window: (u64, usize, usize),
@@ -159,7 +157,6 @@ impl Executor {
             tasks: BTreeSet::new(),
             closing: BTreeSet::new(),
             children: BTreeSet::new(),
-            refused: VecDeque::new(),
             inbox: Mailbox::default(),
             outbox: Mailbox::default(),
             window: (0, 0, 0),
@@ -320,6 +317,7 @@ impl Core {
                     state: BTreeMap::new(),
                     timers: BTreeMap::new(),
                     child_ids: VecDeque::new(),
+                    refused: VecDeque::new(),
                     again: false,
                     finish: false,
                     stopping: false,

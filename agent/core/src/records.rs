@@ -425,6 +425,8 @@ mod tests {
         };
         let mut of_child = plain;
         of_child.launch.task = child.task.clone();
+        let refused = "x".parse().unwrap();
+        let refused = TaskStatus::new(refused, tessera_types::AgentId(1), TaskState::Error, 3);
         let kept = KeptExecutor {
             life: 2,
             role: "r".parse().unwrap(),
@@ -435,6 +437,7 @@ mod tests {
             state: BTreeMap::from([("s".into(), vec![9])]),
             timers: BTreeMap::from([("t".into(), 8)]),
             child_ids: ["c".to_owned()].into(),
+            refused: [("x".to_owned(), refused)].into(),
             again: true,
             finish: true,
             stopping: true,

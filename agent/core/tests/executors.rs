@@ -190,6 +190,15 @@ fn running() -> Agent {
     agent
 }
 
+/// The agent dies and comes back, and its worker builds the executor anew: what it is told first.
+fn rebuilt(agent: &mut Agent) -> String {
+    agent.crash();
+    agent.register();
+    agent.worker_up(&tasks_worker(), hello("p1"));
+    agent.supply_wasm();
+    ready(agent).join("; ")
+}
+
 #[test]
 fn an_executor_lives_from_its_first_task_to_its_last() {
     let mut agent = running();
@@ -323,6 +332,8 @@ fn children_are_tasks_that_only_their_executor_hears_of() {
         lines,
         [
             "checkpoint 6 sync",
+            "warn executor f1/e: left out of its turn: child \"a/b\": a task id consists of `A-Z a-z 0-9 . _ -`; \
+             found '/'; 0 more",
             "to worker: ExecutorTurnKept",
             "start f1/e/1/n 1",
             "start-wasm f1/e/1/w 1 on eng/tasks",
@@ -387,6 +398,27 @@ fn children_are_tasks_that_only_their_executor_hears_of() {
             "batch 7: child w KILLING"
         ]
     );
+}
+
+#[test]
+fn what_cannot_be_started_is_told_although_the_agent_dies() {
+    let mut agent = running();
+    let huge = TaskSpec {
+        resources: mib(50),
+        ..spec(native().body)
+    };
+    poke(&mut agent);
+    turn(&mut agent, 2, vec![start("big", &huge), start("inner", &work())]);
+    let (big, inner) = ("child big ERROR INVALID_SPEC", "child inner ERROR INVALID_SPEC");
+    // The turn that asked for them is on record, and is not done again; the one that hears of it is not.
+    let lines = rebuilt(&mut agent);
+    assert!(lines.contains(big) && lines.contains(inner), "{lines}");
+    turn(&mut agent, 3, vec![start("big", &huge)]);
+    let lines = rebuilt(&mut agent);
+    assert!(lines.contains(big) && !lines.contains(inner), "{lines}");
+    turn(&mut agent, 4, vec![]);
+    let lines = rebuilt(&mut agent);
+    assert!(lines.contains("batch 5: started") && !lines.contains("ERROR"), "{lines}");
 }
 
 #[test]
