@@ -48,6 +48,7 @@ pub const ALLOWED_EDGES: &[(&str, &[&str])] = &[
             "tessera-agent",
         ],
     ),
+    ("tessera-linear", &[]),
     (
         "tessera-sim",
         &[
@@ -57,9 +58,13 @@ pub const ALLOWED_EDGES: &[(&str, &[&str])] = &[
             "tessera-replica",
             "tessera-agent-core",
             "tessera-master",
+            "tessera-linear",
         ],
     ),
-    ("tessera-cluster", &["tessera-types", "tessera-wire"]),
+    (
+        "tessera-cluster",
+        &["tessera-types", "tessera-wire", "tessera-linear"],
+    ),
     ("tessera-tidy", &[]),
     (FEATURE_CRATE, &[]),
 ];
