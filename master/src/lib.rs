@@ -235,7 +235,7 @@ fn open_node(config: &MasterConfig) -> Result<Node<RocksDisk>, RunError> {
                 cluster: ClusterId(cluster),
                 node: FIRST_NODE,
             };
-            Replica::bootstrap(&mut disk, identity, &[FIRST_NODE])?;
+            Replica::bootstrap(&mut disk, identity, Vec::new())?;
             tracing::info!(cluster = %identity.cluster, "made a new cluster");
             identity
         }

@@ -1,18 +1,17 @@
 //! From a data directory to a log store: first use, identity, and every check before raft runs.
 //!
-//! Owns: bootstrap and the boot checks. Invariants: opening changes nothing on the disk; what
+//! Owns: bootstrap, the disk of a joiner, and the boot checks. Invariants: opening changes nothing on the disk; what
 //! was acknowledged and is missing means the node lost its vote, and is refused.
 //! Must never: repair.
 
 use std::collections::VecDeque;
 
-use raft::eraftpb::ConfState;
-
 use crate::codec::{self, AppliedRecord, FORMAT_VERSION, HardStateRecord};
-use crate::config::{Identity, Limits};
+use crate::config::{Identity, Limits, MAX_ATTRIBUTES_BYTES};
 use crate::disk::{Disk, DiskBatch, Durability, MetaKey};
 use crate::error::{BootstrapError, DiskError, OpenError};
 use crate::machine::EntryId;
+use crate::membership::{Group, Membership, nodes_of};
 use crate::storage::{Loaded, LogStore, Slot};
 
 /// Where every log begins: above zero, so that an empty disk can never pass for a member's.
@@ -34,52 +33,85 @@ pub(crate) fn identity<D: Disk>(disk: &D) -> Result<Option<Identity>, OpenError>
     }
 }
 
+pub(crate) fn refuse_used<D: Disk>(disk: &D) -> Result<(), BootstrapError> {
+    let Some(record) = disk.meta(MetaKey::Identity)? else {
+        return Ok(());
+    };
+    Err(match codec::decode_identity(&record)?.1 {
+        Some(Identity { cluster, node }) => BootstrapError::AlreadyBootstrapped { cluster, node },
+        None => BootstrapError::NewerFormat,
+    })
+}
+
+/// The records of a disk whose state is complete up to `at`.
+pub(crate) fn first_records(identity: &Identity, at: EntryId, group: &Group) -> DiskBatch {
+    let hard = HardStateRecord {
+        term: at.term,
+        vote: 0,
+        commit: at.index,
+    };
+    let applied = AppliedRecord {
+        applied: at,
+        commit: at,
+        conf: group.conf.clone(),
+    };
+    let members = codec::encode_members(&group.membership);
+    DiskBatch {
+        meta: vec![
+            (MetaKey::Identity, codec::encode_identity(identity)),
+            (MetaKey::HardState, codec::encode_hard_state(&hard)),
+            (MetaKey::Applied, codec::encode_applied(&applied)),
+            (MetaKey::Truncated, codec::encode_truncated(at)),
+            (MetaKey::Members, members),
+        ],
+        ..DiskBatch::default()
+    }
+}
+
+/// The group of the first voters.
+pub(crate) fn first_group(node: u64, voters: &[(u64, Vec<u8>)]) -> Result<Group, BootstrapError> {
+    let mut sorted: Vec<u64> = voters.iter().map(|(voter, _)| *voter).collect();
+    sorted.sort_unstable();
+    sorted.dedup();
+    if sorted.len() != voters.len() || sorted.contains(&0) || !sorted.contains(&node) {
+        let voters = voters.iter().map(|(voter, _)| *voter).collect();
+        return Err(BootstrapError::BadVoters { node, voters });
+    }
+    let longest = voters.iter().map(|(_, attributes)| attributes.len()).max();
+    if let Some(bytes) = longest.filter(|bytes| *bytes > MAX_ATTRIBUTES_BYTES) {
+        return Err(BootstrapError::AttributesTooLarge { bytes });
+    }
+    Ok(Group::of_voters(voters.to_vec()))
+}
+
 /// Makes an empty disk that of `identity`, a member of the first `voters`.
 pub(crate) fn bootstrap<D: Disk>(
     disk: &mut D,
     identity: Identity,
-    voters: &[u64],
+    voters: &[(u64, Vec<u8>)],
 ) -> Result<(), BootstrapError> {
-    if let Some(record) = disk.meta(MetaKey::Identity)? {
-        let (_, found) = codec::decode_identity(&record)?;
-        let Identity { cluster, node } = found.unwrap_or(identity);
-        return Err(BootstrapError::AlreadyBootstrapped { cluster, node });
-    }
-    let mut sorted = voters.to_vec();
-    sorted.sort_unstable();
-    sorted.dedup();
-    if sorted.len() != voters.len() || sorted.contains(&0) || !sorted.contains(&identity.node) {
-        return Err(BootstrapError::BadVoters {
-            node: identity.node,
-            voters: voters.to_vec(),
-        });
-    }
-    let hard = HardStateRecord {
-        term: BOOTSTRAP_ID.term,
-        vote: 0,
-        commit: BOOTSTRAP_ID.index,
-    };
-    let applied = AppliedRecord {
-        applied: BOOTSTRAP_ID,
-        commit: BOOTSTRAP_ID,
-        conf: ConfState {
-            voters: sorted,
-            ..ConfState::default()
-        },
-    };
-    let meta = vec![
-        (MetaKey::Identity, codec::encode_identity(&identity)),
-        (MetaKey::HardState, codec::encode_hard_state(&hard)),
-        (MetaKey::Applied, codec::encode_applied(&applied)),
-        (MetaKey::Truncated, codec::encode_truncated(BOOTSTRAP_ID)),
-    ];
+    refuse_used(disk)?;
+    let group = first_group(identity.node, voters)?;
     disk.write(
-        DiskBatch {
-            meta,
-            ..DiskBatch::default()
-        },
+        first_records(&identity, BOOTSTRAP_ID, &group),
         Durability::Synced,
     )?;
+    Ok(())
+}
+
+/// Makes an empty disk that of a node which the group takes in. It has no log: everything comes
+/// with a snapshot, and until then it belongs to nobody and never stands for election.
+pub(crate) fn prepare_joiner<D: Disk>(
+    disk: &mut D,
+    identity: Identity,
+) -> Result<(), BootstrapError> {
+    refuse_used(disk)?;
+    if identity.node == 0 {
+        let voters = Vec::new();
+        return Err(BootstrapError::BadVoters { node: 0, voters });
+    }
+    let nothing = first_records(&identity, EntryId::default(), &Group::default());
+    disk.write(nothing, Durability::Synced)?;
     Ok(())
 }
 
@@ -96,22 +128,32 @@ pub(crate) fn load<D: Disk>(
     let hard = codec::decode_hard_state(&required(&disk, MetaKey::HardState)?)?;
     let applied = codec::decode_applied(&required(&disk, MetaKey::Applied)?)?;
     let truncated = codec::decode_truncated(&required(&disk, MetaKey::Truncated)?)?;
+    let group = load_group(&disk, &applied)?;
     let slots = check_log(&disk, truncated)?;
     let commit = check_records(&hard, &applied, truncated, &slots)?;
-    if !applied.conf.voters.contains(&expected.node) {
-        return Err(inconsistent(format!(
-            "node {} is not a member",
-            expected.node
-        )));
-    }
     let loaded = Loaded {
         hard: HardStateRecord { commit, ..hard },
         applied: applied.applied,
-        conf: applied.conf,
+        group,
         truncated,
         slots,
     };
-    Ok(LogStore::new(disk, loaded, limits))
+    Ok(LogStore::new(disk, expected, loaded, limits))
+}
+
+/// A directory of the first format has no members record: its members say nothing of themselves.
+fn load_group<D: Disk>(disk: &D, applied: &AppliedRecord) -> Result<Group, OpenError> {
+    if let Some(record) = disk.meta(MetaKey::Members)? {
+        return Ok(codec::decode_members(&record, applied.conf.clone())?);
+    }
+    let next_node = nodes_of(&applied.conf).last().map_or(1, |last| last + 1);
+    let membership = Membership {
+        next_node,
+        ..Membership::default()
+    };
+    Ok(Group::new(applied.conf.clone(), membership, &|_| {
+        Vec::new()
+    }))
 }
 
 fn check_identity(found: Identity, expected: Identity) -> Result<(), OpenError> {

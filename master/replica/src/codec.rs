@@ -5,15 +5,20 @@
 //! bytes in the tests below pin the format.
 //! Must never: change what an existing version means.
 
+use std::collections::BTreeMap;
+
 use prost_raft::Message as _;
 use raft::eraftpb::{ConfState, Entry, EntryType};
 
 use crate::config::{ClusterId, Identity};
 use crate::error::DiskError;
 use crate::machine::EntryId;
+use crate::membership::{Group, JoinId, Membership};
 
-/// Format of the data directory as a whole, checked at boot.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+/// Format of the data directory as a whole, checked at boot. Version 2 added the members record;
+/// a directory of version 1 is read as one whose members say nothing of themselves.
+pub(crate) const FORMAT_VERSION: u32 = 2;
+const OLDEST_FORMAT_VERSION: u32 = 1;
 /// Version byte of each record.
 const RECORD_VERSION: u8 = 1;
 
@@ -39,15 +44,29 @@ const fn crc_table() -> [u32; 256] {
     table
 }
 
-/// CRC-32C of the parts as if they were one string.
-pub(crate) fn crc32c(parts: &[&[u8]]) -> u32 {
-    let mut crc = !0u32;
-    for part in parts {
-        for &byte in *part {
-            crc = (crc >> 8) ^ CRC_TABLE[((crc ^ u32::from(byte)) & 0xff) as usize];
+/// A CRC-32C that grows piece by piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Crc(u32);
+
+impl Crc {
+    pub(crate) const EMPTY: Crc = Crc(!0);
+
+    pub(crate) fn add(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 >> 8) ^ CRC_TABLE[((self.0 ^ u32::from(byte)) & 0xff) as usize];
         }
     }
-    !crc
+
+    pub(crate) fn value(self) -> u32 {
+        !self.0
+    }
+}
+
+/// CRC-32C of the parts as if they were one string.
+pub(crate) fn crc32c(parts: &[&[u8]]) -> u32 {
+    let mut crc = Crc::EMPTY;
+    parts.iter().for_each(|part| crc.add(part));
+    crc.value()
 }
 
 /// The applied record: written with the rows of the entries it counts.
@@ -95,7 +114,7 @@ impl<'a> Fields<'a> {
         self.bytes(8)?.try_into().ok().map(u64::from_le_bytes)
     }
 
-    pub(crate) fn rest(self) -> &'a [u8] {
+    pub(crate) fn rest(&self) -> &'a [u8] {
         self.rest
     }
 }
@@ -180,6 +199,7 @@ const IDENTITY: &str = "identity record";
 const HARD_STATE: &str = "hard state record";
 const APPLIED: &str = "applied record";
 const TRUNCATED: &str = "truncated record";
+const MEMBERS: &str = "members record";
 
 /// The format version comes first and is read before anything else is trusted.
 pub(crate) fn encode_identity(identity: &Identity) -> Vec<u8> {
@@ -194,7 +214,7 @@ pub(crate) fn decode_identity(sealed: &[u8]) -> Result<(u32, Option<Identity>), 
     let version = Fields::new(sealed)
         .u32()
         .ok_or_else(|| corrupt(IDENTITY, "cut short"))?;
-    if version != FORMAT_VERSION {
+    if !(OLDEST_FORMAT_VERSION..=FORMAT_VERSION).contains(&version) {
         return Ok((version, None));
     }
     let record = unseal(sealed, IDENTITY.as_bytes())
@@ -265,6 +285,60 @@ pub(crate) fn decode_truncated(sealed: &[u8]) -> Result<EntryId, DiskError> {
     take_id(&mut fields).ok_or_else(|| corrupt(TRUNCATED, "cut short"))
 }
 
+/// `[next node][members: node, length, attributes][join ids: id, node]`, without raft's list.
+pub(crate) fn push_members(record: &mut Vec<u8>, membership: &Membership) {
+    record.extend_from_slice(&membership.next_node.to_le_bytes());
+    let count = |len: usize| u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes();
+    record.extend_from_slice(&count(membership.members.len()));
+    for member in &membership.members {
+        record.extend_from_slice(&member.node.to_le_bytes());
+        record.extend_from_slice(&count(member.attributes.len()));
+        record.extend_from_slice(&member.attributes);
+    }
+    record.extend_from_slice(&count(membership.joins.len()));
+    for (join, node) in &membership.joins {
+        record.extend_from_slice(&join.0);
+        record.extend_from_slice(&node.to_le_bytes());
+    }
+}
+
+/// Reads what [`push_members`] wrote, and joins it with raft's list of the same moment.
+pub(crate) fn take_members(fields: &mut Fields<'_>, conf: ConfState) -> Option<Group> {
+    let next_node = fields.u64()?;
+    let mut attributes = BTreeMap::new();
+    for _ in 0..fields.u32()? {
+        let node = fields.u64()?;
+        let len = usize::try_from(fields.u32()?).ok()?;
+        attributes.insert(node, fields.bytes(len)?.to_vec());
+    }
+    let mut joins = Vec::new();
+    for _ in 0..fields.u32()? {
+        joins.push((JoinId(fields.bytes(16)?.try_into().ok()?), fields.u64()?));
+    }
+    let membership = Membership {
+        next_node,
+        joins,
+        ..Membership::default()
+    };
+    let known = |node: u64| attributes.get(&node).cloned().unwrap_or_default();
+    let group = Group::new(conf, membership, &known);
+    let named = group.membership.members.iter().map(|member| member.node);
+    (named.eq(attributes.keys().copied()) && group.is_sound()).then_some(group)
+}
+
+pub(crate) fn encode_members(membership: &Membership) -> Vec<u8> {
+    let mut record = vec![RECORD_VERSION];
+    push_members(&mut record, membership);
+    seal(record, MEMBERS.as_bytes())
+}
+
+/// The group whose members raft lists as `conf`.
+pub(crate) fn decode_members(sealed: &[u8], conf: ConfState) -> Result<Group, DiskError> {
+    let mut fields = open_meta(sealed, MEMBERS)?;
+    let group = take_members(&mut fields, conf).filter(|_| fields.rest().is_empty());
+    group.ok_or_else(|| corrupt(MEMBERS, "it does not fit the applied record"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -315,14 +389,42 @@ mod tests {
             hex(&encode_truncated(EntryId { term: 5, index: 5 })),
             GOLDEN_TRUNCATED
         );
+        let members = encode_members(&group().membership);
+        assert_eq!(hex(&members), GOLDEN_MEMBERS);
+        assert_eq!(decode_members(&members, group().conf), Ok(group()));
+        let other = ConfState {
+            voters: vec![1, 3],
+            ..ConfState::default()
+        };
+        assert!(decode_members(&members, other).is_err(), "another member");
+    }
+
+    fn group() -> Group {
+        let mut group = Group::of_voters(vec![(1, b"a".to_vec()), (2, Vec::new())]);
+        group.membership.joins = vec![(JoinId([0xcd; 16]), 2)];
+        group
+    }
+
+    #[test]
+    fn a_directory_of_the_first_format_is_read() {
+        let mut record = 1u32.to_le_bytes().to_vec();
+        record.extend_from_slice(&[0xab; 16]);
+        record.extend_from_slice(&7u64.to_le_bytes());
+        let identity = Identity {
+            cluster: ClusterId([0xab; 16]),
+            node: 7,
+        };
+        let sealed = seal(record, IDENTITY.as_bytes());
+        assert_eq!(decode_identity(&sealed), Ok((1, Some(identity))));
     }
 
     const GOLDEN_ENTRY: &str = "01000300000000000000616263a87621bd";
     const GOLDEN_IDENTITY: &str =
-        "01000000abababababababababababababababab02000000000000003f4d0a08";
+        "02000000abababababababababababababababab020000000000000092a6d8eb";
     const GOLDEN_HARD: &str = "01090000000000000001000000000000000800000000000000f615b6fe";
     const GOLDEN_APPLIED: &str =
         "0102000000000000000600000000000000030000000000000007000000000000000a0301020320a2c414";
+    const GOLDEN_MEMBERS: &str = "010300000000000000020000000100000000000000010000006102000000000000000000000001000000cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd02000000000000000306aa21";
     const GOLDEN_TRUNCATED: &str = "010500000000000000050000000000000021f9e58e";
 
     #[test]
@@ -334,7 +436,7 @@ mod tests {
         };
         assert_eq!(
             decode_identity(&encode_identity(&identity)),
-            Ok((1, Some(identity)))
+            Ok((FORMAT_VERSION, Some(identity)))
         );
         let hard = HardStateRecord {
             term: 9,
@@ -365,8 +467,8 @@ mod tests {
 
     #[test]
     fn a_newer_format_is_told_without_trusting_the_rest() {
-        let mut bytes = 2u32.to_le_bytes().to_vec();
+        let mut bytes = 3u32.to_le_bytes().to_vec();
         bytes.extend_from_slice(b"anything");
-        assert_eq!(decode_identity(&bytes), Ok((2, None)));
+        assert_eq!(decode_identity(&bytes), Ok((3, None)));
     }
 }

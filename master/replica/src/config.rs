@@ -40,19 +40,45 @@ pub const LOG_KEEP_ENTRIES: u64 = 10_000;
 /// [`LOG_COMPACT_AFTER_ENTRIES`] were applied: a few large entries must not fill the disk.
 pub const LOG_MAX_BYTES: u64 = 256 * 1024 * 1024;
 
-/// Largest state that can be sent as a snapshot: it is built in memory and sent as one message.
-pub const MAX_SNAPSHOT_BYTES: usize = 64 * 1024 * 1024;
+/// Entries that a leader keeps beyond its usual cut for an active peer that has not got them yet.
+/// A peer that installs a snapshot would otherwise need the next one as soon as it is done.
+pub const LOG_HOLD_ENTRIES: u64 = 200_000;
 
-/// Largest message accepted from a peer: a whole snapshot and its frame.
-pub const MAX_MESSAGE_BYTES: usize = MAX_SNAPSHOT_BYTES + 64 * 1024;
+/// Largest message accepted from a peer: one entry of the largest size and its frame, or a
+/// full append. A snapshot's rows are not part of any message.
+pub const MAX_MESSAGE_BYTES: usize = MAX_ENTRY_BYTES + 64 * 1024;
+
+/// Largest row in a snapshot, its key and value together. A row is written by one entry, which is
+/// smaller; what claims more is damage and must not make a receiver allocate it.
+pub const MAX_ROW_BYTES: usize = 64 * 1024 * 1024;
+
+/// Largest piece of a snapshot that is handed to the transport at once.
+pub const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
+
+/// Largest header of a snapshot: the member list, each with its attributes, and the join ids.
+pub const MAX_SNAPSHOT_HEADER_BYTES: usize = 1024 * 1024;
+
+/// What a member says of itself: names and addresses, no more.
+pub const MAX_ATTRIBUTES_BYTES: usize = 4 * 1024;
+
+/// Members of a group. Every entry goes to each of them, and nobody needs more.
+pub const MAX_MEMBERS: usize = 32;
+
+/// Join requests that are remembered, the newest ones: a joiner repeats its request within
+/// minutes, and nobody starts more masters than this in that time.
+pub const MAX_JOIN_IDS: usize = 64;
+
+/// Ticks for which a removed node still votes and answers: 3 s with ticks of 50 ms, so that the
+/// others can elect a leader that knows of the removal even if only this node can tell them.
+pub(crate) const REMOVED_LINGER_TICKS: u32 = 60;
 
 /// Recent log bytes kept in memory, so that neither apply nor a follower that keeps up reads
 /// the disk. Entries not applied yet are kept beyond it.
 pub(crate) const ENTRY_CACHE_BYTES: usize = 8 * 1024 * 1024;
 
-/// Ticks after which a snapshot that was sent and not acknowledged is taken for lost: 10 s with
-/// ticks of 50 ms, ample for [`MAX_SNAPSHOT_BYTES`] on a usable network.
-pub(crate) const SNAPSHOT_RETRY_TICKS: u32 = 200;
+/// Ticks after which a snapshot whose fate nobody reported is taken for lost: 11 minutes with
+/// ticks of 50 ms. The transport reports a delivery or gives up within ten.
+pub const SNAPSHOT_RETRY_TICKS: u32 = 13_200;
 
 /// Reads waiting for a quorum round; beyond it `read_index` says busy.
 pub const MAX_PENDING_READS: usize = 65_536;
@@ -91,6 +117,9 @@ pub enum ElectionTimeout {
     /// Always this many ticks, at least `election_ticks`. For simulations: give each node its
     /// own value, otherwise votes can split forever.
     Fixed(usize),
+    /// As many ticks as this seed, the node and the term make, in the range of `Random`. The same
+    /// inputs give the same elections, and two nodes that tie once do not tie in the next term.
+    Seeded(u64),
 }
 
 /// Bounds that tests make smaller; production uses the defaults.
@@ -104,8 +133,10 @@ pub struct Limits {
     pub log_max_bytes: u64,
     /// See [`MAX_UNCOMMITTED_BYTES`].
     pub max_uncommitted_bytes: u64,
-    /// See [`MAX_SNAPSHOT_BYTES`], which is also its upper bound.
-    pub max_snapshot_bytes: usize,
+    /// See [`LOG_HOLD_ENTRIES`].
+    pub log_hold_entries: u64,
+    /// See [`SNAPSHOT_RETRY_TICKS`].
+    pub snapshot_retry_ticks: u32,
 }
 
 impl Default for Limits {
@@ -115,9 +146,17 @@ impl Default for Limits {
             log_keep_entries: LOG_KEEP_ENTRIES,
             log_max_bytes: LOG_MAX_BYTES,
             max_uncommitted_bytes: MAX_UNCOMMITTED_BYTES,
-            max_snapshot_bytes: MAX_SNAPSHOT_BYTES,
+            log_hold_entries: LOG_HOLD_ENTRIES,
+            snapshot_retry_ticks: SNAPSHOT_RETRY_TICKS,
         }
     }
+}
+
+/// The finalizer of SplitMix64: every bit of the input moves every bit of the output.
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
 }
 
 /// How a replica is opened.
@@ -148,9 +187,22 @@ impl ReplicaConfig {
         }
     }
 
+    /// The timeout of this node in `term`, if it is not raft that draws it.
+    pub(crate) fn seeded_timeout(&self, term: u64) -> Option<usize> {
+        let ElectionTimeout::Seeded(seed) = self.election_timeout else {
+            return None;
+        };
+        let mut mixed = seed;
+        for part in [self.identity.node, term] {
+            mixed = mix(mixed ^ part.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        }
+        let spread = usize::try_from(mixed >> 33).unwrap_or(0) % self.election_ticks.max(1);
+        Some(self.election_ticks + spread)
+    }
+
     pub(crate) fn raft_config(&self, applied: u64) -> raft::Config {
         let (min_election_tick, max_election_tick) = match self.election_timeout {
-            ElectionTimeout::Random => (0, 0),
+            ElectionTimeout::Random | ElectionTimeout::Seeded(_) => (0, 0),
             ElectionTimeout::Fixed(ticks) => (ticks, ticks.saturating_add(1)),
         };
         raft::Config {

@@ -4,7 +4,11 @@
 //! Invariants: each text says what was attempted and what was found.
 //! Must never: be built from a catch-all string of another error without naming the operation.
 
-use crate::config::{ClusterId, MAX_ENTRY_BYTES};
+use crate::config::{ClusterId, MAX_ATTRIBUTES_BYTES, MAX_ENTRY_BYTES, MAX_MEMBERS, MAX_ROW_BYTES};
+use crate::machine::EntryId;
+
+/// What to do with a data directory that lost something: its node id must not come back.
+const REJOIN: &str = "remove the directory and start with --join: it comes back under a new id";
 
 /// A disk operation failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -57,6 +61,15 @@ pub enum BootstrapError {
         /// Its node.
         node: u64,
     },
+    /// A member says more of itself than is kept.
+    #[error("a member says {bytes} bytes of itself, over the limit of {MAX_ATTRIBUTES_BYTES}")]
+    AttributesTooLarge {
+        /// How much.
+        bytes: usize,
+    },
+    /// The disk was written by a newer build.
+    #[error("the data directory was written by a newer build")]
+    NewerFormat,
     /// The node is 0, not among the voters, or a voter is 0 or named twice.
     #[error(
         "the first voters {voters:?} of node {node} are not distinct, non-zero and with the node"
@@ -76,7 +89,9 @@ pub enum BootstrapError {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The disk is empty.
-    #[error("the data directory is empty; bootstrap a cluster or join one first")]
+    #[error(
+        "the data directory is empty; make a new cluster in it with `tessera operator init`, or start with --join to join one"
+    )]
     NotBootstrapped,
     /// Written by a newer build.
     #[error(
@@ -106,7 +121,7 @@ pub enum OpenError {
     },
     /// Entries are missing inside the log.
     #[error(
-        "the log has a gap: expected entry {expected}, found {found}; this node lost its vote, rejoin it under a new node id"
+        "the log has a gap: expected entry {expected}, found {found}; this node lost its vote: {REJOIN}"
     )]
     LogGap {
         /// Index that should follow.
@@ -116,7 +131,7 @@ pub enum OpenError {
     },
     /// Entries that were acknowledged are missing at the end of the log.
     #[error(
-        "the log ends at {last} but entries up to {needed} were acknowledged; this node lost its vote, rejoin it under a new node id"
+        "the log ends at {last} but entries up to {needed} were acknowledged; this node lost its vote: {REJOIN}"
     )]
     LogTooShort {
         /// Last entry present.
@@ -125,14 +140,26 @@ pub enum OpenError {
         needed: u64,
     },
     /// Records contradict each other.
-    #[error("the raft records contradict each other: {0}")]
+    #[error("the raft records contradict each other: {0}; {REJOIN}")]
     Inconsistent(String),
-    /// A record is damaged or the disk cannot be read.
+    /// A record is damaged.
+    #[error("the data directory is damaged ({0}); {REJOIN}")]
+    Damaged(DiskError),
+    /// The disk cannot be read.
     #[error("cannot read the data directory")]
-    Disk(#[from] DiskError),
+    Disk(#[source] DiskError),
     /// The timing or the limits make no sense to raft.
     #[error("bad replica configuration: {0}")]
     Config(String),
+}
+
+impl From<DiskError> for OpenError {
+    fn from(error: DiskError) -> Self {
+        match error {
+            DiskError::Corrupt { .. } => OpenError::Damaged(error),
+            DiskError::Io { .. } => OpenError::Disk(error),
+        }
+    }
 }
 
 /// A message of a peer was refused; nothing changed, unless said otherwise.
@@ -160,10 +187,30 @@ pub enum StepError {
     /// A reply of a node that is not a member; dropped.
     #[error("node {0} is not a member of the group")]
     UnknownPeer(u64),
+    /// From a node that was removed from the group.
+    #[error("node {0} was removed from the group")]
+    RemovedPeer(u64),
+    /// A snapshot whose rows were not staged first, or others were.
+    #[error("the rows of the snapshot are not staged here")]
+    NotStaged,
+    /// A snapshot that does not reach beyond what is applied here.
+    #[error("the snapshot ends at {offered}, and {applied} is applied here")]
+    NotNeeded {
+        /// Where it ends.
+        offered: EntryId,
+        /// What is applied.
+        applied: EntryId,
+    },
+    /// Another snapshot is being installed.
+    #[error("another snapshot is being installed")]
+    Installing,
+    /// The rows cannot be staged.
+    #[error("cannot stage the rows of a snapshot")]
+    Disk(#[from] DiskError),
     /// The leader knows that this node acknowledged entries which it does not have: its disk
     /// lost them. The node must be stopped and rejoined under a new id.
     #[error(
-        "the leader says entry {acknowledged} is stored here, but the log ends at {last}; this node lost its vote"
+        "the leader says entry {acknowledged} is stored here, but the log ends at {last}; this node lost its vote: {REJOIN}"
     )]
     LostLog {
         /// What the leader saw acknowledged.
@@ -236,6 +283,157 @@ pub enum TransferError {
     Stopped,
 }
 
+/// A change of the members was refused; nothing changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeError {
+    /// This node does not lead, or has not applied the first entry of its term yet.
+    #[error("this node is not the established leader")]
+    NotLeader {
+        /// The leader if known.
+        leader: Option<u64>,
+    },
+    /// Another change is under way, or leadership is being handed over.
+    #[error("another change of the members is not finished; try again when it is")]
+    InProgress,
+    /// The id was used before or is not the next one.
+    #[error("node {node} cannot be added: ids are never used again, and the next one is {next}")]
+    WrongNodeId {
+        /// The id given.
+        node: u64,
+        /// The id that can be added.
+        next: u64,
+    },
+    /// The group is full.
+    #[error("the group has {MAX_MEMBERS} members, which is the limit; remove one first")]
+    TooManyMembers,
+    /// A member says more of itself than is kept.
+    #[error("a member says {bytes} bytes of itself, over the limit of {MAX_ATTRIBUTES_BYTES}")]
+    AttributesTooLarge {
+        /// How much.
+        bytes: usize,
+    },
+    /// There is no such member.
+    #[error("node {0} is not a member of the group")]
+    NotAMember(u64),
+    /// It was one.
+    #[error("node {0} was removed from the group already")]
+    Removed(u64),
+    /// Only learners are promoted.
+    #[error("node {0} is a voter already")]
+    AlreadyVoter(u64),
+    /// Only voters are replaced.
+    #[error("node {0} is a learner, and only voters are replaced; remove it instead")]
+    NotAVoter(u64),
+    /// The learner is not heard from.
+    #[error("node {0} has not answered lately; see that it runs and is reachable")]
+    NotActive(u64),
+    /// The learner's log is too short.
+    #[error(
+        "node {node} holds entries up to {matched} of {last}; promote it when it has caught up"
+    )]
+    NotCaughtUp {
+        /// The learner.
+        node: u64,
+        /// The last entry it holds.
+        matched: u64,
+        /// The last entry here.
+        last: u64,
+    },
+    /// The group would be gone.
+    #[error("node {0} is the only voter; add another one before it is removed")]
+    LastVoter(u64),
+    /// A leader does not remove itself: nobody would be sure to learn of it.
+    #[error("node {0} leads; hand leadership to another voter first and ask that one")]
+    RemovesLeader(u64),
+    /// Too few of the voters after the change answer now.
+    #[error(
+        "of the {voters} voters after this change {active} answer now and {needed} are needed; start the others, or remove those that are gone first"
+    )]
+    NoQuorum {
+        /// Voters after the change.
+        voters: usize,
+        /// Those heard from now.
+        active: usize,
+        /// The quorum.
+        needed: usize,
+    },
+    /// Not possible with these members.
+    #[error("the change does not fit the members: {0}")]
+    DoesNotFit(&'static str),
+    /// The replica stopped earlier.
+    #[error("the replica has stopped")]
+    Stopped,
+}
+
+/// The bytes of a snapshot were refused. What was staged is of no use, unless said otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SnapshotError {
+    /// A piece that does not follow what is staged; go on from `expected`.
+    #[error("a piece of the snapshot starts at {offset}, but {expected} bytes are staged")]
+    WrongOffset {
+        /// Where the piece starts.
+        offset: u64,
+        /// Where the next piece must start.
+        expected: u64,
+    },
+    /// The snapshot is not over yet; go on from `staged`.
+    #[error("the snapshot ends early: {staged} bytes are staged")]
+    Incomplete {
+        /// Bytes staged.
+        staged: u64,
+    },
+    /// Not a snapshot, or damaged.
+    #[error("damaged snapshot: {0}")]
+    Damaged(&'static str),
+    /// Written by a newer build.
+    #[error("the snapshot has format {found}, this build reads {supported}; use the newer build")]
+    NewerFormat {
+        /// Its version.
+        found: u8,
+        /// The version this build reads.
+        supported: u8,
+    },
+    /// A row claims to be larger than any can be.
+    #[error("damaged snapshot: a row of {bytes} bytes is over the limit of {MAX_ROW_BYTES}")]
+    RowTooLarge {
+        /// What it claims.
+        bytes: u64,
+    },
+    /// Another snapshot is being staged instead.
+    #[error("the staging was given up for another snapshot")]
+    Superseded,
+    /// The disk failed.
+    #[error("cannot stage the rows of a snapshot")]
+    Disk(#[from] DiskError),
+}
+
+/// A saved snapshot could not be restored into a new cluster.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    /// The disk belongs to a cluster.
+    #[error(
+        "the data directory belongs to cluster {cluster}, node {node}; a snapshot is restored into an empty directory only"
+    )]
+    NotEmpty {
+        /// Its cluster.
+        cluster: ClusterId,
+        /// Its node.
+        node: u64,
+    },
+    /// The new cluster has the id of the old one.
+    #[error("a restored cluster needs a new id, and {0} is that of the snapshot")]
+    SameCluster(ClusterId),
+    /// The snapshot was refused.
+    #[error("the snapshot cannot be restored")]
+    Snapshot(#[from] SnapshotError),
+    /// The members of the new cluster make no sense.
+    #[error("the new cluster cannot be made")]
+    Bootstrap(#[from] BootstrapError),
+    /// The disk failed.
+    #[error("cannot restore into the data directory")]
+    Disk(#[from] DiskError),
+}
+
 /// The replica stopped. The process must end; a restart reads the disk anew.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FatalError {
@@ -259,16 +457,30 @@ pub enum FatalError {
         table: u8,
     },
     /// The log holds an entry this build cannot apply.
-    #[error("entry {index} changes the members of the group, which this build does not do")]
+    #[error("entry {index} is of a kind that this build does not know; use the newer build")]
     UnsupportedEntry {
         /// The entry.
         index: u64,
     },
-    /// A snapshot that passed its checks on arrival cannot be decoded.
-    #[error("the snapshot at entry {index} cannot be decoded")]
+    /// Raft and the member list disagree on what an entry does.
+    #[error("raft and the member list disagree on what entry {index} does")]
+    MembersDisagree {
+        /// The entry.
+        index: u64,
+    },
+    /// Raft took a snapshot whose rows are not staged.
+    #[error("the rows of the snapshot at entry {index} are not staged")]
     BadSnapshot {
         /// Its last entry.
         index: u64,
+    },
+    /// This node was removed from the group; the end is a regular one.
+    #[error("node {node} was removed from cluster {cluster}; to bring this master back, {REJOIN}")]
+    Removed {
+        /// The cluster.
+        cluster: ClusterId,
+        /// This node.
+        node: u64,
     },
     /// An earlier fatal error stopped the replica.
     #[error("the replica has stopped")]

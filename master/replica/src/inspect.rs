@@ -4,6 +4,7 @@
 //! Must never: expose a raft type.
 
 use crate::machine::EntryId;
+use crate::membership::MemberRole;
 
 /// Part in the group at this moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub enum Role {
 pub struct PeerStatus {
     /// Node id.
     pub node: u64,
+    /// Its part.
+    pub role: MemberRole,
     /// Last entry known to be durable there.
     pub matched: u64,
     /// It answered within the last election timeout.
@@ -52,8 +55,10 @@ pub struct Status {
     pub last_index: u64,
     /// Size of the log records, in bytes.
     pub log_bytes: u64,
-    /// Voting members.
+    /// Voting members. While one is being replaced, those that will vote.
     pub voters: Vec<u64>,
+    /// Members that only receive.
+    pub learners: Vec<u64>,
     /// Other members, if this node leads.
     pub peers: Vec<PeerStatus>,
     /// Proposals of this node whose fate is open.
@@ -62,6 +67,6 @@ pub struct Status {
     pub uncommitted_bytes: usize,
     /// Synced writes since the replica was opened.
     pub syncs: u64,
-    /// A peer needs a snapshot, but the state is larger than can be sent.
-    pub snapshot_refused: bool,
+    /// This node was removed from the group and stops soon.
+    pub removed: bool,
 }

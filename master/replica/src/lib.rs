@@ -12,11 +12,13 @@
 //! a [`Replica`] and calls it: inputs (`tick`, `step`, `propose`, `read_index`) first, then one
 //! `process`, whose [`Progress`] says what to send and what was applied.
 //!
-//! Absent: changing the members of a running group, and snapshots larger than
-//! [`MAX_SNAPSHOT_BYTES`] (a snapshot is one message; a bigger state is reported in
-//! [`Status::snapshot_refused`] and the follower that needs it stays behind).
+//! Members change one at a time, by entries of the log ([`MemberChange`]). A snapshot is a stream
+//! of chunks that is read and written off the owner's thread ([`SnapshotSource`], [`Staging`]);
+//! its size is bounded by the disk alone.
 
+mod activity;
 mod boot;
+mod change;
 mod codec;
 mod config;
 pub mod disk;
@@ -25,6 +27,7 @@ mod error;
 mod inspect;
 mod logger;
 mod machine;
+mod membership;
 mod outbox;
 mod overlay;
 mod proposals;
@@ -32,17 +35,25 @@ mod snapshot;
 mod storage;
 mod validate;
 
+pub use change::MemberChange;
 pub use config::{
-    ClusterId, ElectionTimeout, Identity, LOG_COMPACT_AFTER_ENTRIES, LOG_KEEP_ENTRIES,
-    LOG_MAX_BYTES, Limits, MAX_ENTRY_BYTES, MAX_MESSAGE_BYTES, MAX_PENDING_READS,
-    MAX_READIES_PER_PROCESS, MAX_SNAPSHOT_BYTES, MAX_UNCOMMITTED_BYTES, MAX_UNCOMMITTED_ENTRIES,
-    ReplicaConfig,
+    ClusterId, ElectionTimeout, Identity, LOG_COMPACT_AFTER_ENTRIES, LOG_HOLD_ENTRIES,
+    LOG_KEEP_ENTRIES, LOG_MAX_BYTES, Limits, MAX_ATTRIBUTES_BYTES, MAX_ENTRY_BYTES, MAX_JOIN_IDS,
+    MAX_MEMBERS, MAX_MESSAGE_BYTES, MAX_PENDING_READS, MAX_READIES_PER_PROCESS, MAX_ROW_BYTES,
+    MAX_SNAPSHOT_HEADER_BYTES, MAX_UNCOMMITTED_BYTES, MAX_UNCOMMITTED_ENTRIES, ReplicaConfig,
+    SNAPSHOT_CHUNK_BYTES, SNAPSHOT_RETRY_TICKS,
 };
-pub use disk::{Disk, DiskBatch, Durability, MemDisk, MetaKey, RocksDisk};
+pub use disk::{
+    Disk, DiskBatch, DiskView, Durability, MemDisk, MetaKey, RocksDisk, Row, StageId, StageWriter,
+};
 pub use driver::Replica;
 pub use error::{
-    BootstrapError, DiskError, FatalError, MachineError, OpenError, ProposeError, ReadError,
-    StepError, TransferError,
+    BootstrapError, ChangeError, DiskError, FatalError, MachineError, OpenError, ProposeError,
+    ReadError, RestoreError, SnapshotError, StepError, TransferError,
 };
 pub use inspect::{PeerStatus, Role, Status};
-pub use machine::{Applied, EntryId, Machine, Progress, RoleChange, RowChange, RowReader};
+pub use machine::{
+    Applied, EntryId, Machine, Progress, RoleChange, RowChange, RowReader, SnapshotToSend,
+};
+pub use membership::{JoinId, Member, MemberRole, Membership, Standing};
+pub use snapshot::{Chunk, SnapshotHeader, SnapshotId, SnapshotSource, Staged, Staging};

@@ -5,6 +5,8 @@
 //! Must never: interpret an entry or a row.
 
 use crate::error::{DiskError, MachineError};
+use crate::membership::Membership;
+use crate::snapshot::SnapshotSource;
 
 /// One changed row of the replicated state. Table 255 is reserved and refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,6 +137,20 @@ pub enum RoleChange {
     },
 }
 
+/// A snapshot that a peer needs. The transport sends the message, then the chunks of the source,
+/// and reports with [`crate::Replica::report_snapshot`] how it ended; until then the peer gets no
+/// entries.
+#[derive(Debug)]
+pub struct SnapshotToSend {
+    /// The peer.
+    pub peer: u64,
+    /// What the peer gives to [`crate::Replica::begin_install`] and, with the staged rows, to
+    /// [`crate::Replica::step_snapshot`].
+    pub message: Vec<u8>,
+    /// The bytes, to be read on any thread.
+    pub source: SnapshotSource,
+}
+
 /// What one call of `process` did. Everything in it is backed by durable state.
 #[derive(Debug)]
 pub struct Progress<E> {
@@ -143,6 +159,8 @@ pub struct Progress<E> {
     /// Messages to peers: (peer id, bytes of at most [`crate::MAX_MESSAGE_BYTES`]). Order per
     /// peer matters for speed only; each may be lost or doubled.
     pub messages: Vec<(u64, Vec<u8>)>,
+    /// Snapshots to be sent to peers.
+    pub snapshots: Vec<SnapshotToSend>,
     /// Changes of leadership in the order in which they happened. To be handled before
     /// `applied`: a new leader walks its state, which already holds everything in `applied`.
     pub role_changes: Vec<RoleChange>,
@@ -154,6 +172,15 @@ pub struct Progress<E> {
     pub lost: Vec<EntryId>,
     /// Proposals of this replica whose fate a snapshot hides: they may have been applied.
     pub unknown: Vec<EntryId>,
+    /// Changes of the members by this replica that are applied. A replacement is applied here
+    /// first and finished once [`Membership::changing`] is false again.
+    pub changed: Vec<EntryId>,
+    /// The members, whenever they changed.
+    pub membership: Option<Membership>,
+    /// This node is no member any more. It goes on voting for some seconds, for the sake of others
+    /// that have not learned of it yet; then `process` ends with
+    /// [`crate::FatalError::Removed`].
+    pub removed: bool,
     /// Set when a snapshot replaced all rows; the machine was restored from it.
     pub restored: Option<EntryId>,
     /// More work is ready: tick if due, then call `process` again.
@@ -165,11 +192,15 @@ impl<E> Default for Progress<E> {
         Progress {
             applied: Vec::new(),
             messages: Vec::new(),
+            snapshots: Vec::new(),
             role_changes: Vec::new(),
             reads: Vec::new(),
             reads_dropped: Vec::new(),
             lost: Vec::new(),
             unknown: Vec::new(),
+            changed: Vec::new(),
+            membership: None,
+            removed: false,
             restored: None,
             more: false,
         }

@@ -24,6 +24,11 @@ impl Proposals {
         self.open.len()
     }
 
+    /// `id`, if it is a proposal of this replica whose fate is open.
+    pub(crate) fn find(&self, id: EntryId) -> Option<EntryId> {
+        self.open.binary_search(&id).is_ok().then_some(id)
+    }
+
     /// `applied` is committed: removes it, and adds to `lost` what can no longer commit. Terms
     /// never fall along a log, so a proposal of an older term cannot stand at or after it.
     pub(crate) fn on_applied(&mut self, applied: EntryId, lost: &mut Vec<EntryId>) {

@@ -8,17 +8,18 @@
 //! Must never: decide anything about consensus.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
-use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
+use raft::eraftpb::{Entry, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
 use crate::codec::{self, AppliedRecord, HardStateRecord};
-use crate::config::{ENTRY_CACHE_BYTES, Limits};
-use crate::disk::{Disk, DiskBatch, Durability, MetaKey};
+use crate::config::{ENTRY_CACHE_BYTES, Identity, Limits};
+use crate::disk::{Disk, DiskBatch, Durability, MetaKey, StageId};
 use crate::error::DiskError;
 use crate::machine::{EntryId, RowChange};
-use crate::snapshot;
+use crate::membership::Group;
+use crate::snapshot::{SnapshotHeader, SnapshotId, SnapshotSource};
 
 /// What is remembered of each entry of the log.
 #[derive(Debug, Clone, Copy)]
@@ -31,7 +32,7 @@ pub(crate) struct Slot {
 pub(crate) struct Loaded {
     pub hard: HardStateRecord,
     pub applied: EntryId,
-    pub conf: ConfState,
+    pub group: Group,
     pub truncated: EntryId,
     pub slots: VecDeque<Slot>,
 }
@@ -40,8 +41,11 @@ pub(crate) struct Loaded {
 pub(crate) struct LogStore<D> {
     disk: D,
     initial: HardStateRecord,
+    /// The newest term on the disk.
+    term: u64,
     applied: EntryId,
-    conf: ConfState,
+    identity: Identity,
+    group: Group,
     truncated: EntryId,
     slots: VecDeque<Slot>,
     log_bytes: u64,
@@ -50,18 +54,23 @@ pub(crate) struct LogStore<D> {
     cache_bytes: usize,
     limits: Limits,
     syncs: u64,
-    snapshot_refused: Cell<bool>,
+    /// Snapshots that raft was given and the driver has not handed out yet, by peer.
+    sources: RefCell<BTreeMap<u64, SnapshotSource>>,
+    /// Snapshots made since this store was opened.
+    made: Cell<u64>,
     read_error: RefCell<Option<DiskError>>,
 }
 
 impl<D: Disk> LogStore<D> {
-    pub(crate) fn new(disk: D, loaded: Loaded, limits: Limits) -> Self {
+    pub(crate) fn new(disk: D, identity: Identity, loaded: Loaded, limits: Limits) -> Self {
         let log_bytes = loaded.slots.iter().map(|slot| slot.bytes).sum();
         LogStore {
             disk,
             initial: loaded.hard,
+            term: loaded.hard.term,
             applied: loaded.applied,
-            conf: loaded.conf,
+            identity,
+            group: loaded.group,
             truncated: loaded.truncated,
             slots: loaded.slots,
             log_bytes,
@@ -69,7 +78,8 @@ impl<D: Disk> LogStore<D> {
             cache_bytes: 0,
             limits,
             syncs: 0,
-            snapshot_refused: Cell::new(false),
+            sources: RefCell::new(BTreeMap::new()),
+            made: Cell::new(0),
             read_error: RefCell::new(None),
         }
     }
@@ -82,8 +92,12 @@ impl<D: Disk> LogStore<D> {
         self.applied
     }
 
-    pub(crate) fn conf(&self) -> &ConfState {
-        &self.conf
+    pub(crate) fn disk_mut(&mut self) -> &mut D {
+        &mut self.disk
+    }
+
+    pub(crate) fn group(&self) -> &Group {
+        &self.group
     }
 
     pub(crate) fn first(&self) -> u64 {
@@ -102,8 +116,18 @@ impl<D: Disk> LogStore<D> {
         self.syncs
     }
 
-    pub(crate) fn snapshot_refused(&self) -> bool {
-        self.snapshot_refused.get()
+    /// Snapshots that were made for followers and not handed out are for nobody now.
+    pub(crate) fn drop_sources(&self) {
+        self.sources.borrow_mut().clear();
+    }
+
+    pub(crate) fn put_source(&self, peer: u64, source: SnapshotSource) {
+        self.sources.borrow_mut().insert(peer, source);
+    }
+
+    /// The rows of the snapshot that raft was given for `peer`.
+    pub(crate) fn take_source(&self, peer: u64) -> Option<SnapshotSource> {
+        self.sources.borrow_mut().remove(&peer)
     }
 
     /// A read that failed inside raft, where it could not be reported.
@@ -162,6 +186,7 @@ impl<D: Disk> LogStore<D> {
             .map(|(_, record)| record.len() as u64)
             .collect();
         self.write(batch, Durability::Synced)?;
+        self.term = hard.map_or(self.term, |hard| hard.term);
         self.drop_suffix(start);
         for (entry, bytes) in entries.into_iter().zip(sizes) {
             self.log_bytes += bytes;
@@ -200,24 +225,38 @@ impl<D: Disk> LogStore<D> {
         let record = AppliedRecord {
             applied,
             commit,
-            conf: self.conf.clone(),
+            conf: self.group.conf.clone(),
         };
         (MetaKey::Applied, codec::encode_applied(&record))
     }
 
-    /// Writes the rows of all entries up to `applied`. Not synced: the log replays it.
+    fn members_record(&self) -> (MetaKey, Vec<u8>) {
+        let record = codec::encode_members(&self.group.membership);
+        (MetaKey::Members, record)
+    }
+
+    /// Writes the rows of all entries up to `applied`, and the group if they changed it. Not
+    /// synced: the log replays it.
     pub(crate) fn apply(
         &mut self,
         rows: Vec<RowChange>,
         applied: EntryId,
         commit_index: u64,
+        group: Option<Group>,
     ) -> Result<(), DiskError> {
         let index = commit_index.min(self.last());
         let commit = match self.term_at(index) {
             Some(term) if index > applied.index => EntryId { term, index },
             _ => applied,
         };
-        let meta = vec![self.applied_record(applied, commit)];
+        let changed = group.is_some();
+        if let Some(group) = group {
+            self.group = group;
+        }
+        let mut meta = vec![self.applied_record(applied, commit)];
+        if changed {
+            meta.push(self.members_record());
+        }
         self.write(
             DiskBatch {
                 meta,
@@ -231,13 +270,16 @@ impl<D: Disk> LogStore<D> {
         Ok(())
     }
 
-    /// Replaces everything by a snapshot that ends at `id`.
+    /// Replaces everything by the staged rows of a snapshot, in one synced write. A crash before it
+    /// leaves the old state, a crash after it the new one.
     pub(crate) fn install(
         &mut self,
-        id: EntryId,
-        rows: Vec<RowChange>,
+        header: &SnapshotHeader,
+        staged: StageId,
         hard: HardStateRecord,
     ) -> Result<(), DiskError> {
+        let id = header.position;
+        self.group = header.group.clone();
         // Entries after the snapshot follow in a batch of their own; until then the log ends here.
         let hard = HardStateRecord {
             commit: id.index,
@@ -248,13 +290,14 @@ impl<D: Disk> LogStore<D> {
                 (MetaKey::HardState, codec::encode_hard_state(&hard)),
                 (MetaKey::Truncated, codec::encode_truncated(id)),
                 self.applied_record(id, id),
+                self.members_record(),
             ],
             log_remove: vec![0..u64::MAX],
-            rows_clear: true,
-            rows,
+            adopt: Some(staged),
             ..DiskBatch::default()
         };
         self.write(batch, Durability::Synced)?;
+        self.term = hard.term;
         self.truncated = id;
         self.applied = id;
         self.slots.clear();
@@ -264,8 +307,9 @@ impl<D: Disk> LogStore<D> {
         Ok(())
     }
 
-    /// Where the log should be cut now, if at all.
-    fn compaction_target(&self) -> Option<u64> {
+    /// Where the log should be cut now, if at all; not above `needed`, what a peer still has to
+    /// get, unless the log has grown beyond what is held for one.
+    fn compaction_target(&self, needed: Option<u64>) -> Option<u64> {
         let applied = self.applied.index;
         let count = applied - self.truncated.index;
         let too_long = count >= self.limits.log_compact_after_entries;
@@ -284,13 +328,17 @@ impl<D: Disk> LogStore<D> {
                 by_bytes += 1;
             }
         }
-        Some(by_count.max(by_bytes).min(applied)).filter(|target| *target > self.truncated.index)
+        let held = needed
+            .unwrap_or(u64::MAX)
+            .max(applied.saturating_sub(self.limits.log_hold_entries));
+        let target = by_count.min(held).max(by_bytes).min(applied);
+        Some(target).filter(|target| *target > self.truncated.index)
     }
 
     /// Cuts applied entries off the front of the log when it has grown long. The cut is synced,
     /// which makes every apply below it durable first.
-    pub(crate) fn compact(&mut self) -> Result<(), DiskError> {
-        let Some(index) = self.compaction_target() else {
+    pub(crate) fn compact(&mut self, needed: Option<u64>) -> Result<(), DiskError> {
+        let Some(index) = self.compaction_target(needed) else {
             return Ok(());
         };
         let Some(term) = self.term_at(index) else {
@@ -365,19 +413,20 @@ impl<D: Disk> LogStore<D> {
         Ok(entries)
     }
 
-    fn build_snapshot(&self) -> Result<Option<Snapshot>, DiskError> {
-        let Some(data) = snapshot::encode(&self.disk, self.limits.max_snapshot_bytes)? else {
-            return Ok(None);
+    /// The state as it is now, to be read on another thread. Takes no longer for a larger state.
+    pub(crate) fn source(&self) -> Result<SnapshotSource, DiskError> {
+        self.made.set(self.made.get() + 1);
+        let header = SnapshotHeader {
+            cluster: self.identity.cluster,
+            id: SnapshotId {
+                node: self.identity.node,
+                term: self.term,
+                number: self.made.get(),
+            },
+            position: self.applied,
+            group: self.group.clone(),
         };
-        let mut snapshot = Snapshot {
-            data,
-            ..Snapshot::default()
-        };
-        let metadata = snapshot.mut_metadata();
-        metadata.index = self.applied.index;
-        metadata.term = self.applied.term;
-        metadata.set_conf_state(self.conf.clone());
-        Ok(Some(snapshot))
+        Ok(SnapshotSource::new(header, self.disk.view()?))
     }
 }
 
@@ -385,7 +434,7 @@ impl<D: Disk> Storage for LogStore<D> {
     fn initial_state(&self) -> raft::Result<RaftState> {
         let HardStateRecord { term, vote, commit } = self.initial;
         let hard = HardState { term, vote, commit };
-        Ok(RaftState::new(hard, self.conf.clone()))
+        Ok(RaftState::new(hard, self.group.conf.clone()))
     }
 
     fn entries(
@@ -430,21 +479,25 @@ impl<D: Disk> Storage for LogStore<D> {
     }
 
     fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
-        let built = match self.build_snapshot() {
-            Ok(built) => built,
+        if self.applied.index < request_index {
+            return Err(StorageError::SnapshotTemporarilyUnavailable.into());
+        }
+        let source = match self.source() {
+            Ok(source) => source,
             Err(error) => {
                 *self.read_error.borrow_mut() = Some(error);
                 return Err(StorageError::SnapshotTemporarilyUnavailable.into());
             }
         };
-        if built.is_none() && !self.snapshot_refused.replace(true) {
-            tracing::error!(
-                peer = to,
-                "the state is too large to be sent as a snapshot; the peer stays behind"
-            );
-        }
-        built
-            .filter(|snapshot| snapshot.get_metadata().index >= request_index)
-            .ok_or_else(|| StorageError::SnapshotTemporarilyUnavailable.into())
+        let mut snapshot = Snapshot {
+            data: source.header_bytes().to_vec(),
+            ..Snapshot::default()
+        };
+        let metadata = snapshot.mut_metadata();
+        metadata.index = self.applied.index;
+        metadata.term = self.applied.term;
+        metadata.set_conf_state(self.group.conf.clone());
+        self.sources.borrow_mut().insert(to, source);
+        Ok(snapshot)
     }
 }

@@ -3,10 +3,13 @@
 //! Owns: what a message must look like before raft sees it. Invariants: a message that passes
 //! cannot make raft panic by its content alone. Must never: change state.
 
-use raft::eraftpb::{ConfState, EntryType, Message, MessageType};
+use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 
+use crate::change;
+use crate::config::ClusterId;
 use crate::error::StepError;
-use crate::snapshot;
+use crate::membership::{Group, Standing, same_conf};
+use crate::snapshot::SnapshotHeader;
 
 /// Far above anything reached, far below overflow: terms and indices are incremented freely.
 const MAX_NUMBER: u64 = 1 << 62;
@@ -17,7 +20,8 @@ pub(crate) struct Local<'a> {
     pub term: u64,
     pub leads: bool,
     pub last_index: u64,
-    pub conf: &'a ConfState,
+    pub cluster: ClusterId,
+    pub group: &'a Group,
 }
 
 /// Refuses a message that no correct member of the group sends to this node.
@@ -27,9 +31,6 @@ pub(crate) fn check(message: &Message, local: &Local<'_>) -> Result<(), StepErro
             to: message.to,
             node: local.node,
         });
-    }
-    if message.from == local.node || !local.conf.voters.contains(&message.from) {
-        return Err(StepError::UnknownPeer(message.from));
     }
     let numbers = [
         message.term,
@@ -42,6 +43,7 @@ pub(crate) fn check(message: &Message, local: &Local<'_>) -> Result<(), StepErro
     }
     let kind = MessageType::from_i32(message.msg_type)
         .ok_or(StepError::Malformed("unknown message type"))?;
+    check_sender(message.from, kind, local)?;
     match kind {
         MessageType::MsgAppend => check_append(message),
         MessageType::MsgAppendResponse => check_append_response(message, local),
@@ -68,13 +70,41 @@ pub(crate) fn check(message: &Message, local: &Local<'_>) -> Result<(), StepErro
     }
 }
 
+/// A node that is not known here may lead or stand for election: it may have been added by entries
+/// that this node has not got yet. Only members are asked anything, so only they answer.
+fn check_sender(from: u64, kind: MessageType, local: &Local<'_>) -> Result<(), StepError> {
+    let answer = matches!(
+        kind,
+        MessageType::MsgAppendResponse
+            | MessageType::MsgHeartbeatResponse
+            | MessageType::MsgRequestVoteResponse
+            | MessageType::MsgRequestPreVoteResponse
+    );
+    match local.group.membership.standing(from) {
+        _ if from == local.node || from == raft::INVALID_ID => Err(StepError::UnknownPeer(from)),
+        Standing::Removed => Err(StepError::RemovedPeer(from)),
+        Standing::Unknown if answer => Err(StepError::UnknownPeer(from)),
+        Standing::Member | Standing::Unknown => Ok(()),
+    }
+}
+
+/// Plain entries, and changes of the members as a leader writes them.
+fn is_known_kind(entry: &Entry) -> bool {
+    let known = match EntryType::from_i32(entry.entry_type) {
+        Some(EntryType::EntryNormal) => true,
+        Some(EntryType::EntryConfChangeV2) => change::decode(&entry.data).is_some(),
+        Some(EntryType::EntryConfChange) | None => false,
+    };
+    known && entry.context.is_empty()
+}
+
 fn check_append(message: &Message) -> Result<(), StepError> {
     let mut last = (message.index, message.log_term);
     for entry in &message.entries {
         if entry.index != last.0 + 1 || entry.term < last.1 || entry.term > message.term {
             return Err(StepError::Malformed("appended entries are not in order"));
         }
-        if entry.entry_type != EntryType::EntryNormal as i32 || !entry.context.is_empty() {
+        if !is_known_kind(entry) {
             return Err(StepError::Malformed(
                 "an appended entry is of an unknown kind",
             ));
@@ -114,13 +144,22 @@ fn check_snapshot(message: &Message, local: &Local<'_>) -> Result<(), StepError>
     if metadata.index == 0 || metadata.index > MAX_NUMBER || metadata.term > message.term {
         return Err(StepError::Malformed("snapshot with a bad position"));
     }
-    if metadata.get_conf_state() != local.conf {
-        return Err(StepError::Malformed(
-            "snapshot of a group with other members",
-        ));
+    let Some(header) = SnapshotHeader::decode_whole(&snapshot.data) else {
+        return Err(StepError::Malformed("snapshot with a damaged header"));
+    };
+    let position = (header.position.term, header.position.index);
+    if position != (metadata.term, metadata.index)
+        || !same_conf(metadata.get_conf_state(), &header.group.conf)
+    {
+        return Err(StepError::Malformed("snapshot that contradicts its header"));
     }
-    if !snapshot::is_intact(&snapshot.data) {
-        return Err(StepError::Malformed("damaged snapshot"));
+    if header.cluster != local.cluster {
+        return Err(StepError::Malformed("snapshot of another cluster"));
+    }
+    if !header.group.contains(local.node) {
+        return Err(StepError::Malformed(
+            "snapshot of a group without this node",
+        ));
     }
     Ok(())
 }

@@ -7,7 +7,10 @@ use crate::mutation::Mutation;
 use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::Rc;
-use tessera_replica::{Disk, DiskBatch, DiskError, Durability, MemDisk, MetaKey, RowReader};
+use tessera_replica::{
+    Disk, DiskBatch, DiskError, DiskView, Durability, MemDisk, MetaKey, RowReader, StageId,
+    StageWriter,
+};
 
 /// Batches with rows that are written before the one whose rows are dropped.
 const ROWS_BEFORE_DROP: u64 = 40;
@@ -102,6 +105,14 @@ impl Disk for FaultyDisk {
 
     fn log_read(&self, range: Range<u64>, max_bytes: u64) -> Result<Vec<(u64, Vec<u8>)>, DiskError> {
         self.disk.log_read(range, max_bytes)
+    }
+
+    fn view(&self) -> Result<Box<dyn DiskView>, DiskError> {
+        self.disk.view()
+    }
+
+    fn stage(&mut self) -> Result<(StageId, Box<dyn StageWriter>), DiskError> {
+        self.disk.stage()
     }
 
     fn reclaim_log(&mut self, below: u64) -> Result<(), DiskError> {

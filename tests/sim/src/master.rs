@@ -75,7 +75,7 @@ pub(crate) struct Master {
 impl Master {
     pub(crate) fn new(mut rng: Rng, mutation: Option<Mutation>) -> Result<Self, String> {
         let mut disk = MemDisk::new();
-        Replica::bootstrap(&mut disk, identity(), &[1]).map_err(|error| error.to_string())?;
+        Replica::bootstrap(&mut disk, identity(), Vec::new()).map_err(|error| error.to_string())?;
         let config = Config {
             agent_timeout_ms: rng.range(5_000, 9_000),
             scheduler_grace_ms: rng.range(1_200, 3_000),

@@ -7,10 +7,13 @@
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
-use std::ops::Range;
+use std::ops::{Bound, Range};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Disk, DiskBatch, Durability, MetaKey, prefix_end, row_key};
+use super::{
+    Disk, DiskBatch, DiskView, Durability, MetaKey, Row, StageId, StageWriter, not_staged,
+    prefix_end, row_key,
+};
 use crate::error::DiskError;
 use crate::machine::{RowChange, RowReader};
 
@@ -28,40 +31,72 @@ pub struct MemDisk {
 struct Inner {
     visible: Image,
     synced: Image,
-    unsynced: VecDeque<DiskBatch>,
+    unsynced: VecDeque<Change>,
+    /// The staging that may still write, and the number of all so far.
+    staging: Option<StageId>,
+    stagings: u64,
     fail_next_sync: bool,
     syncs: u64,
     writes: u64,
 }
 
+/// One write, in the order in which they become durable.
+#[derive(Debug, Clone)]
+enum Change {
+    Batch(DiskBatch),
+    ForgetStaged,
+    Stage(Vec<Row>),
+}
+
+type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
+
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Image {
     meta: BTreeMap<MetaKey, Vec<u8>>,
     log: BTreeMap<u64, Vec<u8>>,
-    rows: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Shared with views; copied by the first write after one was taken.
+    rows: Arc<Rows>,
+    staged: Rows,
 }
 
 impl Image {
+    fn take(&mut self, change: Change) {
+        match change {
+            Change::Batch(batch) => self.write(batch),
+            Change::ForgetStaged => self.staged.clear(),
+            Change::Stage(rows) => {
+                let keyed = rows
+                    .into_iter()
+                    .map(|(table, key, value)| (row_key(table, &key), value));
+                self.staged.extend(keyed);
+            }
+        }
+    }
+
     fn write(&mut self, batch: DiskBatch) {
         self.meta.extend(batch.meta);
         for range in batch.log_remove {
             self.log.retain(|index, _| !range.contains(index));
         }
         self.log.extend(batch.log_put);
-        if batch.rows_clear {
-            self.rows.clear();
+        if batch.adopt.is_some() {
+            self.rows = Arc::new(std::mem::take(&mut self.staged));
         }
+        if batch.rows.is_empty() {
+            return;
+        }
+        let rows = Arc::make_mut(&mut self.rows);
         for change in batch.rows {
             match change {
                 RowChange::Put { table, key, value } => {
-                    self.rows.insert(row_key(table, &key), value);
+                    rows.insert(row_key(table, &key), value);
                 }
                 RowChange::Delete { table, key } => {
-                    self.rows.remove(&row_key(table, &key));
+                    rows.remove(&row_key(table, &key));
                 }
                 RowChange::DeletePrefix { table, prefix } => {
                     let prefix = row_key(table, &prefix);
-                    self.rows.retain(|key, _| !key.starts_with(&prefix));
+                    rows.retain(|key, _| !key.starts_with(&prefix));
                 }
             }
         }
@@ -82,11 +117,12 @@ impl MemDisk {
     /// this disk must have been dropped.
     pub fn crash(&mut self, survivors: usize) {
         let mut inner = self.lock();
-        let kept: Vec<DiskBatch> = inner.unsynced.drain(..).take(survivors).collect();
-        for batch in kept {
-            inner.synced.write(batch);
+        let kept: Vec<Change> = inner.unsynced.drain(..).take(survivors).collect();
+        for change in kept {
+            inner.synced.take(change);
         }
         inner.visible = inner.synced.clone();
+        inner.staging = None;
         inner.fail_next_sync = false;
     }
 
@@ -159,12 +195,74 @@ impl RowReader for MemDisk {
     }
 }
 
+impl Inner {
+    fn note(&mut self, change: Change) {
+        self.writes += 1;
+        self.visible.take(change.clone());
+        self.unsynced.push_back(change);
+    }
+
+    fn write_back(&mut self, keep: usize) {
+        while self.unsynced.len() > keep
+            && let Some(oldest) = self.unsynced.pop_front()
+        {
+            self.synced.take(oldest);
+        }
+    }
+}
+
+/// The rows of one moment.
+struct MemView(Arc<Rows>);
+
+impl DiskView for MemView {
+    fn page(&self, after: Option<(u8, &[u8])>, max_bytes: usize) -> Result<Vec<Row>, DiskError> {
+        let start = match after {
+            Some((table, key)) => Bound::Excluded(row_key(table, key)),
+            None => Bound::Unbounded,
+        };
+        let mut rows = Vec::new();
+        let mut bytes = 0;
+        for (key, value) in self.0.range((start, Bound::Unbounded)) {
+            let Some((table, key)) = key.split_first() else {
+                continue;
+            };
+            rows.push((*table, key.to_vec(), value.clone()));
+            bytes += key.len() + value.len();
+            if bytes >= max_bytes {
+                break;
+            }
+        }
+        Ok(rows)
+    }
+}
+
+struct MemStage {
+    disk: MemDisk,
+    id: StageId,
+}
+
+impl StageWriter for MemStage {
+    fn put(&mut self, rows: Vec<Row>) -> Result<bool, DiskError> {
+        let mut inner = self.disk.lock();
+        if inner.staging != Some(self.id) {
+            return Ok(false);
+        }
+        inner.note(Change::Stage(rows));
+        inner.write_back(MAX_UNSYNCED_BATCHES);
+        Ok(true)
+    }
+}
+
 impl Disk for MemDisk {
     fn write(&mut self, batch: DiskBatch, durability: Durability) -> Result<(), DiskError> {
         let mut inner = self.lock();
-        inner.writes += 1;
-        inner.visible.write(batch.clone());
-        inner.unsynced.push_back(batch);
+        if let Some(adopted) = batch.adopt {
+            if inner.staging != Some(adopted) {
+                return Err(not_staged());
+            }
+            inner.staging = None;
+        }
+        inner.note(Change::Batch(batch));
         if durability == Durability::Synced {
             if std::mem::take(&mut inner.fail_next_sync) {
                 let detail = "injected fault".to_owned();
@@ -175,17 +273,27 @@ impl Disk for MemDisk {
             }
             inner.syncs += 1;
         }
-        let keep = if durability == Durability::Synced {
+        inner.write_back(if durability == Durability::Synced {
             0
         } else {
             MAX_UNSYNCED_BATCHES
-        };
-        while inner.unsynced.len() > keep {
-            if let Some(oldest) = inner.unsynced.pop_front() {
-                inner.synced.write(oldest);
-            }
-        }
+        });
         Ok(())
+    }
+
+    fn view(&self) -> Result<Box<dyn DiskView>, DiskError> {
+        Ok(Box::new(MemView(Arc::clone(&self.lock().visible.rows))))
+    }
+
+    fn stage(&mut self) -> Result<(StageId, Box<dyn StageWriter>), DiskError> {
+        let mut inner = self.lock();
+        inner.stagings += 1;
+        let id = StageId(inner.stagings);
+        inner.staging = Some(id);
+        inner.note(Change::ForgetStaged);
+        drop(inner);
+        let disk = self.clone();
+        Ok((id, Box::new(MemStage { disk, id })))
     }
 
     fn meta(&self, key: MetaKey) -> Result<Option<Vec<u8>>, DiskError> {

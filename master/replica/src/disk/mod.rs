@@ -3,7 +3,8 @@
 //! Owns: the [`Disk`] contract, which RocksDB and the simulator fulfil.
 //! Invariants: a batch is all or nothing; batches become durable in the order in which they
 //! were written, so a synced batch makes every earlier one durable too; after a crash a prefix
-//! of the unsynced batches may survive, never a later one without an earlier one.
+//! of the unsynced batches may survive, never a later one without an earlier one. Staged rows are
+//! beside the rows in use until a batch adopts them, as one step with everything else in it.
 //! Must never: interpret a log record, a meta record or a row.
 
 mod mem;
@@ -28,6 +29,36 @@ pub enum MetaKey {
     Applied,
     /// Last entry cut off the front of the log.
     Truncated,
+    /// What the members say of themselves, and node ids.
+    Members,
+}
+
+/// A row: table, key, value.
+pub type Row = (u8, Vec<u8>, Vec<u8>);
+
+/// Names one staging of rows on one disk, so that a late writer cannot disturb a newer one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StageId(pub u64);
+
+/// The rows of one moment, whatever is written later. Used on any thread; holds the space of rows
+/// that were replaced meanwhile, so it must not be kept for ever.
+pub trait DiskView: Send {
+    /// Rows of all tables that follow `after` in disk order, until their sizes reach `max_bytes`;
+    /// at least one if there is one.
+    ///
+    /// # Errors
+    /// When the disk cannot be read.
+    fn page(&self, after: Option<(u8, &[u8])>, max_bytes: usize) -> Result<Vec<Row>, DiskError>;
+}
+
+/// Collects rows beside those in use, on any thread.
+pub trait StageWriter: Send {
+    /// Adds rows. Not synced: a synced batch that adopts them makes them durable as well.
+    ///
+    /// # Errors
+    /// When the disk cannot be written. `Ok(false)` says that a newer staging took its place, or
+    /// that the rows were adopted.
+    fn put(&mut self, rows: Vec<Row>) -> Result<bool, DiskError>;
 }
 
 /// Whether a write may be lost in a crash.
@@ -48,8 +79,8 @@ pub struct DiskBatch {
     pub log_remove: Vec<Range<u64>>,
     /// Log records to write, by index.
     pub log_put: Vec<(u64, Vec<u8>)>,
-    /// Remove every row first.
-    pub rows_clear: bool,
+    /// The rows staged under this id replace every row.
+    pub adopt: Option<StageId>,
     /// Row changes, in order.
     pub rows: Vec<RowChange>,
 }
@@ -76,12 +107,31 @@ pub trait Disk: RowReader {
     fn log_read(&self, range: Range<u64>, max_bytes: u64)
     -> Result<Vec<(u64, Vec<u8>)>, DiskError>;
 
+    /// The rows as they are now.
+    ///
+    /// # Errors
+    /// When the disk cannot be read.
+    fn view(&self) -> Result<Box<dyn DiskView>, DiskError>;
+
+    /// Forgets all staged rows and starts to stage others. What is staged is lost with a restart.
+    ///
+    /// # Errors
+    /// When the disk cannot be written.
+    fn stage(&mut self) -> Result<(StageId, Box<dyn StageWriter>), DiskError>;
+
     /// Tells that the log below `index` was removed by an earlier synced batch, so that space
     /// can be given back.
     ///
     /// # Errors
     /// When the disk cannot do it.
     fn reclaim_log(&mut self, below: u64) -> Result<(), DiskError>;
+}
+
+fn not_staged() -> DiskError {
+    DiskError::Io {
+        operation: "adopt staged rows",
+        detail: "another staging took their place".to_owned(),
+    }
 }
 
 /// The smallest byte string greater than every string with `prefix`, or `None` if there is none.

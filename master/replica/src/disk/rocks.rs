@@ -1,4 +1,4 @@
-//! The disk of a real master: one RocksDB with one write-ahead log and three column families.
+//! The disk of a real master: one RocksDB with one write-ahead log and four column families.
 //!
 //! Owns: RocksDB options and keys. Invariants: every batch goes through the write-ahead log;
 //! recovery accepts a torn last record only, so that a damaged middle is found, not skipped.
@@ -6,19 +6,28 @@
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rocksdb::Snapshot as DbSnapshot;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
     DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
 };
 
-use super::{Disk, DiskBatch, Durability, MetaKey, prefix_end, row_key};
+use super::{
+    Disk, DiskBatch, DiskView, Durability, MetaKey, Row, StageId, StageWriter, not_staged,
+    prefix_end, row_key,
+};
 use crate::error::DiskError;
 use crate::machine::{RowChange, RowReader};
 
 const LOG: &str = "log";
 const META: &str = "meta";
-const STATE: &str = "state";
+/// Rows live in one of two families; the other one takes staged rows. Which one is a meta record,
+/// so that adopting staged rows is one small write.
+const STATES: [&str; 2] = ["state", "state-b"];
+/// Meta record with the number of the family in use; absent in a directory that never adopted any.
+const LIVE: &[u8] = b"live_state";
 
 /// Block cache shared by all families: the machine keeps its hot rows in memory itself.
 const BLOCK_CACHE_BYTES: usize = 16 * 1024 * 1024;
@@ -33,7 +42,29 @@ const INFO_LOG_BYTES: usize = 4 * 1024 * 1024;
 
 /// RocksDB as a [`Disk`].
 pub struct RocksDisk {
+    shared: Arc<Shared>,
+    /// Which of [`STATES`] holds the rows.
+    live: usize,
+}
+
+/// What views and stagings on other threads need as well.
+struct Shared {
     db: DB,
+    /// The staging that may still write, and the number of all so far.
+    staging: Mutex<(Option<StageId>, u64)>,
+}
+
+impl Shared {
+    fn family(&self, name: &'static str) -> Result<&ColumnFamily, DiskError> {
+        self.db.cf_handle(name).ok_or_else(|| DiskError::Corrupt {
+            what: format!("column family {name}"),
+            detail: "missing",
+        })
+    }
+
+    fn staging(&self) -> MutexGuard<'_, (Option<StageId>, u64)> {
+        self.staging.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 fn io(operation: &'static str) -> impl FnOnce(rocksdb::Error) -> DiskError {
@@ -43,12 +74,24 @@ fn io(operation: &'static str) -> impl FnOnce(rocksdb::Error) -> DiskError {
     }
 }
 
+/// RocksDB calls what it cannot read back "Corruption"; that is damage, not a failing disk.
+fn open_error(error: rocksdb::Error) -> DiskError {
+    if error.kind() != rocksdb::ErrorKind::Corruption {
+        return io("open the database")(error);
+    }
+    DiskError::Corrupt {
+        what: format!("database: {}", error.into_string()),
+        detail: "acknowledged writes may be missing; remove the directory and start with --join: it comes back under a new id",
+    }
+}
+
 fn meta_name(key: MetaKey) -> &'static [u8] {
     match key {
         MetaKey::Identity => b"identity",
         MetaKey::HardState => b"hard_state",
         MetaKey::Applied => b"applied",
         MetaKey::Truncated => b"truncated",
+        MetaKey::Members => b"members",
     }
 }
 
@@ -95,24 +138,54 @@ impl RocksDisk {
     /// is damaged before its end.
     pub fn open(dir: &Path) -> Result<Self, DiskError> {
         let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
-        let families = [(LOG, false), (META, false), (STATE, true)]
+        let [one, other] = STATES;
+        let families = [(LOG, false), (META, false), (one, true), (other, true)]
             .map(|(name, bloom)| ColumnFamilyDescriptor::new(name, family_options(&cache, bloom)));
-        let db = DB::open_cf_descriptors(&db_options(), dir, families)
-            .map_err(io("open the database"))?;
-        Ok(RocksDisk { db })
+        let db = DB::open_cf_descriptors(&db_options(), dir, families).map_err(open_error)?;
+        let shared = Arc::new(Shared {
+            db,
+            staging: Mutex::new((None, 0)),
+        });
+        let recorded = shared.db.get_cf(shared.family(META)?, LIVE);
+        let live = match recorded.map_err(io("read a meta record"))?.as_deref() {
+            None | Some([0]) => 0,
+            Some([1]) => 1,
+            Some(_) => {
+                return Err(DiskError::Corrupt {
+                    what: "live state record".to_owned(),
+                    detail: "it names no family of rows",
+                });
+            }
+        };
+        Ok(RocksDisk { shared, live })
     }
 
     fn family(&self, name: &'static str) -> Result<&ColumnFamily, DiskError> {
-        self.db.cf_handle(name).ok_or_else(|| DiskError::Corrupt {
-            what: format!("column family {name}"),
-            detail: "missing",
-        })
+        self.shared.family(name)
     }
 
-    fn add_rows(batch: &mut WriteBatch, state: &ColumnFamily, clear: bool, rows: Vec<RowChange>) {
-        if clear {
-            batch.delete_range_cf(state, [0u8], [0xff]);
+    fn state(&self) -> &'static str {
+        STATES[self.live]
+    }
+
+    fn idle_state(&self) -> &'static str {
+        STATES[1 - self.live]
+    }
+
+    /// Empties the family that is not in use. Its files go at once unless a view may read them.
+    fn clear_idle(&self) -> Result<(), DiskError> {
+        let idle = self.family(self.idle_state())?;
+        let cannot = "clear rows that are not in use";
+        if Arc::strong_count(&self.shared) == 1 {
+            let clear = self.shared.db.delete_file_in_range_cf(idle, [0u8], [0xff]);
+            clear.map_err(io(cannot))?;
         }
+        let mut batch = WriteBatch::default();
+        batch.delete_range_cf(idle, [0u8], [0xff]);
+        self.shared.db.write(batch).map_err(io(cannot))
+    }
+
+    fn add_rows(batch: &mut WriteBatch, state: &ColumnFamily, rows: Vec<RowChange>) {
         for change in rows {
             match change {
                 RowChange::Put { table, key, value } => {
@@ -131,8 +204,9 @@ impl RocksDisk {
 
 impl RowReader for RocksDisk {
     fn get(&self, table: u8, key: &[u8]) -> Result<Option<Vec<u8>>, DiskError> {
-        self.db
-            .get_cf(self.family(STATE)?, row_key(table, key))
+        self.shared
+            .db
+            .get_cf(self.family(self.state())?, row_key(table, key))
             .map_err(io("read a row"))
     }
 
@@ -155,7 +229,11 @@ impl RowReader for RocksDisk {
         }
         let mode = IteratorMode::From(start, Direction::Forward);
         let mut rows = Vec::new();
-        for item in self.db.iterator_cf_opt(self.family(STATE)?, read, mode) {
+        for item in self
+            .shared
+            .db
+            .iterator_cf_opt(self.family(self.state())?, read, mode)
+        {
             if rows.len() >= limit {
                 break;
             }
@@ -171,10 +249,87 @@ impl RowReader for RocksDisk {
     }
 }
 
+self_cell::self_cell!(
+    /// A snapshot of the database together with the database it needs.
+    struct OwnedSnapshot {
+        owner: Arc<Shared>,
+        #[covariant]
+        dependent: DbSnapshot,
+    }
+);
+
+struct RocksView {
+    snapshot: OwnedSnapshot,
+    state: &'static str,
+}
+
+impl DiskView for RocksView {
+    fn page(&self, after: Option<(u8, &[u8])>, max_bytes: usize) -> Result<Vec<Row>, DiskError> {
+        let state = self.snapshot.borrow_owner().family(self.state)?;
+        let after = after.map(|(table, key)| row_key(table, key));
+        let mode = match &after {
+            Some(after) => IteratorMode::From(after, Direction::Forward),
+            None => IteratorMode::Start,
+        };
+        let mut rows = Vec::new();
+        let mut bytes = 0;
+        for item in self.snapshot.borrow_dependent().iterator_cf(state, mode) {
+            let (key, value) = item.map_err(io("read rows for a snapshot"))?;
+            let Some((table, rest)) = key.split_first() else {
+                continue;
+            };
+            if after.as_deref() == Some(&*key) {
+                continue;
+            }
+            bytes += key.len() + value.len();
+            rows.push((*table, rest.to_vec(), value.into_vec()));
+            if bytes >= max_bytes {
+                break;
+            }
+        }
+        Ok(rows)
+    }
+}
+
+struct RocksStage {
+    shared: Arc<Shared>,
+    id: StageId,
+    state: &'static str,
+}
+
+impl StageWriter for RocksStage {
+    fn put(&mut self, rows: Vec<Row>) -> Result<bool, DiskError> {
+        // Held while writing: rows of an old staging must not follow the clearing for a new one.
+        let staging = self.shared.staging();
+        if staging.0 != Some(self.id) {
+            return Ok(false);
+        }
+        let state = self.shared.family(self.state)?;
+        let mut batch = WriteBatch::default();
+        for (table, key, value) in rows {
+            batch.put_cf(state, row_key(table, &key), value);
+        }
+        self.shared.db.write(batch).map_err(io("stage rows"))?;
+        Ok(true)
+    }
+}
+
 impl Disk for RocksDisk {
     fn write(&mut self, batch: DiskBatch, durability: Durability) -> Result<(), DiskError> {
-        let (log, meta, state) = (self.family(LOG)?, self.family(META)?, self.family(STATE)?);
+        let shared = Arc::clone(&self.shared);
+        let mut live = self.live;
         let mut write = WriteBatch::default();
+        let meta = shared.family(META)?;
+        if let Some(adopted) = batch.adopt {
+            let mut staging = shared.staging();
+            if staging.0 != Some(adopted) {
+                return Err(not_staged());
+            }
+            staging.0 = None;
+            live = 1 - live;
+            write.put_cf(meta, LIVE, [u8::from(live == 1)]);
+        }
+        let (log, state) = (shared.family(LOG)?, shared.family(STATES[live])?);
         for (key, value) in batch.meta {
             write.put_cf(meta, meta_name(key), value);
         }
@@ -184,16 +339,49 @@ impl Disk for RocksDisk {
         for (index, record) in batch.log_put {
             write.put_cf(log, index.to_be_bytes(), record);
         }
-        Self::add_rows(&mut write, state, batch.rows_clear, batch.rows);
+        Self::add_rows(&mut write, state, batch.rows);
         let mut options = WriteOptions::default();
         options.set_sync(durability == Durability::Synced);
-        self.db
+        shared
+            .db
             .write_opt(write, &options)
-            .map_err(io("write a batch"))
+            .map_err(io("write a batch"))?;
+        drop(shared);
+        if live != self.live {
+            self.live = live;
+            self.clear_idle()?;
+        }
+        Ok(())
+    }
+
+    fn view(&self) -> Result<Box<dyn DiskView>, DiskError> {
+        let snapshot = OwnedSnapshot::new(Arc::clone(&self.shared), |shared| shared.db.snapshot());
+        Ok(Box::new(RocksView {
+            snapshot,
+            state: self.state(),
+        }))
+    }
+
+    fn stage(&mut self) -> Result<(StageId, Box<dyn StageWriter>), DiskError> {
+        let id = {
+            let mut staging = self.shared.staging();
+            staging.1 += 1;
+            let id = StageId(staging.1);
+            staging.0 = Some(id);
+            self.clear_idle()?;
+            id
+        };
+        let writer = RocksStage {
+            shared: Arc::clone(&self.shared),
+            id,
+            state: self.idle_state(),
+        };
+        Ok((id, Box::new(writer)))
     }
 
     fn meta(&self, key: MetaKey) -> Result<Option<Vec<u8>>, DiskError> {
-        self.db
+        self.shared
+            .db
             .get_cf(self.family(META)?, meta_name(key))
             .map_err(io("read a meta record"))
     }
@@ -212,7 +400,11 @@ impl Disk for RocksDisk {
         let start = range.start.to_be_bytes();
         let mode = IteratorMode::From(&start, Direction::Forward);
         let mut bytes = 0;
-        for item in self.db.iterator_cf_opt(self.family(LOG)?, read, mode) {
+        for item in self
+            .shared
+            .db
+            .iterator_cf_opt(self.family(LOG)?, read, mode)
+        {
             let (key, record) = item.map_err(io("read the log"))?;
             bytes += record.len() as u64;
             if !records.is_empty() && bytes > max_bytes {
@@ -231,7 +423,8 @@ impl Disk for RocksDisk {
         let log = self.family(LOG)?;
         // The range is inclusive at its end.
         let last = below.saturating_sub(1).to_be_bytes();
-        self.db
+        self.shared
+            .db
             .delete_file_in_range_cf(log, 0u64.to_be_bytes(), last)
             .map_err(io("reclaim log files"))
     }

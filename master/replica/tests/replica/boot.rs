@@ -40,7 +40,7 @@ fn an_empty_disk_is_not_opened() {
 fn bootstrap_refuses_a_used_disk_and_senseless_voters() {
     let mut disk = lone_disk();
     assert_eq!(Replica::identity(&disk).ok(), Some(Some(identity(1))));
-    let error = Replica::bootstrap(&mut disk, identity(2), &[2]);
+    let error = Replica::bootstrap(&mut disk, identity(2), Vec::new());
     assert_eq!(
         error,
         Err(BootstrapError::AlreadyBootstrapped {
@@ -49,7 +49,8 @@ fn bootstrap_refuses_a_used_disk_and_senseless_voters() {
         })
     );
     for voters in [&[][..], &[2], &[1, 1], &[0, 1]] {
-        let error = Replica::bootstrap(&mut MemDisk::new(), identity(1), voters);
+        let list: Vec<_> = voters.iter().map(|voter| (*voter, Vec::new())).collect();
+        let error = Replica::bootstrap_voters(&mut MemDisk::new(), identity(1), &list);
         assert_eq!(
             error,
             Err(BootstrapError::BadVoters {
@@ -105,7 +106,7 @@ fn another_cluster_another_node_and_a_newer_format_are_refused() {
             error,
             OpenError::NewerFormat {
                 found: 9,
-                supported: 1
+                supported: 2
             }
         ),
         "{error}"
@@ -156,6 +157,7 @@ fn every_damaged_record_is_refused() {
         MetaKey::HardState,
         MetaKey::Applied,
         MetaKey::Truncated,
+        MetaKey::Members,
     ] {
         let (mut disk, _) = used_disk();
         let mut record = disk.meta(key).expect("readable").expect("present");
@@ -170,7 +172,7 @@ fn every_damaged_record_is_refused() {
         );
         let error = open(disk).expect_err("damaged");
         assert!(
-            matches!(error, OpenError::Disk(DiskError::Corrupt { .. })),
+            matches!(error, OpenError::Damaged(DiskError::Corrupt { .. })),
             "{key:?}: {error}"
         );
     }
@@ -192,7 +194,7 @@ fn every_damaged_record_is_refused() {
     );
     let error = open(disk).expect_err("damaged");
     assert!(
-        matches!(error, OpenError::Disk(DiskError::Corrupt { .. })),
+        matches!(error, OpenError::Damaged(DiskError::Corrupt { .. })),
         "{error}"
     );
 }

@@ -6,6 +6,7 @@
 mod boot;
 mod crash;
 mod group;
+mod random;
 mod rocks;
 mod sim;
 mod single;

@@ -1,8 +1,8 @@
 //! The same promises on RocksDB, in temporary directories.
 
 use tessera_replica::{
-    Disk, DiskBatch, DiskError, Durability, MemDisk, MetaKey, Replica, RocksDisk, RowChange,
-    RowReader,
+    Disk, DiskBatch, DiskError, DiskView, Durability, MemDisk, MetaKey, Replica, RocksDisk,
+    RowChange, RowReader, StageId, StageWriter,
 };
 
 use crate::crash::{History, check_restart, random_entry, small_log};
@@ -52,6 +52,14 @@ impl Disk for Forgetful {
         self.disk.log_read(range, max_bytes)
     }
 
+    fn view(&self) -> Result<Box<dyn DiskView>, DiskError> {
+        self.disk.view()
+    }
+
+    fn stage(&mut self) -> Result<(StageId, Box<dyn StageWriter>), DiskError> {
+        self.disk.stage()
+    }
+
     fn reclaim_log(&mut self, below: u64) -> Result<(), DiskError> {
         self.disk.reclaim_log(below)
     }
@@ -62,7 +70,7 @@ fn rocksdb_applies_again_what_was_applied_but_not_synced() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let open = || RocksDisk::open(dir.path()).expect("the database opens");
     let mut disk = open();
-    Replica::bootstrap(&mut disk, identity(1), &[1]).expect("an empty disk");
+    Replica::bootstrap(&mut disk, identity(1), Vec::new()).expect("an empty disk");
     let mut node = Node::open(
         config(1),
         Forgetful {
@@ -101,7 +109,7 @@ fn rocksdb_restarts_with_a_cut_log_and_rows() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let open = || RocksDisk::open(dir.path()).expect("the database opens");
     let mut disk = open();
-    Replica::bootstrap(&mut disk, identity(1), &[1]).expect("an empty disk");
+    Replica::bootstrap(&mut disk, identity(1), Vec::new()).expect("an empty disk");
     let mut history = History::default();
     let mut random = Seeded::new(1);
     let mut node = Node::open(small_log(1), disk);
@@ -127,7 +135,7 @@ fn rocksdb_refuses_a_second_owner_and_finds_a_gap() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let mut disk = RocksDisk::open(dir.path()).expect("the database opens");
     assert!(RocksDisk::open(dir.path()).is_err());
-    Replica::bootstrap(&mut disk, identity(1), &[1]).expect("an empty disk");
+    Replica::bootstrap(&mut disk, identity(1), Vec::new()).expect("an empty disk");
     let mut node = Node::open(config(1), disk);
     node.process();
     for _ in 0..5 {
@@ -187,10 +195,8 @@ fn both_disks_hold_the_same_rows_after_the_same_batches() {
                 },
             );
         }
-        let rows_clear = random.below(50) == 0;
         let batch = DiskBatch {
             rows,
-            rows_clear,
             ..DiskBatch::default()
         };
         assert_eq!(rocks.write(batch.clone(), Durability::Replayable), Ok(()));
@@ -228,7 +234,7 @@ fn newest_wal(dir: &std::path::Path) -> std::path::PathBuf {
 fn closed_database(count: usize) -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let mut disk = RocksDisk::open(dir.path()).expect("the database opens");
-    Replica::bootstrap(&mut disk, identity(1), &[1]).expect("an empty disk");
+    Replica::bootstrap(&mut disk, identity(1), Vec::new()).expect("an empty disk");
     let mut node = Node::open(config(1), disk);
     node.process();
     for _ in 0..count {

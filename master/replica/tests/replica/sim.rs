@@ -1,27 +1,38 @@
-//! A group of three on simulated disks and a lossy network, all choices from a seed.
+//! Groups on simulated disks and a lossy network, all choices from a seed.
 //!
 //! Owns: the network, the disks, and what all replicas together may never do.
 //! Invariants checked after every step: one leader per term; the same entry at the same index
 //! everywhere; nothing reported as applied is ever replaced; rows rebuilt at a restart equal
-//! the replay of the committed entries.
+//! the replay of the committed entries; an id never has two disks.
 //! Must never: use a clock.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use tessera_replica::{
-    EntryId, FatalError, Limits, MemDisk, Progress, Replica, ReplicaConfig, Role, RoleChange,
+    ChangeError, EntryId, FatalError, JoinId, Limits, MemDisk, MemberChange, Membership, Progress,
+    Replica, ReplicaConfig, Role, RoleChange, SnapshotToSend, Staging, StepError,
 };
 
-use crate::support::{Counters, Node, Seeded, config, identity};
+use crate::support::{Counters, Node, config, identity};
 
+/// The first voters of most groups.
 pub const NODES: [u64; 3] = [1, 2, 3];
+
+/// What is on its way to a node.
+pub enum Packet {
+    Message(Vec<u8>),
+    /// Several chunks are sent one by one; the staging is kept by the receiver's transport.
+    Snapshot(Box<SnapshotToSend>, Option<Box<Staging>>),
+}
 
 pub struct Sim {
     pub nodes: BTreeMap<u64, Node<MemDisk>>,
     pub disks: BTreeMap<u64, MemDisk>,
-    pub network: VecDeque<(u64, u64, Vec<u8>)>,
+    pub network: VecDeque<(u64, u64, Packet)>,
     /// Nodes cut off from all others.
     pub isolated: BTreeSet<u64>,
+    /// Nodes that ended because they were removed.
+    pub ended: BTreeSet<u64>,
     /// Committed entries by index: what some replica applied.
     pub committed: BTreeMap<u64, (u64, Vec<u8>)>,
     pub leaders: BTreeMap<u64, u64>,
@@ -30,40 +41,63 @@ pub struct Sim {
     /// Proposals whose fate is open, with their proposer.
     pub open: BTreeMap<EntryId, u64>,
     pub lost: BTreeSet<EntryId>,
+    /// Changes of the members that were reported as applied by their proposer.
+    pub changed: BTreeSet<EntryId>,
     pub reads: Vec<u64>,
     pub restored: usize,
+    /// Every message in the order in which it was sent, if it is recorded.
+    pub record: Option<Vec<(u64, u64, Vec<u8>)>>,
     limits: Limits,
+    configure: fn(u64) -> ReplicaConfig,
 }
 
 impl Sim {
     pub fn new(limits: Limits) -> Self {
+        Sim::with(limits, &NODES, config)
+    }
+
+    pub fn with(limits: Limits, voters: &[u64], configure: fn(u64) -> ReplicaConfig) -> Self {
         let mut sim = Sim {
             nodes: BTreeMap::new(),
             disks: BTreeMap::new(),
             network: VecDeque::new(),
             isolated: BTreeSet::new(),
+            ended: BTreeSet::new(),
             committed: BTreeMap::new(),
             leaders: BTreeMap::new(),
             checked: BTreeMap::new(),
             open: BTreeMap::new(),
             lost: BTreeSet::new(),
+            changed: BTreeSet::new(),
             reads: Vec::new(),
             restored: 0,
+            record: None,
             limits,
+            configure,
         };
-        for node in NODES {
+        let list: Vec<_> = voters
+            .iter()
+            .map(|node| (*node, attributes(*node)))
+            .collect();
+        for node in voters {
             let mut disk = MemDisk::new();
-            Replica::bootstrap(&mut disk, identity(node), &NODES).expect("an empty disk");
-            sim.disks.insert(node, disk);
-            sim.start(node);
+            Replica::bootstrap_voters(&mut disk, identity(*node), &list).expect("an empty disk");
+            sim.disks.insert(*node, disk);
+            sim.start(*node);
         }
         sim
+    }
+
+    /// All nodes that ever were and have not ended.
+    pub fn ids(&self) -> Vec<u64> {
+        let left = self.disks.keys().filter(|id| !self.ended.contains(id));
+        left.copied().collect()
     }
 
     pub fn start(&mut self, id: u64) {
         let config = ReplicaConfig {
             limits: self.limits,
-            ..config(id)
+            ..(self.configure)(id)
         };
         let node = Node::open(config, self.disks[&id].clone());
         let applied = node.replica.status().applied;
@@ -74,6 +108,18 @@ impl Sim {
         );
         self.checked.remove(&id);
         self.nodes.insert(id, node);
+    }
+
+    /// Gives a disk to every member that has none: it has just learned its id.
+    fn start_joiners(&mut self, membership: &Membership) {
+        for member in &membership.members {
+            if !self.disks.contains_key(&member.node) {
+                let mut disk = MemDisk::new();
+                Replica::prepare_joiner(&mut disk, identity(member.node)).expect("an empty disk");
+                self.disks.insert(member.node, disk);
+                self.start(member.node);
+            }
+        }
     }
 
     /// The counters after all committed entries up to `index`.
@@ -93,7 +139,11 @@ impl Sim {
     pub fn crash(&mut self, id: u64, survivors: usize) {
         self.nodes.remove(&id);
         self.open.retain(|_, proposer| *proposer != id);
-        self.network.retain(|(_, to, _)| *to != id);
+        let (kept, gone) = std::mem::take(&mut self.network)
+            .into_iter()
+            .partition(|(_, to, _)| *to != id);
+        self.network = kept;
+        self.lose(gone);
         self.disks
             .get_mut(&id)
             .expect("every node has a disk")
@@ -115,29 +165,86 @@ impl Sim {
         Some(entry_id)
     }
 
-    /// Delivers the message at `position` of the network; false if there is none.
+    pub fn change(&mut self, id: u64, change: &MemberChange) -> Result<EntryId, ChangeError> {
+        let node = self.nodes.get_mut(&id).expect("it runs");
+        let entry_id = node.replica.propose_change(change)?;
+        assert!(
+            self.open.insert(entry_id, id).is_none(),
+            "{entry_id} was given out twice"
+        );
+        Ok(entry_id)
+    }
+
+    /// Proposes to take in one more node; its id.
+    pub fn add_learner(&mut self, leader: u64) -> Result<u64, ChangeError> {
+        let node = self.nodes[&leader].replica.membership().next_node;
+        let change = MemberChange::AddLearner {
+            node,
+            attributes: attributes(node),
+            join: join_id(node),
+        };
+        self.change(leader, &change).map(|_| node)
+    }
+
+    /// Lets packets get lost; the transport tells the sender of a snapshot.
+    pub fn lose(&mut self, packets: VecDeque<(u64, u64, Packet)>) {
+        for (from, to, packet) in packets {
+            if let (Packet::Snapshot(..), Some(sender)) = (packet, self.nodes.get_mut(&from)) {
+                sender.replica.report_snapshot(to, false);
+            }
+        }
+    }
+
+    /// Delivers the packet at `position` of the network; false if there is none. Of a snapshot one
+    /// chunk is delivered, and the rest stays where it is.
     pub fn deliver(&mut self, position: usize) -> bool {
-        let Some((from, to, bytes)) = self.network.remove(position) else {
+        let Some((from, to, packet)) = self.network.remove(position) else {
             return false;
         };
         let cut = self.isolated.contains(&from) || self.isolated.contains(&to);
-        let snapshot = Replica::<MemDisk>::is_snapshot(&bytes);
-        let reached = match self.nodes.get_mut(&to) {
-            Some(node) if !cut => {
-                node.replica
-                    .step(&bytes)
-                    .unwrap_or_else(|error| panic!("{from} to {to}: {error}"));
-                true
-            }
-            _ => false,
-        };
-        if let Some(sender) = self.nodes.get_mut(&from) {
-            if snapshot {
-                sender.replica.report_snapshot(to, reached);
-            }
-            if !reached {
+        let Some(node) = self.nodes.get_mut(&to).filter(|_| !cut) else {
+            if let Some(sender) = self.nodes.get_mut(&from) {
                 sender.replica.report_unreachable(to);
             }
+            self.lose(VecDeque::from([(from, to, packet)]));
+            return true;
+        };
+        let stepped = match packet {
+            Packet::Message(bytes) => node.replica.step(&bytes),
+            Packet::Snapshot(mut snapshot, staging) => {
+                match deliver_chunk(node, &mut snapshot, staging) {
+                    Ok(Some(staging)) => {
+                        let rest = Packet::Snapshot(snapshot, Some(staging));
+                        self.network.insert(position, (from, to, rest));
+                        return true;
+                    }
+                    delivered => {
+                        let ok = delivered.is_ok();
+                        if let Some(sender) = self.nodes.get_mut(&from) {
+                            sender.replica.report_snapshot(to, ok);
+                        }
+                        delivered.map(|_| ())
+                    }
+                }
+            }
+        };
+        match stepped {
+            Ok(()) => {}
+            Err(StepError::RemovedPeer(peer)) => {
+                assert_eq!(peer, from);
+                if let Some(sender) = self.nodes.get_mut(&from) {
+                    sender.replica.on_told_removed();
+                }
+            }
+            // An answer to what was asked while it was a member, or a snapshot overtaken by the log
+            // or by a newer one.
+            Err(
+                StepError::UnknownPeer(_)
+                | StepError::NotNeeded { .. }
+                | StepError::NotStaged
+                | StepError::Installing,
+            ) => {}
+            Err(error) => panic!("{from} to {to}: {error}"),
         }
         true
     }
@@ -150,6 +257,12 @@ impl Sim {
         let result = node.replica.process(&mut node.machine);
         // What was applied before a fault is committed as well, though not reported.
         self.check_applied(id);
+        if matches!(result, Err(FatalError::Removed { .. })) {
+            self.nodes.remove(&id);
+            self.ended.insert(id);
+            self.open.retain(|_, proposer| *proposer != id);
+            return Ok(());
+        }
         self.check(id, result?);
         Ok(())
     }
@@ -194,13 +307,25 @@ impl Sim {
         for unknown in &progress.unknown {
             self.open.remove(unknown);
         }
+        for changed in progress.changed {
+            assert!(self.open.remove(&changed).is_some(), "{changed} is unknown");
+            self.changed.insert(changed);
+        }
         self.restored += usize::from(progress.restored.is_some());
         self.reads.extend(progress.reads);
-        let sent = progress
-            .messages
-            .into_iter()
-            .map(|(to, bytes)| (id, to, bytes));
-        self.network.extend(sent);
+        for (to, bytes) in progress.messages {
+            if let Some(record) = &mut self.record {
+                record.push((id, to, bytes.clone()));
+            }
+            self.network.push_back((id, to, Packet::Message(bytes)));
+        }
+        for snapshot in progress.snapshots {
+            let (to, packet) = (snapshot.peer, Packet::Snapshot(Box::new(snapshot), None));
+            self.network.push_back((id, to, packet));
+        }
+        if let Some(membership) = progress.membership {
+            self.start_joiners(&membership);
+        }
     }
 
     pub fn leader(&self) -> Option<u64> {
@@ -216,7 +341,7 @@ impl Sim {
 
     /// One tick everywhere and everything delivered.
     pub fn round(&mut self) {
-        for id in NODES {
+        for id in self.ids() {
             self.tick(id);
             self.process(id)
                 .expect("no fault is injected in a quiet round");
@@ -225,7 +350,7 @@ impl Sim {
             if !self.deliver(0) {
                 return;
             }
-            for id in NODES {
+            for id in self.ids() {
                 self.process(id)
                     .expect("no fault is injected in a quiet round");
             }
@@ -252,7 +377,7 @@ impl Sim {
     /// Everybody up and connected agrees on everything within bounded rounds.
     pub fn heal_and_compare(&mut self) {
         self.isolated.clear();
-        for id in NODES {
+        for id in self.ids() {
             if !self.nodes.contains_key(&id) {
                 self.start(id);
             }
@@ -267,11 +392,22 @@ impl Sim {
             .propose(leader, b"+end".to_vec())
             .expect("a quiet leader takes it");
         self.run_until("equal replicas", |sim| {
-            let caught_up = |node: &Node<MemDisk>| node.replica.status().applied.index >= id.index;
-            sim.nodes.values().all(caught_up)
+            let membership = sim.nodes[&leader].replica.membership();
+            let caught_up = |(node, running): (&u64, &Node<MemDisk>)| {
+                membership.get(*node).is_none()
+                    || running.replica.status().applied.index >= id.index
+            };
+            !membership.changing && sim.nodes.iter().all(caught_up)
         });
         let rows = self.disks[&leader].all_rows();
-        for (id, node) in &self.nodes {
+        let membership = self.nodes[&leader].replica.membership().clone();
+        let is_member = |id: &u64| membership.get(*id).is_some();
+        for (id, node) in self.nodes.iter().filter(|(id, _)| is_member(id)) {
+            assert_eq!(
+                *node.replica.membership(),
+                membership,
+                "members of node {id}"
+            );
             assert_eq!(self.disks[id].all_rows(), rows, "rows of node {id}");
             assert_eq!(
                 Counters::from_rows(node.replica.rows()).values,
@@ -292,62 +428,36 @@ impl Sim {
     }
 }
 
-/// Crashes `id`; how much of what it did not sync survives is drawn.
-fn random_crash(sim: &mut Sim, random: &mut Seeded, id: u64) {
-    let survivors = random.below(sim.disks[&id].unsynced_batches() as u64 + 1);
-    sim.crash(id, survivors as usize);
+/// What a node says of itself in these tests.
+pub fn attributes(node: u64) -> Vec<u8> {
+    format!("node {node}").into_bytes()
 }
 
-/// One random input. Probabilities are out of 1,000.
-fn random_step(sim: &mut Sim, random: &mut Seeded) {
-    let id = NODES[random.below(3) as usize];
-    match random.below(1_000) {
-        0..600 => {
-            let position = random.below(sim.network.len().min(4) as u64) as usize;
-            sim.deliver(position);
-        }
-        600..750 => sim.tick(id),
-        750..950 => {
-            let key = [b'a' + random.below(4) as u8];
-            let verb = if random.below(7) == 0 { b"-" } else { b"+" };
-            sim.propose(id, [verb, key.as_slice()].concat());
-        }
-        950..965 => {
-            let lost = sim.network.len().min(1 + random.below(4) as usize);
-            sim.network.drain(..lost);
-        }
-        965..980 => sim.network.extend(sim.network.front().cloned()),
-        980..982 => drop(sim.isolated.insert(id)),
-        982..986 => sim.isolated.clear(),
-        986..988 => {
-            if let Some(disk) = sim.disks.get_mut(&id) {
-                disk.fail_next_sync();
-            }
-        }
-        988..990 => random_crash(sim, random, id),
-        _ => {
-            if !sim.nodes.contains_key(&id) {
-                sim.start(id);
-            }
-        }
-    }
+pub fn join_id(node: u64) -> JoinId {
+    JoinId([node as u8; 16])
 }
 
-/// One run of random steps, then quiet until all replicas are equal.
-pub fn run_seed(seed: u64, steps: u64, limits: Limits) -> Sim {
-    let mut random = Seeded::new(seed);
-    let mut sim = Sim::new(limits);
-    for _ in 0..steps {
-        random_step(&mut sim, &mut random);
-        // Inputs pile up before a node processes them, as they do under load.
-        for id in NODES {
-            if random.below(3) != 0 && sim.process(id).is_err() {
-                random_crash(&mut sim, &mut random, id);
-            }
-        }
+/// Gives the next chunk to the receiver. `Some` if more follow.
+fn deliver_chunk(
+    node: &mut Node<MemDisk>,
+    snapshot: &mut SnapshotToSend,
+    staging: Option<Box<Staging>>,
+) -> Result<Option<Box<Staging>>, StepError> {
+    let mut staging = match staging {
+        Some(staging) => staging,
+        None => Box::new(node.replica.begin_install(&snapshot.message)?),
+    };
+    let chunk = snapshot.source.next_chunk().expect("the disk can be read");
+    if let Some(chunk) = chunk
+        && staging.write(chunk.offset, &chunk.bytes).is_err()
+    {
+        return Err(StepError::NotStaged);
     }
-    // A fault that was never met must not surprise the quiet end.
-    sim.disks.values_mut().for_each(MemDisk::clear_faults);
-    sim.heal_and_compare();
-    sim
+    match staging.finish() {
+        Ok(staged) => node
+            .replica
+            .step_snapshot(&snapshot.message, staged)
+            .map(|()| None),
+        Err((_, staging)) => Ok(Some(staging)),
+    }
 }

@@ -182,11 +182,9 @@ fn messages_to_a_lone_node_are_refused() {
         node.replica.step(&[]),
         Err(StepError::Misdirected { to: 0, node: 1 })
     );
-    let heartbeat = [0x08, 8, 0x10, 1, 0x18, 2, 0x20, 9];
-    assert_eq!(
-        node.replica.step(&heartbeat),
-        Err(StepError::UnknownPeer(2))
-    );
+    // Its answer to a heartbeat; type 9, to, from, term.
+    let answer = [0x08, 9, 0x10, 1, 0x18, 2, 0x20, 9];
+    assert_eq!(node.replica.step(&answer), Err(StepError::UnknownPeer(2)));
     assert_eq!(node.replica.status().term, 6);
 }
 

@@ -180,7 +180,7 @@ impl<D: Disk> Node<D> {
 /// A bootstrapped disk for a group of one.
 pub fn lone_disk() -> MemDisk {
     let mut disk = MemDisk::new();
-    Replica::bootstrap(&mut disk, identity(1), &[1]).expect("an empty disk");
+    Replica::bootstrap(&mut disk, identity(1), Vec::new()).expect("an empty disk");
     disk
 }
 

@@ -51,7 +51,7 @@ fn throughput() {
     ] {
         let dir = tempfile::tempdir_in(place).expect("a directory can be made there");
         let mut disk = RocksDisk::open(dir.path()).expect("the database opens");
-        Replica::bootstrap(&mut disk, identity(1), &[1]).expect("an empty disk");
+        Replica::bootstrap(&mut disk, identity(1), Vec::new()).expect("an empty disk");
         let mut replica = Replica::open(config(1), disk).expect("a sound disk");
         let mut machine = OneRow;
         replica.process(&mut machine).expect("the disk works");

@@ -1,39 +1,49 @@
-//! The one file that drives raft.
+//! The one module that drives raft.
 //!
-//! Owns: the raft node and the order of every step of a ready: persist entries and hard state,
-//! only then hand out messages, apply what is committed, write the rows, only then report.
+//! Owns: the raft node and the order of every step of a ready: a leader's appends go out while its
+//! own write is still to come, everything else only after entries and hard state are durable; then
+//! what is committed is applied and its rows written, only then reported.
 //! Invariants: one synced batch per ready that needs one; after an error the replica stays
 //! stopped; leadership is reported only once the first entry of the own term is applied.
-//! Must never: be bypassed: no other file calls raft.
+//! Must never: be bypassed: no other module calls raft.
+//!
+//! `changes.rs` holds changes of the members, `install.rs` snapshots, `open.rs` the ways to a
+//! replica.
+
+mod changes;
+mod install;
+mod open;
 
 use std::collections::BTreeMap;
 
 use prost_raft::Message as _;
-use raft::eraftpb::{Entry, EntryType, HardState, Message, MessageType, Snapshot};
+use raft::eraftpb::{ConfChangeV2, Entry, EntryType, HardState, Message, MessageType};
 use raft::{ProgressState, RawNode, ReadState, Ready, SnapshotStatus, StateRole};
 
-use crate::boot;
+use crate::activity::Activity;
+use crate::change;
 use crate::codec::HardStateRecord;
 use crate::config::{
-    Identity, MAX_ENTRY_BYTES, MAX_MESSAGE_BYTES, MAX_PENDING_READS, MAX_READIES_PER_PROCESS,
-    MAX_UNCOMMITTED_ENTRIES, ReplicaConfig, SNAPSHOT_RETRY_TICKS,
+    MAX_ENTRY_BYTES, MAX_MESSAGE_BYTES, MAX_PENDING_READS, MAX_READIES_PER_PROCESS,
+    MAX_UNCOMMITTED_ENTRIES, REMOVED_LINGER_TICKS, ReplicaConfig,
 };
-use crate::disk::Disk;
-use crate::error::{
-    BootstrapError, FatalError, OpenError, ProposeError, ReadError, StepError, TransferError,
-};
+use crate::disk::{Disk, StageId};
+use crate::error::{FatalError, ProposeError, ReadError, StepError, TransferError};
 use crate::inspect::{PeerStatus, Role, Status};
-use crate::logger::raft_logger;
-use crate::machine::{EntryId, Machine, Progress, RoleChange, RowReader};
+use crate::machine::{EntryId, Machine, Progress, RoleChange, RowChange, RowReader};
+use crate::membership::{Group, MemberRole};
 use crate::outbox::Outbox;
 use crate::overlay::{Overlay, PendingRows};
 use crate::proposals::{Proposals, Reads};
-use crate::snapshot;
+use crate::snapshot::Staged;
 use crate::storage::LogStore;
 use crate::validate::{self, Local};
 
 /// Table numbers end below this one, so that every prefix has an end.
 const RESERVED_TABLE: u8 = 255;
+
+/// Where messages to peers go as soon as they may leave: (peer, bytes).
+pub(crate) type Send<'a> = &'a mut dyn FnMut(u64, Vec<u8>);
 
 /// One member of the group of masters, owned by one OS thread.
 ///
@@ -42,12 +52,20 @@ const RESERVED_TABLE: u8 = 255;
 /// when the log it reads back is impossible; the owner treats that as a crash.
 pub struct Replica<D: Disk> {
     node: RawNode<LogStore<D>>,
+    config: ReplicaConfig,
     /// The term whose leadership was reported and not taken back.
     led_term: Option<u64>,
     proposals: Proposals,
     reads: Reads,
+    activity: Activity,
     /// Ticks since a snapshot was sent, per peer that did not acknowledge it yet.
     snapshot_ticks: BTreeMap<u64, u32>,
+    /// The newest staging that was begun here.
+    staging: Option<StageId>,
+    /// Rows of the snapshot that raft has taken and the next `process` adopts.
+    staged: Option<Staged>,
+    /// Ticks since this node is known to be no member any more.
+    removed: Option<u32>,
     stopped: bool,
 }
 
@@ -71,60 +89,28 @@ fn hard_record(hard: &HardState) -> HardStateRecord {
 }
 
 impl<D: Disk> Replica<D> {
-    /// Whose disk this is, or `None` if it was never bootstrapped.
-    ///
-    /// # Errors
-    /// When the disk cannot be read or has a newer format.
-    pub fn identity(disk: &D) -> Result<Option<Identity>, OpenError> {
-        boot::identity(disk)
-    }
-
-    /// Makes an empty disk that of the node `identity`, one of the first `voters` of a new
-    /// cluster. Every first voter is bootstrapped with the same list.
-    ///
-    /// # Errors
-    /// When the disk is in use, the voters make no sense, or the disk fails.
-    pub fn bootstrap(
-        disk: &mut D,
-        identity: Identity,
-        voters: &[u64],
-    ) -> Result<(), BootstrapError> {
-        boot::bootstrap(disk, identity, voters)
-    }
-
-    /// Checks the disk and starts the replica. The owner then builds its machine from
-    /// [`Replica::rows`], which stand at [`Status::applied`], before the first `process`.
-    ///
-    /// # Errors
-    /// When the disk is empty, another node's, of a newer format, damaged or incomplete.
-    pub fn open(config: ReplicaConfig, disk: D) -> Result<Self, OpenError> {
-        let store = boot::load(disk, config.identity, config.limits)?;
-        let raft_config = config.raft_config(store.applied().index);
-        let alone = store.conf().voters == [config.identity.node];
-        let config_error = |error: raft::Error| OpenError::Config(error.to_string());
-        let mut node = RawNode::new(&raft_config, store, &raft_logger()).map_err(config_error)?;
-        if alone {
-            node.campaign().map_err(config_error)?;
-        }
-        Ok(Replica {
-            node,
-            led_term: None,
-            proposals: Proposals::default(),
-            reads: Reads::default(),
-            snapshot_ticks: BTreeMap::new(),
-            stopped: false,
-        })
-    }
-
     /// One unit of logical time. After a stall pass at most two: a burst of missed ticks starts
     /// elections that nobody needs.
     pub fn tick(&mut self) {
         if self.stopped {
             return;
         }
+        self.activity.tick();
+        if let Some(ticks) = &mut self.removed {
+            *ticks = ticks.saturating_add(1);
+        }
         self.node.tick();
         for peer in self.count_snapshot_ticks() {
             self.node.report_snapshot(peer, SnapshotStatus::Failure);
+        }
+        self.settle_timeout();
+    }
+
+    /// Raft draws a new election timeout from the thread's random numbers whenever it changes its
+    /// part. A seeded one depends on the term alone, so it is put back whatever raft did.
+    fn settle_timeout(&mut self) {
+        if let Some(ticks) = self.config.seeded_timeout(self.node.raft.term) {
+            self.node.raft.set_randomized_election_timeout(ticks);
         }
     }
 
@@ -142,7 +128,7 @@ impl<D: Disk> Replica<D> {
         for (peer, _) in raft.prs().iter().filter(|(_, progress)| waits(progress)) {
             let ticks = self.snapshot_ticks.entry(*peer).or_default();
             *ticks += 1;
-            if *ticks >= SNAPSHOT_RETRY_TICKS {
+            if *ticks >= self.config.limits.snapshot_retry_ticks {
                 *ticks = 0;
                 lost.push(*peer);
             }
@@ -150,12 +136,23 @@ impl<D: Disk> Replica<D> {
         lost
     }
 
-    /// Takes a message of a peer.
+    /// Takes a message of a peer. One that carries a snapshot goes to
+    /// [`Replica::begin_install`] and [`Replica::step_snapshot`] instead.
     ///
     /// # Errors
     /// The message is refused and changed nothing. [`StepError::LostLog`] says that this node's
-    /// disk lost acknowledged entries: it must be stopped for good.
+    /// disk lost acknowledged entries: it must be stopped for good. [`StepError::RemovedPeer`] is to
+    /// be told to the peer.
     pub fn step(&mut self, message: &[u8]) -> Result<(), StepError> {
+        let message = self.checked(message)?;
+        if message.msg_type == MessageType::MsgSnapshot as i32 {
+            return Err(StepError::NotStaged);
+        }
+        self.step_checked(message)
+    }
+
+    /// Decodes and checks a message of a peer.
+    fn checked(&self, message: &[u8]) -> Result<Message, StepError> {
         if self.stopped {
             return Err(StepError::Stopped);
         }
@@ -173,12 +170,18 @@ impl<D: Disk> Replica<D> {
             term: raft.term,
             leads: raft.state == StateRole::Leader,
             last_index: raft.raft_log.last_index(),
-            conf: self.node.store().conf(),
+            cluster: self.config.identity.cluster,
+            group: self.group(),
         };
         validate::check(&message, &local)?;
-        self.node
-            .step(message)
-            .map_err(|_| StepError::Malformed("raft refused the message"))
+        Ok(message)
+    }
+
+    fn step_checked(&mut self, message: Message) -> Result<(), StepError> {
+        self.activity.hear(message.from);
+        let stepped = self.node.step(message);
+        self.settle_timeout();
+        stepped.map_err(|_| StepError::Malformed("raft refused the message"))
     }
 
     /// Appends `entry` to the log if this node leads. The id names it until it is in
@@ -254,7 +257,7 @@ impl<D: Disk> Replica<D> {
                 leader: self.leader(),
             });
         }
-        if node == self.node.raft.id || !self.node.store().conf().voters.contains(&node) {
+        if node == self.node.raft.id || !self.group().conf.voters.contains(&node) {
             return Err(TransferError::NotAVoter(node));
         }
         self.node.transfer_leader(node);
@@ -266,26 +269,6 @@ impl<D: Disk> Replica<D> {
         if !self.stopped {
             self.node.report_unreachable(peer);
         }
-    }
-
-    /// Tells whether the transport delivered a snapshot ([`Replica::is_snapshot`]) to `peer`.
-    /// Without it a lost snapshot is sent again only after some seconds, and the peer gets
-    /// nothing else until then.
-    pub fn report_snapshot(&mut self, peer: u64, delivered: bool) {
-        let status = if delivered {
-            SnapshotStatus::Finish
-        } else {
-            SnapshotStatus::Failure
-        };
-        if !self.stopped {
-            self.node.report_snapshot(peer, status);
-        }
-    }
-
-    /// Whether a message from [`Progress::messages`] carries a snapshot.
-    pub fn is_snapshot(message: &[u8]) -> bool {
-        // The type is the first field of the message, a number below 128.
-        message.starts_with(&[0x08, MessageType::MsgSnapshot as u8])
     }
 
     /// The rows as of [`Status::applied`].
@@ -310,8 +293,13 @@ impl<D: Disk> Replica<D> {
         };
         let peer = |(node, progress): (&u64, &raft::Progress)| PeerStatus {
             node: *node,
+            role: self
+                .group()
+                .membership
+                .get(*node)
+                .map_or(MemberRole::Learner, |member| member.role),
             matched: progress.matched,
-            recently_active: progress.recent_active,
+            recently_active: self.is_active(*node),
             needs_snapshot: progress.next_idx < store.first()
                 || progress.state == ProgressState::Snapshot,
         };
@@ -333,12 +321,13 @@ impl<D: Disk> Replica<D> {
             first_index: store.first(),
             last_index: raft.raft_log.last_index(),
             log_bytes: store.log_bytes(),
-            voters: store.conf().voters.clone(),
+            voters: self.group().conf.voters.clone(),
+            learners: self.group().conf.learners.clone(),
             peers,
             open_proposals: self.proposals.len(),
             uncommitted_bytes: raft.uncommitted_size(),
             syncs: store.syncs(),
-            snapshot_refused: store.snapshot_refused(),
+            removed: self.removed.is_some(),
         }
     }
 
@@ -353,10 +342,29 @@ impl<D: Disk> Replica<D> {
         &mut self,
         machine: &mut M,
     ) -> Result<Progress<M::Effect>, FatalError> {
+        let mut messages = Vec::new();
+        let mut collect = |peer, bytes| messages.push((peer, bytes));
+        let mut progress = self.process_sending(machine, &mut collect)?;
+        progress.messages = messages;
+        Ok(progress)
+    }
+
+    /// Like [`Replica::process`], but gives every message to `send` as soon as it may leave: a
+    /// leader's entries go out before its own write, so that the followers write at the same time.
+    /// [`Progress::messages`] stays empty.
+    ///
+    /// # Errors
+    /// The replica has stopped and the process must end. What was sent may have been sent.
+    pub fn process_sending<M: Machine>(
+        &mut self,
+        machine: &mut M,
+        send: &mut dyn FnMut(u64, Vec<u8>),
+    ) -> Result<Progress<M::Effect>, FatalError> {
         if self.stopped {
             return Err(FatalError::Stopped);
         }
-        let result = self.process_readies(machine);
+        let result = self.process_readies(machine, send);
+        self.settle_timeout();
         self.stopped = result.is_err();
         result
     }
@@ -364,7 +372,9 @@ impl<D: Disk> Replica<D> {
     fn process_readies<M: Machine>(
         &mut self,
         machine: &mut M,
+        send: Send<'_>,
     ) -> Result<Progress<M::Effect>, FatalError> {
+        self.check_removed()?;
         let mut progress = Progress::default();
         for _ in 0..MAX_READIES_PER_PROCESS {
             if let Some(error) = self.node.store().take_read_error() {
@@ -372,39 +382,53 @@ impl<D: Disk> Replica<D> {
             }
             self.note_step_down(&mut progress);
             self.start_read_round();
+            self.finish_replacement();
             if !self.node.has_ready() {
                 break;
             }
-            self.process_ready(machine, &mut progress)?;
+            self.process_ready(machine, send, &mut progress)?;
         }
         self.note_step_down(&mut progress);
         progress.more = self.node.has_ready();
-        self.node.mut_store().compact()?;
+        let needed = self.needed_by_peers();
+        self.node.mut_store().compact(needed)?;
         Ok(progress)
     }
 
     fn process_ready<M: Machine>(
         &mut self,
         machine: &mut M,
+        send: Send<'_>,
         progress: &mut Progress<M::Effect>,
     ) -> Result<(), FatalError> {
         let mut ready = self.node.ready();
         self.confirm_reads(ready.take_read_states());
-        let mut messages = ready.take_messages();
+        // Only a leader has any of these: they promise nothing about its own disk.
+        self.post(ready.take_messages(), send, progress);
         self.persist(machine, &mut ready, progress)?;
-        messages.append(&mut ready.take_persisted_messages());
+        let mut messages = ready.take_persisted_messages();
         let mut committed = ready.take_committed_entries();
         let mut light = self.node.advance_append(ready);
         messages.append(&mut light.take_messages());
         committed.append(&mut light.take_committed_entries());
-        let mut outbox = Outbox::default();
-        messages.into_iter().for_each(|message| outbox.add(message));
-        outbox.finish(&mut progress.messages);
+        self.post(messages, send, progress);
         self.apply(machine, committed, progress)?;
         let applied = self.node.store().applied().index;
         self.node.advance_apply_to(applied);
         self.reads.on_applied(applied, &mut progress.reads);
         Ok(())
+    }
+
+    fn post<E>(&self, messages: Vec<Message>, send: Send<'_>, progress: &mut Progress<E>) {
+        let mut outbox = Outbox::default();
+        for message in messages {
+            if message.msg_type == MessageType::MsgSnapshot as i32 {
+                progress.snapshots.extend(self.to_send(message));
+            } else {
+                outbox.add(message);
+            }
+        }
+        outbox.finish(send);
     }
 
     /// Makes durable what this ready promises. A commit index alone is not worth a write: the
@@ -433,33 +457,6 @@ impl<D: Disk> Replica<D> {
         Ok(())
     }
 
-    fn install<M: Machine>(
-        &mut self,
-        machine: &mut M,
-        snapshot: &Snapshot,
-        hard: HardStateRecord,
-        progress: &mut Progress<M::Effect>,
-    ) -> Result<(), FatalError> {
-        let metadata = snapshot.get_metadata();
-        let id = EntryId {
-            term: metadata.term,
-            index: metadata.index,
-        };
-        let rows =
-            snapshot::decode(&snapshot.data).ok_or(FatalError::BadSnapshot { index: id.index })?;
-        self.node.mut_store().install(id, rows, hard)?;
-        machine
-            .restore(id, self.node.store().disk())
-            .map_err(|source| FatalError::Machine {
-                index: id.index,
-                source,
-            })?;
-        self.proposals
-            .on_restored(id, &mut progress.unknown, &mut progress.lost);
-        progress.restored = Some(id);
-        Ok(())
-    }
-
     fn apply<M: Machine>(
         &mut self,
         machine: &mut M,
@@ -470,39 +467,48 @@ impl<D: Disk> Replica<D> {
             return Ok(());
         };
         let mut pending = PendingRows::default();
+        let mut group: Option<Group> = None;
+        let mut changes: Vec<(u64, ConfChangeV2, Group)> = Vec::new();
         for entry in &entries {
             let id = entry_id(entry);
-            let index = id.index;
-            if entry.entry_type != EntryType::EntryNormal as i32 {
-                return Err(FatalError::UnsupportedEntry { index });
-            }
-            if !entry.data.is_empty() {
-                let rows = Overlay {
-                    base: self.node.store().disk(),
-                    pending: &pending,
-                };
-                let applied = machine
-                    .apply(id, &entry.data, &rows)
-                    .map_err(|source| FatalError::Machine { index, source })?;
-                for change in applied.rows {
-                    if change.table() == RESERVED_TABLE {
-                        return Err(FatalError::ReservedTable {
-                            index,
-                            table: RESERVED_TABLE,
-                        });
-                    }
-                    pending.add(change);
+            match EntryType::from_i32(entry.entry_type) {
+                Some(EntryType::EntryNormal) if entry.data.is_empty() => {}
+                Some(EntryType::EntryNormal) => {
+                    let rows = Overlay {
+                        base: self.node.store().disk(),
+                        pending: &pending,
+                    };
+                    let (effects, changed) = apply_entry(machine, id, &entry.data, &rows)?;
+                    changed.into_iter().for_each(|change| pending.add(change));
+                    progress.applied.push((id, effects));
                 }
-                progress.applied.push((id, applied.effects));
+                Some(EntryType::EntryConfChangeV2) => {
+                    let before = group.as_ref().unwrap_or_else(|| self.group());
+                    let (raft, change) = change::decode(&entry.data)
+                        .ok_or(FatalError::UnsupportedEntry { index: id.index })?;
+                    let own = self.proposals.find(id);
+                    // What does not fit is left out by every replica alike.
+                    if let Ok(after) = before.after(change.as_ref()) {
+                        changes.push((id.index, raft, after.clone()));
+                        group = Some(after);
+                        progress.changed.extend(own);
+                    } else {
+                        progress.lost.extend(own);
+                    }
+                }
+                Some(EntryType::EntryConfChange) | None => {
+                    return Err(FatalError::UnsupportedEntry { index: id.index });
+                }
             }
             self.proposals.on_applied(id, &mut progress.lost);
         }
         let committed = self.node.raft.raft_log.committed;
+        // The disk first: what raft sends because of a change shows the group after it.
         self.node
             .mut_store()
-            .apply(pending.into_changes(), last, committed)?;
+            .apply(pending.into_changes(), last, committed, group)?;
         self.note_election(last, progress);
-        Ok(())
+        self.change_group(changes, progress)
     }
 
     /// The first entry of a term is the leader's empty one, so an applied entry of the own term
@@ -524,6 +530,7 @@ impl<D: Disk> Replica<D> {
         if let Some(term) = self.led_term.take_if(|term| !leads || *term != raft.term) {
             progress.role_changes.push(RoleChange::SteppedDown { term });
             self.reads.on_stepped_down(&mut progress.reads_dropped);
+            self.node.store().drop_sources();
         }
     }
 
@@ -553,4 +560,28 @@ impl<D: Disk> Replica<D> {
             }
         }
     }
+}
+
+/// Applies one entry: its effects, and the rows it changed.
+fn apply_entry<M: Machine>(
+    machine: &mut M,
+    id: EntryId,
+    entry: &[u8],
+    rows: &dyn RowReader,
+) -> Result<(Vec<M::Effect>, Vec<RowChange>), FatalError> {
+    let index = id.index;
+    let applied = machine
+        .apply(id, entry, rows)
+        .map_err(|source| FatalError::Machine { index, source })?;
+    if applied
+        .rows
+        .iter()
+        .any(|change| change.table() == RESERVED_TABLE)
+    {
+        return Err(FatalError::ReservedTable {
+            index,
+            table: RESERVED_TABLE,
+        });
+    }
+    Ok((applied.effects, applied.rows))
 }
