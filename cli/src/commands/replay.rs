@@ -20,6 +20,8 @@ use tessera_wire::v1::recording_item::Item;
 
 /// Exit code of the worker when the replay goes another way.
 const WORKER_DIVERGED: i32 = 3;
+/// Exit code of `tessera framework replay` then: none of those that other failures have.
+const DIVERGED: u8 = 6;
 
 /// Arguments of `tessera framework recordings`.
 #[derive(Debug, clap::Args)]
@@ -34,7 +36,7 @@ pub struct RecordingsArgs {
 /// Arguments of `tessera framework replay`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  tessera framework replay words\n  tessera framework replay words --recording e3-1 --keep /tmp/words\n  tessera framework replay words --component fixed.wasm   # where would this one have acted otherwise?\n\nEnds with 0 when every turn is the same byte for byte, with 1 when one is not."
+    after_help = "Examples:\n  tessera framework replay words\n  tessera framework replay words --recording e3-1 --keep /tmp/words\n  tessera framework replay words --component fixed.wasm   # where would this one have acted otherwise?\n\nTurns are compared byte for byte up to the first that differs. What could not be compared is said: a\nrecording that stopped at its limit, and turns that ended for want of time.\n\nExit codes: 0 no compared turn differs, 6 one does, or the recording was altered, 1 it could not be\nreplayed; others as for every command."
 )]
 pub struct ReplayArgs {
     /// Name or id
@@ -63,6 +65,21 @@ struct Verdict {
     turns: u64,
     equal: bool,
     divergence: Option<Divergence>,
+    /// Digest of the recorded component.
+    component: String,
+    /// Another one was run.
+    component_changed: bool,
+    /// Recording stopped before this turn.
+    stopped: Option<u64>,
+    unreplayed: Option<Unreplayed>,
+}
+
+/// What ended the replay early without being a difference.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Unreplayed {
+    turn: u64,
+    why: String,
 }
 
 /// The first difference.
@@ -252,35 +269,54 @@ fn tell(context: &Context, recording: &Recording, value: &Value) -> Result<(), C
     let verdict: Verdict = read(value)?;
     if context.is_json() {
         output::json(value)?;
+    } else {
+        for line in in_words(&recording.id, &verdict) {
+            output::line(&line)?;
+        }
     }
     if verdict.equal {
-        if !context.is_json() {
-            let turns = verdict.turns;
-            output::line(&format!(
-                "{}: {turns} turns, all the same byte for byte",
-                recording.id
-            ))?;
-        }
         return Ok(());
     }
-    let divergence = verdict.divergence.unwrap_or_default();
     let Divergence {
         turn,
         kind,
         expected,
         got,
-    } = divergence;
+    } = verdict.divergence.unwrap_or_default();
     if !context.is_json() {
-        output::line(&format!(
-            "{}: {} turns are the same, turn {turn} is not: {kind}",
-            recording.id, verdict.turns
-        ))?;
         output::fields(&[("expected", words(&expected)), ("got", words(&got))])?;
     }
     Err(CliError::failed(format!(
         "the replay of {} diverges at turn {turn} ({kind})",
         recording.id
-    )))
+    ))
+    .exit(DIVERGED))
+}
+
+/// The verdict, line by line, with what was not compared.
+fn in_words(id: &str, verdict: &Verdict) -> Vec<String> {
+    let turns = verdict.turns;
+    let mut lines = vec![match &verdict.divergence {
+        Some(Divergence { turn, kind, .. }) => {
+            format!("{id}: {turns} turns are the same, turn {turn} is not: {kind}")
+        }
+        None => format!("{id}: {turns} turns, all the same byte for byte"),
+    }];
+    if verdict.component_changed {
+        lines.push(format!(
+            "another component was run than the recorded {}",
+            verdict.component
+        ));
+    }
+    if let Some(turn) = verdict.stopped {
+        lines.push(format!(
+            "turn {turn} and later ones are not in the recording: it had reached its limit recording-bytes"
+        ));
+    }
+    if let Some(Unreplayed { turn, why }) = &verdict.unreplayed {
+        lines.push(format!("not compared from turn {turn} on: {why}"));
+    }
+    lines
 }
 
 fn words(value: &Value) -> String {
@@ -294,6 +330,7 @@ fn words(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn recording(id: &str, epoch: u64, life: u64) -> Recording {
         Recording {
@@ -321,6 +358,39 @@ mod tests {
             choose(Vec::new(), None, "w").unwrap_err().kind,
             Kind::NotFound
         );
+    }
+
+    #[test]
+    fn what_was_not_compared_is_said() {
+        let all = "e1-1: 7 turns, all the same byte for byte";
+        let cases = [
+            (json!({}), vec![all]),
+            (
+                json!({"component": "sha256:0f", "component_changed": true}),
+                vec![all, "another component was run than the recorded sha256:0f"],
+            ),
+            (
+                json!({"stopped": 8}),
+                vec![
+                    all,
+                    "turn 8 and later ones are not in the recording: it had reached its limit recording-bytes",
+                ],
+            ),
+            (
+                json!({"unreplayed": {"turn": 8, "why": "it ran out of time"}}),
+                vec![all, "not compared from turn 8 on: it ran out of time"],
+            ),
+            (
+                json!({"equal": false, "divergence": {"turn": 8, "kind": "writes"}}),
+                vec!["e1-1: 7 turns are the same, turn 8 is not: writes"],
+            ),
+        ];
+        for (more, expected) in cases {
+            let mut value = json!({"turns": 7, "equal": true});
+            let fields = value.as_object_mut().unwrap();
+            fields.extend(more.as_object().unwrap().clone());
+            assert_eq!(in_words("e1-1", &read(&value).unwrap()), expected);
+        }
     }
 
     #[test]
