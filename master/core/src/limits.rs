@@ -58,6 +58,9 @@ pub const OFFER_MIN_MEM_MIB: i64 = 32;
 pub const FILTER_MIN_MS: u64 = 100;
 /// Filter of an offer that was not answered: lets others have the resources first.
 pub const EXPIRED_FILTER_MS: u64 = 1_000;
+/// An offer that was kept for so long and then given back was kept from others: schedulers answer within
+/// a turn.
+pub const OFFER_WASTED_MS: u64 = 1_000;
 /// Largest forward step of the leader's clock that commands follow at once.
 pub const CLOCK_JUMP_MAX_MS: u64 = 10_000;
 /// How long a worker may take to repeat a turn that the master has committed and it does not know of.

@@ -1,5 +1,6 @@
 //! Flat fair share: the role with the lowest dominant share first, then its framework with the lowest;
-//! each gets all that is free of one agent, as Mesos does.
+//! each gets all that is free of one agent, as Mesos does. Whoever keeps offers for nothing comes after
+//! those who do so less often: silent schedulers, however many, cannot take turns in holding everything.
 
 use super::{Allocator, Candidate, Grant, Picture, Share};
 use crate::limits::{OFFER_MIN_CPUS_MILLI, OFFER_MIN_MEM_MIB};
@@ -33,6 +34,7 @@ impl Allocator for Fair {
                 let role = roles.get(candidate.role.as_str()).copied().unwrap_or_default();
                 let own = held.get(&candidate.framework).copied().unwrap_or_default();
                 (
+                    candidate.wasted,
                     Share::dominant(role, picture.total),
                     candidate.role.clone(),
                     Share::dominant(own, picture.total),
@@ -72,7 +74,7 @@ mod tests {
     }
 
     fn candidate(framework: u64, role: &str) -> Candidate {
-        Candidate { framework: FrameworkId(framework), role: role.into() }
+        Candidate { framework: FrameworkId(framework), role: role.into(), wasted: 0 }
     }
 
     fn grants(
@@ -103,6 +105,19 @@ mod tests {
         assert_eq!(grants(&free, &candidates, &[], &never), [(1, 1), (3, 2), (2, 3)]);
         let held = [(1, "a", q(0, 4000)), (3, "b", q(1000, 0))];
         assert_eq!(grants(&free[..1], &candidates, &held, &never), [(3, 1)]);
+    }
+
+    #[test]
+    fn whoever_keeps_offers_for_nothing_comes_after_the_others() {
+        let free = [(1, q(1000, 1000))];
+        let wasted = |framework, role, wasted| Candidate { wasted, ..candidate(framework, role) };
+        let held = [(3, "b", q(9_000, 0))];
+        let never = |_, _, _| false;
+        let all = [wasted(1, "a", 1), wasted(2, "a", 2), wasted(3, "b", 0)];
+        assert_eq!(grants(&free, &all, &held, &never), [(3, 1)]);
+        assert_eq!(grants(&free, &all[..2], &held, &never), [(1, 1)]);
+        let refused = |framework: FrameworkId, _, _| framework.0 != 2;
+        assert_eq!(grants(&free, &all, &held, &refused), [(2, 1)]);
     }
 
     #[test]

@@ -16,6 +16,8 @@ use tessera_types::{AgentId, FrameworkId, Quantities};
 pub(crate) struct Candidate {
     pub(crate) framework: FrameworkId,
     pub(crate) role: String,
+    /// Offers in a row that it kept from others for nothing.
+    pub(crate) wasted: u32,
 }
 
 /// The picture.

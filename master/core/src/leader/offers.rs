@@ -6,7 +6,7 @@
 
 use super::Desk;
 use crate::allocator::{Allocator, Candidate, Fair, Picture};
-use crate::limits::{EXPIRED_FILTER_MS, FILTER_MIN_MS};
+use crate::limits::{EXPIRED_FILTER_MS, FILTER_MIN_MS, OFFER_WASTED_MS};
 use std::collections::BTreeMap;
 use tessera_types::limits::DURATION_MAX_MS;
 use tessera_types::{AgentId, FrameworkId, Offer, OfferId, Quantities};
@@ -35,6 +35,8 @@ pub(crate) struct Offers {
     pub(crate) accepting: BTreeMap<u64, Vec<(FrameworkId, AgentId, Quantities)>>,
     /// At most one per framework and agent.
     filters: BTreeMap<(FrameworkId, AgentId), Refused>,
+    /// Offers that a framework has kept for nothing since it accepted one.
+    wasted: BTreeMap<FrameworkId, u32>,
     round: u64,
 }
 
@@ -65,6 +67,25 @@ impl Offers {
         let filter = self.filters.entry(key).or_insert(Refused { quantities, until_ms });
         // A later answer says more than an earlier one.
         *filter = Refused { quantities, until_ms };
+    }
+
+    /// An offer has ended without being accepted, after this time.
+    fn given_back(&mut self, framework: FrameworkId, after_ms: u64) {
+        if after_ms >= OFFER_WASTED_MS {
+            let wasted = self.wasted.entry(framework).or_default();
+            *wasted = wasted.saturating_add(1);
+        }
+    }
+
+    /// A framework launches on what it was offered.
+    pub(super) fn accept(
+        &mut self,
+        ticket: u64,
+        framework: FrameworkId,
+        accepted: Vec<(FrameworkId, AgentId, Quantities)>,
+    ) {
+        self.wasted.remove(&framework);
+        self.accepting.insert(ticket, accepted);
     }
 
     fn drop_filters(&mut self, keep: impl Fn(FrameworkId, AgentId) -> bool) {
@@ -107,7 +128,11 @@ impl Desk<'_> {
             !framework.removing && !framework.suppressed && !framework.migrating() && wants(id)
         });
         let candidates: Vec<Candidate> = candidates
-            .map(|(id, f)| Candidate { framework: *id, role: f.role.to_string() })
+            .map(|(id, f)| Candidate {
+                framework: *id,
+                role: f.role.to_string(),
+                wasted: self.leader.offers.wasted.get(id).copied().unwrap_or(0),
+            })
             .collect();
         let held = self.state.frameworks.iter().map(|(id, framework)| {
             let offered = held_by.get(id).copied().unwrap_or_default();
@@ -166,6 +191,7 @@ impl Desk<'_> {
         if let Some(standing) = offers.standing.remove(&offer) {
             let refuse_ms = refuse_ms.clamp(FILTER_MIN_MS, DURATION_MAX_MS);
             let until_ms = self.now.mono_ms + refuse_ms;
+            offers.given_back(framework, self.now.mono_ms.saturating_sub(standing.made_ms));
             offers.filter((framework, standing.agent), standing.quantities, until_ms);
             self.leader.allocate = true;
         }
@@ -204,6 +230,7 @@ impl Desk<'_> {
     /// Everything of a framework that was removed.
     pub(super) fn forget_filters(&mut self, framework: FrameworkId) {
         self.leader.offers.drop_filters(|owner, _| owner != framework);
+        self.leader.offers.wasted.remove(&framework);
     }
 
     /// Offers of an agent that is away or has changed: their frameworks are told.
@@ -244,6 +271,8 @@ impl Desk<'_> {
             let key = (standing.framework, standing.agent);
             let until_ms = now_ms + EXPIRED_FILTER_MS;
             self.leader.offers.filter(key, standing.quantities, until_ms);
+            let after_ms = now_ms.saturating_sub(standing.made_ms);
+            self.leader.offers.given_back(standing.framework, after_ms);
             self.leader.allocate = true;
         }
         let before = self.leader.offers.filters.len();

@@ -197,7 +197,7 @@ impl Desk<'_> {
             let pending = Pending::Turn(Box::new(pending));
             let ticket = self.propose_as(&principal, &role, command, pending);
             if !plan.accepted.is_empty() {
-                self.leader.offers.accepting.insert(ticket, plan.accepted);
+                self.leader.offers.accept(ticket, id, plan.accepted);
             }
         } else if plan.answers.is_empty() && pending.after.messages.is_empty() {
             self.note_taken(session, &turn);
