@@ -212,6 +212,8 @@ fn a_spinning_guest_is_stopped_and_its_neighbour_keeps_half_of_its_turns() {
     let worker = Worker::start_alone();
     let (echo, spin) = (worker.compile("echo"), worker.compile("spin"));
     let (mut agent, _) = worker.connect();
+    // It stands behind all others, on a busy machine also behind those outside of this test.
+    agent.extra.limits = vec![("turn-wall-ms", 50_000)];
     let mut good = agent.start_instance(1, &echo, &[], vec![]);
     let mut bad = agent.start_instance(2, &spin, &[("spin-on", "timer")], vec![]);
     agent.ready(&good);
@@ -246,6 +248,7 @@ fn spinning_in_init_backs_off_and_spares_the_worker() {
     let worker = Worker::start();
     let image = worker.compile("spin");
     let (mut agent, _) = worker.connect();
+    agent.extra.limits = vec![("init-wall-ms", 50_000)];
     let instance = agent.start_instance(1, &image, &[("spin-on", "init")], vec![]);
     for _ in 0..2 {
         let failed = agent.failed(&instance);
