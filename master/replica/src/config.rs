@@ -68,10 +68,6 @@ pub const MAX_MEMBERS: usize = 32;
 /// minutes, and nobody starts more masters than this in that time.
 pub const MAX_JOIN_IDS: usize = 64;
 
-/// Ticks for which a removed node still votes and answers: 3 s with ticks of 50 ms, so that the
-/// others can elect a leader that knows of the removal even if only this node can tell them.
-pub(crate) const REMOVED_LINGER_TICKS: u32 = 60;
-
 /// Recent log bytes kept in memory, so that neither apply nor a follower that keeps up reads
 /// the disk. Entries not applied yet are kept beyond it.
 pub(crate) const ENTRY_CACHE_BYTES: usize = 8 * 1024 * 1024;

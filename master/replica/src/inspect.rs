@@ -67,6 +67,6 @@ pub struct Status {
     pub uncommitted_bytes: usize,
     /// Synced writes since the replica was opened.
     pub syncs: u64,
-    /// This node was removed from the group and stops soon.
+    /// This node was removed from the group; it stops when most of the others know of it.
     pub removed: bool,
 }

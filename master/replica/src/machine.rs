@@ -177,9 +177,9 @@ pub struct Progress<E> {
     pub changed: Vec<EntryId>,
     /// The members, whenever they changed.
     pub membership: Option<Membership>,
-    /// This node is no member any more. It goes on voting for some seconds, for the sake of others
-    /// that have not learned of it yet; then `process` ends with
-    /// [`crate::FatalError::Removed`].
+    /// This node is no member any more. It goes on voting for the sake of others that have not
+    /// learned of it yet, until most of them have ([`crate::Replica::on_told_removed`]); then
+    /// `process` ends with [`crate::FatalError::Removed`].
     pub removed: bool,
     /// Set when a snapshot replaced all rows; the machine was restored from it.
     pub restored: Option<EntryId>,

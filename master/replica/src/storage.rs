@@ -235,8 +235,9 @@ impl<D: Disk> LogStore<D> {
         (MetaKey::Members, record)
     }
 
-    /// Writes the rows of all entries up to `applied`, and the group if they changed it. Not
-    /// synced: the log replays it.
+    /// Writes the rows of all entries up to `applied`, and the group if they changed it. Rows alone
+    /// are not synced: the log replays them. A changed group is: this node refuses a removed one
+    /// from now on, which then takes the removal to be settled and goes.
     pub(crate) fn apply(
         &mut self,
         rows: Vec<RowChange>,
@@ -263,7 +264,11 @@ impl<D: Disk> LogStore<D> {
                 rows,
                 ..DiskBatch::default()
             },
-            Durability::Replayable,
+            if changed {
+                Durability::Synced
+            } else {
+                Durability::Replayable
+            },
         )?;
         self.applied = applied;
         self.trim_cache();

@@ -5,10 +5,11 @@
 //! call; a removed node never leads and never stands for election.
 //! Must never: judge a change; `change.rs` does.
 
+use prost_raft::Message as _;
 use raft::StateRole;
-use raft::eraftpb::ConfChangeV2;
+use raft::eraftpb::{ConfChangeV2, Message, MessageType};
 
-use super::{REMOVED_LINGER_TICKS, Replica};
+use super::{Replica, Send};
 use crate::change::{self, MemberChange, PeerView};
 use crate::disk::Disk;
 use crate::error::{ChangeError, FatalError};
@@ -122,18 +123,46 @@ impl<D: Disk> Replica<D> {
         progress.membership = Some(membership);
     }
 
-    /// Takes a peer's word that this node was removed: the next `process` says so and ends.
-    pub fn on_told_removed(&mut self) {
-        self.removed = Some(REMOVED_LINGER_TICKS);
+    /// Takes the word of `peer` that this node was removed: it refused a message with
+    /// [`crate::StepError::RemovedPeer`], so the removal is durable there. When most of the other
+    /// voters say so, the next `process` ends with [`FatalError::Removed`]: before that, one of them
+    /// may still need the vote of this node to learn what was decided.
+    pub fn on_told_removed(&mut self, peer: u64) {
+        self.told_by.insert(peer);
     }
 
     pub(super) fn check_removed(&self) -> Result<(), FatalError> {
-        match self.removed {
-            Some(ticks) if ticks >= REMOVED_LINGER_TICKS => Err(FatalError::Removed {
-                cluster: self.config.identity.cluster,
-                node: self.config.identity.node,
-            }),
-            Some(_) | None => Ok(()),
+        let me = self.node.raft.id;
+        let others = self.membership().voters().filter(|node| *node != me);
+        if self.told_by.len() <= others.count() / 2 {
+            return Ok(());
+        }
+        Err(FatalError::Removed {
+            cluster: self.config.identity.cluster,
+            node: me,
+        })
+    }
+
+    /// A removed node is sent nothing any more. It says something harmless to every voter from time
+    /// to time, which those that know of the removal refuse.
+    pub(super) fn ask_whether_removed(&mut self, send: Send<'_>) {
+        let Some(ticks) = self.removed else {
+            return;
+        };
+        if ticks < self.config.heartbeat_ticks {
+            return;
+        }
+        self.removed = Some(0);
+        let raft = &self.node.raft;
+        for peer in self.membership().voters() {
+            let mut message = Message {
+                to: peer,
+                from: raft.id,
+                term: raft.term,
+                ..Message::default()
+            };
+            message.set_msg_type(MessageType::MsgHeartbeatResponse);
+            send(peer, message.encode_to_vec());
         }
     }
 

@@ -14,7 +14,7 @@ mod changes;
 mod install;
 mod open;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use prost_raft::Message as _;
 use raft::eraftpb::{ConfChangeV2, Entry, EntryType, HardState, Message, MessageType};
@@ -25,7 +25,7 @@ use crate::change;
 use crate::codec::HardStateRecord;
 use crate::config::{
     MAX_ENTRY_BYTES, MAX_MESSAGE_BYTES, MAX_PENDING_READS, MAX_READIES_PER_PROCESS,
-    MAX_UNCOMMITTED_ENTRIES, REMOVED_LINGER_TICKS, ReplicaConfig,
+    MAX_UNCOMMITTED_ENTRIES, ReplicaConfig,
 };
 use crate::disk::{Disk, StageId};
 use crate::error::{FatalError, ProposeError, ReadError, StepError, TransferError};
@@ -64,8 +64,10 @@ pub struct Replica<D: Disk> {
     staging: Option<StageId>,
     /// Rows of the snapshot that raft has taken and the next `process` adopts.
     staged: Option<Staged>,
-    /// Ticks since this node is known to be no member any more.
-    removed: Option<u32>,
+    /// Ticks since this node applied its own removal.
+    removed: Option<usize>,
+    /// Peers that know for good that this node was removed.
+    told_by: BTreeSet<u64>,
     stopped: bool,
 }
 
@@ -375,6 +377,7 @@ impl<D: Disk> Replica<D> {
         send: Send<'_>,
     ) -> Result<Progress<M::Effect>, FatalError> {
         self.check_removed()?;
+        self.ask_whether_removed(send);
         let mut progress = Progress::default();
         for _ in 0..MAX_READIES_PER_PROCESS {
             if let Some(error) = self.node.store().take_read_error() {

@@ -3,6 +3,8 @@
 //! Owns: what each of them writes and starts. Invariants: a disk that belongs to somebody is never
 //! taken over. Must never: repair what a check refused.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use raft::RawNode;
 
 use super::Replica;
@@ -124,10 +126,11 @@ impl<D: Disk> Replica<D> {
             proposals: Proposals::default(),
             reads: Reads::default(),
             activity: Activity::default(),
-            snapshot_ticks: std::collections::BTreeMap::new(),
+            snapshot_ticks: BTreeMap::new(),
             staging: None,
             staged: None,
             removed: removed.then_some(0),
+            told_by: BTreeSet::new(),
             stopped: false,
         };
         if alone {

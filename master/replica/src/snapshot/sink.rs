@@ -48,6 +48,12 @@ impl Staged {
     }
 }
 
+impl std::fmt::Debug for Staging {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Staging({} at {})", self.expected.id, self.offset)
+    }
+}
+
 impl Staging {
     pub(crate) fn new(
         expected: SnapshotHeader,

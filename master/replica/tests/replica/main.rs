@@ -6,9 +6,11 @@
 mod boot;
 mod crash;
 mod group;
+mod members;
 mod random;
 mod rocks;
 mod sim;
 mod single;
+mod snapshots;
 mod support;
 mod throughput;

@@ -233,7 +233,7 @@ impl Sim {
             Err(StepError::RemovedPeer(peer)) => {
                 assert_eq!(peer, from);
                 if let Some(sender) = self.nodes.get_mut(&from) {
-                    sender.replica.on_told_removed();
+                    sender.replica.on_told_removed(to);
                 }
             }
             // An answer to what was asked while it was a member, or a snapshot overtaken by the log
