@@ -13,6 +13,7 @@ mod file_lane;
 mod identity;
 mod images;
 mod input;
+mod masters;
 mod native;
 mod perform;
 mod protections;
@@ -22,6 +23,7 @@ mod scheduler_log;
 mod session;
 mod supervisor;
 mod tenants;
+mod users;
 mod worker_link;
 mod worker_room;
 mod workers;
@@ -109,7 +111,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
     let (inputs_sender, inputs) = mpsc::channel(input::INPUTS_MAX);
     let (supervisor, actions) = open(&settings, links_sender, inputs_sender).await?;
     let keeper = tokio::spawn(session::keep_session(
-        settings.masters,
+        masters::Masters::open(settings.masters, &settings.work_dir),
         settings.token,
         session_sender,
     ));
@@ -155,7 +157,7 @@ async fn open(
         ..CoreConfig::new(settings.total)
     };
     let (checkpoint, mut core, mut actions) = recover(dir, agent, config)?;
-    let cgroups = cgroups(&work_dir.identity().key);
+    let cgroups = cgroups(work_dir.identity().groups());
     let sandboxes = sandbox::Sandboxes::open(dir).map_err(disk("opening tasks/"))?;
     let native = native::Native::new(
         sandboxes.clone(),

@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::time::{Duration, Instant};
 use tessera_wire::v1;
 use tessera_wire::v1::agent_session_client::AgentSessionClient;
+use crate::masters::Masters;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -19,8 +20,8 @@ use tonic::{Request, Status, Streaming};
 /// so that a session that does not take so many is ended without loss.
 const QUEUE_MAX: usize = 4_096;
 
-/// How long a connection may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a connection may take: with several masters another one answers sooner.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// First and longest wait between two tries.
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
@@ -93,22 +94,29 @@ pub enum SessionEvent {
 
 /// Keeps a session with one of the masters for ever; ends only when nobody listens any more.
 pub async fn keep_session(
-    masters: Vec<String>,
+    mut masters: Masters,
     token: WithToken,
     events: mpsc::Sender<SessionEvent>,
 ) {
     let mut backoff = BACKOFF_MIN;
-    for master in masters.iter().cycle() {
+    loop {
+        let master = masters.next();
         let began = Instant::now();
-        let reason = match connect(master, &token).await {
-            Ok(client) => match hold(client, &events).await {
+        let mut told = false;
+        let reason = match connect(&master, &token).await {
+            Ok(client) => match hold(client, &mut masters, &events).await {
                 Ok(reason) => {
                     if began.elapsed() >= SETTLED {
                         backoff = BACKOFF_MIN;
+                        // It led until now: who comes next is not known, and this one may be back first.
+                        masters.lost(&master);
                     }
                     reason
                 }
-                Err(status) => status.to_string(),
+                Err(status) => {
+                    told = masters.told(&status);
+                    status.message().to_owned()
+                }
             },
             Err(error) => error,
         };
@@ -118,8 +126,10 @@ pub async fn keep_session(
         if events.send(event).await.is_err() {
             return;
         }
-        tokio::time::sleep(backoff).await;
-        backoff = (backoff * 2).min(BACKOFF_MAX);
+        if !told {
+            tokio::time::sleep(backoff).await;
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
     }
 }
 
@@ -130,7 +140,11 @@ async fn connect(master: &str, token: &WithToken) -> Result<Client, String> {
         .tcp_nodelay(true)
         .http2_keep_alive_interval(Duration::from_secs(5))
         .keep_alive_timeout(Duration::from_secs(5));
-    let channel = endpoint.connect().await.map_err(|error| chain(&error))?;
+    // The time-out above is for the connection alone: one that is accepted and says nothing counts, too.
+    let channel = tokio::time::timeout(CONNECT_TIMEOUT * 2, endpoint.connect())
+        .await
+        .map_err(|_| "no connection in time".to_owned())?
+        .map_err(|error| chain(&error))?;
     Ok(AgentSessionClient::with_interceptor(channel, token.clone())
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX))
@@ -147,7 +161,11 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Holds one session until it ends; says why it did. An error says that there was none.
-async fn hold(mut client: Client, events: &mpsc::Sender<SessionEvent>) -> Result<String, Status> {
+async fn hold(
+    mut client: Client,
+    masters: &mut Masters,
+    events: &mpsc::Sender<SessionEvent>,
+) -> Result<String, Status> {
     let (sender, outgoing) = mpsc::channel(QUEUE_MAX);
     let connected = SessionEvent::Connected {
         sender,
@@ -168,6 +186,7 @@ async fn hold(mut client: Client, events: &mpsc::Sender<SessionEvent>) -> Result
                 Ok(Some(message)) => {
                     if let Some(v1::master_message::Message::Registered(registered)) = &message.message {
                         liveness = Box::pin(beat(client.clone(), registered.agent, registered.session));
+                        masters.learn(&registered.masters);
                     }
                     if events.send(SessionEvent::Message(Box::new(message))).await.is_err() {
                         return Ok("the agent ends".into());

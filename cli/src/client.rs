@@ -9,6 +9,8 @@ use reqwest::{Method, Response, Url};
 use serde_json::Value;
 use std::fs::File;
 use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a command waits for a master that does not answer or is not ready: longer than a
@@ -120,10 +122,25 @@ impl Request {
     }
 }
 
-/// A connection to one master.
+/// Unlike any other: made from the time, this process, and the addresses that it was given.
+pub fn idempotency_key(prefix: &str) -> String {
+    use std::hash::{BuildHasher, Hasher};
+    let time = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |time| time.as_nanos());
+    // Seeded by the operating system in every process.
+    let random = std::collections::hash_map::RandomState::new()
+        .build_hasher()
+        .finish();
+    format!("{prefix}-{time:x}-{:x}-{random:x}", std::process::id())
+}
+
+/// A connection to the masters, one at a time.
 #[derive(Clone, Debug)]
 pub struct Client {
-    base: Url,
+    bases: Vec<Url>,
+    /// Which of them is asked; any of them answers, and the next one is when it does not.
+    current: Arc<AtomicUsize>,
     token: String,
     http: reqwest::Client,
 }
@@ -134,7 +151,7 @@ impl Client {
     /// # Errors
     /// When the address is wrong or there is no token.
     pub fn connect(args: &ConnectionArgs) -> Result<Self, CliError> {
-        Self::new(args.base()?, args.token()?)
+        Self::to(args.bases()?, args.token()?)
     }
 
     /// To this address with this token.
@@ -142,26 +159,62 @@ impl Client {
     /// # Errors
     /// When the HTTP client cannot be made.
     pub fn new(base: Url, token: String) -> Result<Self, CliError> {
+        Self::to(vec![base], token)
+    }
+
+    /// To the first of these addresses that answers.
+    ///
+    /// # Errors
+    /// When the HTTP client cannot be made.
+    fn to(bases: Vec<Url>, token: String) -> Result<Self, CliError> {
         let http = reqwest::Client::builder()
             .no_proxy()
             .connect_timeout(CONNECT_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|error| CliError::failed(format!("cannot make an HTTP client: {error}")))?;
-        Ok(Self { base, token, http })
+        Ok(Self {
+            bases,
+            current: Arc::default(),
+            token,
+            http,
+        })
+    }
+
+    /// The one that is asked now.
+    fn base(&self) -> &Url {
+        // There is at least one.
+        &self.bases[self.current.load(Ordering::Relaxed) % self.bases.len()]
+    }
+
+    /// The same at the master that is asked now.
+    fn at_current(&self, url: &Url) -> Url {
+        let mut url = url.clone();
+        let base = self.base();
+        // Both are http URLs with a host, of which neither can fail.
+        let _ = url.set_host(base.host_str());
+        let _ = url.set_port(base.port());
+        url
     }
 
     fn request(&self, method: Method, segments: &[&str]) -> Request {
-        let mut url = self.base.clone();
+        let mut url = self.base().clone();
         if let Ok(mut path) = url.path_segments_mut() {
             path.pop_if_empty().extend(segments);
         }
-        let repeatable = method == Method::GET || method == Method::PUT;
+        // The masters know a change by its key, and carry it out once.
+        let keyed = method != Method::GET && segments.first() == Some(&"v1");
+        let repeatable = keyed || method == Method::GET || method == Method::PUT;
+        let headers = if keyed {
+            vec![("idempotency-key", idempotency_key("cli"))]
+        } else {
+            Vec::new()
+        };
         Request {
             method,
             url,
             body: Body::Empty,
-            headers: Vec::new(),
+            headers,
             retry_for: RETRY_FOR,
             repeatable,
             within: Some(REQUEST_TIMEOUT),
@@ -212,6 +265,10 @@ impl Client {
                     (self.unreachable(&error), again.then_some(RETRY_EVERY))
                 }
             };
+            // Another master may be well.
+            if self.bases.len() > 1 && pause.is_some() {
+                self.current.fetch_add(1, Ordering::Relaxed);
+            }
             let Some(pause) = pause.filter(|pause| Instant::now() + *pause < deadline) else {
                 return Err(error);
             };
@@ -222,7 +279,7 @@ impl Client {
     async fn attempt(&self, request: &Request) -> Result<Response, reqwest::Error> {
         let mut builder = self
             .http
-            .request(request.method.clone(), request.url.clone())
+            .request(request.method.clone(), self.at_current(&request.url))
             .bearer_auth(&self.token);
         if let Some(time) = request.within {
             builder = builder.timeout(time);
@@ -331,7 +388,7 @@ impl Client {
         } else {
             format!("({cause})")
         };
-        CliError::new(Kind::Unavailable, format!("no answer from {} {what}", self.base.as_str().trim_end_matches('/')))
+        CliError::new(Kind::Unavailable, format!("no answer from {} {what}", self.base().as_str().trim_end_matches('/')))
             .hint("is the cluster running? `tessera dev` starts one; --address or TESSERA_ADDRESS names another")
     }
 }
@@ -387,6 +444,22 @@ mod tests {
             request.url.as_str(),
             "http://h:1/v1/tasks/a%2F..%2Fb%3Fc/x%20y?state=A%26B%3DC"
         );
+    }
+
+    #[test]
+    fn changes_have_keys_of_their_own_and_reads_have_none() {
+        let client = Client::new("http://h:1/".parse().unwrap(), "t".into()).unwrap();
+        let keys = [
+            client.post(&["v1", "x"]),
+            client.delete(&["v1", "x"]),
+            client.get(&["v1", "x"]),
+            client.post(&["frameworks", "x"]),
+        ]
+        .map(|request| (request.headers, request.repeatable));
+        assert_eq!(keys[0].0[0].0, "idempotency-key");
+        assert_ne!(keys[0], keys[1]);
+        assert_eq!(keys[2], (Vec::new(), true));
+        assert_eq!(keys[3], (Vec::new(), false));
     }
 
     #[test]

@@ -15,7 +15,7 @@ const TOKEN_BYTES_MAX: u64 = 4_096;
 /// Flags of every command that speaks to a master.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ConnectionArgs {
-    /// REST address of a master
+    /// REST address of a master; several, separated by commas, are tried in turn
     #[arg(long, global = true, env = "TESSERA_ADDRESS", default_value = DEFAULT_ADDRESS, value_name = "URL", help_heading = "Connection")]
     pub address: String,
     /// File with the token; TESSERA_TOKEN (the token itself) comes first if it is set
@@ -31,28 +31,31 @@ pub struct ConnectionArgs {
 }
 
 impl ConnectionArgs {
-    /// The address, checked, without a slash at its end.
+    /// The addresses, checked, without a slash at their end; at least one.
     ///
     /// # Errors
-    /// When it is no `http` URL.
-    pub fn base(&self) -> Result<reqwest::Url, CliError> {
-        let text = if self.address.contains("://") {
-            self.address.clone()
+    /// When one is no `http` URL.
+    pub fn bases(&self) -> Result<Vec<reqwest::Url>, CliError> {
+        self.address.split(',').map(|address| Self::base(address.trim())).collect()
+    }
+
+    fn base(address: &str) -> Result<reqwest::Url, CliError> {
+        let text = if address.contains("://") {
+            address.to_owned()
         } else {
-            format!("http://{}", self.address)
+            format!("http://{address}")
         };
         let url = reqwest::Url::parse(&text).map_err(|error| {
             CliError::new(
                 Kind::Usage,
-                format!("the address {:?} is no URL: {error}", self.address),
+                format!("the address {address:?} is no URL: {error}"),
             )
         })?;
         if url.scheme() != "http" || url.host_str().is_none() {
             return Err(CliError::new(
                 Kind::Usage,
                 format!(
-                    "the address {:?} must start with http:// and name a host",
-                    self.address
+                    "the address {address:?} must start with http:// and name a host"
                 ),
             )
             .hint("reach a remote master through a tunnel: ssh -L 5050:127.0.0.1:5050 HOST"));
@@ -164,16 +167,18 @@ mod tests {
             "127.0.0.1:5050",
             "http://[::1]:1",
             "localhost:80",
+            "10.0.0.1:5050, http://10.0.0.2:5050",
         ] {
-            assert!(args(good).base().is_ok(), "{good}");
+            assert!(args(good).bases().is_ok(), "{good}");
         }
         for bad in [
             "https://host",
             "ftp://host",
             "http://",
             "127.0.0.1:notaport",
+            "127.0.0.1:80,",
         ] {
-            assert!(args(bad).base().is_err(), "{bad}");
+            assert!(args(bad).bases().is_err(), "{bad}");
         }
     }
 

@@ -16,7 +16,9 @@ mod sse;
 mod supervise;
 
 use clap::{Parser, Subcommand};
-use commands::{agent, component, dev, events, framework, master, role, run, task};
+use commands::{
+    agent, component, dev, events, framework, master, operator, role, run, task,
+};
 use error::{CliError, EXIT_CODES_HELP};
 use output::Format;
 use std::process::ExitCode;
@@ -43,6 +45,9 @@ enum Command {
     Dev(dev::DevArgs),
     /// Run a master
     Master(master::MasterArgs),
+    /// Make a cluster, look after its masters, save and restore its state
+    #[command(subcommand)]
+    Operator(operator::OperatorCommand),
     /// Run an agent, or list and inspect the agents of the cluster
     Agent(agent::AgentArgs),
     /// Add, list, inspect and fetch components
@@ -100,7 +105,8 @@ fn main() -> ExitCode {
     let result = runtime.block_on(async {
         match cli.command {
             Command::Dev(args) => dev::run(&context, args).await,
-            Command::Master(args) => master::run(args).await,
+            Command::Master(args) => master::run(&context, args).await,
+            Command::Operator(command) => operator::run(&context, command).await,
             Command::Agent(args) => agent::run(&context, args).await,
             Command::Component(command) => component::run(&context, command).await,
             Command::Framework(command) => framework::run(&context, command).await,
@@ -137,9 +143,24 @@ mod tests {
             "tessera dev --port 0 --agent-port 0 --data-dir /tmp/x",
             "tessera dev --component-registry localhost:5000 --component-key k --allow-unsigned-uploads",
             "tessera master --data-dir /tmp/x --component-registry a --component-registry b:1",
+            "tessera master --data-dir /tmp/x --join a:1,b:2 --token-file t --peer-address c:3",
+            "tessera operator init --data-dir /tmp/x --peer-address a:1 --rest-address a:2",
+            "tessera operator raft list -o json",
+            "tessera operator raft add 4",
+            "tessera operator raft remove 2",
+            "tessera operator raft transfer",
+            "tessera operator raft transfer 3",
+            "tessera operator autopilot",
             "tessera agent --work-dir /tmp/x --master 127.0.0.1:5051",
             "tessera agent ls",
             "tessera agent inspect a1 -o json",
+            "tessera agent deactivate a1",
+            "tessera agent drain a1 --deadline 30s",
+            "tessera agent drain a1",
+            "tessera agent gone a1",
+            "tessera agent maintenance a1 --in 2h --for 30m",
+            "tessera agent maintenance a1 --cancel",
+            "tessera framework create w --component sha256:00 --replace-unreachable-after 5m --keep first",
             "tessera framework create w --component sha256:00 --config a=b --config c=",
             "tessera task logs -f --stderr w t",
             "tessera task ls --framework w --all",
@@ -163,8 +184,13 @@ mod tests {
         for bad in [
             "tessera",
             "tessera run",
+            "tessera operator init",
+            "tessera operator raft remove x",
             "tessera framework create w",
             "tessera framework create w --component x --config novalue",
+            "tessera framework create w --component x --keep last",
+            "tessera agent drain a1 --deadline 10",
+            "tessera agent maintenance a1",
             "tessera framework config set w novalue",
             "tessera framework upgrade w",
             "tessera role limits --set timers=many",

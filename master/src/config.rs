@@ -3,9 +3,12 @@
 //! Invariants: a [`MasterConfig`] that passed [`MasterConfig::validate`] is safe to run: without TLS it
 //! listens on loopback only, unless the operator said otherwise in so many words.
 
+use crate::join::check_info;
+use crate::members::UNDERSTANDS;
 use crate::oci::is_registry;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use tessera_wire::v1;
 
 /// Everything that a master is told.
 #[derive(Clone, Debug)]
@@ -16,6 +19,16 @@ pub struct MasterConfig {
     pub listen: SocketAddr,
     /// Where agents connect.
     pub agent_listen: SocketAddr,
+    /// What the master is called where masters are listed; the peer address if it is empty.
+    pub name: String,
+    /// Where other masters and agents reach it, `host:port`; where it listens if that is not given.
+    pub peer_address: Option<String>,
+    /// Where other masters reach its REST, `host:port`; where it listens if that is not given.
+    pub rest_address: Option<String>,
+    /// Peer addresses of masters of the cluster that an empty data directory is to join.
+    pub join: Vec<String>,
+    /// The cluster's token, for a data directory that has none yet.
+    pub token_file: Option<PathBuf>,
     /// Allows listening beyond loopback although nothing is encrypted.
     pub insecure_listen: bool,
     /// Directory of `tessera-worker`, which judges uploads.
@@ -69,6 +82,30 @@ impl MasterConfig {
                 rule: format!("must differ from listen ({})", self.listen),
             });
         }
+        for (field, listen, given) in [
+            ("rest-address", self.listen, &self.rest_address),
+            ("peer-address", self.agent_listen, &self.peer_address),
+        ] {
+            if listen.ip().is_unspecified() && given.is_none() {
+                return Err(InvalidConfig {
+                    field,
+                    rule: format!("{listen} says not where others reach this master; name it, as HOST:PORT"),
+                });
+            }
+        }
+        if let Err(rule) = check_info(&member_info(self)) {
+            let field = match rule.starts_with("rest") {
+                true => "rest-address",
+                false => "peer-address",
+            };
+            return Err(InvalidConfig { field, rule });
+        }
+        if !self.join.is_empty() && self.token_file.is_none() {
+            return Err(InvalidConfig {
+                field: "token-file",
+                rule: "a master that joins needs the cluster's token: copy admin.token of another master, and name the copy".into(),
+            });
+        }
         if self.agent_timeout_ms < AGENT_TIMEOUT_MIN_MS {
             return Err(InvalidConfig {
                 field: "agent-timeout-ms",
@@ -99,6 +136,24 @@ impl MasterConfig {
     }
 }
 
+/// What a master says of itself to the others.
+#[must_use]
+pub fn member_info(config: &MasterConfig) -> v1::MemberInfo {
+    let or = |given: &Option<String>, listen: SocketAddr| given.clone().unwrap_or(listen.to_string());
+    let peer_address = or(&config.peer_address, config.agent_listen);
+    v1::MemberInfo {
+        name: match config.name.is_empty() {
+            true => peer_address.clone(),
+            false => config.name.clone(),
+        },
+        rest_address: or(&config.rest_address, config.listen),
+        peer_address,
+        software_version: env!("CARGO_PKG_VERSION").to_owned(),
+        added_at_ms: 0,
+        understands: UNDERSTANDS,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,6 +163,11 @@ mod tests {
             data_dir: "/nonexistent".into(),
             listen: ([127, 0, 0, 1], 5050).into(),
             agent_listen: ([127, 0, 0, 1], 5051).into(),
+            name: String::new(),
+            peer_address: None,
+            rest_address: None,
+            join: Vec::new(),
+            token_file: None,
             insecure_listen: false,
             bin_dir: "/nonexistent".into(),
             agent_timeout_ms: 75_000,
@@ -122,12 +182,19 @@ mod tests {
     fn each_rule_names_its_setting() {
         assert!(config().validate().is_ok());
         type Edit = fn(&mut MasterConfig);
-        let cases: [(&str, Edit); 7] = [
+        let cases: [(&str, Edit); 11] = [
             ("listen", |c| c.listen = ([0, 0, 0, 0], 5050).into()),
             ("agent-listen", |c| {
                 c.agent_listen = ([10, 0, 0, 1], 5051).into()
             }),
             ("agent-listen", |c| c.agent_listen = c.listen),
+            ("peer-address", |c| c.peer_address = Some("nowhere".into())),
+            ("rest-address", |c| c.rest_address = Some("host:0".into())),
+            ("rest-address", |c| {
+                c.listen = ([0, 0, 0, 0], 5050).into();
+                c.insecure_listen = true;
+            }),
+            ("token-file", |c| c.join.push("10.0.0.1:5051".into())),
             ("agent-timeout-ms", |c| c.agent_timeout_ms = 10),
             ("scheduler-grace-ms", |c| c.scheduler_grace_ms = 100_000),
             ("component-registry", |c| {
@@ -144,6 +211,7 @@ mod tests {
         }
         let open = MasterConfig {
             listen: ([0, 0, 0, 0], 1).into(),
+            rest_address: Some("host:1".into()),
             insecure_listen: true,
             ..config()
         };

@@ -5,42 +5,52 @@
 //! is spawned ends with the process. Must never: decide anything about state or allocation.
 
 mod api;
+mod beats;
 mod config;
 mod files;
+mod forward;
 mod inspect;
+mod join;
 mod listener;
+mod members;
 pub mod node;
 mod node_loop;
 mod oci;
+mod peer;
 mod sessions;
+mod start;
 mod store;
 mod token;
+mod upkeep;
 
 pub use config::{InvalidConfig, MasterConfig};
+pub use join::JoinError;
+pub use node_loop::LoopError;
 pub use oci::KeyError;
 pub use token::{TOKEN_FILE, TokenError};
 
 use crate::api::Api;
+use crate::config::member_info;
 use crate::files::FileLane;
+use crate::forward::Forwarder;
 use crate::inspect::Inspector;
 use crate::listener::Bounded;
-use crate::node::{Node, NodeOpenError};
-use crate::node_loop::{NodeHandle, NodeLoop};
+use crate::node::NodeOpenError;
+use crate::node_loop::{NodeHandle, NodeLoop, Stopped};
 use crate::oci::{Key, Puller};
+use crate::peer::{Caller, Incoming, PEER_MESSAGE_BYTES_MAX, PeerService, Peers};
 use crate::sessions::{AgentService, MESSAGE_BYTES_MAX, check_token};
 use crate::store::ComponentStore;
 use crate::token::Token;
-use std::fs::{DirBuilder, File, TryLockError};
+use crate::upkeep::components::{Fetcher, reconcile};
+use crate::upkeep::steward::{Health, Steward};
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use tessera_master_core::Config;
-use tessera_replica::{
-    BootstrapError, ClusterId, DiskError, FatalError, Identity, OpenError, Replica, ReplicaConfig,
-    RocksDisk,
-};
+use std::time::Duration;
+use tessera_replica::{BootstrapError, DiskError, OpenError};
 use tessera_wire::v1::agent_session_server::AgentSessionServer;
+use tessera_wire::v1::peer_server::PeerServer;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
@@ -51,8 +61,11 @@ const CLIENTS_MAX: usize = 1_024;
 /// Connections of agents; each has one for all its lanes.
 const AGENTS_MAX: usize = 4_096;
 
-/// The id of a cluster's first node.
-const FIRST_NODE: u64 = 1;
+/// The database in a data directory.
+const DB_DIR: &str = "db";
+
+/// How long a leader that is stopped waits until another master leads: an election takes about a second.
+const HAND_OVER_WITHIN: Duration = Duration::from_secs(3);
 
 /// Why a master ended.
 #[derive(Debug, thiserror::Error)]
@@ -106,9 +119,23 @@ pub enum RunError {
         /// Why.
         source: std::io::Error,
     },
-    /// The replica cannot go on.
-    #[error("the replica cannot go on: {0}")]
-    Replica(#[from] FatalError),
+    /// The node's loop ended by itself.
+    #[error(transparent)]
+    Loop(#[from] LoopError),
+    /// The directory has no cluster, and nobody said where one is.
+    #[error(
+        "the data directory {path} belongs to no cluster; make one with `tessera operator init --data-dir {path}`, or name the masters of one with --join HOST:PORT"
+    )]
+    NoCluster {
+        /// Which.
+        path: PathBuf,
+    },
+    /// The cluster was not joined.
+    #[error("joining the cluster: {0}")]
+    Join(#[from] JoinError),
+    /// The token cannot be sent.
+    #[error("token: visible ASCII characters only")]
+    TokenText,
     /// A listener broke.
     #[error("serving: {0}")]
     Serve(String),
@@ -117,14 +144,33 @@ pub enum RunError {
     Random(getrandom::Error),
 }
 
+/// Make a cluster of one in an empty data directory; its id.
+///
+/// # Errors
+/// When the directory belongs to a cluster already, or cannot be used.
+pub fn init(config: &MasterConfig) -> Result<String, RunError> {
+    config.validate()?;
+    let identity = start::make_cluster(&config.data_dir, &member_info(config))?;
+    Ok(identity.cluster.to_string())
+}
+
+/// Whether a data directory has a cluster, or was to join one.
+#[must_use]
+pub fn is_initialised(data_dir: &std::path::Path) -> bool {
+    data_dir.join(DB_DIR).exists()
+}
+
 /// Run a master until `shutdown`.
 ///
 /// # Errors
 /// When it cannot start, or cannot go on.
 pub async fn run(config: MasterConfig, shutdown: CancellationToken) -> Result<(), RunError> {
     config.validate()?;
-    let _lock = lock_data_dir(&config.data_dir)?;
-    let token = Token::load_or_make(&config.data_dir)?;
+    let _lock = start::lock_data_dir(&config.data_dir)?;
+    let token = match &config.token_file {
+        Some(file) => Token::load_or_copy(&config.data_dir, file)?,
+        None => Token::load_or_make(&config.data_dir)?,
+    };
     let key = config.component_key.as_deref().map(Key::load).transpose()?;
     let rest = listen("listen", config.listen).await?;
     let agents = listen("agent-listen", config.agent_listen).await?;
@@ -133,28 +179,45 @@ pub async fn run(config: MasterConfig, shutdown: CancellationToken) -> Result<()
         source,
     };
     let store = Arc::new(ComponentStore::open(&config.data_dir).map_err(data_dir)?);
-    let node = open_node(&config)?;
+    let caller = Caller::new(&token).map_err(|_| RunError::TokenText)?;
+    let (disk, identity) = start::open_disk(&config, &caller, &shutdown).await?;
+    let node = start::open_node(&config, disk, identity)?;
     let (node_loop, handle) = NodeLoop::new(node);
+    let info = member_info(&config);
+    let peers = Peers::new(caller.clone(), handle.topology(), info.peer_address.clone());
 
     let runtime = tokio::runtime::Handle::current();
     let (ended, loop_ended) = tokio::sync::oneshot::channel();
+    let loop_peers = Arc::clone(&peers);
     let thread = std::thread::Builder::new()
         .name("node".into())
         .spawn(move || {
             // The receiver is gone only when the process is ending anyway.
-            let _ = ended.send(node_loop.run(&runtime));
+            let _ = ended.send(node_loop.run(&runtime, loop_peers));
         })
         .map_err(data_dir)?;
 
+    let fetcher = Arc::new(Fetcher::new(store.clone(), caller.clone(), handle.topology()));
+    let health = Arc::new(Health::default());
+    let steward = Steward {
+        node: handle.clone(),
+        caller,
+        health: health.clone(),
+        info: info.clone(),
+    };
     let files = Arc::new(FileLane::default());
-    let serve_agents = serve_agents(
-        agents,
-        &handle,
-        &store,
-        &files,
-        token.clone(),
-        shutdown.clone(),
-    );
+    let agent_service = AgentService::new(handle.clone(), store.clone(), files.clone());
+    let peer_service = PeerService {
+        node: handle.clone(),
+        topology: handle.topology(),
+        peers,
+        store: store.clone(),
+        fetcher: fetcher.clone(),
+        info,
+        incoming: Incoming::default(),
+    };
+    let serve_agents = serve_agents(agents, agent_service, peer_service, token.clone());
+    let reconcile = reconcile(fetcher.clone(), handle.clone());
     let api = Api {
         node: handle.clone(),
         store,
@@ -163,15 +226,16 @@ pub async fn run(config: MasterConfig, shutdown: CancellationToken) -> Result<()
         puller: Arc::new(Puller::new(config.component_registries.clone(), key)),
         allow_unsigned_uploads: config.allow_unsigned_uploads,
         token,
+        forwarder: Arc::new(Forwarder::default()),
+        fetcher,
+        health,
     };
-    let rest_shutdown = shutdown.clone();
     let serve_rest = async move {
         axum::serve(Bounded::new(rest, CLIENTS_MAX), api::router(api))
-            .with_graceful_shutdown(rest_shutdown.cancelled_owned())
             .await
             .map_err(|error| RunError::Serve(error.to_string()))
     };
-    tracing::info!(rest = %config.listen, agents = %config.agent_listen, "master serves");
+    tracing::info!(rest = %config.listen, agents = %config.agent_listen, node = identity.node, "master serves");
     let result = tokio::select! {
         ended = loop_ended => match ended {
             Ok(result) => result.map_err(RunError::from),
@@ -179,8 +243,10 @@ pub async fn run(config: MasterConfig, shutdown: CancellationToken) -> Result<()
         },
         result = serve_agents => result,
         result = serve_rest => result,
-        // Open streams of watchers and agents would keep the listeners for ever.
-        () = shutdown.cancelled() => Ok(()),
+        () = look_after(steward, reconcile) => Ok(()),
+        // Open streams of watchers and agents would keep the listeners for ever; they are served until
+        // another master leads.
+        () = async { shutdown.cancelled().await; hand_over(&handle).await } => Ok(()),
     };
     handle.stop().await;
     // The loop writes nothing after Stop; waiting for it closes the database in order.
@@ -193,6 +259,33 @@ pub async fn run(config: MasterConfig, shutdown: CancellationToken) -> Result<()
     result
 }
 
+/// What goes on beside the loop. Ends with it, and leaves it to the loop to say why.
+async fn look_after(steward: Steward, reconcile: impl Future<Output = Stopped>) {
+    let (stopped, ()) = tokio::join!(reconcile, steward.run());
+    tracing::debug!(%stopped, "nothing is looked after any more");
+    std::future::pending().await
+}
+
+/// A leader that is stopped hands leadership over first, so that nobody waits for an election.
+async fn hand_over(handle: &NodeHandle) {
+    let mut topology = handle.topology();
+    let (leads, voters, me) = {
+        let view = topology.borrow();
+        (view.leads, view.voters(), view.node())
+    };
+    if !leads || voters < 2 {
+        return;
+    }
+    let other = topology.wait_for(|view| view.leader.is_some_and(|leader| leader != me));
+    match handle.transfer(None).await {
+        Ok(node) => {
+            let led = tokio::time::timeout(HAND_OVER_WITHIN, other).await.is_ok();
+            tracing::info!(node, led, "handed leadership over");
+        }
+        Err(error) => tracing::warn!(%error, "leadership is not handed over; the others elect"),
+    }
+}
+
 async fn listen(field: &'static str, address: SocketAddr) -> Result<TcpListener, RunError> {
     TcpListener::bind(address)
         .await
@@ -203,75 +296,22 @@ async fn listen(field: &'static str, address: SocketAddr) -> Result<TcpListener,
         })
 }
 
-/// Makes the directory, private to its owner, and locks it for as long as the file lives.
-fn lock_data_dir(dir: &Path) -> Result<File, RunError> {
-    let error = |source| RunError::DataDir {
-        path: dir.to_owned(),
-        source,
-    };
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(error)?;
-    let lock = File::create(dir.join("LOCK")).map_err(error)?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(RunError::InUse {
-            path: dir.to_owned(),
-        }),
-        Err(TryLockError::Error(source)) => Err(error(source)),
-    }
-}
-
-fn open_node(config: &MasterConfig) -> Result<Node<RocksDisk>, RunError> {
-    let mut disk = RocksDisk::open(&config.data_dir.join("db"))?;
-    let identity = match Replica::identity(&disk)? {
-        Some(identity) => identity,
-        None => {
-            let mut cluster = [0; 16];
-            getrandom::fill(&mut cluster).map_err(RunError::Random)?;
-            let identity = Identity {
-                cluster: ClusterId(cluster),
-                node: FIRST_NODE,
-            };
-            Replica::bootstrap(&mut disk, identity, Vec::new())?;
-            tracing::info!(cluster = %identity.cluster, "made a new cluster");
-            identity
-        }
-    };
-    let core = Config {
-        agent_timeout_ms: config.agent_timeout_ms,
-        scheduler_grace_ms: config.scheduler_grace_ms,
-        session_silence_ms: Config::default()
-            .session_silence_ms
-            .min(config.agent_timeout_ms),
-        ..Config::default()
-    };
-    Ok(Node::open(core, ReplicaConfig::new(identity), disk)?)
-}
-
-fn serve_agents(
+async fn serve_agents(
     listener: TcpListener,
-    node: &NodeHandle,
-    store: &Arc<ComponentStore>,
-    files: &Arc<FileLane>,
+    agents: AgentService,
+    peers: PeerService,
     token: Token,
-    shutdown: CancellationToken,
-) -> impl Future<Output = Result<(), RunError>> + use<> {
-    let service = AgentService::new(node.clone(), store.clone(), files.clone());
-    let service = AgentSessionServer::new(service)
+) -> Result<(), RunError> {
+    let agents = AgentSessionServer::new(agents)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let service = InterceptedService::new(service, check_token(token));
-    async move {
-        tonic::transport::Server::builder()
-            .add_service(service)
-            .serve_with_incoming_shutdown(
-                Bounded::new(listener, AGENTS_MAX).into_stream(),
-                shutdown.cancelled_owned(),
-            )
-            .await
-            .map_err(|error| RunError::Serve(error.to_string()))
-    }
+    let peers = PeerServer::new(peers)
+        .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX);
+    tonic::transport::Server::builder()
+        .add_service(InterceptedService::new(agents, check_token(token.clone())))
+        .add_service(InterceptedService::new(peers, check_token(token)))
+        .serve_with_incoming(Bounded::new(listener, AGENTS_MAX).into_stream())
+        .await
+        .map_err(|error| RunError::Serve(error.to_string()))
 }

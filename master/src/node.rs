@@ -10,8 +10,9 @@ use std::collections::BTreeMap;
 use tessera_master_core as core;
 use tessera_master_core::{Core, Effect, Now, Output};
 use tessera_replica::{
-    Applied, Disk, EntryId, FatalError, Machine, MachineError, OpenError, Replica, ReplicaConfig,
-    RoleChange, RowChange, RowReader,
+    Applied, ChangeError, Disk, DiskError, EntryId, FatalError, Identity, Machine, MachineError,
+    MemberChange, Membership, OpenError, Replica, ReplicaConfig, RoleChange, RowChange, RowReader,
+    SnapshotSource, SnapshotToSend, Staged, Staging, StepError,
 };
 use tessera_wire::v1;
 
@@ -22,6 +23,13 @@ const ENTRY_BYTES_TARGET: usize = 4 << 20;
 /// Rounds of propose and apply in one [`Node::settle`]. Effects of a command may propose another, a few
 /// deep; a longer chain goes on with the next input, so that ticks are never kept waiting.
 const SETTLE_ROUNDS_MAX: usize = 64;
+
+/// Marks the contexts of reads of the shell's own; those of the core are its tickets, which count from one.
+const SHELLS_READ: u64 = 1 << 63;
+
+const fn is_shells(context: u64) -> bool {
+    context & SHELLS_READ != 0
+}
 
 /// The core as the replica's machine.
 struct CoreMachine {
@@ -107,7 +115,7 @@ pub struct Node<D: Disk> {
     /// replica lets be uncommitted.
     tickets: BTreeMap<EntryId, Vec<u64>>,
     pending: Vec<Output>,
-    cluster: String,
+    identity: Identity,
     led_term: Option<u64>,
 }
 
@@ -120,6 +128,16 @@ pub struct Settled {
     pub events: Option<core::EventId>,
     /// Messages to other masters.
     pub messages: Vec<(u64, Vec<u8>)>,
+    /// The shell's own reads that may be served now, and those that never will.
+    pub reads: Vec<u64>,
+    /// See `reads`.
+    pub reads_dropped: Vec<u64>,
+    /// The members are not what they were.
+    pub members_changed: bool,
+    /// Snapshots to other masters.
+    pub snapshots: Vec<SnapshotToSend>,
+    /// Changes of the members that were asked for here: whether each is applied, or lost.
+    pub changes: Vec<(EntryId, bool)>,
     /// Leadership was lost: sessions and callers that the core forgot are to be let go.
     pub stepped_down: bool,
     /// More is ready: settle again after looking at the inputs.
@@ -136,7 +154,7 @@ impl<D: Disk> Node<D> {
         replica: ReplicaConfig,
         disk: D,
     ) -> Result<Self, NodeOpenError> {
-        let cluster = replica.identity.cluster.to_string();
+        let identity = replica.identity;
         let replica = Replica::open(replica, disk)?;
         let core = Core::load(&RowsOf(replica.rows()), config.clone())?;
         Ok(Self {
@@ -144,7 +162,7 @@ impl<D: Disk> Node<D> {
             machine: CoreMachine { core, config },
             tickets: BTreeMap::new(),
             pending: Vec::new(),
-            cluster,
+            identity,
             led_term: None,
         })
     }
@@ -209,6 +227,86 @@ impl<D: Disk> Node<D> {
         self.replica.step(message)
     }
 
+    /// Begin a read of the shell's own; its context comes back in [`Settled::reads`]. False when this node
+    /// does not lead.
+    pub fn read_index(&mut self, context: u64) -> bool {
+        self.replica.read_index(context | SHELLS_READ).is_ok()
+    }
+
+    /// Whose disk this is.
+    #[must_use]
+    pub const fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// The leader that this node knows of.
+    #[must_use]
+    pub fn leader(&self) -> Option<u64> {
+        self.replica.leader()
+    }
+
+    /// Who the members are.
+    #[must_use]
+    pub fn membership(&self) -> &Membership {
+        self.replica.membership()
+    }
+
+    /// Change the members. The id comes back in [`Settled::changes`].
+    ///
+    /// # Errors
+    /// When this node does not lead, or the change is not sensible now.
+    pub fn propose_change(&mut self, change: &MemberChange) -> Result<EntryId, ChangeError> {
+        self.replica.propose_change(change)
+    }
+
+    /// The voter that is best suited to lead next.
+    #[must_use]
+    pub fn best_successor(&self) -> Option<u64> {
+        self.replica.best_successor()
+    }
+
+    /// How sending a snapshot ended.
+    pub fn report_snapshot(&mut self, node: u64, delivered: bool) {
+        self.replica.report_snapshot(node, delivered);
+    }
+
+    /// Where the rows of a snapshot that another master offers are to be staged.
+    ///
+    /// # Errors
+    /// When it is not wanted.
+    pub fn begin_install(&mut self, message: &[u8]) -> Result<Staging, StepError> {
+        self.replica.begin_install(message)
+    }
+
+    /// The rows of a snapshot are staged.
+    ///
+    /// # Errors
+    /// When it is not wanted any more.
+    pub fn step_snapshot(&mut self, message: &[u8], staged: Staged) -> Result<(), StepError> {
+        self.replica.step_snapshot(message, staged)
+    }
+
+    /// The whole state as it is applied, to be read on another thread.
+    ///
+    /// # Errors
+    /// When the disk cannot be read.
+    pub fn snapshot(&self) -> Result<SnapshotSource, DiskError> {
+        self.replica.snapshot()
+    }
+
+    /// What was sent to a node is lost.
+    pub fn report_unreachable(&mut self, node: u64) {
+        self.replica.report_unreachable(node);
+    }
+
+    /// Hand leadership to another node.
+    ///
+    /// # Errors
+    /// When this node does not lead, or the other one cannot.
+    pub fn transfer_leadership(&mut self, node: u64) -> Result<(), tessera_replica::TransferError> {
+        self.replica.transfer_leadership(node)
+    }
+
     /// Propose, persist, apply and perform until nothing is left to do or the round bound is met.
     ///
     /// # Errors
@@ -225,8 +323,13 @@ impl<D: Disk> Node<D> {
                 && progress.reads.is_empty()
                 && progress.reads_dropped.is_empty()
                 && progress.lost.is_empty()
+                && progress.changed.is_empty()
+                && progress.membership.is_none()
                 && progress.unknown.is_empty();
             settled.messages.extend(progress.messages);
+            settled.snapshots.extend(progress.snapshots);
+            settled.members_changed |= progress.membership.is_some();
+            settled.changes.extend(progress.changed.into_iter().map(|id| (id, true)));
             if quiet {
                 settled.more = !self.pending.is_empty();
                 return Ok(settled);
@@ -249,15 +352,23 @@ impl<D: Disk> Node<D> {
                 }
             }
             for id in progress.lost.into_iter().chain(progress.unknown) {
+                settled.changes.push((id, false));
                 if let Some(tickets) = self.tickets.remove(&id) {
                     self.input(|core| core.on_propose_failed(&tickets, now));
                 }
             }
             for ticket in progress.reads {
-                self.input(|core| core.on_read_ready(ticket, now));
+                if is_shells(ticket) {
+                    settled.reads.push(ticket & !SHELLS_READ);
+                } else {
+                    self.input(|core| core.on_read_ready(ticket, now));
+                }
             }
-            if !progress.reads_dropped.is_empty() {
-                self.input(|core| core.on_propose_failed(&progress.reads_dropped, now));
+            let (shells, cores): (Vec<u64>, Vec<u64>) =
+                progress.reads_dropped.into_iter().partition(|ticket| is_shells(*ticket));
+            settled.reads_dropped.extend(shells.iter().map(|context| context & !SHELLS_READ));
+            if !cores.is_empty() {
+                self.input(|core| core.on_propose_failed(&cores, now));
             }
         }
         settled.more = true;
@@ -268,7 +379,7 @@ impl<D: Disk> Node<D> {
         match change {
             RoleChange::BecameLeader { term } => {
                 self.led_term = Some(term);
-                let cluster = self.cluster.clone();
+                let cluster = self.identity.cluster.to_string();
                 self.input(|core| core.lead(term, &cluster, now));
             }
             RoleChange::SteppedDown { .. } => {

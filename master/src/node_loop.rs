@@ -4,13 +4,19 @@
 //! and makes senders wait; queues out of it never do: a session that does not read is closed, a caller
 //! that is gone is forgotten. A failure of the replica ends the loop, and with it the process.
 
+use crate::beats::{BeatRefused, Beats};
+use crate::members::Topology;
 use crate::node::{Node, Settled};
+use crate::peer::Peers;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tessera_master_core::{
-    Core, EventId, HttpFailure, Now, Output, Principal, Reply, Request, RequestError, Rows,
+    Core, EventId, HttpFailure, Now, Once, Output, Principal, Reply, Request, RequestError, Rows,
 };
-use tessera_replica::{Disk, FatalError};
+use tessera_replica::{
+    ChangeError, Disk, EntryId, FatalError, MemberChange, SnapshotToSend, Staged, Staging, StepError,
+};
 use tessera_types::{FrameworkId, HttpAnswer, HttpRequest};
 use tessera_wire::v1;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -27,11 +33,32 @@ pub const SESSION_QUEUE_MAX: usize = 4_096;
 /// One tick of the replica; elections take 10 to 20 of them.
 const TICK: Duration = Duration::from_millis(50);
 
+/// How long a master goes on that was told that it is no member: others may need it to learn of it.
+const REMOVED_LINGER: Duration = Duration::from_secs(3);
+
 /// A question answered by the loop between two inputs.
 type Query = Box<dyn FnOnce(&mut Core, &dyn Rows, &NodeStatus) + Send>;
 
 /// What the replica says of itself, for health and metrics.
 pub type NodeStatus = tessera_replica::Status;
+
+/// Who asks for a change, and how a repetition of it is known.
+#[derive(Clone, Debug)]
+pub struct Asker {
+    /// Who.
+    pub principal: Principal,
+    /// Absent when the request is not known again.
+    pub once: Option<Once>,
+}
+
+impl From<Principal> for Asker {
+    fn from(principal: Principal) -> Self {
+        Self {
+            principal,
+            once: None,
+        }
+    }
+}
 
 /// Everything that can wake the loop, besides time.
 enum Input {
@@ -44,14 +71,11 @@ enum Input {
         session: u64,
         message: v1::AgentMessage,
     },
-    Beat {
-        session: u64,
-    },
     SessionClosed {
         session: u64,
     },
     Request {
-        principal: Principal,
+        asker: Asker,
         request: Request,
         reply: ReplySender,
     },
@@ -66,14 +90,100 @@ enum Input {
         ticket: u64,
     },
     Query(Query),
+    /// Messages of another master's replica.
+    Raft { from: u64, messages: Vec<Vec<u8>> },
+    /// What was sent to another master is lost.
+    Unreachable { node: u64 },
+    /// Another master says that this one is no member any more.
+    Removed { reason: String },
+    /// Answered once everything that was committed before is in the rows here.
+    Barrier(BarrierSender),
+    /// Leadership is to go to another node.
+    Transfer {
+        node: Option<u64>,
+        reply: oneshot::Sender<Result<u64, TransferRefused>>,
+    },
+    /// How sending a snapshot ended.
+    SnapshotSent { node: u64, delivered: bool },
+    /// A snapshot is offered by another master.
+    BeginInstall {
+        message: Vec<u8>,
+        reply: oneshot::Sender<Result<Staging, StepError>>,
+    },
+    /// It is here as a whole.
+    StepSnapshot {
+        message: Vec<u8>,
+        staged: Staged,
+        reply: oneshot::Sender<Result<(), StepError>>,
+    },
+    /// The members are to be changed.
+    Change {
+        change: MemberChange,
+        reply: ChangeSender,
+    },
     Stop,
+}
+
+type ChangeSender = oneshot::Sender<Result<(), ChangeRefused>>;
+
+/// Why the members were not changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeRefused {
+    /// The replica refuses.
+    #[error(transparent)]
+    Replica(#[from] ChangeError),
+    /// Leadership was lost meanwhile.
+    #[error("another master leads now, and it is not known whether the change was made; look, and try again")]
+    Lost,
+    /// The loop is gone.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+type BarrierSender = oneshot::Sender<Result<(), NotLeading>>;
+
+/// Another master leads, or nobody does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this master does not lead")]
+pub struct NotLeading;
+
+/// Why leadership was not handed over.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransferRefused {
+    /// The replica refuses.
+    #[error(transparent)]
+    Replica(#[from] tessera_replica::TransferError),
+    /// There is nobody.
+    #[error("no other voter has kept up with the log")]
+    Nobody,
+    /// The loop is gone.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+/// Why a loop ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum LoopError {
+    /// The replica cannot go on.
+    #[error("the replica cannot go on: {0}")]
+    Fatal(#[from] FatalError),
+    /// What this master acknowledged is not on its disk.
+    #[error(
+        "{0}; remove the data directory and start with --join: it comes back under a new id"
+    )]
+    LostLog(StepError),
+    /// It is no member any more.
+    #[error(
+        "this master was removed from its cluster ({0}); to come back, remove the data directory and start with --join"
+    )]
+    Removed(String),
 }
 
 type ReplySender = oneshot::Sender<Result<Reply, RequestError>>;
 type AnswerSender = oneshot::Sender<Result<HttpAnswer, HttpFailure>>;
 
 /// The loop is gone: the process is ending.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the master is shutting down")]
 pub struct Stopped;
 
@@ -82,7 +192,9 @@ pub struct Stopped;
 pub struct NodeHandle {
     inputs: mpsc::Sender<Input>,
     events: watch::Receiver<EventId>,
-    tickets: std::sync::Arc<std::sync::atomic::AtomicU64>,
+    topology: watch::Receiver<Topology>,
+    tickets: Arc<std::sync::atomic::AtomicU64>,
+    beats: Arc<Beats>,
 }
 
 impl NodeHandle {
@@ -131,12 +243,12 @@ impl NodeHandle {
         self.send(Input::AgentMessage { session, message }).await
     }
 
-    /// An agent is alive.
+    /// An agent is alive. Waits for nothing.
     ///
     /// # Errors
-    /// When the loop is gone.
-    pub async fn beat(&self, session: u64) -> Result<(), Stopped> {
-        self.send(Input::Beat { session }).await
+    /// When the session is over, or the loop is stuck.
+    pub fn beat(&self, session: u64) -> Result<(), BeatRefused> {
+        self.beats.beat(session, Instant::now())
     }
 
     /// A session ended.
@@ -153,13 +265,16 @@ impl NodeHandle {
     /// When it was refused, or the loop is gone.
     pub async fn request(
         &self,
-        principal: Principal,
+        asker: impl Into<Asker> + Send,
         request: Request,
     ) -> Result<Reply, RequestError> {
         let (reply, answered) = oneshot::channel();
-        let gone = |_| RequestError::Unavailable(Stopped.to_string());
+        let gone = |_| {
+            let text = "leadership was lost before it was acknowledged; it may have been done";
+            RequestError::Unavailable(text.to_owned())
+        };
         self.send(Input::Request {
-            principal,
+            asker: asker.into(),
             request,
             reply,
         })
@@ -183,8 +298,8 @@ impl NodeHandle {
         let gone = || HttpFailure {
             status: 503,
             retry_after_s: Some(1),
-            code: "UNAVAILABLE",
-            message: Stopped.to_string(),
+            code: "NO_LEADER",
+            message: "leadership was lost before the scheduler answered; it may have acted".into(),
         };
         let guard = HangUp {
             handle: self.clone(),
@@ -234,6 +349,105 @@ impl NodeHandle {
         answered.await.map_err(|_| Stopped)
     }
 
+    /// Messages of another master's replica.
+    ///
+    /// # Errors
+    /// When the loop is gone.
+    pub async fn raft(&self, from: u64, messages: Vec<Vec<u8>>) -> Result<(), Stopped> {
+        self.send(Input::Raft { from, messages }).await
+    }
+
+    /// What was sent to another master is lost.
+    ///
+    /// # Errors
+    /// When the loop is gone.
+    pub async fn unreachable(&self, node: u64) -> Result<(), Stopped> {
+        self.send(Input::Unreachable { node }).await
+    }
+
+    /// Another master says that this one is no member any more.
+    ///
+    /// # Errors
+    /// When the loop is gone.
+    pub async fn removed(&self, reason: String) -> Result<(), Stopped> {
+        self.send(Input::Removed { reason }).await
+    }
+
+    /// Wait until the rows here hold everything that was committed before this call. Many share one round
+    /// among the masters; with one master it costs nothing.
+    ///
+    /// # Errors
+    /// When this master does not lead, or not any more.
+    pub async fn barrier(&self) -> Result<(), NotLeading> {
+        let (reply, answered) = oneshot::channel();
+        self.send(Input::Barrier(reply))
+            .await
+            .map_err(|Stopped| NotLeading)?;
+        answered.await.map_err(|_| NotLeading)?
+    }
+
+    /// Hand leadership to a node, or to the one that is best suited; the node.
+    ///
+    /// # Errors
+    /// When this master does not lead, or the other one cannot.
+    pub async fn transfer(&self, node: Option<u64>) -> Result<u64, TransferRefused> {
+        let (reply, answered) = oneshot::channel();
+        self.send(Input::Transfer { node, reply }).await?;
+        answered.await.map_err(|_| Stopped)?
+    }
+
+    /// Change the members; answered once the change is applied here.
+    ///
+    /// # Errors
+    /// When this master does not lead, the change is not sensible now, or its fate is not known.
+    pub async fn change(&self, change: MemberChange) -> Result<(), ChangeRefused> {
+        let (reply, answered) = oneshot::channel();
+        self.send(Input::Change { change, reply }).await?;
+        answered.await.map_err(|_| Stopped)?
+    }
+
+    /// How sending a snapshot ended.
+    ///
+    /// # Errors
+    /// When the loop is gone.
+    pub async fn snapshot_sent(&self, node: u64, delivered: bool) -> Result<(), Stopped> {
+        self.send(Input::SnapshotSent { node, delivered }).await
+    }
+
+    /// Another master offers a snapshot; where its rows are to be staged, or why it is not wanted.
+    ///
+    /// # Errors
+    /// When the loop is gone.
+    pub async fn begin_install(
+        &self,
+        message: Vec<u8>,
+    ) -> Result<Result<Staging, StepError>, Stopped> {
+        let (reply, answered) = oneshot::channel();
+        self.send(Input::BeginInstall { message, reply }).await?;
+        answered.await.map_err(|_| Stopped)
+    }
+
+    /// The rows of a snapshot are staged; whether it is taken.
+    ///
+    /// # Errors
+    /// When the loop is gone.
+    pub async fn step_snapshot(
+        &self,
+        message: Vec<u8>,
+        staged: Staged,
+    ) -> Result<Result<(), StepError>, Stopped> {
+        let (reply, answered) = oneshot::channel();
+        let input = Input::StepSnapshot { message, staged, reply };
+        self.send(input).await?;
+        answered.await.map_err(|_| Stopped)
+    }
+
+    /// Follows who the masters are and who leads.
+    #[must_use]
+    pub fn topology(&self) -> watch::Receiver<Topology> {
+        self.topology.clone()
+    }
+
     /// Follows the newest event's id.
     #[must_use]
     pub fn events(&self) -> watch::Receiver<EventId> {
@@ -277,6 +491,18 @@ pub struct NodeLoop<D: Disk> {
     node: Node<D>,
     inputs: mpsc::Receiver<Input>,
     events: watch::Sender<EventId>,
+    topology: watch::Sender<Topology>,
+    peers: Option<Arc<Peers>>,
+    /// Callers that wait for a round among the masters, by its context.
+    barriers: HashMap<u64, Vec<BarrierSender>>,
+    /// Callers whose round is not begun.
+    barriers_new: Vec<BarrierSender>,
+    last_barrier: u64,
+    /// Who waits for a change of the members; one is under way at a time.
+    changes: HashMap<EntryId, ChangeSender>,
+    ended: Option<LoopError>,
+    /// Another master says that this one is no member: since when, and in which words.
+    removed: Option<(Instant, String)>,
     sessions: HashMap<u64, mpsc::Sender<v1::MasterMessage>>,
     replies: HashMap<u64, ReplySender>,
     answers: HashMap<u64, AnswerSender>,
@@ -290,16 +516,27 @@ impl<D: Disk> NodeLoop<D> {
     pub fn new(node: Node<D>) -> (Self, NodeHandle) {
         let (sender, inputs) = mpsc::channel(INPUTS_MAX);
         let (events, watch) = watch::channel(EventId::default());
+        let now = Instant::now();
+        let (topology, topology_watch) = watch::channel(Topology::new(node.identity()));
         let handle = NodeHandle {
             inputs: sender,
             events: watch,
-            tickets: std::sync::Arc::new(std::sync::atomic::AtomicU64::new(1)),
+            topology: topology_watch,
+            tickets: Arc::new(std::sync::atomic::AtomicU64::new(1)),
+            beats: Arc::new(Beats::new(now)),
         };
-        let now = Instant::now();
         let this = Self {
             node,
             inputs,
             events,
+            topology,
+            peers: None,
+            barriers: HashMap::new(),
+            barriers_new: Vec::new(),
+            last_barrier: 0,
+            changes: HashMap::new(),
+            ended: None,
+            removed: None,
             sessions: HashMap::new(),
             replies: HashMap::new(),
             answers: HashMap::new(),
@@ -323,8 +560,14 @@ impl<D: Disk> NodeLoop<D> {
     /// Run until told to stop. Must be called on a thread of its own, inside a runtime's context.
     ///
     /// # Errors
-    /// When the replica cannot go on.
-    pub fn run(mut self, runtime: &tokio::runtime::Handle) -> Result<(), FatalError> {
+    /// When the replica cannot go on, or this master is no member any more.
+    pub fn run(
+        mut self,
+        runtime: &tokio::runtime::Handle,
+        peers: Arc<Peers>,
+    ) -> Result<(), LoopError> {
+        self.peers = Some(peers);
+        self.publish(true);
         let mut more = true;
         loop {
             let wait = if more {
@@ -352,16 +595,115 @@ impl<D: Disk> NodeLoop<D> {
             if self.last_tick.elapsed() >= TICK {
                 self.last_tick = Instant::now();
                 self.node.tick();
+                if self.removed.as_ref().is_some_and(|(at, _)| at.elapsed() >= REMOVED_LINGER)
+                    && let Some((_, reason)) = self.removed.take()
+                {
+                    self.ended = Some(LoopError::Removed(reason));
+                }
                 let now = self.now();
+                self.hear();
                 self.node.input(|core| core.on_tick(now));
             }
+            self.begin_barriers();
             let settled = self.node.settle(self.now())?;
             more = settled.more;
             self.perform(settled);
+            if let Some(error) = self.ended.take() {
+                return Err(error);
+            }
             if stop {
                 return Ok(());
             }
         }
+    }
+
+    /// One round among the masters for all callers that came since the last one.
+    fn begin_barriers(&mut self) {
+        if self.barriers_new.is_empty() {
+            return;
+        }
+        self.last_barrier += 1;
+        let waiting = std::mem::take(&mut self.barriers_new);
+        if self.node.core().is_leader() && self.node.read_index(self.last_barrier) {
+            self.barriers.insert(self.last_barrier, waiting);
+        } else {
+            answer_all(waiting, Err(NotLeading));
+        }
+    }
+
+    /// Tells everybody who leads and who the members are, when that changed.
+    fn publish(&mut self, members_changed: bool) {
+        let before = self.topology.borrow().clone();
+        let mut after = Topology {
+            leader: self.node.leader(),
+            leads: self.node.core().is_leader(),
+            ..before.clone()
+        };
+        if members_changed {
+            after.set_membership(self.node.membership().clone());
+        }
+        if after == before {
+            return;
+        }
+        if members_changed && let Some(peers) = &self.peers {
+            peers.follow(&self.handle, &after);
+        }
+        self.topology.send_replace(after);
+    }
+
+    fn send_peers(&mut self, messages: Vec<(u64, Vec<u8>)>) {
+        let Some(peers) = &self.peers else { return };
+        for (node, message) in messages {
+            if !peers.send(node, message) {
+                self.node.report_unreachable(node);
+            }
+        }
+    }
+
+    fn send_snapshots(&mut self, snapshots: Vec<SnapshotToSend>) {
+        let Some(peers) = &self.peers else { return };
+        for snapshot in snapshots {
+            let node = snapshot.peer;
+            if !peers.send_snapshot(&self.handle, snapshot) {
+                self.node.report_snapshot(node, false);
+            }
+        }
+    }
+
+    fn step(&mut self, from: u64, messages: &[Vec<u8>]) {
+        for message in messages {
+            match self.node.step(message) {
+                Ok(()) => {}
+                Err(error @ StepError::LostLog { .. }) => {
+                    self.ended = Some(LoopError::LostLog(error));
+                }
+                Err(error) => tracing::debug!(from, %error, "a message of a master was refused"),
+            }
+        }
+    }
+
+    fn transfer(&mut self, node: Option<u64>) -> Result<u64, TransferRefused> {
+        let node = match node.or_else(|| self.node.best_successor()) {
+            Some(node) => node,
+            None => return Err(TransferRefused::Nobody),
+        };
+        self.node.transfer_leadership(node)?;
+        Ok(node)
+    }
+
+    /// Tell the core of the beats that were noted meanwhile, each with its own time.
+    fn hear(&mut self) {
+        let beats = self.handle.beats.take(Instant::now());
+        let at_ms = |at: Instant| at.saturating_duration_since(self.started).as_millis();
+        let beats: Vec<(u64, u64)> = beats
+            .into_iter()
+            .map(|(session, at)| (session, u64::try_from(at_ms(at)).unwrap_or(u64::MAX)))
+            .collect();
+        let now = self.now();
+        self.node.input(|core| {
+            core.on_beats(&beats, now);
+            Vec::new()
+        });
     }
 
     /// Takes one input; says whether it was the last.
@@ -374,6 +716,7 @@ impl<D: Disk> NodeLoop<D> {
                 sender,
             } => {
                 self.sessions.insert(session, sender);
+                self.handle.beats.open(session);
                 self.node
                     .input(|core| core.on_session_open(session, register, now));
             }
@@ -383,23 +726,23 @@ impl<D: Disk> NodeLoop<D> {
                         .input(|core| core.on_agent_message(session, message, now));
                 }
             }
-            Input::Beat { session } => self.node.input(|core| {
-                core.on_beat(session, now);
-                Vec::new()
-            }),
             Input::SessionClosed { session } => {
                 self.sessions.remove(&session);
+                self.handle.beats.close(session);
                 self.node.input(|core| core.on_session_closed(session, now));
             }
             Input::Request {
-                principal,
+                asker,
                 request,
                 reply,
             } => {
                 let ticket = self.handle.next_ticket();
                 self.replies.insert(ticket, reply);
-                self.node
-                    .input(|core| core.on_request(ticket, &principal, request, now));
+                let Asker { principal, once } = asker;
+                self.node.input(|core| match once {
+                    Some(once) => core.on_request_once(ticket, &principal, request, once, now),
+                    None => core.on_request(ticket, &principal, request, now),
+                });
             }
             Input::Http {
                 principal,
@@ -421,20 +764,69 @@ impl<D: Disk> NodeLoop<D> {
                 });
             }
             Input::Query(query) => self.node.query(query),
+            Input::Raft { from, messages } => self.step(from, &messages),
+            Input::Unreachable { node } => self.node.report_unreachable(node),
+            Input::Removed { reason } => {
+                self.removed.get_or_insert_with(|| (Instant::now(), reason));
+            }
+            Input::SnapshotSent { node, delivered } => self.node.report_snapshot(node, delivered),
+            Input::BeginInstall { message, reply } => {
+                // The caller may have gone away, which is its own affair.
+                let _ = reply.send(self.node.begin_install(&message));
+            }
+            Input::StepSnapshot { message, staged, reply } => {
+                // As above.
+                let _ = reply.send(self.node.step_snapshot(&message, staged));
+            }
+            Input::Change { change, reply } => match self.node.propose_change(&change) {
+                Ok(id) => {
+                    self.changes.insert(id, reply);
+                }
+                Err(error) => {
+                    // The caller may have gone away, which is its own affair.
+                    let _ = reply.send(Err(error.into()));
+                }
+            },
+            Input::Barrier(reply) => self.barriers_new.push(reply),
+            Input::Transfer { node, reply } => {
+                // The caller may have gone away, which is its own affair.
+                let _ = reply.send(self.transfer(node));
+            }
             Input::Stop => return true,
         }
         false
     }
 
     fn perform(&mut self, settled: Settled) {
+        self.send_peers(settled.messages);
+        self.publish(settled.members_changed);
+        self.send_snapshots(settled.snapshots);
+        for (id, done) in settled.changes {
+            if let Some(sender) = self.changes.remove(&id) {
+                // The caller may have gone away.
+                let _ = sender.send(if done { Ok(()) } else { Err(ChangeRefused::Lost) });
+            }
+        }
+        for context in settled.reads {
+            answer_all(self.barriers.remove(&context).unwrap_or_default(), Ok(()));
+        }
+        for context in settled.reads_dropped {
+            let waiting = self.barriers.remove(&context).unwrap_or_default();
+            answer_all(waiting, Err(NotLeading));
+        }
         if let Some(last) = settled.events {
             self.events.send_replace(last);
         }
         if settled.stepped_down {
             // Dropping them tells agents to look for the leader, and callers that there is none here.
             self.sessions.clear();
+            self.handle.beats.clear();
             self.replies.clear();
             self.answers.clear();
+            for (_, sender) in self.changes.drain() {
+                // The caller may have gone away.
+                let _ = sender.send(Err(ChangeRefused::Lost));
+            }
         }
         for output in settled.outputs {
             match output {
@@ -462,7 +854,11 @@ impl<D: Disk> NodeLoop<D> {
         }
     }
 
-    fn send_agent(&mut self, session: u64, message: v1::MasterMessage) {
+    fn send_agent(&mut self, session: u64, mut message: v1::MasterMessage) {
+        if let Some(v1::master_message::Message::Registered(registered)) = &mut message.message {
+            // The core does not know where masters are.
+            registered.masters = self.topology.borrow().peer_addresses();
+        }
         let Some(sender) = self.sessions.get(&session) else {
             return;
         };
@@ -474,8 +870,16 @@ impl<D: Disk> NodeLoop<D> {
 
     fn close(&mut self, session: u64) {
         if self.sessions.remove(&session).is_some() {
+            self.handle.beats.close(session);
             let now = self.now();
             self.node.input(|core| core.on_session_closed(session, now));
         }
+    }
+}
+
+fn answer_all(waiting: Vec<BarrierSender>, answer: Result<(), NotLeading>) {
+    for sender in waiting {
+        // The caller may have gone away.
+        let _ = sender.send(answer);
     }
 }

@@ -17,7 +17,8 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::metadata::MetadataMap;
+use tonic::{Code, Request, Response, Status, Streaming};
 
 /// Bytes of one chunk of the bulk lane: small enough that control is never kept waiting.
 pub const CHUNK_BYTES: usize = 64 << 10;
@@ -30,6 +31,9 @@ const STATE_PAGE_ENTRIES: usize = 256;
 
 /// How long an agent may take to say Register after connecting.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Names the leader's address to an agent that came to another master.
+const LEADER: &str = "tessera-leader";
 
 /// Largest message of an agent: a turn with everything at its limit.
 pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
@@ -48,6 +52,22 @@ impl AgentService {
     #[must_use]
     pub const fn new(node: NodeHandle, store: Arc<ComponentStore>, files: Arc<FileLane>) -> Self {
         Self { node, store, files }
+    }
+
+    /// Agents are told where the leader is; what they do with it is their affair.
+    fn refuse_unless_leading(&self) -> Result<(), Status> {
+        let topology = self.node.topology();
+        let view = topology.borrow();
+        if view.leads {
+            return Ok(());
+        }
+        let mut metadata = MetadataMap::new();
+        let leader = view.leader_peer().filter(|_| view.leader != Some(view.node()));
+        if let Some(address) = leader.and_then(|address| address.parse().ok()) {
+            metadata.insert(LEADER, address);
+        }
+        let text = "this master does not lead";
+        Err(Status::with_metadata(Code::FailedPrecondition, text, metadata))
     }
 }
 
@@ -84,6 +104,7 @@ impl v1::agent_session_server::AgentSession for AgentService {
         &self,
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::ControlStream>, Status> {
+        self.refuse_unless_leading()?;
         let mut incoming = request.into_inner();
         let first = tokio::time::timeout(REGISTER_TIMEOUT, incoming.message())
             .await
@@ -118,13 +139,11 @@ impl v1::agent_session_server::AgentSession for AgentService {
         request: Request<Streaming<v1::Beat>>,
     ) -> Result<Response<Self::LivenessStream>, Status> {
         let node = self.node.clone();
-        let beats = request.into_inner().then(move |beat| {
-            let node = node.clone();
-            async move {
-                let beat = beat?;
-                node.beat(beat.session).await.map_err(gone)?;
-                Ok(beat)
-            }
+        let beats = request.into_inner().map(move |beat| {
+            let beat = beat?;
+            node.beat(beat.session)
+                .map_err(|refused| Status::unavailable(refused.to_string()))?;
+            Ok(beat)
         });
         Ok(Response::new(Box::pin(beats)))
     }
@@ -154,27 +173,10 @@ impl v1::agent_session_server::AgentSession for AgentService {
                 "agent {agent} hosts nothing that needs component {digest}"
             )));
         }
-        let mut file = tokio::fs::File::open(self.store.path(&digest))
+        let file = tokio::fs::File::open(self.store.path(&digest))
             .await
             .map_err(|error| Status::unavailable(format!("component {digest}: {error}")))?;
-        let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
-        tokio::spawn(async move {
-            loop {
-                let mut data = vec![0; CHUNK_BYTES];
-                let chunk = match file.read(&mut data).await {
-                    Ok(0) => return,
-                    Ok(read) => {
-                        data.truncate(read);
-                        Ok(v1::Chunk { data })
-                    }
-                    Err(error) => Err(Status::unavailable(error.to_string())),
-                };
-                if sender.send(chunk).await.is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(chunks))))
+        Ok(Response::new(Box::pin(file_chunks(file))))
     }
 
     async fn fetch_state(
@@ -224,6 +226,31 @@ impl v1::agent_session_server::AgentSession for AgentService {
             ReceiverStream::new(requests).map(Ok),
         )))
     }
+}
+
+/// A file in chunks of the bulk lane.
+pub fn file_chunks(
+    mut file: tokio::fs::File,
+) -> impl Stream<Item = Result<v1::Chunk, Status>> + Send + 'static {
+    let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
+    // Ends with the file, or with whom it is for.
+    tokio::spawn(async move {
+        loop {
+            let mut data = vec![0; CHUNK_BYTES];
+            let chunk = match file.read(&mut data).await {
+                Ok(0) => return,
+                Ok(read) => {
+                    data.truncate(read);
+                    Ok(v1::Chunk { data })
+                }
+                Err(error) => Err(Status::unavailable(error.to_string())),
+            };
+            if sender.send(chunk).await.is_err() {
+                return;
+            }
+        }
+    });
+    ReceiverStream::new(chunks)
 }
 
 async fn read_control(

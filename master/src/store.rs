@@ -5,9 +5,11 @@
 //! inspect` in a process of its own.
 
 use sha2::{Digest as _, Sha256};
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 use tessera_types::Digest;
 use tokio::fs::{self, File};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -128,6 +130,39 @@ impl ComponentStore {
         self.dir.join(format!("sha256-{}.wasm", digest.hex()))
     }
 
+    /// Whether the bytes of a digest are here, complete and synced.
+    #[must_use]
+    pub fn has(&self, digest: &Digest) -> bool {
+        self.path(digest).is_file()
+    }
+
+    /// Remove files of digests that are not among these and were written longer ago than `grace`; how many.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn remove_unknown(
+        &self,
+        known: &BTreeSet<Digest>,
+        now: SystemTime,
+        grace: Duration,
+    ) -> io::Result<usize> {
+        let names: BTreeSet<PathBuf> = known.iter().map(|digest| self.path(digest)).collect();
+        let mut removed = 0;
+        for entry in std::fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            let ours = entry.file_name().to_string_lossy().starts_with("sha256-");
+            if !ours || names.contains(&entry.path()) {
+                continue;
+            }
+            let written = entry.metadata()?.modified()?;
+            if now.duration_since(written).is_ok_and(|age| age >= grace) {
+                std::fs::remove_file(entry.path())?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
     /// A path for something that may be dropped again, and is when the process ends.
     fn temporary(&self) -> PathBuf {
         let number = self.uploads.fetch_add(1, Ordering::Relaxed);
@@ -231,6 +266,23 @@ mod tests {
     use super::*;
 
     const MOST: u64 = 5;
+
+    #[tokio::test]
+    async fn files_that_nothing_names_go_after_their_grace() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ComponentStore::open(dir.path()).unwrap();
+        for bytes in [b"a", b"b"] {
+            let mut upload = store.begin(MOST).await.unwrap();
+            upload.write(bytes).await.unwrap();
+            store.keep(upload.finish(None).await.unwrap()).await.unwrap();
+        }
+        let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
+        let (grace, now) = (Duration::from_secs(60), SystemTime::now());
+        let known = BTreeSet::from([a]);
+        assert_eq!(store.remove_unknown(&known, now, grace).unwrap(), 0);
+        assert_eq!(store.remove_unknown(&known, now + 2 * grace, grace).unwrap(), 1);
+        assert_eq!((store.has(&a), store.has(&b)), (true, false));
+    }
 
     #[tokio::test]
     async fn bytes_are_found_by_digest_and_failures_leave_nothing() {

@@ -38,6 +38,16 @@ pub enum TokenError {
         /// The file.
         path: PathBuf,
     },
+    /// The directory has another one than it was given.
+    #[error(
+        "the token file {given} holds another token than {path}; leave out --token-file, or have both the same"
+    )]
+    Differs {
+        /// The directory's.
+        path: PathBuf,
+        /// The one that was given.
+        given: PathBuf,
+    },
     /// The system has no randomness.
     #[error("the system gave no random bytes: {0}")]
     Random(getrandom::Error),
@@ -82,21 +92,42 @@ impl Token {
                 let mut random = [0; TOKEN_BYTES];
                 getrandom::fill(&mut random).map_err(TokenError::Random)?;
                 let text: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-                let temporary = data_dir.join("admin.token.new");
-                let mut file = OpenOptions::new()
-                    .write(true)
-                    .create(true)
-                    .truncate(true)
-                    .mode(0o600)
-                    .open(&temporary)
-                    .map_err(io)?;
-                writeln!(file, "{text}").map_err(io)?;
-                file.sync_all().map_err(io)?;
-                std::fs::rename(&temporary, &path).map_err(io)?;
+                write(data_dir, &text).map_err(io)?;
                 Ok(Self(text))
             }
             Err(error) => Err(io(error)),
         }
+    }
+
+    /// Read the token of a data directory, or take over the one in a file.
+    ///
+    /// # Errors
+    /// When one of them cannot be used, or they differ.
+    pub fn load_or_copy(data_dir: &Path, from: &Path) -> Result<Self, TokenError> {
+        let own = data_dir.join(TOKEN_FILE);
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            |source| TokenError::Io { path, source }
+        };
+        let given = std::fs::read_to_string(from).map_err(io(from))?;
+        let given = given.trim();
+        if given.is_empty() {
+            return Err(TokenError::Empty { path: from.to_owned() });
+        }
+        if !own.exists() {
+            write(data_dir, given).map_err(io(&own))?;
+        }
+        let kept = Self::load_or_make(data_dir)?;
+        match kept.matches(&format!("Bearer {given}")) {
+            true => Ok(kept),
+            false => Err(TokenError::Differs { path: own, given: from.to_owned() }),
+        }
+    }
+
+    /// The value of an `authorization` header that carries it.
+    #[must_use]
+    pub fn header(&self) -> String {
+        format!("Bearer {}", self.0)
     }
 
     /// Whether the value of an `authorization` header carries this token.
@@ -111,9 +142,39 @@ impl Token {
     }
 }
 
+/// Writes the token of a data directory, whole or not at all.
+fn write(data_dir: &Path, text: &str) -> std::io::Result<()> {
+    let temporary = data_dir.join("admin.token.new");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    writeln!(file, "{text}")?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, data_dir.join(TOKEN_FILE))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_is_taken_over_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let from = dir.path().join("given");
+        std::fs::write(&from, "abc\n").unwrap();
+        let taken = Token::load_or_copy(dir.path(), &from).unwrap();
+        assert!(taken.matches("Bearer abc"));
+        assert!(Token::load_or_copy(dir.path(), &from).is_ok());
+        std::fs::write(&from, "other").unwrap();
+        let differs = Token::load_or_copy(dir.path(), &from);
+        assert!(matches!(differs, Err(TokenError::Differs { .. })));
+        std::fs::write(&from, " ").unwrap();
+        let empty = Token::load_or_copy(dir.path(), &from);
+        assert!(matches!(empty, Err(TokenError::Empty { .. })));
+    }
 
     #[test]
     fn a_token_is_made_once_and_kept_private() {

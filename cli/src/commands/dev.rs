@@ -8,6 +8,7 @@
 use crate::api::{Agent, Task, read_items};
 use crate::client::Client;
 use crate::commands::master::{DeliveryArgs, shutdown_on_signals};
+use crate::commands::operator::{InitArgs, make_cluster};
 use crate::commands::task;
 use crate::connection::{agent_dir, default_dev_dir, master_dir, read_token, token_path};
 use crate::error::{CliError, Kind, io_error};
@@ -25,7 +26,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// On one machine an agent restarts within seconds, or somebody is debugging it.
-const AGENT_TIMEOUT_MS: u64 = 20_000;
+const AGENT_TIMEOUT_MS: u64 = 12_000;
 /// A scheduler has nowhere else to go here: no reason to hurry, none to wait either.
 const SCHEDULER_GRACE_MS: u64 = 3_000;
 /// How long until the cluster answers, with a slow disk and a full log.
@@ -105,6 +106,15 @@ pub async fn run(context: &Context, args: DevArgs) -> Result<ExitCode, CliError>
         dir,
     };
 
+    let master_dir = master_dir(&places.dir);
+    if !tessera_master::is_initialised(&master_dir) {
+        make_cluster(InitArgs {
+            data_dir: master_dir,
+            name: String::new(),
+            peer_address: places.agent_address.clone(),
+            rest_address: format!("127.0.0.1:{port}"),
+        })?;
+    }
     let shutdown = shutdown_on_signals(false)?;
     let mut master = spawn(master_spec(&places, port, &args.delivery)?);
     let mut agent = spawn(agent_spec(&places, &args)?);

@@ -2,19 +2,20 @@
 //!
 //! Must never contain rules of the cluster; and wasmtime is not linked into this binary.
 
+use crate::Context;
 use crate::error::{CliError, Kind, io_error};
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tessera_master::{MasterConfig, RunError};
+use tessera_master::{JoinError, MasterConfig, RunError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// Arguments of `tessera master`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  tessera master --data-dir /var/lib/tessera/master\n\nAt its first start a master makes the administrator's token: admin.token in its data directory."
+    after_help = "Examples:\n  tessera operator init --data-dir /var/lib/tessera/master     # once, on the first machine\n  tessera master --data-dir /var/lib/tessera/master\n  tessera master --data-dir /var/lib/tessera/master --join 10.0.0.1:5051,10.0.0.2:5051 \\\n      --token-file admin.token                                 # on every other machine\n\nThe administrator's token is admin.token in the data directory."
 )]
 pub struct MasterArgs {
     /// Directory of state, components and token; made if it is not there
@@ -23,9 +24,21 @@ pub struct MasterArgs {
     /// Where REST is served
     #[arg(long, default_value = "127.0.0.1:5050", value_name = "IP:PORT")]
     listen: SocketAddr,
-    /// Where agents connect
+    /// Where agents and other masters connect
     #[arg(long, default_value = "127.0.0.1:5051", value_name = "IP:PORT")]
     agent_listen: SocketAddr,
+    /// What it is called where masters are listed [default: its peer address]
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    name: String,
+    /// Where agents and other masters reach it [default: --agent-listen]
+    #[arg(long, value_name = "HOST:PORT")]
+    peer_address: Option<String>,
+    /// Where other masters reach its REST [default: --listen]
+    #[arg(long, value_name = "HOST:PORT")]
+    rest_address: Option<String>,
+    /// Peer addresses of the cluster's masters: an empty data directory joins them, any other one is as before
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    join: Vec<String>,
     /// Listen beyond loopback although nothing is encrypted
     #[arg(long)]
     insecure_listen_without_tls: bool,
@@ -33,10 +46,10 @@ pub struct MasterArgs {
     #[arg(long, value_name = "DIR")]
     bin_dir: Option<PathBuf>,
     /// An agent that is silent for so long makes its tasks unreachable
-    #[arg(long, default_value_t = 75_000, value_name = "MS")]
+    #[arg(long, default_value_t = 12_000, value_name = "MS")]
     agent_timeout_ms: u64,
     /// Schedulers of an agent that is silent for so long are placed elsewhere
-    #[arg(long, default_value_t = 10_000, value_name = "MS")]
+    #[arg(long, default_value_t = 6_000, value_name = "MS")]
     scheduler_grace_ms: u64,
     #[command(flatten)]
     delivery: DeliveryArgs,
@@ -80,12 +93,19 @@ impl DeliveryArgs {
 ///
 /// # Errors
 /// When the master cannot start or has to stop.
-pub async fn run(args: MasterArgs) -> Result<ExitCode, CliError> {
+pub async fn run(context: &Context, args: MasterArgs) -> Result<ExitCode, CliError> {
     start_logging();
+    // Only a master that joins is given a token; others have theirs, whatever the environment says.
+    let token_file = context.connection.token_file.clone().filter(|_| !args.join.is_empty());
     let config = MasterConfig {
         data_dir: args.data_dir,
         listen: args.listen,
         agent_listen: args.agent_listen,
+        name: args.name,
+        peer_address: args.peer_address,
+        rest_address: args.rest_address,
+        join: args.join,
+        token_file,
         insecure_listen: args.insecure_listen_without_tls,
         bin_dir: bin_dir(args.bin_dir)?,
         agent_timeout_ms: args.agent_timeout_ms,
@@ -104,10 +124,12 @@ pub async fn run(args: MasterArgs) -> Result<ExitCode, CliError> {
     }
 }
 
-fn kind(error: &RunError) -> Kind {
+/// Which kind of failure a master's end is.
+pub fn kind(error: &RunError) -> Kind {
     match error {
         RunError::Config(_) | RunError::Key(_) => Kind::Usage,
-        RunError::InUse { .. } => Kind::Refused,
+        RunError::InUse { .. } | RunError::NoCluster { .. } | RunError::Bootstrap(_) => Kind::Refused,
+        RunError::Join(JoinError::Refused { .. }) => Kind::Refused,
         RunError::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
             Kind::Refused
         }

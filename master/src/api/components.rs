@@ -172,6 +172,7 @@ async fn keep(
         return Ok((StatusCode::OK, Json(known.made_from(sent))).into_response());
     }
     api.store.keep(staged).await?;
+    api.fetcher.spread(digest, size_bytes).await?;
     let request = Request::AddComponent {
         digest,
         size_bytes,

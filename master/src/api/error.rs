@@ -8,8 +8,9 @@ use crate::inspect::InspectError;
 use crate::node_loop::Stopped;
 use crate::oci::OciError;
 use crate::store::UploadError;
+use crate::upkeep::components::FetchError;
 use axum::Json;
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tessera_master_core::{Forbidden, HttpFailure, LookupError, RequestError, RowsError};
@@ -25,7 +26,13 @@ pub struct ApiError {
     hint: Option<String>,
     #[serde(skip)]
     retry_after_s: Option<u32>,
+    /// Another master may answer it, or this one in a moment; it may have been acted on.
+    #[serde(skip)]
+    repeat: bool,
 }
+
+/// Marks refusals that only mean that the leader changed: what is safe to repeat is to be repeated.
+pub const REPEAT: HeaderName = HeaderName::from_static("tessera-repeat");
 
 #[derive(Serialize)]
 struct Envelope<'a> {
@@ -41,7 +48,30 @@ impl ApiError {
             message: message.into(),
             hint: None,
             retry_after_s: None,
+            repeat: false,
         }
+    }
+
+    /// Nobody leads now, or the leader changed before it had answered.
+    pub fn no_leader(message: impl Into<String>) -> Self {
+        let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "NO_LEADER", message);
+        error.retry_after_s = Some(1);
+        error.repeat = true;
+        error
+    }
+
+    /// It collides with what is there.
+    pub fn conflict(field: &str, message: impl Into<String>) -> Self {
+        let mut error = Self::new(StatusCode::CONFLICT, "CONFLICT", message);
+        error.field = Some(field.to_owned());
+        error
+    }
+
+    /// What a field names does not exist.
+    pub fn missing(field: &str, message: impl Into<String>) -> Self {
+        let mut error = Self::new(StatusCode::NOT_FOUND, "NOT_FOUND", message);
+        error.field = Some(field.to_owned());
+        error
     }
 
     /// A field breaks a rule.
@@ -120,6 +150,11 @@ impl IntoResponse for ApiError {
                 .headers_mut()
                 .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        if self.repeat {
+            response
+                .headers_mut()
+                .insert(REPEAT, HeaderValue::from_static("1"));
+        }
         response
     }
 }
@@ -178,13 +213,28 @@ impl From<RequestError> for ApiError {
             }
             RequestError::Invalid { field, .. } => Self::invalid(field.to_string(), text),
             RequestError::Limit { .. } => Self::new(StatusCode::CONFLICT, "CONFLICT", text),
-            RequestError::NotLeader | RequestError::Unavailable(_) => Self::unavailable(text),
+            RequestError::KeyReused { .. } => {
+                let status = StatusCode::UNPROCESSABLE_ENTITY;
+                let mut error = Self::new(status, "IDEMPOTENCY_MISMATCH", text);
+                error.field = Some("idempotency-key".into());
+                error.hint("send another request under another key")
+            }
+            RequestError::NotLeader => Self::no_leader(text),
+            // What became of it is not known, which a repetition with the same key finds out.
+            RequestError::Unavailable(_) => {
+                let mut error = Self::unavailable(text);
+                error.repeat = true;
+                error
+            }
         }
     }
 }
 
 impl From<HttpFailure> for ApiError {
     fn from(failure: HttpFailure) -> Self {
+        if failure.code == "NO_LEADER" {
+            return Self::no_leader(failure.message);
+        }
         let status = StatusCode::from_u16(failure.status).unwrap_or(StatusCode::BAD_GATEWAY);
         let mut error = Self::new(status, failure.code, failure.message);
         error.retry_after_s = failure.retry_after_s;
@@ -258,6 +308,12 @@ impl From<OciError> for ApiError {
                 Self::unavailable(text)
             }
         }
+    }
+}
+
+impl From<FetchError> for ApiError {
+    fn from(error: FetchError) -> Self {
+        Self::unavailable(error.to_string()).hint("see that a majority of the masters run, and try again")
     }
 }
 

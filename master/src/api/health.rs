@@ -12,20 +12,26 @@ use std::fmt::Write;
 #[derive(Serialize)]
 struct Health {
     status: &'static str,
+    /// Whether it is this one that leads.
     leader: bool,
+    node: u64,
+    /// Who leads, if that is known.
+    leader_node: Option<u64>,
     term: u64,
     index: u64,
     version: &'static str,
     agents_connected: usize,
 }
 
-/// 200 when this master leads and applies, 503 otherwise.
+/// 200 when this master leads, or knows who does and passes requests on; 503 otherwise.
 pub async fn health(State(api): State<Api>) -> Response {
     let health = api
         .node
         .query_status(|core, _, status| Health {
-            status: if core.is_leader() { "ok" } else { "no leader" },
+            status: "ok",
             leader: core.is_leader(),
+            node: status.node,
+            leader_node: status.leader,
             term: status.term,
             index: status.applied.index,
             version: env!("CARGO_PKG_VERSION"),
@@ -34,7 +40,13 @@ pub async fn health(State(api): State<Api>) -> Response {
         .await;
     match health {
         Ok(health) if health.leader => Json(health).into_response(),
-        Ok(health) => (StatusCode::SERVICE_UNAVAILABLE, Json(health)).into_response(),
+        Ok(health) if health.leader_node.is_some_and(|leader| leader != health.node) => {
+            Json(health).into_response()
+        }
+        Ok(health) => {
+            let health = Health { status: "no leader", ..health };
+            (StatusCode::SERVICE_UNAVAILABLE, Json(health)).into_response()
+        }
         Err(stopped) => ApiError::from(stopped).into_response(),
     }
 }

@@ -11,26 +11,32 @@ mod events;
 mod extract;
 mod frameworks;
 mod health;
+mod idempotency;
+mod leader;
 mod lifecycle;
 mod limits;
 mod lookup;
+mod masters;
 mod proxy;
 mod recordings;
 mod tasks;
 mod views;
 
 use crate::files::FileLane;
+use crate::forward::Forwarder;
 use crate::inspect::Inspector;
 use crate::node_loop::NodeHandle;
 use crate::oci::Puller;
 use crate::store::ComponentStore;
 use crate::token::Token;
+use crate::upkeep::components::Fetcher;
+use crate::upkeep::steward::Health;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::header::AUTHORIZATION;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, any, get, patch, post, put};
+use axum::routing::{MethodRouter, any, delete, get, patch, post, put};
 use error::ApiError;
 use std::sync::Arc;
 use tessera_master_core::{Action, Object, Principal, PrincipalKind, authorize};
@@ -55,6 +61,12 @@ pub struct Api {
     pub allow_unsigned_uploads: bool,
     /// The administrator's token.
     pub token: Token,
+    /// Carries requests to the leader.
+    pub forwarder: Arc<Forwarder>,
+    /// Component files of other masters.
+    pub fetcher: Arc<Fetcher>,
+    /// How the other masters are.
+    pub health: Arc<Health>,
 }
 
 /// A route: its path, what its callers need to be allowed to do to what, and its handlers.
@@ -81,8 +93,32 @@ const fn framework() -> Object {
 
 /// Every route there is.
 fn routes() -> Vec<Route> {
-    let parts = [cluster_routes(), framework_routes(), lifecycle_routes(), task_routes()];
+    let parts = [master_routes(), cluster_routes(), agent_routes(), framework_routes(), lifecycle_routes(), task_routes()];
     parts.into_iter().flatten().collect()
+}
+
+fn master_routes() -> Vec<Route> {
+    vec![
+        route("/v1/masters", Action::Read, Object::Cluster, get(masters::list)),
+        route(
+            "/v1/masters/{node}",
+            Action::Change,
+            Object::Cluster,
+            delete(masters::remove),
+        ),
+        route(
+            "/v1/masters/{node}/promote",
+            Action::Change,
+            Object::Cluster,
+            post(masters::promote),
+        ),
+        route(
+            "/v1/masters/transfer",
+            Action::Change,
+            Object::Cluster,
+            post(masters::transfer),
+        ),
+    ]
 }
 
 fn cluster_routes() -> Vec<Route> {
@@ -135,19 +171,28 @@ fn cluster_routes() -> Vec<Route> {
             Object::Limits { role: None },
             patch(limits::change),
         ),
-        route("/v1/agents", Action::Read, Object::Agent, get(agents::list)),
-        route(
-            "/v1/agents/{agent}",
-            Action::Read,
-            Object::Agent,
-            get(agents::inspect),
-        ),
         route(
             "/v1/events",
             Action::Read,
             Object::Cluster,
             get(events::stream),
         ),
+    ]
+}
+
+fn agent_routes() -> Vec<Route> {
+    use Action::{Change, Read, Remove};
+    let agent = |path, action, handlers| route(path, action, Object::Agent, handlers);
+    let maintenance = "/v1/agents/{agent}/maintenance";
+    vec![
+        agent("/v1/agents", Read, get(agents::list)),
+        agent("/v1/agents/{agent}", Read, get(agents::inspect)),
+        agent("/v1/agents/{agent}/deactivate", Change, post(agents::deactivate)),
+        agent("/v1/agents/{agent}/activate", Change, post(agents::activate)),
+        agent("/v1/agents/{agent}/drain", Change, post(agents::drain)),
+        agent("/v1/agents/{agent}/gone", Remove, post(agents::gone)),
+        agent(maintenance, Change, post(agents::maintain)),
+        agent(maintenance, Change, delete(agents::cancel_maintenance)),
     ]
 }
 
@@ -284,16 +329,22 @@ pub fn router(api: Api) -> Router {
             action: route.action,
             object: route.object,
         };
-        router = router.route(
-            route.path,
+        let handlers = if idempotency::applies(route.path) {
             route
                 .handlers
-                .layer(from_fn_with_state(guard, authenticate)),
+                .layer(from_fn_with_state(api.clone(), idempotency::know))
+        } else {
+            route.handlers
+        };
+        router = router.route(
+            route.path,
+            handlers.layer(from_fn_with_state(guard, authenticate)),
         );
     }
     router
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown)
+        .layer(from_fn_with_state(api.clone(), leader::by_leader))
         .with_state(api)
 }
 

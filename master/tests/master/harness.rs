@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
-use tessera_master::{MasterConfig, RunError, TOKEN_FILE, run};
+use tessera_master::{MasterConfig, RunError, TOKEN_FILE, init, is_initialised, run};
 use tessera_types::{
     Digest, Launch, NativeCommand, Operation, Quantities, TaskBody, TaskSpec, TaskState, TaskStatus,
 };
@@ -79,6 +79,11 @@ pub fn config(dir: &Path) -> MasterConfig {
         data_dir: dir.join("data"),
         listen: free_address(),
         agent_listen: free_address(),
+        name: String::new(),
+        peer_address: None,
+        rest_address: None,
+        join: Vec::new(),
+        token_file: None,
         insecure_listen: false,
         bin_dir: dir.to_owned(),
         agent_timeout_ms: 20_000,
@@ -93,6 +98,9 @@ impl Master {
     pub async fn start(config: MasterConfig) -> Self {
         // Only the first test to come here installs it.
         let _ = tracing_subscriber::fmt().with_test_writer().try_init();
+        if !is_initialised(&config.data_dir) {
+            init(&config).unwrap();
+        }
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(run(config.clone(), shutdown.clone()));
         let client = Client::new();

@@ -24,3 +24,6 @@ pub mod v1 {
 
 /// Version of the session's protocol that this crate speaks.
 pub const SESSION_PROTOCOL: u32 = 1;
+
+/// Version of what masters say to each other.
+pub const PEER_PROTOCOL: u32 = 1;

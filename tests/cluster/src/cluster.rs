@@ -6,7 +6,7 @@
 use crate::guests::{guest, program, target_for_everybody};
 use crate::rest::{Answer, Rest};
 use crate::wait::until;
-use crate::{Outcome, failure, procfs};
+use crate::{Outcome, ensure, failure, procfs};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::fs::Permissions;
@@ -524,6 +524,21 @@ pub async fn framework(
     .await
 }
 
+/// Make a cluster of one master in a directory.
+///
+/// # Errors
+/// When it is refused.
+pub async fn init(dir: &Path, agent_port: u16, port: u16) -> Outcome {
+    let (dir, peer, rest) = (
+        dir.display().to_string(),
+        format!("127.0.0.1:{agent_port}"),
+        format!("127.0.0.1:{port}"),
+    );
+    let args = ["operator", "init", "--data-dir", &dir, "--peer-address", &peer, "--rest-address", &rest];
+    let made = tessera(&args, &[]).await?;
+    ensure(made.status.success(), || String::from_utf8_lossy(&made.stderr).into_owned())
+}
+
 /// A port that nobody listens on, below the ephemeral range.
 ///
 /// # Errors
@@ -589,6 +604,9 @@ impl Parts {
     /// # Errors
     /// When it does not answer in time.
     pub async fn start_master(&mut self, dir: &str) -> Outcome<Rest> {
+        if !self.dir().join(dir).join("db").exists() {
+            init(&self.dir().join(dir), self.agent_port, self.port).await?;
+        }
         let args = [
             "master".to_owned(),
             "--data-dir".to_owned(),

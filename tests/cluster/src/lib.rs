@@ -7,6 +7,7 @@
 
 pub mod cluster;
 pub mod guests;
+pub mod masters;
 pub mod procfs;
 pub mod random;
 pub mod rest;

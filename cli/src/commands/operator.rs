@@ -1,0 +1,290 @@
+//! `tessera operator`: making a cluster, and looking after its masters.
+//!
+//! Must never decide what is sensible: the masters refuse what is not.
+
+use crate::client::Client;
+use crate::commands::master::{bin_dir, kind, with_causes};
+use crate::error::CliError;
+use crate::{Context, output};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tessera_master::MasterConfig;
+
+/// What to do with masters.
+#[derive(Debug, clap::Subcommand)]
+pub enum OperatorCommand {
+    /// Make a cluster of one master in an empty data directory
+    #[command(
+        after_help = "Example:\n  tessera operator init --data-dir /var/lib/tessera/master --peer-address 10.0.0.1:5051 --rest-address 10.0.0.1:5050\n\nOnce per cluster. Every other master joins: tessera master --join 10.0.0.1:5051. Give the master the same\naddresses when it is started; they may be changed later, by starting it with others."
+    )]
+    Init(InitArgs),
+    /// List, add, remove masters, and choose who leads
+    #[command(subcommand)]
+    Raft(RaftCommand),
+    /// How the masters are, and what the cluster can bear
+    Autopilot,
+}
+
+/// Arguments of `tessera operator init`.
+#[derive(Debug, clap::Args)]
+pub struct InitArgs {
+    /// Directory of state, components and token; made if it is not there
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// What the master is called where masters are listed [default: its peer address]
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub name: String,
+    /// Where agents and other masters reach it
+    #[arg(long, default_value = "127.0.0.1:5051", value_name = "HOST:PORT")]
+    pub peer_address: String,
+    /// Where its REST is reached
+    #[arg(long, default_value = "127.0.0.1:5050", value_name = "HOST:PORT")]
+    pub rest_address: String,
+}
+
+/// What to do with the group of masters.
+#[derive(Debug, clap::Subcommand)]
+pub enum RaftCommand {
+    /// List the masters
+    #[command(visible_alias = "ls")]
+    List,
+    /// Make a learner a voter now; by itself that happens once it has everything
+    #[command(
+        after_help = "A master becomes a learner by joining: tessera master --data-dir DIR --join HOST:PORT --token-file FILE"
+    )]
+    Add {
+        /// Its number, as `list` shows it
+        node: u64,
+    },
+    /// Remove a master for good; its number never comes back
+    #[command(visible_alias = "rm")]
+    Remove {
+        /// Its number, as `list` shows it
+        node: u64,
+    },
+    /// Have another master lead
+    Transfer {
+        /// Its number; the one that is furthest if none is named
+        node: Option<u64>,
+    },
+}
+
+/// A master as it is shown.
+#[derive(Debug, Deserialize)]
+struct Master {
+    node: u64,
+    name: String,
+    role: String,
+    leader: bool,
+    healthy: bool,
+    waits_for: Option<String>,
+    peer_address: String,
+    rest_address: String,
+    version: String,
+    stored_index: Option<u64>,
+    last_contact_ms: Option<u64>,
+}
+
+/// All of them.
+#[derive(Debug, Deserialize)]
+struct Masters {
+    cluster: String,
+    term: u64,
+    index: u64,
+    leader: Option<u64>,
+    voters: u64,
+    healthy_voters: u64,
+    quorum: u64,
+    failures_tolerated: u64,
+    warnings: Vec<String>,
+    items: Vec<Master>,
+}
+
+/// Run it.
+///
+/// # Errors
+/// When the cluster refuses or cannot be reached.
+pub async fn run(context: &Context, command: OperatorCommand) -> Result<ExitCode, CliError> {
+    match command {
+        OperatorCommand::Init(args) => init(context, args),
+        OperatorCommand::Raft(command) => raft(context, command).await,
+        OperatorCommand::Autopilot => {
+            let value = masters(&context.client()?).await?;
+            if context.is_json() {
+                output::json(&value)?;
+            } else {
+                show_state(&read(&value)?)?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Makes a cluster of one; its id.
+///
+/// # Errors
+/// When the directory belongs to a cluster already, or cannot be used.
+pub fn make_cluster(args: InitArgs) -> Result<String, CliError> {
+    let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+    let config = MasterConfig {
+        data_dir: args.data_dir,
+        listen: anywhere,
+        agent_listen: anywhere,
+        name: args.name,
+        peer_address: Some(args.peer_address),
+        rest_address: Some(args.rest_address),
+        join: Vec::new(),
+        token_file: None,
+        insecure_listen: false,
+        bin_dir: bin_dir(None)?,
+        agent_timeout_ms: 75_000,
+        scheduler_grace_ms: 10_000,
+        component_registries: Vec::new(),
+        component_key: None,
+        allow_unsigned_uploads: false,
+    };
+    tessera_master::init(&config).map_err(|error| {
+        CliError::new(
+            kind(&error),
+            format!("no cluster was made: {}", with_causes(&error)),
+        )
+    })
+}
+
+fn init(context: &Context, args: InitArgs) -> Result<ExitCode, CliError> {
+    let data_dir = args.data_dir.clone();
+    let cluster = make_cluster(args)?;
+    let token = data_dir.join("admin.token");
+    if context.is_json() {
+        output::json(&json!({"cluster": cluster, "data_dir": data_dir, "token_file": token}))?;
+    } else {
+        output::fields(&[
+            ("cluster", cluster),
+            ("data", data_dir.display().to_string()),
+            ("token", token.display().to_string()),
+        ])?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn masters(client: &Client) -> Result<Value, CliError> {
+    client.json(client.get(&["v1", "masters"])).await
+}
+
+fn read(value: &Value) -> Result<Masters, CliError> {
+    Masters::deserialize(value)
+        .map_err(|error| CliError::failed(format!("the list of masters cannot be read: {error}")))
+}
+
+async fn raft(context: &Context, command: RaftCommand) -> Result<ExitCode, CliError> {
+    let client = context.client()?;
+    let done = match command {
+        RaftCommand::List => {
+            let value = masters(&client).await?;
+            if context.is_json() {
+                output::json(&value)?;
+            } else {
+                show_list(&read(&value)?)?;
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        RaftCommand::Add { node } => {
+            let number = node.to_string();
+            let request = client.post(&["v1", "masters", &number, "promote"]).once();
+            client.send(request).await?;
+            json!({"node": node, "role": "voter"})
+        }
+        RaftCommand::Remove { node } => remove(&client, node).await?,
+        RaftCommand::Transfer { node } => {
+            let request = client.post(&["v1", "masters", "transfer"]);
+            client.json(request.json(json!({"to": node})).once()).await?
+        }
+    };
+    if context.is_json() {
+        output::json(&done)?;
+    } else {
+        output::note(&told(&done));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A leader that is removed hands over first, and then the next one is to be asked.
+async fn remove(client: &Client, node: u64) -> Result<Value, CliError> {
+    let number = node.to_string();
+    let request = client.delete(&["v1", "masters", &number]).repeatable();
+    client.send(request).await?;
+    Ok(json!({"node": node, "role": "removed"}))
+}
+
+fn told(done: &Value) -> String {
+    match (&done["to"], &done["node"]) {
+        (Value::Null, node) => format!("node {node} is {} now", done["role"].as_str().unwrap_or("changed")),
+        (to, _) => format!("node {to} leads now"),
+    }
+}
+
+fn show_list(masters: &Masters) -> Result<(), CliError> {
+    let rows = masters.items.iter().map(|master| {
+        let role = if master.leader { "leader" } else { &master.role };
+        let state = match (&master.waits_for, master.healthy) {
+            (Some(what), _) => what.as_str(),
+            (None, true) => "ok",
+            (None, false) => "silent",
+        };
+        let number = |number: Option<u64>| number.map_or("-".to_owned(), |n| n.to_string());
+        vec![
+            master.node.to_string(),
+            master.name.clone(),
+            role.to_owned(),
+            state.to_owned(),
+            master.peer_address.clone(),
+            master.rest_address.clone(),
+            number(master.stored_index),
+            master.version.clone(),
+        ]
+    });
+    output::table(
+        &["NODE", "NAME", "ROLE", "STATE", "PEERS", "REST", "STORED", "VERSION"],
+        rows.collect(),
+        "no masters",
+    )?;
+    for warning in &masters.warnings {
+        output::note(&format!("warning: {warning}"));
+    }
+    Ok(())
+}
+
+fn show_state(masters: &Masters) -> Result<(), CliError> {
+    let leader = masters.leader.map_or("nobody".to_owned(), |node| format!("node {node}"));
+    output::fields(&[
+        ("cluster", masters.cluster.clone()),
+        ("leader", leader),
+        ("term, index", format!("{}, {}", masters.term, masters.index)),
+        (
+            "voters",
+            format!(
+                "{} of {} are well, {} are needed: {} more may fail",
+                masters.healthy_voters, masters.voters, masters.quorum, masters.failures_tolerated
+            ),
+        ),
+    ])?;
+    for master in &masters.items {
+        let contact = match master.last_contact_ms {
+            _ if master.leader => "leads".to_owned(),
+            Some(ms) => format!("heard {ms} ms ago"),
+            None => "not heard yet".to_owned(),
+        };
+        let waits = match &master.waits_for {
+            Some(what) => format!(", not a voter yet: {what}"),
+            None => String::new(),
+        };
+        output::line(&format!("node {} ({}): {contact}{waits}", master.node, master.name))?;
+    }
+    for warning in &masters.warnings {
+        output::note(&format!("warning: {warning}"));
+    }
+    Ok(())
+}

@@ -1,0 +1,320 @@
+//! Before every route: requests are answered by the leader, whichever master they came to.
+//!
+//! Invariants: a request is passed on at most once; it is sent again only when acting twice is the same as
+//! acting once, or when nobody can have acted on it; everything that waits has a deadline. Reads that the
+//! leader answers are linearizable; others say so. Must never look at what a request means.
+
+use super::Api;
+use super::error::{ApiError, REPEAT};
+use crate::forward::{FORWARDED_BY, ForwardError};
+use crate::members::Topology;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header, request};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// How long a leader is waited for: an election takes about a second.
+const LEADER_WAIT: Duration = Duration::from_secs(2);
+
+/// How long a request is tried again whose leader went away under it.
+const REPEAT_FOR: Duration = Duration::from_secs(10);
+
+/// Pause before a request is tried again with the same leader.
+const REPEAT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What changes the leader itself: a repetition would go to the one that has just taken over.
+const ONCE: &str = "/v1/masters/transfer";
+
+/// Largest body that is kept so that it can be sent again.
+const KEPT_BODY_BYTES_MAX: u64 = 1 << 20;
+
+/// Random bytes of a key that is made here: it must not meet another one.
+const KEY_BYTES: usize = 16;
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// The index to which the answering master has applied the log.
+const APPLIED_INDEX: HeaderName = HeaderName::from_static("tessera-applied-index");
+
+/// Which reads do not have to be the newest.
+const CONSISTENCY: &str = "consistency";
+
+/// A request that may be sent several times.
+struct Kept {
+    parts: request::Parts,
+    /// Absent once it was sent, when it is too large to be kept.
+    body: Option<Body>,
+    /// The whole body, when it is small.
+    bytes: Option<Bytes>,
+}
+
+impl Kept {
+    async fn of(request: Request) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        let length = announced(&parts.headers);
+        if length.is_none_or(|length| length > KEPT_BODY_BYTES_MAX) {
+            return Ok(Self { parts, body: Some(body), bytes: None });
+        }
+        let bytes = body
+            .collect()
+            .await
+            .map_err(|error| ApiError::invalid("body", format!("the request broke off: {error}")))?
+            .to_bytes();
+        Ok(Self { parts, body: None, bytes: Some(bytes) })
+    }
+
+    /// The request for the next attempt, if there is one more to be had.
+    fn next(&mut self) -> Option<Request> {
+        let body = match &self.bytes {
+            Some(bytes) => Body::from(bytes.clone()),
+            None => self.body.take()?,
+        };
+        Some(Request::from_parts(self.parts.clone(), body))
+    }
+
+    /// Acting twice on it is the same as acting once.
+    fn repeatable(&self) -> bool {
+        if self.parts.uri.path() == ONCE {
+            return false;
+        }
+        let safe = matches!(self.parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
+        self.bytes.is_some() && (safe || self.parts.headers.contains_key(IDEMPOTENCY_KEY))
+    }
+
+    /// So that the leader knows it again. Reads need none.
+    fn ensure_key(&mut self) -> Result<(), ApiError> {
+        let changes = !matches!(self.parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
+        if !changes || self.parts.headers.contains_key(IDEMPOTENCY_KEY) {
+            return Ok(());
+        }
+        let mut random = [0; KEY_BYTES];
+        getrandom::fill(&mut random)
+            .map_err(|_| ApiError::internal("the system gave no random bytes"))?;
+        let key: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        let key = HeaderValue::from_str(&format!("auto-{key}"))
+            .map_err(|_| ApiError::internal("a key could not be made"))?;
+        self.parts.headers.insert(IDEMPOTENCY_KEY, key);
+        Ok(())
+    }
+}
+
+/// How long the body is; nothing when that is not known before.
+fn announced(headers: &HeaderMap) -> Option<u64> {
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        return None;
+    }
+    match headers.get(header::CONTENT_LENGTH) {
+        Some(length) => length.to_str().ok()?.parse().ok(),
+        None => Some(0),
+    }
+}
+
+/// Answered by whichever master is asked: about this master, or from rows that say how new they are.
+fn is_local(path: &str) -> bool {
+    matches!(path, "/health" | "/metrics" | "/v1/events")
+}
+
+/// Takes `consistency` out of a query: handlers refuse parameters that they do not know.
+fn take_consistency(uri: &Uri) -> Result<(Uri, bool), ApiError> {
+    let Some(query) = uri.query().filter(|query| query.contains(CONSISTENCY)) else {
+        return Ok((uri.clone(), false));
+    };
+    let mut stale = false;
+    let mut rest = Vec::new();
+    for pair in query.split('&') {
+        match pair.split_once('=').filter(|(name, _)| *name == CONSISTENCY) {
+            Some((_, "stale")) => stale = true,
+            Some((_, "linearizable")) => stale = false,
+            Some((_, other)) => {
+                let other: String = other.chars().take(40).collect();
+                let rule = format!("{other:?} is neither `linearizable` nor `stale`");
+                return Err(ApiError::invalid(CONSISTENCY, rule));
+            }
+            None => rest.push(pair),
+        }
+    }
+    let path = match rest.is_empty() {
+        true => uri.path().to_owned(),
+        false => format!("{}?{}", uri.path(), rest.join("&")),
+    };
+    let uri = path
+        .parse()
+        .map_err(|_| ApiError::invalid(CONSISTENCY, "the rest of the query cannot be read"))?;
+    Ok((uri, stale))
+}
+
+/// Has the leader answer: this master, if it leads, or the one that does.
+pub async fn by_leader(State(api): State<Api>, mut request: Request, next: Next) -> Response {
+    if is_local(request.uri().path()) {
+        return next.run(request).await;
+    }
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    // Below other paths, parameters belong to schedulers.
+    let ours = request.uri().path().starts_with("/v1/");
+    if ours && reads {
+        match take_consistency(request.uri()) {
+            Ok((uri, stale)) => {
+                *request.uri_mut() = uri;
+                if stale {
+                    return local(&api, request, next).await;
+                }
+            }
+            Err(error) => return error.into_response(),
+        }
+    }
+    match Kept::of(request).await {
+        Ok(kept) => attempts(&api, kept, next).await.unwrap_or_else(IntoResponse::into_response),
+        Err(error) => error.into_response(),
+    }
+}
+
+/// Answered from what this master has applied, however old that is.
+async fn local(api: &Api, request: Request, next: Next) -> Response {
+    let index = api.node.query_status(|_, _, status| status.applied.index).await;
+    let mut response = next.run(request).await;
+    if let Ok(index) = index {
+        response.headers_mut().insert(APPLIED_INDEX, HeaderValue::from(index));
+    }
+    response
+}
+
+async fn attempts(api: &Api, mut kept: Kept, next: Next) -> Result<Response, ApiError> {
+    let began = Instant::now();
+    let passed_on = kept.parts.headers.contains_key(FORWARDED_BY);
+    let mut topology = api.node.topology();
+    let mut last = ApiError::no_leader("no master leads the cluster now");
+    // The first answer that nobody can have acted on may come late; later ones have been waited for long.
+    let mut patience = LEADER_WAIT;
+    loop {
+        let view = topology.borrow_and_update().clone();
+        let leader = view.leader_rest().map(|(node, address)| (node, address.to_owned()));
+        let outcome = match leader {
+            _ if view.leads => Some(here(api, &mut kept, &next).await),
+            _ if passed_on => return Err(ApiError::no_leader("this master does not lead")),
+            Some((leader, address)) => {
+                kept.ensure_key()?;
+                let Some(request) = kept.next() else { return Err(last) };
+                let wait_for_other = kept.repeatable();
+                let sent = api.forwarder.send(&address, view.node(), request);
+                Some(there(sent, &mut topology, leader, wait_for_other).await)
+            }
+            None => None,
+        };
+        match outcome {
+            Some(Outcome::Answer(response)) => {
+                let again = response.headers().contains_key(REPEAT) && kept.repeatable();
+                if !again || passed_on || began.elapsed() >= REPEAT_FOR {
+                    return Ok(response);
+                }
+                patience = REPEAT_FOR;
+            }
+            Some(Outcome::Untouched(error)) if kept.bytes.is_some() => {
+                last = error;
+                patience = REPEAT_FOR;
+            }
+            Some(Outcome::Unknown(error)) if kept.repeatable() => {
+                last = error;
+                patience = REPEAT_FOR;
+            }
+            Some(Outcome::Untouched(error) | Outcome::Unknown(error)) => return Err(error),
+            None => {}
+        }
+        if began.elapsed() >= patience {
+            return Err(last);
+        }
+        // A change of the leader, or a moment: whichever comes first. Without a leader only a change helps.
+        let pause = match view.leader_rest() {
+            None if !view.leads => patience.saturating_sub(began.elapsed()),
+            _ => REPEAT_PAUSE,
+        };
+        let _ = tokio::time::timeout(pause, topology.changed()).await;
+    }
+}
+
+/// What came of one attempt.
+enum Outcome {
+    Answer(Response),
+    /// Nobody can have acted on it.
+    Untouched(ApiError),
+    /// Somebody may have acted on it.
+    Unknown(ApiError),
+}
+
+/// Answered by this master. A read waits until its rows are the newest.
+async fn here(api: &Api, kept: &mut Kept, next: &Next) -> Outcome {
+    if matches!(kept.parts.method, Method::GET | Method::HEAD) && api.node.barrier().await.is_err() {
+        return Outcome::Untouched(ApiError::no_leader("this master stopped leading"));
+    }
+    match kept.next() {
+        Some(request) => Outcome::Answer(next.clone().run(request).await),
+        None => Outcome::Unknown(ApiError::no_leader(
+            "the leader changed, and the request is too large to be sent again",
+        )),
+    }
+}
+
+/// Answered by another master, unless it stops leading first and the request can go to the next one.
+async fn there(
+    sent: impl Future<Output = Result<Response, ForwardError>>,
+    topology: &mut watch::Receiver<Topology>,
+    leader: u64,
+    repeatable: bool,
+) -> Outcome {
+    let other_leads = async {
+        let other = topology.wait_for(|now| now.leader.is_some_and(|node| node != leader));
+        if !repeatable || other.await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        answer = sent => match answer {
+            Ok(response) => Outcome::Answer(response),
+            Err(error @ ForwardError::Unreached { .. }) => {
+                Outcome::Untouched(ApiError::no_leader(error.to_string()))
+            }
+            Err(error @ ForwardError::Unanswered { .. }) => {
+                Outcome::Unknown(ApiError::no_leader(error.to_string()))
+            }
+        },
+        () = other_leads => Outcome::Unknown(ApiError::no_leader(
+            "the leader changed before it answered; the request may have been acted on",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn consistency_is_taken_out_of_the_query() {
+        for (given, left, stale) in [
+            ("/v1/tasks", "/v1/tasks", false),
+            ("/v1/tasks?consistency=stale", "/v1/tasks", true),
+            ("/v1/tasks?a=b&consistency=stale&c=d", "/v1/tasks?a=b&c=d", true),
+            ("/v1/tasks?consistency=linearizable", "/v1/tasks", false),
+            ("/v1/tasks?myconsistency=1", "/v1/tasks?myconsistency=1", false),
+        ] {
+            let (uri, found) = take_consistency(&given.parse().unwrap()).unwrap();
+            assert_eq!((uri.to_string().as_str(), found), (left, stale), "{given}");
+        }
+        assert!(take_consistency(&"/v1/x?consistency=weak".parse().unwrap()).is_err());
+    }
+
+    #[test]
+    fn lengths_are_known_or_not() {
+        let with = |name: HeaderName, value: &'static str| {
+            HeaderMap::from_iter([(name, HeaderValue::from_static(value))])
+        };
+        assert_eq!(announced(&HeaderMap::new()), Some(0));
+        assert_eq!(announced(&with(header::CONTENT_LENGTH, "7")), Some(7));
+        assert_eq!(announced(&with(header::CONTENT_LENGTH, "x")), None);
+        assert_eq!(announced(&with(header::TRANSFER_ENCODING, "chunked")), None);
+    }
+}

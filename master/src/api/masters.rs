@@ -1,0 +1,247 @@
+//! `/v1/masters`: who the masters are and how they are, and changing that.
+
+use super::Api;
+use super::error::ApiError;
+use super::extract::{Document, Path};
+use crate::members::Topology;
+use crate::node_loop::{ChangeRefused, NodeStatus, TransferRefused};
+use crate::upkeep::steward::{Heard, SILENT_AFTER, waits_for};
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tessera_replica::{ChangeError, MemberChange};
+
+/// How long a leader that is to be removed waits until another one leads.
+const STEP_DOWN_WITHIN: Duration = Duration::from_secs(3);
+
+/// One master.
+#[derive(Debug, Serialize)]
+struct MasterJson {
+    node: u64,
+    name: String,
+    role: &'static str,
+    leader: bool,
+    healthy: bool,
+    /// What a learner lacks for becoming a voter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waits_for: Option<&'static str>,
+    peer_address: String,
+    rest_address: String,
+    version: String,
+    added_at_ms: u64,
+    /// Newest entry known to be on its disk; only the leader knows it of others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stored_index: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    applied_index: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_contact_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    components_missing: Option<u64>,
+}
+
+/// All masters, and what the cluster can bear.
+#[derive(Debug, Serialize)]
+pub struct MastersJson {
+    cluster: String,
+    term: u64,
+    index: u64,
+    leader: Option<u64>,
+    voters: usize,
+    healthy_voters: usize,
+    /// Voters that must answer for anything to be written.
+    quorum: usize,
+    /// How many more voters may be lost now.
+    failures_tolerated: usize,
+    healthy: bool,
+    warnings: Vec<String>,
+    items: Vec<MasterJson>,
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn of(view: &Topology, status: &NodeStatus, heard: &BTreeMap<u64, Heard>) -> MastersJson {
+    let items: Vec<MasterJson> = view
+        .members
+        .iter()
+        .map(|(node, member)| {
+            let own = *node == view.node();
+            let peer = status.peers.iter().find(|peer| peer.node == *node);
+            let heard_of = heard.get(node);
+            let silent = heard_of.is_none_or(|heard| heard.at.elapsed() > SILENT_AFTER);
+            let answers = !silent && peer.is_some_and(|peer| peer.recently_active);
+            MasterJson {
+                node: *node,
+                name: member.info.name.clone(),
+                role: if member.votes { "voter" } else { "learner" },
+                leader: view.leader == Some(*node),
+                healthy: own || answers,
+                waits_for: (view.leads && !member.votes)
+                    .then(|| waits_for(*node, heard, &status.peers))
+                    .flatten(),
+                peer_address: member.info.peer_address.clone(),
+                rest_address: member.info.rest_address.clone(),
+                version: member.info.software_version.clone(),
+                added_at_ms: member.info.added_at_ms,
+                stored_index: match own {
+                    true => Some(status.last_index),
+                    false => peer.map(|peer| peer.matched),
+                },
+                applied_index: match own {
+                    true => Some(status.applied.index),
+                    false => heard_of.map(|heard| heard.reply.applied_index),
+                },
+                last_contact_ms: heard_of.map(|heard| millis(heard.at.elapsed())),
+                components_missing: heard_of.map(|heard| heard.reply.components_missing),
+            }
+        })
+        .collect();
+    let voters = view.voters();
+    let healthy_voters = items.iter().filter(|item| item.role == "voter" && item.healthy).count();
+    let quorum = voters / 2 + 1;
+    MastersJson {
+        cluster: view.cluster().to_string(),
+        term: status.term,
+        index: status.applied.index,
+        leader: view.leader,
+        voters,
+        healthy_voters,
+        quorum,
+        failures_tolerated: healthy_voters.saturating_sub(quorum),
+        healthy: items.iter().all(|item| item.healthy),
+        warnings: warnings(voters, healthy_voters, quorum, view),
+        items,
+    }
+}
+
+fn warnings(voters: usize, healthy: usize, quorum: usize, view: &Topology) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if voters > 0 && voters % 2 == 0 {
+        warnings.push(format!(
+            "{voters} voting masters bear no more failures than {}: add one, or remove one",
+            voters - 1
+        ));
+    }
+    if voters > 2 && healthy == quorum {
+        warnings.push("one more failure of a voting master stops all writes".to_owned());
+    }
+    if view.membership.changing {
+        warnings.push("a master is being replaced".to_owned());
+    }
+    warnings
+}
+
+/// All masters as the leader knows them, or, when a stale answer is asked for, as this one does.
+pub async fn list(State(api): State<Api>) -> Result<Json<MastersJson>, ApiError> {
+    let status = api.node.query_status(|_, _, status| status.clone()).await?;
+    let view = api.node.topology().borrow().clone();
+    Ok(Json(of(&view, &status, &api.health.all())))
+}
+
+fn node_id(text: &str) -> Result<u64, ApiError> {
+    text.parse()
+        .ok()
+        .filter(|node| *node > 0)
+        .ok_or_else(|| ApiError::invalid("node", "the number of a master, as `tessera operator raft list` shows it"))
+}
+
+/// Make a learner a voter now.
+pub async fn promote(
+    State(api): State<Api>,
+    Path(node): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let node = node_id(&node)?;
+    let missing = api.health.all().get(&node).map(|heard| heard.reply.components_missing);
+    if let Some(missing) = missing.filter(|missing| *missing > 0) {
+        return Err(ApiError::conflict("node", format!("node {node} lacks {missing} component files"))
+            .hint("it fetches them by itself; ask again in a moment"));
+    }
+    api.node.change(MemberChange::Promote { node }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Remove a master for good. A leader hands leadership over first, and the request goes to the next one.
+pub async fn remove(
+    State(api): State<Api>,
+    Path(node): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let node = node_id(&node)?;
+    match api.node.change(MemberChange::Remove { node }).await {
+        // Removed is removed, also when somebody asks twice.
+        Ok(()) | Err(ChangeRefused::Replica(ChangeError::Removed(_))) => Ok(StatusCode::NO_CONTENT),
+        Err(ChangeRefused::Replica(ChangeError::RemovesLeader(_))) => {
+            api.node.transfer(None).await?;
+            let mut topology = api.node.topology();
+            let led = topology.wait_for(|view| view.leader.is_some_and(|leader| leader != node));
+            // If nobody takes it, the next try says why.
+            let _ = tokio::time::timeout(STEP_DOWN_WITHIN, led).await;
+            Err(ApiError::no_leader("leadership was handed over, so that the master can be removed"))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// To whom leadership is to go.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Transfer {
+    to: Option<u64>,
+}
+
+/// Who was asked to lead.
+#[derive(Serialize)]
+pub struct Transferred {
+    to: u64,
+}
+
+/// Hand leadership to another master.
+pub async fn transfer(
+    State(api): State<Api>,
+    Document(transfer): Document<Transfer>,
+) -> Result<Json<Transferred>, ApiError> {
+    let to = api.node.transfer(transfer.to).await?;
+    let mut topology = api.node.topology();
+    let led = topology.wait_for(|view| view.leader == Some(to));
+    match tokio::time::timeout(STEP_DOWN_WITHIN, led).await {
+        Ok(_) => Ok(Json(Transferred { to })),
+        Err(_) => Err(ApiError::unavailable(format!(
+            "node {to} did not take leadership within {} s",
+            STEP_DOWN_WITHIN.as_secs()
+        ))),
+    }
+}
+
+impl From<ChangeRefused> for ApiError {
+    fn from(error: ChangeRefused) -> Self {
+        let text = error.to_string();
+        let ChangeRefused::Replica(refused) = error else {
+            return Self::no_leader(text);
+        };
+        match refused {
+            ChangeError::NotLeader { .. } | ChangeError::Stopped => Self::no_leader(text),
+            ChangeError::InProgress => Self::unavailable(text),
+            ChangeError::NotAMember(_) | ChangeError::Removed(_) => Self::missing("node", text)
+                .hint("`tessera operator raft list` shows the masters"),
+            _ => Self::conflict("node", text),
+        }
+    }
+}
+
+impl From<TransferRefused> for ApiError {
+    fn from(error: TransferRefused) -> Self {
+        use tessera_replica::TransferError;
+        let text = error.to_string();
+        match error {
+            TransferRefused::Replica(TransferError::NotLeader { .. } | TransferError::Stopped)
+            | TransferRefused::Stopped(_) => Self::no_leader(text),
+            TransferRefused::Replica(_) => Self::conflict("to", text),
+            TransferRefused::Nobody => Self::conflict("to", text)
+                .hint("start another master with --join, or wait until one has kept up"),
+        }
+    }
+}

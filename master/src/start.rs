@@ -1,0 +1,128 @@
+//! From a data directory to a node: making a cluster, joining one, or going on with what is there.
+//!
+//! Invariants: a directory belongs to one process; a cluster is made only when somebody asks for it in so
+//! many words, so that a master that lost its disk never makes a second one; a node id is on disk before it
+//! is used.
+
+use crate::config::{MasterConfig, member_info};
+use crate::join;
+use crate::node::Node;
+use crate::peer::Caller;
+use crate::token::Token;
+use crate::{DB_DIR, RunError};
+use prost::Message as _;
+use std::fs::{DirBuilder, File, TryLockError};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use tessera_master_core::Config;
+use tessera_replica::{ClusterId, Identity, Replica, ReplicaConfig, RocksDisk};
+use tessera_wire::v1;
+use tokio_util::sync::CancellationToken;
+
+/// The id of a cluster's first node.
+const FIRST_NODE: u64 = 1;
+
+/// Makes the directory, private to its owner, and locks it for as long as the file lives.
+pub fn lock_data_dir(dir: &Path) -> Result<File, RunError> {
+    let error = |source| RunError::DataDir {
+        path: dir.to_owned(),
+        source,
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(error)?;
+    let lock = File::create(dir.join("LOCK")).map_err(error)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(RunError::InUse {
+            path: dir.to_owned(),
+        }),
+        Err(TryLockError::Error(source)) => Err(error(source)),
+    }
+}
+
+/// Makes a cluster of one in a directory that has none yet; its identity.
+///
+/// # Errors
+/// When the directory belongs to a cluster, or cannot be used.
+pub fn make_cluster(data_dir: &Path, info: &v1::MemberInfo) -> Result<Identity, RunError> {
+    let _lock = lock_data_dir(data_dir)?;
+    Token::load_or_make(data_dir)?;
+    let (db, new) = (data_dir.join(DB_DIR), data_dir.join("db.new"));
+    let io = |source| RunError::DataDir {
+        path: data_dir.to_owned(),
+        source,
+    };
+    // Made under another name: a database that is there has a cluster, or one that it was to join.
+    let place = match db.exists() {
+        true => &db,
+        false => {
+            match std::fs::remove_dir_all(&new) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
+                _ => &new,
+            }
+        }
+    };
+    let mut disk = RocksDisk::open(place)?;
+    let mut cluster = [0; 16];
+    getrandom::fill(&mut cluster).map_err(RunError::Random)?;
+    let identity = Identity {
+        cluster: ClusterId(cluster),
+        node: FIRST_NODE,
+    };
+    Replica::bootstrap(&mut disk, identity, info.encode_to_vec())?;
+    drop(disk);
+    if *place == new {
+        std::fs::rename(&new, &db).map_err(io)?;
+        File::open(data_dir).and_then(|dir| dir.sync_all()).map_err(io)?;
+    }
+    Ok(identity)
+}
+
+/// The disk of a member: one that is, or one that has just joined.
+///
+/// # Errors
+/// When the disk is refused, or the cluster does not take this master.
+pub async fn open_disk(
+    config: &MasterConfig,
+    caller: &Caller,
+    shutdown: &CancellationToken,
+) -> Result<(RocksDisk, Identity), RunError> {
+    let mut disk = RocksDisk::open(&config.data_dir.join(DB_DIR))?;
+    if let Some(identity) = Replica::identity(&disk)? {
+        join::forget_join_id(&config.data_dir);
+        return Ok((disk, identity));
+    }
+    if config.join.is_empty() {
+        return Err(RunError::NoCluster {
+            path: config.data_dir.clone(),
+        });
+    }
+    let identity = join::enter(config, caller, &member_info(config), shutdown).await?;
+    Replica::prepare_joiner(&mut disk, identity)?;
+    join::forget_join_id(&config.data_dir);
+    tracing::info!(cluster = %identity.cluster, node = identity.node, "joined as a learner");
+    Ok((disk, identity))
+}
+
+/// The node on a member's disk.
+///
+/// # Errors
+/// When the disk or its rows are refused.
+pub fn open_node(
+    config: &MasterConfig,
+    disk: RocksDisk,
+    identity: Identity,
+) -> Result<Node<RocksDisk>, RunError> {
+    let core = Config {
+        agent_timeout_ms: config.agent_timeout_ms,
+        scheduler_grace_ms: config.scheduler_grace_ms,
+        session_silence_ms: Config::default()
+            .session_silence_ms
+            .min(config.agent_timeout_ms),
+        ..Config::default()
+    };
+    Ok(Node::open(core, ReplicaConfig::new(identity), disk)?)
+}
