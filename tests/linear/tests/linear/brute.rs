@@ -7,10 +7,10 @@ use tessera_linear::{
 
 use crate::rng::Rng;
 
-/// Histories for each model; a second in all.
-const HISTORIES: u64 = 20_000;
+/// Histories for each model; a few seconds in all.
+const HISTORIES: u64 = 40_000;
 /// Operations of a history: all their orders are soon tried.
-const OPERATIONS_MAX: u64 = 7;
+const OPERATIONS_MAX: u64 = 8;
 
 /// Whether what is left can be put in order after this state, with nothing remembered or left out but
 /// what the definition says.
@@ -44,6 +44,7 @@ fn has_order<M: Model>(
 /// Random operations that fit together, with questions and answers by `draw`.
 fn operations<I, O>(rng: &mut Rng, draw: impl Fn(&mut Rng) -> (I, O)) -> Vec<Operation<I, O>> {
     let processes = 1 + rng.below(4);
+    let unknown = rng.below(70);
     let mut free = vec![0; 4];
     (0..1 + rng.below(OPERATIONS_MAX))
         .map(|_| {
@@ -52,7 +53,7 @@ fn operations<I, O>(rng: &mut Rng, draw: impl Fn(&mut Rng) -> (I, O)) -> Vec<Ope
             let call = *at + rng.below(6);
             let returned = call + rng.below(8);
             let (input, output) = draw(rng);
-            let outcome = if rng.chance(25) {
+            let outcome = if rng.chance(unknown) {
                 *at = call + 1;
                 Outcome::Unknown
             } else {

@@ -1,5 +1,8 @@
 //! Histories in files: they come back as they were saved, and what is none is refused by its line.
 
+use std::io::Write;
+use std::process::{Command, Stdio};
+
 use tessera_linear::{History, Recorder, Register, RegisterAnswer, RegisterCall, check};
 
 use crate::service::{Bug, Options, run};
@@ -111,5 +114,47 @@ fn what_is_no_history_is_refused() {
     ];
     for text in fine {
         assert!(Registers::read(text.as_bytes()).is_ok(), "{text}");
+    }
+}
+
+#[test]
+fn the_command_says_by_its_exit_code_what_it_found() {
+    let good = r#"{"process":1,"key":"a","call":0,"return":5,"input":{"op":"read"},"output":{"is":"value","value":null}}"#;
+    let bad = good.replace("null", "\"x\"");
+    let cases = [
+        ("register", good, 0, "linearizable: 1 operations on 1 keys"),
+        (
+            "register",
+            bad.as_str(),
+            1,
+            "not linearizable: key a, no order explains its first 1 answers",
+        ),
+        (
+            "list",
+            good,
+            2,
+            "/dev/stdin: line 1 of the history is not an operation",
+        ),
+        ("queue", good, 2, "usage: linear"),
+    ];
+    for (model, text, code, expected) in cases {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_linear"))
+            .args([model, "/dev/stdin"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the command starts");
+        // One that refuses its arguments does not read.
+        let _ = child
+            .stdin
+            .take()
+            .expect("a pipe")
+            .write_all(text.as_bytes());
+        let output = child.wait_with_output().expect("the command ends");
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        assert_eq!(output.status.code(), Some(code), "{model} {text}: {said}");
+        assert!(said.starts_with(expected), "{model} {text}: {said}");
     }
 }

@@ -195,6 +195,18 @@ const REGISTERS: &[Case] = &[
         "1 a 0-1 swap - x done\n 1 a 2-3 read",
         2,
     ),
+    (
+        "what was reached with a remove of unknown outcome is reached without it too",
+        "2 a 1-6 read x\n 1 a 1-7 remove\n 0 a 2- remove\n 1 a 9-12 swap - x done\n 1 a 16-18 write x\n \
+         1 a 23-24 read x\n 1 a 27-33 read -\n 3 a 5-9 write x",
+        0,
+    ),
+    (
+        "the same values made by other operations of unknown outcome leave others to happen",
+        "0 a 5- swap - y\n 0 a 11-13 read y\n 1 a 1- write x\n 0 a 19-20 read x\n 0 a 22-25 read x\n \
+         0 a 27-29 swap y x done\n 2 a 0- swap x -\n 1 a 2- swap x y",
+        0,
+    ),
 ];
 
 const LISTS: &[Case] = &[
