@@ -175,7 +175,7 @@ fn check_identity(found: Identity, expected: Identity) -> Result<(), OpenError> 
 fn required<D: Disk>(disk: &D, key: MetaKey) -> Result<Vec<u8>, OpenError> {
     let missing = || DiskError::Corrupt {
         what: format!("{key:?} record"),
-        detail: "missing",
+        detail: "missing".into(),
     };
     Ok(disk.meta(key)?.ok_or_else(missing)?)
 }

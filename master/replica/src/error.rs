@@ -4,11 +4,14 @@
 //! Invariants: each text says what was attempted and what was found.
 //! Must never: be built from a catch-all string of another error without naming the operation.
 
+use std::borrow::Cow;
+
 use crate::config::{ClusterId, MAX_ATTRIBUTES_BYTES, MAX_ENTRY_BYTES, MAX_MEMBERS, MAX_ROW_BYTES};
 use crate::machine::EntryId;
 
 /// What to do with a data directory that lost something: its node id must not come back.
-const REJOIN: &str = "remove the directory and start with --join: it comes back under a new id";
+const REJOIN: &str = "remove the directory and start with --join: it comes back under a new id \
+                      (the only master of a cluster: restore a saved snapshot instead)";
 
 /// A disk operation failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -23,12 +26,12 @@ pub enum DiskError {
         detail: String,
     },
     /// What was read is not what was written.
-    #[error("damaged {what}: {detail}")]
+    #[error("damaged {what}: {detail}; {REJOIN}")]
     Corrupt {
         /// Which record.
         what: String,
         /// What is wrong with it.
-        detail: &'static str,
+        detail: Cow<'static, str>,
     },
 }
 
@@ -143,7 +146,7 @@ pub enum OpenError {
     #[error("the raft records contradict each other: {0}; {REJOIN}")]
     Inconsistent(String),
     /// A record is damaged.
-    #[error("the data directory is damaged ({0}); {REJOIN}")]
+    #[error("the data directory cannot be used: {0}")]
     Damaged(DiskError),
     /// The disk cannot be read.
     #[error("cannot read the data directory")]

@@ -167,10 +167,9 @@ impl<D: Disk> LogStore<D> {
         let old_end = self.last() + 1;
         let start = entries.first().map_or(old_end, |entry| entry.index);
         if start > old_end || start < self.first() {
-            let detail = "raft appended outside the log";
             return Err(DiskError::Corrupt {
                 what: format!("log entry {start}"),
-                detail,
+                detail: "raft appended outside the log".into(),
             });
         }
         if start < old_end {
@@ -384,7 +383,7 @@ impl<D: Disk> LogStore<D> {
                     let what = format!("log entry {}", low + entries.len() as u64);
                     return Err(DiskError::Corrupt {
                         what,
-                        detail: "missing",
+                        detail: "missing".into(),
                     });
                 }
                 bytes += record.len() as u64;
@@ -394,7 +393,7 @@ impl<D: Disk> LogStore<D> {
                 let what = format!("log entry {low}");
                 return Err(DiskError::Corrupt {
                     what,
-                    detail: "missing",
+                    detail: "missing".into(),
                 });
             }
         }

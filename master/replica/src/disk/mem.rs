@@ -152,6 +152,21 @@ impl MemDisk {
         self.lock().writes
     }
 
+    /// A copy of this disk on which one record is missing.
+    #[must_use]
+    pub fn without(&self, key: MetaKey) -> MemDisk {
+        let mut visible = self.lock().visible.clone();
+        visible.meta.remove(&key);
+        let inner = Inner {
+            synced: visible.clone(),
+            visible,
+            ..Inner::default()
+        };
+        MemDisk {
+            inner: Arc::new(Mutex::new(inner)),
+        }
+    }
+
     /// All rows in order: (table, key, value). For comparing replicas.
     pub fn all_rows(&self) -> Vec<(u8, Vec<u8>, Vec<u8>)> {
         let split = |(key, value): (&Vec<u8>, &Vec<u8>)| {

@@ -58,7 +58,7 @@ impl Shared {
     fn family(&self, name: &'static str) -> Result<&ColumnFamily, DiskError> {
         self.db.cf_handle(name).ok_or_else(|| DiskError::Corrupt {
             what: format!("column family {name}"),
-            detail: "missing",
+            detail: "missing".into(),
         })
     }
 
@@ -67,21 +67,30 @@ impl Shared {
     }
 }
 
+/// RocksDB calls what it cannot read back "corruption"; that is damage, not a failing disk.
 fn io(operation: &'static str) -> impl FnOnce(rocksdb::Error) -> DiskError {
-    move |error| DiskError::Io {
-        operation,
-        detail: error.into_string(),
+    move |error| match error.kind() {
+        rocksdb::ErrorKind::Corruption => DiskError::Corrupt {
+            what: format!("database, found on trying to {operation}"),
+            detail: error.into_string().into(),
+        },
+        _ => DiskError::Io {
+            operation,
+            detail: error.into_string(),
+        },
     }
 }
 
-/// RocksDB calls what it cannot read back "Corruption"; that is damage, not a failing disk.
+/// A file that is named and missing is damage as well; the directory itself is made if need be.
 fn open_error(error: rocksdb::Error) -> DiskError {
-    if error.kind() != rocksdb::ErrorKind::Corruption {
-        return io("open the database")(error);
-    }
-    DiskError::Corrupt {
-        what: format!("database: {}", error.into_string()),
-        detail: "acknowledged writes may be missing; remove the directory and start with --join: it comes back under a new id",
+    match io("open the database")(error) {
+        DiskError::Io { operation, detail } if detail.contains("No such file") => {
+            DiskError::Corrupt {
+                what: format!("database, found on trying to {operation}"),
+                detail: detail.into(),
+            }
+        }
+        other => other,
     }
 }
 
@@ -153,7 +162,7 @@ impl RocksDisk {
             Some(_) => {
                 return Err(DiskError::Corrupt {
                     what: "live state record".to_owned(),
-                    detail: "it names no family of rows",
+                    detail: "it names no family of rows".into(),
                 });
             }
         };
@@ -412,7 +421,7 @@ impl Disk for RocksDisk {
             }
             let key = <[u8; 8]>::try_from(&*key).map_err(|_| DiskError::Corrupt {
                 what: "log key".to_owned(),
-                detail: "not eight bytes long",
+                detail: "not eight bytes long".into(),
             })?;
             records.push((u64::from_be_bytes(key), record.into_vec()));
         }

@@ -180,10 +180,15 @@ impl<D: Disk> Replica<D> {
     }
 
     fn step_checked(&mut self, message: Message) -> Result<(), StepError> {
-        self.activity.hear(message.from);
+        let from = message.from;
+        self.activity.hear(from);
         let stepped = self.node.step(message);
         self.settle_timeout();
-        stepped.map_err(|_| StepError::Malformed("raft refused the message"))
+        stepped.map_err(|error| match error {
+            // Raft knows the members of a snapshot that the next `process` installs already.
+            raft::Error::StepPeerNotFound => StepError::UnknownPeer(from),
+            _ => StepError::Malformed("raft refused the message"),
+        })
     }
 
     /// Appends `entry` to the log if this node leads. The id names it until it is in

@@ -211,7 +211,7 @@ fn encode_rows(rows: &[Row]) -> Result<Vec<u8>, DiskError> {
         else {
             return Err(DiskError::Corrupt {
                 what: format!("row of table {table}"),
-                detail: "larger than four gigabytes",
+                detail: "larger than four gigabytes".into(),
             });
         };
         bytes.extend_from_slice(&[ROW, *table]);

@@ -27,6 +27,13 @@ fn open(disk: MemDisk) -> Result<(), OpenError> {
     Replica::open(config(1), disk).map(|_| ())
 }
 
+/// What is lost is not repaired: the operator is told how this master comes back.
+fn says_how_to_come_back(error: &OpenError) -> bool {
+    error
+        .to_string()
+        .contains("remove the directory and start with --join: it comes back under a new id")
+}
+
 #[test]
 fn an_empty_disk_is_not_opened() {
     assert!(matches!(
@@ -125,6 +132,7 @@ fn a_gap_in_the_log_is_refused() {
         },
     );
     let error = open(disk).expect_err("a gap");
+    assert!(says_how_to_come_back(&error), "{error}");
     let expected = last - 2;
     assert!(
         matches!(error, OpenError::LogGap { expected: e, found } if e == expected && found == last - 1),
@@ -144,6 +152,7 @@ fn a_log_that_lost_acknowledged_entries_is_refused() {
         },
     );
     let error = open(disk).expect_err("too short");
+    assert!(says_how_to_come_back(&error), "{error}");
     assert!(
         matches!(error, OpenError::LogTooShort { needed, .. } if needed == last),
         "{error}"
@@ -171,6 +180,7 @@ fn every_damaged_record_is_refused() {
             },
         );
         let error = open(disk).expect_err("damaged");
+        assert!(says_how_to_come_back(&error), "{error}");
         assert!(
             matches!(error, OpenError::Damaged(DiskError::Corrupt { .. })),
             "{key:?}: {error}"
@@ -193,6 +203,7 @@ fn every_damaged_record_is_refused() {
         },
     );
     let error = open(disk).expect_err("damaged");
+    assert!(says_how_to_come_back(&error), "{error}");
     assert!(
         matches!(error, OpenError::Damaged(DiskError::Corrupt { .. })),
         "{error}"
@@ -218,7 +229,59 @@ fn records_of_different_times_contradict_each_other() {
             ..DiskBatch::default()
         },
     );
-    assert!(matches!(open(mixed), Err(OpenError::Inconsistent(_))));
+    let error = open(mixed).expect_err("they contradict each other");
+    assert!(matches!(error, OpenError::Inconsistent(_)), "{error}");
+    assert!(says_how_to_come_back(&error), "{error}");
+}
+
+#[test]
+fn every_flipped_bit_of_a_record_is_refused() {
+    let (sound, first) = used_disk();
+    let keys = [
+        MetaKey::Identity,
+        MetaKey::HardState,
+        MetaKey::Applied,
+        MetaKey::Truncated,
+        MetaKey::Members,
+    ];
+    for key in keys {
+        let record = sound.meta(key).expect("readable").expect("present");
+        for bit in 0..record.len() * 8 {
+            let (mut disk, _) = used_disk();
+            let mut damaged = record.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            let meta = vec![(key, damaged)];
+            write(
+                &mut disk,
+                DiskBatch {
+                    meta,
+                    ..DiskBatch::default()
+                },
+            );
+            // A higher format version is not damage: the record is a newer build's.
+            let error = open(disk).expect_err("damaged");
+            let newer = matches!(error, OpenError::NewerFormat { .. }) && bit < 32;
+            assert!(
+                newer || says_how_to_come_back(&error),
+                "{key:?} {bit}: {error}"
+            );
+        }
+    }
+    assert!(first > 5);
+}
+
+#[test]
+fn a_missing_record_is_refused_unless_the_directory_is_of_the_first_format() {
+    // The members record came later: without it the members say nothing of themselves.
+    let (disk, _) = used_disk();
+    let image = disk.without(MetaKey::Members);
+    let replica = Replica::open(config(1), image).expect("a directory of the first format");
+    let membership = replica.membership();
+    assert_eq!((membership.next_node, membership.members.len()), (2, 1));
+    for key in [MetaKey::HardState, MetaKey::Applied, MetaKey::Truncated] {
+        let error = open(disk.without(key)).expect_err("missing");
+        assert!(says_how_to_come_back(&error), "{key:?}: {error}");
+    }
 }
 
 #[test]

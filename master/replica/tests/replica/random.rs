@@ -6,10 +6,14 @@
 use tessera_replica::{Limits, MemDisk, MemberChange, ReplicaConfig};
 
 use crate::sim::{NODES, Packet, Sim};
-use crate::support::{Seeded, config, seeds};
+use crate::support::{Seeded, all_seeds, config, drawn_config, seeded_config, seeds};
 
 /// Ids that a run gives out; enough for some replacements.
 const MAX_NODE: u64 = 9;
+
+/// Seeds of changes of members that failed once. 7657: a removed node went before the only other
+/// voter knew of the removal for good. 34486: an answer of a node that a pending snapshot removes.
+const FOUND: [u64; 2] = [7_657, 34_486];
 
 /// What a run does.
 #[derive(Clone, Copy)]
@@ -153,7 +157,7 @@ fn random_runs_keep_every_invariant() {
         "{committed} entries committed, {lost} proposals lost, {restored} snapshots installed"
     );
     assert!(
-        restored > 100 && lost > 50 && committed > 10_000,
+        !all_seeds() || restored > 100 && lost > 50 && committed > 10_000,
         "the runs exercise little"
     );
 }
@@ -161,7 +165,7 @@ fn random_runs_keep_every_invariant() {
 #[test]
 fn random_changes_of_the_members_keep_every_invariant() {
     let (mut restored, mut changed, mut ended) = (0, 0, 0);
-    for seed in seeds(150) {
+    for seed in seeds(150).chain(FOUND) {
         println!("seed {seed}");
         let sim = run_seed(seed, &plan(6_000, true));
         restored += sim.restored;
@@ -170,7 +174,33 @@ fn random_changes_of_the_members_keep_every_invariant() {
     }
     println!("{changed} changes, {ended} nodes removed, {restored} snapshots installed");
     assert!(
-        restored > 100 && changed > 300 && ended > 50,
+        !all_seeds() || restored > 100 && changed > 300 && ended > 50,
         "the runs exercise little"
     );
+}
+
+/// Every message of a run, in order.
+fn messages_of(seed: u64, configure: fn(u64) -> ReplicaConfig) -> Vec<(u64, u64, Vec<u8>)> {
+    let plan = Plan {
+        configure,
+        record: true,
+        ..plan(2_000, true)
+    };
+    run_seed(seed, &plan).record.unwrap_or_default()
+}
+
+#[test]
+fn a_seed_gives_the_same_messages_whatever_raft_draws() {
+    let mut differ = 0;
+    for seed in seeds(40) {
+        println!("seed {seed}");
+        let first = messages_of(seed, seeded_config);
+        let again = messages_of(seed, seeded_config);
+        let at = first.iter().zip(&again).position(|(one, two)| one != two);
+        assert_eq!(at, None, "seed {seed} differs in a message");
+        assert_eq!(first.len(), again.len(), "seed {seed}");
+        // Without the seed the same inputs do give other elections.
+        differ += usize::from(messages_of(seed, drawn_config) != messages_of(seed, drawn_config));
+    }
+    assert!(!all_seeds() || differ > 20, "the comparison shows nothing");
 }

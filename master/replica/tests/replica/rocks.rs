@@ -1,8 +1,8 @@
 //! The same promises on RocksDB, in temporary directories.
 
 use tessera_replica::{
-    Disk, DiskBatch, DiskError, DiskView, Durability, MemDisk, MetaKey, Replica, RocksDisk,
-    RowChange, RowReader, StageId, StageWriter,
+    Disk, DiskBatch, DiskError, DiskView, Durability, FatalError, MemDisk, MetaKey, Replica,
+    RocksDisk, RowChange, RowReader, StageId, StageWriter,
 };
 
 use crate::crash::{History, check_restart, random_entry, small_log};
@@ -274,5 +274,71 @@ fn damage_in_the_middle_of_the_write_ahead_log_is_refused() {
             .map(|_| ())
             .map_err(|error| error.to_string())
     });
-    assert!(opened.is_err(), "a damaged log was accepted");
+    let error = opened.expect_err("a damaged log was accepted");
+    assert!(
+        error.contains("remove the directory and start with --join"),
+        "{error}"
+    );
+}
+
+/// Whether the database in `dir` can be used, and if so the value of the counter.
+fn value_or_refusal(dir: &std::path::Path) -> Result<u64, String> {
+    let disk = RocksDisk::open(dir).map_err(|error| error.to_string())?;
+    let mut replica = Replica::open(config(1), disk).map_err(|error| error.to_string())?;
+    let rows = replica.rows().scan(1, &[], None, 1_000);
+    rows.map_err(|error| error.to_string())?;
+    let mut machine = Counters::from_rows(replica.rows());
+    let processed = replica.process(&mut machine);
+    processed.map_err(|error| match error {
+        FatalError::Disk(error) => error.to_string(),
+        error => error.to_string(),
+    })?;
+    Ok(machine.value(b"x"))
+}
+
+#[test]
+fn a_flipped_bit_anywhere_in_the_files_is_refused_or_harms_nothing() {
+    let dir = closed_database(60);
+    // Once more, so that the entries are in a table and the newest ones in the log.
+    let disk = RocksDisk::open(dir.path()).expect("the database opens");
+    let mut node = Node::open(config(1), disk);
+    node.process();
+    for _ in 0..60 {
+        node.commit(add(b"x"));
+    }
+    drop(node);
+    let mut random = Seeded::new(2);
+    let (mut refused, mut harmless) = (0, 0);
+    let names: Vec<_> = std::fs::read_dir(dir.path())
+        .expect("the directory can be read")
+        .map(|entry| entry.expect("an entry").file_name())
+        .filter(|name| {
+            let name = name.to_string_lossy();
+            !name.starts_with("LOG") && name != "LOCK" && !name.starts_with("OPTIONS")
+        })
+        .collect();
+    for name in names {
+        let sound = std::fs::read(dir.path().join(&name)).expect("a file");
+        for _ in 0..if sound.is_empty() { 0 } else { 12 } {
+            let copy = crate::snapshots::copy(dir.path());
+            let mut bytes = sound.clone();
+            let bit = random.below(bytes.len() as u64 * 8) as usize;
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(copy.path().join(&name), &bytes).expect("written");
+            let context = format!("{name:?} bit {bit}");
+            match value_or_refusal(copy.path()) {
+                Ok(value) => {
+                    assert_eq!(value, 120, "{context}: acknowledged entries are missing");
+                    harmless += 1;
+                }
+                Err(error) => {
+                    let way_out = "remove the directory and start with --join";
+                    assert!(error.contains(way_out), "{context}: {error}");
+                    refused += 1;
+                }
+            }
+        }
+    }
+    println!("{refused} refused, {harmless} harmless");
+    assert!(refused > 10, "nothing was found");
 }

@@ -335,7 +335,7 @@ fn other_rows_than_the_messages_are_not_adopted() {
 }
 
 /// Copies a database while nobody writes to it: what a crash at this moment leaves.
-fn copy(from: &std::path::Path) -> tempfile::TempDir {
+pub fn copy(from: &std::path::Path) -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a temporary directory");
     for entry in std::fs::read_dir(from).expect("it can be read") {
         let entry = entry.expect("an entry");

@@ -184,6 +184,27 @@ pub fn lone_disk() -> MemDisk {
     disk
 }
 
+/// Elections as a seed makes them.
+pub fn seeded_config(node: u64) -> ReplicaConfig {
+    ReplicaConfig {
+        election_timeout: ElectionTimeout::Seeded(77),
+        ..config(node)
+    }
+}
+
+/// Elections as raft draws them.
+pub fn drawn_config(node: u64) -> ReplicaConfig {
+    ReplicaConfig {
+        election_timeout: ElectionTimeout::Random,
+        ..config(node)
+    }
+}
+
+/// Whether a random test runs the seeds it is made for, and so must reach what it is made for.
+pub fn all_seeds() -> bool {
+    std::env::var_os("REPLICA_SEEDS").is_none()
+}
+
 /// The seeds of a random test: `count` of them, or `first..end` from `REPLICA_SEEDS`.
 pub fn seeds(count: u64) -> std::ops::Range<u64> {
     let given = std::env::var("REPLICA_SEEDS").ok();

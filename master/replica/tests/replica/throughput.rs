@@ -1,10 +1,12 @@
-//! Prints what one replica with RocksDB commits per second. Run by hand:
+//! Prints what replicas with RocksDB commit per second. Run by hand:
 //! `cargo test -p tessera-replica throughput -- --ignored --nocapture`.
 
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use tessera_replica::{
-    Applied, EntryId, Machine, MachineError, Replica, RocksDisk, RowChange, RowReader,
+    Applied, EntryId, Machine, MachineError, Replica, RocksDisk, Role, RowChange, RowReader,
 };
 
 use crate::support::{config, identity};
@@ -40,7 +42,7 @@ impl Machine for OneRow {
 
 #[test]
 #[ignore = "a measurement, not a check"]
-fn throughput() {
+fn throughput_of_one() {
     // On memory the numbers are the CPU's alone.
     for (place, outstanding) in [
         (".", 1u64),
@@ -74,6 +76,146 @@ fn throughput() {
             "{place:8} {outstanding:5} outstanding, 256-byte entries: {:8.0} syncs/s, {:8.0} proposals/s, worst batch {worst:?}",
             syncs as f64 / seconds,
             commits as f64 / seconds,
+        );
+    }
+}
+
+const TICK: Duration = Duration::from_millis(50);
+const MEASURED: Duration = Duration::from_secs(3);
+
+/// One master's thread of three.
+struct Runner {
+    replica: Replica<RocksDisk>,
+    inbox: Receiver<Vec<u8>>,
+    peers: BTreeMap<u64, Sender<Vec<u8>>>,
+    /// Messages leave when they may, or only when everything of a call is done.
+    early: bool,
+    outstanding: usize,
+    open: BTreeMap<EntryId, Instant>,
+    latencies: Vec<Duration>,
+    syncs: u64,
+}
+
+impl Runner {
+    fn turn(&mut self, machine: &mut OneRow, deadline: Instant) {
+        let status = self.replica.status();
+        if status.role == Role::Leader && Instant::now() < deadline {
+            while self.open.len() < self.outstanding {
+                let id = self.replica.propose(vec![7; 256]).expect("it leads");
+                self.open.insert(id, Instant::now());
+            }
+        }
+        let mut kept = Vec::new();
+        let (peers, early) = (&self.peers, self.early);
+        let mut send = |to: u64, bytes: Vec<u8>| {
+            if early {
+                let _ = peers[&to].send(bytes);
+            } else {
+                kept.push((to, bytes));
+            }
+        };
+        let progress = self
+            .replica
+            .process_sending(machine, &mut send)
+            .expect("the disk works");
+        for (to, bytes) in kept {
+            let _ = self.peers[&to].send(bytes);
+        }
+        for (id, _) in progress.applied {
+            let waited = self.open.remove(&id).map(|since| since.elapsed());
+            self.latencies.extend(waited);
+        }
+    }
+
+    /// Runs until `deadline`, and a little longer for the last answers.
+    fn run(mut self, deadline: Instant) -> Runner {
+        let mut machine = OneRow;
+        let mut tick = Instant::now() + TICK;
+        self.syncs = self.replica.status().syncs;
+        while Instant::now() < deadline + TICK {
+            match self
+                .inbox
+                .recv_timeout(tick.saturating_duration_since(Instant::now()))
+            {
+                Ok(message) => {
+                    let more = self.inbox.try_iter();
+                    for message in std::iter::once(message).chain(more) {
+                        let _ = self.replica.step(&message);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+            }
+            if Instant::now() >= tick {
+                self.replica.tick();
+                tick = Instant::now() + TICK;
+            }
+            self.turn(&mut machine, deadline);
+        }
+        self.syncs = self.replica.status().syncs - self.syncs;
+        self
+    }
+}
+
+fn three(place: &str, outstanding: usize, early: bool) -> Vec<Runner> {
+    let ids = [1, 2, 3];
+    let voters = ids.map(|id| (id, Vec::new()));
+    let channels: BTreeMap<u64, _> = ids.into_iter().map(|id| (id, channel())).collect();
+    let senders: BTreeMap<u64, Sender<Vec<u8>>> = channels
+        .iter()
+        .map(|(id, (sender, _))| (*id, sender.clone()))
+        .collect();
+    // Long enough for the election.
+    let deadline = Instant::now() + MEASURED + Duration::from_secs(2);
+    let mut threads = Vec::new();
+    let mut dirs = Vec::new();
+    for (id, (_, inbox)) in channels {
+        let dir = tempfile::tempdir_in(place).expect("a directory can be made there");
+        let mut disk = RocksDisk::open(dir.path()).expect("the database opens");
+        Replica::bootstrap_voters(&mut disk, identity(id), &voters).expect("an empty disk");
+        let runner = Runner {
+            replica: Replica::open(config(id), disk).expect("a sound disk"),
+            inbox,
+            peers: senders.clone(),
+            early,
+            outstanding,
+            open: BTreeMap::new(),
+            latencies: Vec::new(),
+            syncs: 0,
+        };
+        dirs.push(dir);
+        threads.push(std::thread::spawn(move || runner.run(deadline)));
+    }
+    let ended = threads.into_iter().map(|thread| thread.join());
+    ended.map(|runner| runner.expect("it ran")).collect()
+}
+
+#[test]
+#[ignore = "a measurement, not a check"]
+fn throughput_of_three() {
+    for (place, outstanding, early) in [
+        (".", 1, false),
+        (".", 1, true),
+        (".", 64, false),
+        (".", 64, true),
+        (".", 256, true),
+        (".", 1_000, true),
+        ("/dev/shm", 1, true),
+        ("/dev/shm", 64, true),
+    ] {
+        let mut runners = three(place, outstanding, early);
+        runners.sort_by_key(|runner| runner.latencies.len());
+        let syncs: Vec<u64> = runners.iter().map(|runner| runner.syncs).collect();
+        let leader = runners.last_mut().expect("three of them");
+        leader.latencies.sort_unstable();
+        let count = leader.latencies.len();
+        assert!(count > 100, "no leader was elected in time");
+        let at = |share: f64| leader.latencies[((count - 1) as f64 * share) as usize];
+        let busy: Duration = leader.latencies.iter().sum::<Duration>() / outstanding as u32;
+        println!(
+            "{place:8} {outstanding:5} outstanding, early {early}: {:8.0} proposals/s, p50 {:?}, p99 {:?}, syncs {syncs:?} for {count} entries",
+            count as f64 / busy.as_secs_f64(),
+            at(0.5),
+            at(0.99),
         );
     }
 }
