@@ -33,12 +33,27 @@ pub struct Identity {
     pub agent: u64,
     /// Empty before the first registration.
     pub cluster: String,
-    /// Random, made once per directory.
+    /// Random, made once per directory, and anew when the agent was declared gone.
     pub key: String,
+    /// The key under which the control groups were made; empty when it is `key`.
+    #[serde(default)]
+    groups: String,
     /// Boot id and inode of the directory when it was last used: within one boot, another inode is another
     /// directory. Empty when it was written by an earlier version.
     #[serde(default)]
     place: String,
+}
+
+impl Identity {
+    /// Names the agent's control groups, for as long as there is the directory.
+    #[must_use]
+    pub fn groups(&self) -> &str {
+        if self.groups.is_empty() {
+            &self.key
+        } else {
+            &self.groups
+        }
+    }
 }
 
 /// Why a work directory cannot be used.
@@ -136,6 +151,7 @@ impl WorkDir {
                     agent: 0,
                     cluster: String::new(),
                     key,
+                    groups: String::new(),
                     place,
                 };
                 record::write(path, IDENTITY_FILE, &identity, true)
@@ -164,11 +180,32 @@ impl WorkDir {
         if self.identity.agent == agent && self.identity.cluster == cluster {
             return Ok(());
         }
-        let identity = Identity {
+        self.keep(Identity {
             agent,
             cluster: cluster.to_owned(),
             ..self.identity.clone()
-        };
+        })
+    }
+
+    /// Become another agent, because this one was declared gone. Nothing of it may run any more.
+    ///
+    /// # Errors
+    /// When the disk refuses, or has no randomness.
+    pub fn renew(&mut self) -> Result<(), IdentityError> {
+        let key = random_key().map_err(|source| IdentityError::Io {
+            what: "making a key",
+            path: self.path.clone(),
+            source,
+        })?;
+        self.keep(Identity {
+            agent: 0,
+            key,
+            groups: self.identity.groups().to_owned(),
+            ..self.identity.clone()
+        })
+    }
+
+    fn keep(&mut self, identity: Identity) -> Result<(), IdentityError> {
         record::write(&self.path, IDENTITY_FILE, &identity, true).map_err(|source| {
             IdentityError::Io {
                 what: "writing the identity",
@@ -241,9 +278,27 @@ mod tests {
                 agent: 7,
                 cluster: "c".into(),
                 key,
+                groups: String::new(),
                 place,
             }
         );
+    }
+
+    #[test]
+    fn an_agent_that_was_declared_gone_becomes_another_one_in_the_same_groups() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut first = WorkDir::open(dir.path()).unwrap();
+        first.assign(7, "c").unwrap();
+        let key = first.identity().key.clone();
+        for _ in 0..2 {
+            first.renew().unwrap();
+            assert_ne!(first.identity().key, key);
+            assert_eq!(first.identity().groups(), key);
+            assert_eq!((first.identity().agent, first.identity().cluster.as_str()), (0, "c"));
+        }
+        let identity = first.identity().clone();
+        drop(first);
+        assert_eq!(WorkDir::open(dir.path()).unwrap().identity(), &identity);
     }
 
     #[test]
@@ -295,6 +350,7 @@ mod tests {
             agent: 1,
             cluster: "c".into(),
             key: "k".into(),
+            groups: String::new(),
             place: String::new(),
         };
         record::write(dir.path(), IDENTITY_FILE, &newer, false).unwrap();

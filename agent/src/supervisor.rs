@@ -242,6 +242,7 @@ impl Supervisor {
         };
         match message {
             FromMaster::Registered(registered) => self.on_registered(registered, now),
+            FromMaster::Refused(refused) if refused.gone => self.on_gone(now),
             FromMaster::Refused(refused) => self.on_refused(&refused).map(|()| Vec::new()),
             FromMaster::Desired(desired) => Ok(self.core.on_desired(desired, now)),
             FromMaster::StatusAcks(acks) => Ok(self.core.on_status_acks(acks.acks, now)),
@@ -291,12 +292,25 @@ impl Supervisor {
             .on_registered(AgentId(registered.agent), registered.tasks_equal, now))
     }
 
+    /// The agent was declared gone while it was away: what it runs was given up. Once nothing is left it
+    /// registers as another agent; until then the session tries in vain.
+    fn on_gone(&mut self, now: Now) -> Result<Vec<Action>, RunError> {
+        let actions = self.core.on_gone(now);
+        if self.core.is_empty() {
+            tracing::warn!("an operator declared this agent gone; it comes back as a new one");
+            self.work_dir.renew()?;
+        } else {
+            tracing::warn!("an operator declared this agent gone; its tasks are being ended");
+        }
+        Ok(actions)
+    }
+
     /// What a restart of the agent or a wait can mend is tried again by the session; the rest ends it.
     fn on_refused(&self, refused: &v1::Refused) -> Result<(), RunError> {
         let assigned = !self.work_dir.identity().cluster.is_empty();
         let lasting = match refused.field.as_str() {
             "register.cluster" | "register.agent" => assigned,
-            "register.protocol" => true,
+            "register.protocol" | "register.boot" => true,
             _ => false,
         };
         if lasting {

@@ -342,6 +342,34 @@ pub struct Agent {
     pub missing: Vec<Missing>,
     /// Since the Unix epoch.
     pub registered_ms: u64,
+    /// `active`, `deactivated`, `draining` or `drained`.
+    pub mode: String,
+    /// What is on it has to go.
+    pub drain: Option<Drain>,
+    /// It will be worked on.
+    pub maintenance: Option<Maintenance>,
+    /// It is silent, and so many others are that it is not given up.
+    pub expiry_held: bool,
+}
+
+/// What is on an agent has to go.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Drain {
+    /// What is left then is killed.
+    pub deadline_ms: u64,
+    /// That has happened.
+    pub over: bool,
+}
+
+/// When an agent will be worked on.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Maintenance {
+    /// From.
+    pub start_ms: u64,
+    /// To.
+    pub end_ms: u64,
 }
 
 /// A protection that an agent cannot give.

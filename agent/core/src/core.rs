@@ -234,6 +234,22 @@ impl Core {
         self.finish(now)
     }
 
+    /// The masters have given this agent up for good: everything that it runs for them ends.
+    pub fn on_gone(&mut self, now: Now) -> Vec<Action> {
+        let tasks = self.tasks.keys().filter(|key| key.parent.is_none());
+        for key in tasks.cloned().collect::<Vec<_>>() {
+            self.abandon(&key, now);
+        }
+        self.desire_instances(Vec::new(), now);
+        self.finish(now)
+    }
+
+    /// Whether nothing is left of any task or executor.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tasks.is_empty() && self.executors.live.is_empty()
+    }
+
     /// Statuses are committed.
     pub fn on_status_acks(&mut self, acks: Vec<v1::StatusAck>, now: Now) -> Vec<Action> {
         for ack in acks {

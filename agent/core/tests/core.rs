@@ -273,6 +273,24 @@ fn what_the_masters_do_not_know_is_ended_and_forgotten_without_a_word() {
 }
 
 #[test]
+fn an_agent_that_was_declared_gone_ends_everything_without_a_word() {
+    let mut agent = Agent::new();
+    agent.desire(false, 1, vec![desired_task("t", &native())]);
+    agent.see("t", 1, Seen::Running);
+    agent.pass(100);
+    let actions = agent.core.on_gone(agent.now);
+    assert_eq!(agent.take(actions), ["checkpoint 1 sync", "term f1/t 1"]);
+    assert!(!agent.core.is_empty());
+    // Every try to register is answered so until it has ended.
+    let actions = agent.core.on_gone(agent.now);
+    assert_eq!(agent.take(actions), Vec::<String>::new());
+    assert_eq!(agent.crash(), ["inspect f1/t 1"]);
+    assert_eq!(agent.see("t", 1, Seen::Running), ["term f1/t 1"]);
+    assert_eq!(agent.exit("t", 1, 143), ["checkpoint 1", "forgotten f1/t"]);
+    assert!(agent.core.is_empty());
+}
+
+#[test]
 fn what_does_not_fit_or_breaks_a_rule_is_refused_with_a_status() {
     let mut agent = Agent::new();
     let big = TaskSpec {

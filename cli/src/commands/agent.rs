@@ -8,6 +8,7 @@ use crate::api::{Agent, read, read_items};
 use crate::client::Client;
 use crate::commands::framework::parse_pair;
 use crate::commands::master::{bin_dir, shutdown_on_signals, start_logging, with_causes};
+use crate::commands::upkeep::{self, AgentArg, DrainArgs, MaintenanceArgs};
 use crate::connection::{default_dev_dir, token_path};
 use crate::error::{CliError, Kind, io_error};
 use crate::{Context, output};
@@ -43,6 +44,16 @@ pub enum AgentCommand {
         /// Its id, for example a1
         agent: String,
     },
+    /// Place nothing new on an agent; what runs there goes on
+    Deactivate(AgentArg),
+    /// Put an agent to use again; a drain is called off
+    Activate(AgentArg),
+    /// Move schedulers away from an agent, ask for the end of its tasks, and kill what is left
+    Drain(DrainArgs),
+    /// Declare that an agent will not come back: its tasks are TASK_GONE_BY_OPERATOR
+    Gone(AgentArg),
+    /// Say when an agent will be worked on; schedulers are told
+    Maintenance(MaintenanceArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -126,6 +137,19 @@ struct SettingsFile {
 pub async fn run(context: &Context, args: AgentArgs) -> Result<ExitCode, CliError> {
     match args.command {
         None => serve(context, args.settings).await?,
+        Some(AgentCommand::Deactivate(arg)) => {
+            upkeep::set_active(context, &context.client()?, &arg, false).await?;
+        }
+        Some(AgentCommand::Activate(arg)) => {
+            upkeep::set_active(context, &context.client()?, &arg, true).await?;
+        }
+        Some(AgentCommand::Drain(args)) => {
+            upkeep::drain(context, &context.client()?, &args).await?;
+        }
+        Some(AgentCommand::Gone(arg)) => upkeep::gone(context, &context.client()?, &arg).await?,
+        Some(AgentCommand::Maintenance(args)) => {
+            upkeep::maintenance(context, &context.client()?, &args).await?;
+        }
         Some(AgentCommand::Ls) => list(context, &context.client()?).await?,
         Some(AgentCommand::Inspect { agent }) => {
             let client = context.client()?;
@@ -214,10 +238,11 @@ async fn list(context: &Context, client: &Client) -> Result<(), CliError> {
         .map(|a| {
             let (used, free) = (output::resources(&a.used), output::resources(&a.free));
             let age = output::age(a.registered_ms, now);
+            let state = state(&a);
             vec![
                 a.id,
                 a.hostname,
-                a.state,
+                state,
                 used,
                 free,
                 a.tasks.to_string(),
@@ -239,6 +264,18 @@ async fn list(context: &Context, client: &Client) -> Result<(), CliError> {
     output::table(&header, rows, "no agents; `tessera agent` runs one")
 }
 
+/// What an agent is doing, with what is out of the ordinary about it.
+fn state(a: &Agent) -> String {
+    let mut text = a.state.clone();
+    if a.mode != "active" && !a.mode.is_empty() {
+        text += &format!(", {}", a.mode);
+    }
+    if a.expiry_held {
+        text += ", silent with many others";
+    }
+    text
+}
+
 fn inspect(a: &Agent) -> Result<(), CliError> {
     let attributes: Vec<String> = a
         .attributes
@@ -248,7 +285,7 @@ fn inspect(a: &Agent) -> Result<(), CliError> {
     output::fields(&[
         ("id", a.id.clone()),
         ("hostname", a.hostname.clone()),
-        ("state", a.state.clone()),
+        ("state", state(a)),
         ("total", output::resources(&a.total)),
         (
             "reserved",
@@ -264,6 +301,14 @@ fn inspect(a: &Agent) -> Result<(), CliError> {
         ("engine", a.engine.clone()),
         ("registered", output::time(a.registered_ms)),
     ])?;
+    if let Some(drain) = &a.drain {
+        let over = if drain.over { " (over)" } else { "" };
+        output::fields(&[("drain until", output::time(drain.deadline_ms) + over)])?;
+    }
+    if let Some(window) = &a.maintenance {
+        let (start, end) = (output::time(window.start_ms), output::time(window.end_ms));
+        output::fields(&[("maintenance", format!("{start} to {end}"))])?;
+    }
     for missing in &a.missing {
         output::fields(&[("missing", format!("{}: {}", missing.name, missing.why))])?;
     }

@@ -5,6 +5,7 @@
 
 use crate::api::{Framework, read, read_items};
 use crate::client::Client;
+use crate::commands::upkeep::parse_duration;
 use crate::commands::{component, lifecycle, replay};
 use crate::error::{CliError, Kind};
 use crate::follow::{Pace, Patience, Tail};
@@ -32,6 +33,8 @@ pub enum FrameworkCommand {
         /// An entry of its configuration; may be repeated
         #[arg(long, value_name = "KEY=VALUE", value_parser = parse_pair)]
         config: Vec<(String, String)>,
+        #[command(flatten)]
+        unreachable: UnreachableArgs,
     },
     /// List frameworks
     Ls,
@@ -71,6 +74,42 @@ pub enum FrameworkCommand {
     Replay(replay::ReplayArgs),
 }
 
+/// What becomes of tasks whose agent does not answer.
+#[derive(Debug, clap::Args)]
+pub struct UnreachableArgs {
+    /// Tasks whose agent does not answer are to be replaced after so long [default: never]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    replace_unreachable_after: Option<u64>,
+    /// Which copy stays when the agent of the first one returns after that
+    #[arg(long, value_name = "COPY", value_enum, default_value = "last", requires = "replace_unreachable_after")]
+    keep: Keep,
+}
+
+/// Which copy of a task stays.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Keep {
+    /// The first one goes on, and its scheduler chooses
+    First,
+    /// The first one is stopped
+    Last,
+}
+
+impl UnreachableArgs {
+    /// As the API takes it.
+    fn document(&self) -> Value {
+        match self.replace_unreachable_after {
+            None => Value::Null,
+            Some(ms) => {
+                let keep = match self.keep {
+                    Keep::First => "first",
+                    Keep::Last => "last",
+                };
+                json!({"replace_after_ms": ms, "keep": keep})
+            }
+        }
+    }
+}
+
 /// Reads `KEY=VALUE`.
 pub fn parse_pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -91,9 +130,17 @@ pub async fn run(context: &Context, command: FrameworkCommand) -> Result<ExitCod
             component,
             role,
             config,
+            unreachable,
         } => {
             let digest = component::resolve(&client, &component).await?;
-            let value = create(&client, &name, &role, &digest, pairs(config)?).await?;
+            let document = json!({
+                "name": name,
+                "role": role,
+                "component": digest,
+                "config": pairs(config)?,
+                "unreachable": unreachable.document(),
+            });
+            let value = create(&client, document).await?;
             if context.is_json() {
                 output::json(&value)?;
             } else {
@@ -156,14 +203,7 @@ fn pairs(config: Vec<(String, String)>) -> Result<BTreeMap<String, String>, CliE
 ///
 /// # Errors
 /// When it is refused.
-pub async fn create(
-    client: &Client,
-    name: &str,
-    role: &str,
-    component: &str,
-    config: BTreeMap<String, String>,
-) -> Result<Value, CliError> {
-    let document = json!({"name": name, "role": role, "component": component, "config": config});
+pub async fn create(client: &Client, document: Value) -> Result<Value, CliError> {
     client
         .json(
             client

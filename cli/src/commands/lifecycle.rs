@@ -272,11 +272,9 @@ async fn set_config(
         config.extend(values.iter().cloned());
         config.retain(|key, _| !unset.contains(key));
         let document = json!({"config": config, "expected_version": current.config_version});
-        // Not sent twice: the second one would find the version changed by the first.
         let request = client
             .put(&["v1", "frameworks", framework, "config"])
-            .json(document)
-            .once();
+            .json(document);
         match client.json(request).await {
             Err(error) if error.status == Some(409) && attempts < CONFIG_ATTEMPTS => {}
             result => return result,

@@ -5,7 +5,7 @@
 //! command's. Must never ask for what another scheduler could not ask for.
 
 use crate::api::{Framework, Task, read};
-use crate::client::Client;
+use crate::client::{Client, idempotency_key};
 use crate::commands::framework::{create, parse_pair};
 use crate::commands::{component, task};
 use crate::error::{CliError, EXIT_RUN_FAILED, Kind};
@@ -187,15 +187,8 @@ async fn install(client: &Client) -> Result<(), CliError> {
         .hint("build it with `make guests`, or name its directory in TESSERA_COMPONENTS"));
     };
     let pushed: crate::api::Component = read(&component::push(client, file).await?)?;
-    match create(
-        client,
-        FRAMEWORK,
-        "default",
-        &pushed.digest,
-        BTreeMap::new(),
-    )
-    .await
-    {
+    let document = json!({"name": FRAMEWORK, "component": pushed.digest});
+    match create(client, document).await {
         Ok(_) => Ok(()),
         // Somebody else was faster, perhaps with another build of it.
         Err(_)
@@ -219,7 +212,7 @@ async fn submit(client: &Client, args: RunArgs) -> Result<String, CliError> {
     }
     let request = client
         .post(&["frameworks", FRAMEWORK, "tasks"])
-        .header("idempotency-key", idempotency_key())
+        .header("idempotency-key", idempotency_key("run"))
         .json(document)
         .repeatable()
         .retry_for(SUBMIT_FOR);
@@ -230,19 +223,6 @@ async fn submit(client: &Client, args: RunArgs) -> Result<String, CliError> {
             "the framework `{FRAMEWORK}` answered without a task id"
         ))),
     }
-}
-
-/// Unlike any other: made from the time, this process, and the addresses that it was given.
-fn idempotency_key() -> String {
-    use std::hash::{BuildHasher, Hasher};
-    let time = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |time| time.as_nanos());
-    // Seeded by the operating system in every process.
-    let random = std::collections::hash_map::RandomState::new()
-        .build_hasher()
-        .finish();
-    format!("run-{time:x}-{:x}-{random:x}", std::process::id())
 }
 
 /// How a command ended.
@@ -527,7 +507,8 @@ impl<'a> Job<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Outcome, idempotency_key, parse_cpus};
+    use super::{Outcome, parse_cpus};
+    use crate::client::idempotency_key;
 
     #[test]
     fn exit_codes_are_the_commands() {
@@ -565,6 +546,6 @@ mod tests {
 
     #[test]
     fn keys_differ() {
-        assert_ne!(idempotency_key(), idempotency_key());
+        assert_ne!(idempotency_key("run"), idempotency_key("run"));
     }
 }

@@ -6,6 +6,7 @@ use crate::auth::Forbidden;
 use crate::effect::Effect;
 use crate::lifecycle::{Failures, FrameworkVersion, Phase, Quarantine, StateVersions, Upgrade};
 use crate::rows::RowChange;
+use crate::upkeep::{Drain, Maintenance, UnreachablePolicy};
 use tessera_types::{
     AgentId, Digest, Epoch, ExecutorId, FrameworkId, FrameworkName, HttpAnswer, Launch, LimitName,
     OfferId, Quantities, RoleName, TaskId, TaskState, TaskStatus, TimeMs, TurnNumber,
@@ -39,9 +40,9 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            agent_timeout_ms: 75_000,
-            scheduler_grace_ms: 10_000,
-            session_silence_ms: 15_000,
+            agent_timeout_ms: 12_000,
+            scheduler_grace_ms: 6_000,
+            session_silence_ms: 5_000,
             offer_timeout_ms: 5_000,
             http_timeout_ms: 30_000,
         }
@@ -53,9 +54,7 @@ impl Config {
     #[must_use]
     pub fn dev() -> Self {
         Self {
-            agent_timeout_ms: 20_000,
             scheduler_grace_ms: 3_000,
-            session_silence_ms: 5_000,
             ..Self::default()
         }
     }
@@ -180,6 +179,8 @@ pub enum Request {
         component: Digest,
         /// Given to the scheduler.
         config: Vec<(String, String)>,
+        /// What becomes of its tasks whose agent does not answer.
+        unreachable: UnreachablePolicy,
     },
     /// End a framework and everything that it runs.
     RemoveFramework {
@@ -226,6 +227,29 @@ pub enum Request {
         config: Vec<(String, String)>,
         /// Refused if another version is in force.
         expected_version: Option<u64>,
+        /// Another policy for unreachable tasks; the present one stays when absent.
+        unreachable: Option<UnreachablePolicy>,
+    },
+    /// Take an agent out of use, or put it to use again.
+    SetAgentMode {
+        /// Which.
+        agent: AgentId,
+        /// Nothing new is placed on it.
+        deactivated: bool,
+        /// Beside that: what is on it has to go within so long.
+        drain_ms: Option<u64>,
+    },
+    /// The agent will not come back.
+    MarkGone {
+        /// Which.
+        agent: AgentId,
+    },
+    /// Say when an agent will be worked on, or that it will not.
+    SetMaintenance {
+        /// Which.
+        agent: AgentId,
+        /// When.
+        maintenance: Option<Maintenance>,
     },
     /// Let a quarantined scheduler run again.
     ReleaseFramework {
@@ -289,6 +313,12 @@ pub enum RequestError {
         name: &'static str,
         /// The rule.
         rule: String,
+    },
+    /// Its key came with another request before.
+    #[error("idempotency_key: {key} was used for another request")]
+    KeyReused {
+        /// The key.
+        key: String,
     },
     /// Another master leads.
     #[error("this master does not lead")]
@@ -370,6 +400,16 @@ pub struct AgentView {
     pub registered_ms: TimeMs,
     /// Since when it does not answer.
     pub unreachable_ms: Option<TimeMs>,
+    /// Nothing new is placed on it.
+    pub deactivated: bool,
+    /// What is on it has to go.
+    pub drain: Option<Drain>,
+    /// It will be worked on.
+    pub maintenance: Option<Maintenance>,
+    /// How long this leader has not heard of it; none on followers.
+    pub silent_ms: Option<u64>,
+    /// It would be unreachable, but too many went silent with it.
+    pub expiry_held: bool,
     /// Whether it has a session with this master.
     pub connected: bool,
     /// Tasks on it that have not ended.
@@ -484,6 +524,8 @@ pub struct FrameworkView {
     pub config_seen: u64,
     /// What a finished upgrade wrote is being folded into the state; another upgrade has to wait.
     pub merging: bool,
+    /// What becomes of its tasks whose agent does not answer.
+    pub unreachable: UnreachablePolicy,
 }
 
 /// A task.

@@ -10,8 +10,10 @@ use crate::commands;
 use crate::effect::{CommandResult, Effect};
 use crate::ledger;
 use crate::limits;
+use crate::repeats::{self, Once};
 use crate::rows::{self, Overlay, Rows, RowsError};
 use crate::state::{State, StoredUpdate, Task};
+use crate::upkeep::Gone;
 use prost::Message;
 use std::collections::BTreeSet;
 use tessera_types::{
@@ -54,6 +56,7 @@ pub enum ApplyError {
 pub(crate) enum Dirty {
     Agent(AgentId),
     Framework(FrameworkId),
+    Gone(String),
     Limits(String),
     Spec(FrameworkId, Digest),
     Timer(FrameworkId, String),
@@ -101,11 +104,15 @@ pub(crate) fn apply(
     };
     for command in batch.commands {
         let ticket = command.ticket;
-        apply.principal = command.origin.unwrap_or_default().principal;
-        let result = match command.command {
-            Some(command) => commands::run(&mut apply, command)?,
+        let origin = command.origin.unwrap_or_default();
+        let once = repeats::of(&origin);
+        apply.principal = origin.principal;
+        let result = match (command.command, once) {
+            (_, Err(error)) => CommandResult::Refused(error),
+            (Some(command), Ok(None)) => commands::run(&mut apply, command)?,
+            (Some(command), Ok(Some(once))) => run_once(&mut apply, command, once)?,
             // A newer leader's command; the cluster version keeps it from being sent for real.
-            None => CommandResult::Refused(RequestError::Invalid {
+            (None, Ok(_)) => CommandResult::Refused(RequestError::Invalid {
                 field: "command",
                 rule: "is not known to this version".into(),
             }),
@@ -113,6 +120,22 @@ pub(crate) fn apply(
         apply.effects.push(Effect::Done { term, ticket, result });
     }
     Ok(apply.finish())
+}
+
+/// Run a command, unless it was run before.
+fn run_once(
+    apply: &mut Apply<'_>,
+    command: v1::command::Command,
+    once: Once,
+) -> Result<CommandResult, ApplyError> {
+    match apply.state.repeated(&apply.principal, &once, apply.time_ms) {
+        Some(Ok(result)) => return Ok(result.clone()),
+        Some(Err(error)) => return Ok(CommandResult::Refused(error)),
+        None => {}
+    }
+    let result = commands::run(apply, command)?;
+    apply.keep_result(once, &result);
+    Ok(result)
 }
 
 impl Apply<'_> {
@@ -326,7 +349,7 @@ impl Apply<'_> {
         }
         self.dirty.retain(|dirty| match dirty {
             Dirty::Spec(id, _) | Dirty::Timer(id, _) | Dirty::Task(id, _) => *id != framework,
-            Dirty::Agent(_) | Dirty::Limits(_) | Dirty::Framework(_) => true,
+            Dirty::Agent(_) | Dirty::Gone(_) | Dirty::Limits(_) | Dirty::Framework(_) => true,
         });
         self.mark(Dirty::Framework(framework));
         self.effect(Effect::Framework(framework));
@@ -371,6 +394,11 @@ impl Apply<'_> {
                 rows::AGENTS,
                 rows::agent_key(*id),
                 state.agents.get(id).map(|agent| agent.encode(*id)),
+            ),
+            Dirty::Gone(key) => (
+                rows::GONE,
+                key.as_bytes().to_vec(),
+                state.gone.get(key).map(Gone::encode),
             ),
             Dirty::Limits(role) => (
                 rows::LIMITS,

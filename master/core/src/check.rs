@@ -93,6 +93,8 @@ impl Core {
             .or_else(|| differ_maps("name", &a.names, &b.names))
             .or_else(|| differ_maps("limits of", &a.limits, &b.limits))
             .or_else(|| differ("events", &a.event_ids, &b.event_ids))
+            .or_else(|| differ_maps("gone agent", &a.gone, &b.gone))
+            .or_else(|| differ_maps("request", &a.requests, &b.requests))
             .or_else(|| differ_maps("answer", &a.answers, &b.answers))
             .or_else(|| differ_maps("answer number", &a.answer_numbers, &b.answer_numbers))
             .or_else(|| differ("state", a, b))
@@ -163,7 +165,18 @@ fn check_state(state: &State) -> Result<(), String> {
         let tasks = running.remove(id).unwrap_or_default();
         ensure!(agent.tasks == tasks, "{id} lists other tasks than run on it");
         ensure!(state.agent_keys.get(&agent.key) == Some(id), "{id} is not found by its key");
+        ensure!(!state.gone.contains_key(&agent.key), "{id} is there although it is gone");
+        ensure!(agent.drain.is_none() || agent.deactivated, "{id} is drained and still in use");
+        let again = agent.boots_before.contains(&agent.boot);
+        ensure!(!again, "{id} has a boot that ended before");
     }
+    ensure!(state.agent_keys.len() == state.agents.len(), "agents and their keys differ in number");
+    let numbered = state.requests.iter().all(|(n, kept)| state.request_numbers.get(&kept.key) == Some(n));
+    ensure!(
+        numbered && state.requests.len() == state.request_numbers.len(),
+        "results of requests and their numbers differ"
+    );
+    ensure!(state.requests.len() <= crate::limits::REQUESTS_MAX, "too many results of requests");
     for (role, limits) in &state.limits {
         ensure!(!limits.is_empty(), "role {role:?} has limits and none is set");
     }

@@ -4,13 +4,16 @@
 //! exactly the memory that applying built. Must never apply rules beyond the form of a row.
 
 mod lifecycle;
+mod upkeep;
 
 pub(crate) use lifecycle::encode_limits;
+pub(crate) use upkeep::encode_request;
 
 use crate::api::{EventId, World};
 use crate::lifecycle::Failures;
 use crate::ledger;
 use crate::rows::{self, Rows, RowsError};
+use crate::upkeep::UnreachablePolicy;
 use crate::state::{
     Agent, AnswerKey, Component, Framework, KillIntent, Meta, Spec, State, StoredUpdate, Task,
 };
@@ -104,6 +107,7 @@ impl Meta {
             answers_next: self.answers_next,
             events_last_index: self.events_last.index,
             events_last_n: self.events_last.n,
+            requests_next: self.requests_next,
         }
         .encode_to_vec()
     }
@@ -119,6 +123,10 @@ impl Agent {
             description: Some(self.description()),
             registered_ms: self.registered_ms,
             unreachable_ms: self.unreachable_ms,
+            deactivated: self.deactivated,
+            drain: self.drain.map(Into::into),
+            maintenance: self.maintenance.map(Into::into),
+            boots_before: self.boots_before.clone(),
         }
         .encode_to_vec()
     }
@@ -188,6 +196,8 @@ impl Framework {
             history_first: self.history_first,
             history_next: self.history_next,
             placed_ms: self.placed_ms,
+            unreachable: (self.unreachable != UnreachablePolicy::default())
+                .then(|| self.unreachable.into()),
         }
         .encode_to_vec()
     }
@@ -291,6 +301,7 @@ pub(crate) fn load(rows: &dyn Rows) -> Result<State, LoadError> {
             index: row.index,
             answers_next: row.answers_next,
             events_last: EventId { index: row.events_last_index, n: row.events_last_n },
+            requests_next: row.requests_next,
         };
     }
     let mut load = Load { rows, state: &mut state };
@@ -303,6 +314,8 @@ pub(crate) fn load(rows: &dyn Rows) -> Result<State, LoadError> {
     load.each(rows::TASKS, Load::task)?;
     load.each(rows::EVENTS, Load::event)?;
     load.each(rows::ANSWERS, Load::answer)?;
+    load.each(rows::REQUESTS, Load::request)?;
+    load.each(rows::GONE, Load::gone)?;
     Ok(state)
 }
 
@@ -347,6 +360,10 @@ impl Load<'_> {
                 resources,
                 registered_ms: row.registered_ms,
                 unreachable_ms: row.unreachable_ms,
+                deactivated: row.deactivated,
+                drain: row.drain.map(Into::into),
+                maintenance: row.maintenance.map(Into::into),
+                boots_before: row.boots_before,
                 charged: Quantities::ZERO,
                 tasks: BTreeSet::new(),
                 executors: BTreeMap::new(),
@@ -406,6 +423,7 @@ impl Load<'_> {
             quarantine: row.quarantine.map(Into::into),
             state_version: row.state_version,
             merging: row.merging,
+            unreachable: row.unreachable.map(Into::into).unwrap_or_default(),
             state_bytes: row.state_bytes,
             state_keys: row.state_keys,
             used_ids: row.used_ids,
@@ -495,6 +513,24 @@ impl Load<'_> {
         Ok(())
     }
 
+    fn request(state: &mut State, key: &[u8], value: &[u8]) -> Result<(), LoadError> {
+        let row: v1::RequestRow = decode(rows::REQUESTS, value)?;
+        version(rows::REQUESTS, row.version)?;
+        let number: [u8; 8] = key.try_into().map_err(|_| bad(rows::REQUESTS, "a short key"))?;
+        let (number, kept) = (u64::from_be_bytes(number), upkeep::request(row)?);
+        state.request_numbers.insert(kept.key.clone(), number);
+        state.requests.insert(number, kept);
+        Ok(())
+    }
+
+    fn gone(state: &mut State, key: &[u8], value: &[u8]) -> Result<(), LoadError> {
+        let row: v1::GoneRow = decode(rows::GONE, value)?;
+        version(rows::GONE, row.version)?;
+        let key = std::str::from_utf8(key).map_err(|error| bad(rows::GONE, error))?;
+        state.gone.insert(key.to_owned(), upkeep::gone(row));
+        Ok(())
+    }
+
     fn answer(state: &mut State, key: &[u8], value: &[u8]) -> Result<(), LoadError> {
         let row: v1::AnswerRow = decode(rows::ANSWERS, value)?;
         version(rows::ANSWERS, row.version)?;
@@ -520,8 +556,11 @@ pub(crate) fn event_id(key: &[u8]) -> Option<EventId> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::effect::CommandResult;
     use crate::lifecycle::StateVersions;
+    use crate::repeats::KeptRequest;
     use crate::rows::RowChange;
+    use crate::upkeep::{Drain, Gone, Maintenance};
     use crate::testing::MemRows;
     use tessera_types::{Launch, TaskStatus};
 
@@ -565,8 +604,9 @@ mod tests {
             index: 4,
             answers_next: 5,
             events_last: EventId { index: 6, n: 7 },
+            requests_next: 8,
         };
-        assert_eq!(hex(&meta.encode()), "08011201631801200228033004380540064807");
+        assert_eq!(hex(&meta.encode()), "080112016318012002280330043805400648075008");
         let component = Component {
             size_bytes: 300,
             world: World::Command,
@@ -578,6 +618,56 @@ mod tests {
         assert_eq!(hex(&component.encode(&Digest([1; 32]), "{}".into())), "08011220010101010101010101010101010101010101010101010101010101010101010118ac0220032a0561646d696e30093a070802120101180142076f63693a2f2f724a027b7d");
         assert_eq!(hex(&encode_timer(1000)), "080110e807");
         assert_eq!(hex(&task().encode()), "080112310a027431122007070707070707070707070707070707070707070707070707070707070707071a016122060a014b1201761803220508c80110402803300138104002480250055a100802120c0a02743110031803480150116a0c0a0274311003180348015011720e08b8171209555345525f4b494c4c7a05636f756e74");
+    }
+
+    #[test]
+    fn rows_of_upkeep_have_these_bytes_and_load_again() {
+        let agent = Agent {
+            key: "k".into(),
+            boot: "b2".into(),
+            hostname: "h".into(),
+            attributes: vec![],
+            version: String::new(),
+            missing: vec![],
+            engine: String::new(),
+            resources: tessera_types::AgentResources::default(),
+            registered_ms: 1,
+            unreachable_ms: None,
+            deactivated: true,
+            drain: Some(Drain { since_ms: 2, deadline_ms: 3, over: true }),
+            maintenance: Some(Maintenance { start_ms: 4, end_ms: 5 }),
+            boots_before: vec!["b1".into()],
+            charged: Quantities::ZERO,
+            tasks: BTreeSet::new(),
+            executors: BTreeMap::new(),
+        };
+        let gone = Gone { agent: AgentId(7), at_ms: 8, hostname: "h".into() };
+        let kept = KeptRequest {
+            key: ("admin".into(), "k".into()),
+            fingerprint: Digest([2; 32]),
+            at_ms: 9,
+            result: CommandResult::Version(3),
+        };
+        let rows_bytes = [
+            (rows::AGENTS, rows::agent_key(AgentId(6)), agent.encode(AgentId(6))),
+            (rows::GONE, b"old".to_vec(), gone.encode()),
+            (rows::REQUESTS, 4_u64.to_be_bytes().to_vec(), encode_request(&kept).unwrap()),
+        ];
+        let expected = [
+            "080110061a016b220262322a070a01681a002200300140014a060802100318015204080410055a026231",
+            "080110071808220168",
+            "0801120561646d696e1a016b2220020202020202020202020202020202020202020202020202020202020202020228094003",
+        ];
+        let mut stored = MemRows::default();
+        for ((table, key, value), expected) in rows_bytes.into_iter().zip(expected) {
+            assert_eq!(hex(&value), expected, "table {table}");
+            stored.write(vec![RowChange::Put { table, key, value }]);
+        }
+        let state = load(&stored).unwrap();
+        assert_eq!(state.agents[&AgentId(6)], agent);
+        assert_eq!(state.gone["old"], gone);
+        assert_eq!(state.requests[&4], kept);
+        assert_eq!(state.request_numbers[&kept.key], 4);
     }
 
     #[test]

@@ -26,9 +26,11 @@ mod lifecycle;
 mod ledger;
 pub mod limits;
 mod query;
+mod repeats;
 pub mod rows;
 mod state;
 pub mod testing;
+mod upkeep;
 
 pub use api::{
     AgentView, Applied, ComponentView, Config, Counts, EventId, EventRecord, EventsPage,
@@ -43,7 +45,9 @@ pub use lifecycle::{
     Failures, FrameworkVersion, Phase, Quarantine, StateVersions, Upgrade, VersionOrigin,
     VersionOutcome,
 };
+pub use repeats::Once;
 pub use rows::{RowChange, Rows, RowsError};
+pub use upkeep::{Drain, Keep, Maintenance, UnreachablePolicy};
 
 use leader::{Desk, Leader};
 use prost::Message;
@@ -158,7 +162,16 @@ impl Core {
     /// A sign of life.
     pub fn on_beat(&mut self, session: u64, now: Now) {
         if let Some(mut desk) = self.desk(now) {
-            desk.beat(session);
+            desk.beat(session, now.mono_ms);
+        }
+    }
+
+    /// Signs of life, each with the time at which it came.
+    pub fn on_beats(&mut self, beats: &[(u64, u64)], now: Now) {
+        if let Some(mut desk) = self.desk(now) {
+            for (session, at_ms) in beats {
+                desk.beat(*session, *at_ms);
+            }
         }
     }
 
@@ -174,7 +187,24 @@ impl Core {
         if self.leader.is_none() {
             return vec![Output::Reply { ticket, result: Err(RequestError::NotLeader) }];
         }
-        self.with(now, |desk| desk.request(ticket, principal, request))
+        self.with(now, |desk| desk.request(ticket, principal, request, None))
+    }
+
+    /// A request that may come again: under the same key it is carried out once, and every time answered
+    /// as the first time, by whichever master.
+    #[must_use]
+    pub fn on_request_once(
+        &mut self,
+        ticket: u64,
+        principal: &Principal,
+        request: Request,
+        once: Once,
+        now: Now,
+    ) -> Vec<Output> {
+        if self.leader.is_none() {
+            return vec![Output::Reply { ticket, result: Err(RequestError::NotLeader) }];
+        }
+        self.with(now, |desk| desk.request(ticket, principal, request, Some(once)))
     }
 
     /// A request to a scheduler. Exactly one [`Output::Answer`] follows, unless the caller goes first or

@@ -4,6 +4,15 @@
 pub const EVENTS_MAX: usize = 10_000;
 /// Answers kept for repeated requests: each takes up to 64 KiB of disk.
 pub const ANSWERS_MAX: usize = 1_000;
+/// Results kept for repeated requests to the masters: more than are sent in the time that a client repeats one.
+pub const REQUESTS_MAX: usize = 4_096;
+/// How long those are kept: far longer than anybody repeats a request.
+pub const REQUEST_KEPT_MS: u64 = 600_000;
+/// Agents that were declared gone and are told so when they come back; an older one is not known, which is
+/// answered alike.
+pub const GONE_AGENTS_MAX: usize = 10_000;
+/// Boots of an agent's machine that are remembered: a machine and its copy take turns with two.
+pub const BOOTS_KEPT_MAX: usize = 4;
 /// Ended tasks kept per framework, as in Mesos.
 pub const HISTORY_MAX: u64 = 1_000;
 /// Task ids that one framework may use in its life: each stays on disk as a small row.
@@ -89,3 +98,20 @@ pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 pub const HTTP_TARGET_BYTES_MAX: usize = 8 << 10;
 /// Entries that a list returns at most.
 pub const LIST_MAX: usize = 1_000;
+/// More silent agents than this, and than a part of all, are a brake on giving them up: a few machines do
+/// fail together.
+pub const BRAKE_AGENTS_MIN: usize = 3;
+/// That part, in percent: a rack of a small cluster.
+pub const BRAKE_PERCENT: usize = 20;
+/// How long none is given up under the brake: a network that was cut is often back by then.
+pub const BRAKE_HOLD_MS: u64 = 10_000;
+/// Shortest time between two agents that are given up under the brake: ten in a second.
+pub const BRAKED_EXPIRY_EVERY_MS: u64 = 100;
+/// An agent that was heard within so long is heard now: agents beat every second.
+pub const HEARD_MS: u64 = 3_000;
+/// So long between two ticks, which come every 50 ms, this master may have stood still: two beats of an agent.
+pub const STOOD_STILL_MS: u64 = 2_000;
+/// What came so near to the ends of such a gap may have been waiting outside.
+pub const GAP_EDGE_MS: u64 = 500;
+/// How often what is due by the clock is looked for.
+pub const UPKEEP_EVERY_MS: u64 = 250;

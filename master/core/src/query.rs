@@ -3,16 +3,18 @@
 use crate::Core;
 use crate::api::{
     AgentView, ComponentView, Counts, EventId, EventRecord, EventsPage, FrameworkView, LimitSource,
-    LimitView, LookupError,
-    OfferView, TaskFilter, TaskView, Waiting, World,
+    LimitView, LookupError, OfferView, Reply, RequestError, TaskFilter, TaskView, Waiting, World,
 };
+use crate::auth::Principal;
 use crate::codec::{self, ROW_VERSION};
+use crate::effect::CommandResult;
 use crate::generation;
 use crate::leader::Instance;
 use crate::lifecycle::Phase;
 use crate::limits::LIST_MAX;
+use crate::repeats::Once;
 use crate::rows::{self, Rows, RowsError};
-use crate::state::{Agent, Component, Framework, Task};
+use crate::state::{Agent, Component, Framework, State, Task};
 use prost::Message;
 use std::ops::Bound;
 use tessera_types::{
@@ -85,6 +87,27 @@ fn unreadable(what: impl std::fmt::Display) -> RowsError {
     RowsError(what.to_string())
 }
 
+/// The answer to a request from what became of its command.
+pub(crate) fn reply(state: &State, result: CommandResult) -> Result<Reply, RequestError> {
+    match result {
+        CommandResult::Component { digest, created } => {
+            let component = state.components.get(&digest);
+            let component = component.ok_or_else(|| RequestError::NotFound {
+                what: "component",
+                name: digest.to_string(),
+            })?;
+            Ok(Reply::Component { view: ComponentView::of(digest, component), created })
+        }
+        CommandResult::Framework(id) => Ok(Reply::Framework(id)),
+        CommandResult::Version(version) => Ok(Reply::Version(version)),
+        CommandResult::Refused(error) => Err(error),
+        CommandResult::Done
+        | CommandResult::Agent(_)
+        | CommandResult::Placed(_)
+        | CommandResult::Turn(_) => Ok(Reply::Done),
+    }
+}
+
 impl Core {
     /// The cluster's id; empty before it is created.
     #[must_use]
@@ -134,6 +157,12 @@ impl Core {
             free: agent.resources.total.minus(agent.charged).minus(offered),
             registered_ms: agent.registered_ms,
             unreachable_ms: agent.unreachable_ms,
+            deactivated: agent.deactivated,
+            drain: agent.drain,
+            maintenance: agent.maintenance,
+            silent_ms: leader.and_then(|leader| leader.silent_ms(id, self.last_mono_ms)),
+            expiry_held: agent.unreachable_ms.is_none()
+                && leader.is_some_and(|leader| leader.expiry_held(id)),
             connected: link.is_some_and(|link| link.session.is_some()),
             tasks: agent.tasks.len(),
             schedulers: self.state.schedulers_on(id),
@@ -150,6 +179,17 @@ impl Core {
     #[must_use]
     pub fn session_agent(&self, session: u64) -> Option<AgentId> {
         self.leader.as_ref()?.sessions.get(&session)?.agent
+    }
+
+    /// What became of a request that comes again; none if it was never carried out, or long ago.
+    #[must_use]
+    pub fn repeated(
+        &self,
+        principal: &Principal,
+        once: &Once,
+    ) -> Option<Result<Reply, RequestError>> {
+        let known = self.state.repeated(&principal.name, once, self.state.meta.time_ms)?;
+        Some(known.and_then(|result| reply(&self.state, result.clone())))
     }
 
     /// All frameworks.
@@ -199,6 +239,7 @@ impl Core {
             config_version: framework.config_version,
             config_seen: framework.config_seen,
             merging: framework.merging,
+            unreachable: framework.unreachable,
         }
     }
 
@@ -471,7 +512,7 @@ impl Core {
     }
 
     /// Whether the agent of a session may fetch a component: it hosts a scheduler or a task of it, or an
-    /// executor, which may start any command.
+    /// executor, which may start any command, as its scheduler might launch any.
     #[must_use]
     pub fn may_fetch_component(&self, agent: AgentId, digest: &Digest) -> bool {
         let hosts = |f: &Framework| f.agent == Some(agent) && f.component == *digest;

@@ -36,6 +36,10 @@ pub const TIMERS: u8 = 12;
 pub const GENERATION: u8 = 13;
 /// Limits that are set, by role; the empty role is the cluster.
 pub const LIMITS: u8 = 14;
+/// Results of requests that may come again, by number.
+pub const REQUESTS: u8 = 15;
+/// Agents that were declared gone, by key.
+pub const GONE: u8 = 16;
 
 /// First byte of a row of [`GENERATION`] that holds a value.
 pub(crate) const WRITTEN: u8 = 1;

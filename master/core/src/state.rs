@@ -8,6 +8,8 @@
 use crate::api::{EventId, World};
 use crate::generation::Layer;
 use crate::lifecycle::{Failures, FrameworkVersion, Quarantine, StateVersions, Upgrade};
+use crate::repeats::{KeptRequest, RequestKey};
+use crate::upkeep::{Drain, Gone, Maintenance, UnreachablePolicy};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use tessera_types::{
@@ -28,6 +30,10 @@ pub(crate) struct State {
     /// By tenant and name.
     pub(crate) names: BTreeMap<(String, String), FrameworkId>,
     pub(crate) event_ids: VecDeque<EventId>,
+    /// By key: agents that were declared gone.
+    pub(crate) gone: BTreeMap<String, Gone>,
+    pub(crate) requests: BTreeMap<u64, KeptRequest>,
+    pub(crate) request_numbers: BTreeMap<RequestKey, u64>,
     pub(crate) answers: BTreeMap<u64, AnswerKey>,
     pub(crate) answer_numbers: BTreeMap<AnswerKey, u64>,
 }
@@ -42,6 +48,7 @@ pub(crate) struct Meta {
     pub(crate) index: u64,
     pub(crate) answers_next: u64,
     pub(crate) events_last: EventId,
+    pub(crate) requests_next: u64,
 }
 
 /// Names a stored answer.
@@ -64,6 +71,12 @@ pub(crate) struct Agent {
     pub(crate) resources: AgentResources,
     pub(crate) registered_ms: TimeMs,
     pub(crate) unreachable_ms: Option<TimeMs>,
+    /// Nothing new is placed on it.
+    pub(crate) deactivated: bool,
+    pub(crate) drain: Option<Drain>,
+    pub(crate) maintenance: Option<Maintenance>,
+    /// Boots of its machine before the present one, oldest first: one that comes back is another machine's.
+    pub(crate) boots_before: Vec<String>,
     /// Index: sum over `tasks` and `executors`.
     pub(crate) charged: Quantities,
     /// Index: tasks on it that have not ended.
@@ -130,6 +143,7 @@ pub(crate) struct Framework {
     pub(crate) state_version: u32,
     /// Values of the new generation are being folded into the old one.
     pub(crate) merging: bool,
+    pub(crate) unreachable: UnreachablePolicy,
 
     /// Of the state that its instances see: values, and those of the new generation above them.
     pub(crate) state_bytes: u64,

@@ -1,12 +1,18 @@
-//! `/v1/agents`: what each agent has, uses and hosts. Reads only.
+//! `/v1/agents`: what each agent has, uses and hosts; taking one out of use, emptying it, and giving it up.
 
 use super::Api;
 use super::error::ApiError;
-use super::extract::Path;
+use super::extract::{Document, Path};
 use super::views::{AgentJson, List};
+use crate::node_loop::Asker;
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Extension, State};
+use serde::{Deserialize, Serialize};
+use tessera_master_core::{Maintenance, Request};
 use tessera_types::AgentId;
+
+/// How long the tasks of a drained agent have when nothing is said.
+const DRAIN_DEFAULT_MS: u64 = 600_000;
 
 /// All agents.
 pub async fn list(State(api): State<Api>) -> Result<Json<List<AgentJson>>, ApiError> {
@@ -20,15 +26,144 @@ pub async fn list(State(api): State<Api>) -> Result<Json<List<AgentJson>>, ApiEr
     }))
 }
 
+fn parse(agent: &str) -> Result<AgentId, ApiError> {
+    agent
+        .parse()
+        .map_err(|error: tessera_types::NameError| ApiError::invalid("agent", error.to_string()))
+}
+
 /// One agent, by id.
 pub async fn inspect(
     State(api): State<Api>,
     Path(agent): Path<String>,
 ) -> Result<Json<AgentJson>, ApiError> {
-    let id: AgentId = agent
-        .parse()
-        .map_err(|error: tessera_types::NameError| ApiError::invalid("agent", error.to_string()))?;
+    show(&api, parse(&agent)?).await
+}
+
+async fn show(api: &Api, id: AgentId) -> Result<Json<AgentJson>, ApiError> {
     let view = api.node.query(move |core, _| core.agent(id)).await?;
     view.map(|view| Json(view.into()))
         .ok_or_else(|| ApiError::not_found("agent", id))
+}
+
+async fn change(
+    api: &Api,
+    asker: Asker,
+    id: AgentId,
+    request: Request,
+) -> Result<Json<AgentJson>, ApiError> {
+    api.node.request(asker, request).await?;
+    show(api, id).await
+}
+
+/// Place nothing new on an agent.
+pub async fn deactivate(
+    State(api): State<Api>,
+    Extension(asker): Extension<Asker>,
+    Path(agent): Path<String>,
+) -> Result<Json<AgentJson>, ApiError> {
+    let agent = parse(&agent)?;
+    let request = Request::SetAgentMode {
+        agent,
+        deactivated: true,
+        drain_ms: None,
+    };
+    change(&api, asker, agent, request).await
+}
+
+/// Put an agent to use again; a drain is called off.
+pub async fn activate(
+    State(api): State<Api>,
+    Extension(asker): Extension<Asker>,
+    Path(agent): Path<String>,
+) -> Result<Json<AgentJson>, ApiError> {
+    let agent = parse(&agent)?;
+    let request = Request::SetAgentMode {
+        agent,
+        deactivated: false,
+        drain_ms: None,
+    };
+    change(&api, asker, agent, request).await
+}
+
+/// How an agent is emptied.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drain {
+    within_ms: Option<u64>,
+}
+
+/// Have everything leave an agent.
+pub async fn drain(
+    State(api): State<Api>,
+    Extension(asker): Extension<Asker>,
+    Path(agent): Path<String>,
+    Document(drain): Document<Drain>,
+) -> Result<Json<AgentJson>, ApiError> {
+    let agent = parse(&agent)?;
+    let request = Request::SetAgentMode {
+        agent,
+        deactivated: true,
+        drain_ms: Some(drain.within_ms.unwrap_or(DRAIN_DEFAULT_MS)),
+    };
+    change(&api, asker, agent, request).await
+}
+
+/// An agent that is no more.
+#[derive(Serialize)]
+pub struct Gone {
+    id: String,
+    state: &'static str,
+}
+
+/// Give an agent up for good.
+pub async fn gone(
+    State(api): State<Api>,
+    Extension(asker): Extension<Asker>,
+    Path(agent): Path<String>,
+) -> Result<Json<Gone>, ApiError> {
+    let agent = parse(&agent)?;
+    api.node
+        .request(asker, Request::MarkGone { agent })
+        .await?;
+    Ok(Json(Gone {
+        id: agent.to_string(),
+        state: "gone",
+    }))
+}
+
+/// When an agent will be worked on.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Window {
+    start_ms: u64,
+    end_ms: u64,
+}
+
+/// Announce maintenance.
+pub async fn maintain(
+    State(api): State<Api>,
+    Extension(asker): Extension<Asker>,
+    Path(agent): Path<String>,
+    Document(window): Document<Window>,
+) -> Result<Json<AgentJson>, ApiError> {
+    let agent = parse(&agent)?;
+    let Window { start_ms, end_ms } = window;
+    let maintenance = Some(Maintenance { start_ms, end_ms });
+    let request = Request::SetMaintenance { agent, maintenance };
+    change(&api, asker, agent, request).await
+}
+
+/// Call maintenance off.
+pub async fn cancel_maintenance(
+    State(api): State<Api>,
+    Extension(asker): Extension<Asker>,
+    Path(agent): Path<String>,
+) -> Result<Json<AgentJson>, ApiError> {
+    let agent = parse(&agent)?;
+    let request = Request::SetMaintenance {
+        agent,
+        maintenance: None,
+    };
+    change(&api, asker, agent, request).await
 }

@@ -4,16 +4,17 @@
 use super::Api;
 use super::error::ApiError;
 use super::extract::{Document, Path, Query};
-use super::views::{FrameworkJson, List, file_response};
+use super::views::{FrameworkJson, List, PolicyJson, file_response};
 use super::{lookup, views::RangeQuery};
 use crate::files::Range;
+use crate::node_loop::Asker;
 use axum::Json;
 use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use tessera_master_core::{Principal, Reply, Request, RequestError};
+use tessera_master_core::{Reply, Request, RequestError, UnreachablePolicy};
 use tessera_types::{Digest, FrameworkId, FrameworkName, RoleName};
 
 /// What a framework is created from.
@@ -26,6 +27,7 @@ pub struct Create {
     component: String,
     #[serde(default)]
     config: BTreeMap<String, String>,
+    unreachable: Option<PolicyJson>,
 }
 
 fn default_role() -> String {
@@ -43,7 +45,7 @@ pub async fn view(api: &Api, id: FrameworkId) -> Result<FrameworkJson, ApiError>
 /// Create a framework; the same again is no error.
 pub async fn create(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
+    Extension(asker): Extension<Asker>,
     Document(create): Document<Create>,
 ) -> Result<Response, ApiError> {
     let invalid = |field: &'static str| move |rule: String| ApiError::invalid(field, rule);
@@ -66,13 +68,15 @@ pub async fn create(
         .parse()
         .map_err(|error: tessera_types::DigestError| invalid("component")(error.to_string()))?;
     let config: Vec<(String, String)> = create.config.into_iter().collect();
+    let unreachable: UnreachablePolicy = create.unreachable.map(Into::into).unwrap_or_default();
     let request = Request::CreateFramework {
         name: name.clone(),
         role: role.clone(),
         component,
         config: config.clone(),
+        unreachable,
     };
-    match api.node.request(principal, request).await {
+    match api.node.request(asker, request).await {
         Ok(Reply::Framework(id)) => {
             Ok((StatusCode::CREATED, Json(view(&api, id).await?)).into_response())
         }
@@ -87,7 +91,8 @@ pub async fn create(
                     let found = core.framework(id)?;
                     let same = found.role == role
                         && found.component == component
-                        && found.config == config;
+                        && found.config == config
+                        && found.unreachable == unreachable;
                     same.then_some(id)
                 })
                 .await?;
@@ -128,12 +133,12 @@ pub async fn inspect(
 /// Remove a framework; its tasks are killed.
 pub async fn remove(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
+    Extension(asker): Extension<Asker>,
     Path(text): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     let framework = lookup::framework(&api.node, text).await?;
     api.node
-        .request(principal, Request::RemoveFramework { framework })
+        .request(asker, Request::RemoveFramework { framework })
         .await?;
     Ok(StatusCode::ACCEPTED)
 }

@@ -4,14 +4,15 @@
 use super::Api;
 use super::error::ApiError;
 use super::extract::{Document, Path};
-use super::views::FrameworkJson;
+use super::views::{FrameworkJson, PolicyJson};
 use super::{frameworks, lookup};
+use crate::node_loop::Asker;
 use axum::Json;
 use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use tessera_master_core::{Principal, Reply, Request};
+use tessera_master_core::{Reply, Request};
 use tessera_types::{Digest, FrameworkId};
 
 /// The version that a change of the component made, and the framework with it.
@@ -25,11 +26,11 @@ pub struct Changed {
 /// Change the component; answered once the change stands, which is before it is final.
 async fn change(
     api: &Api,
-    principal: Principal,
+    asker: Asker,
     framework: FrameworkId,
     request: Request,
 ) -> Result<(StatusCode, Json<Changed>), ApiError> {
-    let version = match api.node.request(principal, request).await? {
+    let version = match api.node.request(asker, request).await? {
         Reply::Version(version) => version,
         Reply::Component { .. } | Reply::Framework(_) | Reply::Done => {
             return Err(ApiError::internal("an unexpected reply"));
@@ -59,6 +60,7 @@ pub struct RollBack {
 pub struct NewConfig {
     config: BTreeMap<String, String>,
     expected_version: Option<u64>,
+    unreachable: Option<PolicyJson>,
 }
 
 /// The configuration in force.
@@ -67,12 +69,13 @@ pub struct ConfigJson {
     config: BTreeMap<String, String>,
     config_version: u64,
     config_seen: u64,
+    unreachable: PolicyJson,
 }
 
 /// Change the component.
 pub async fn upgrade(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
+    Extension(asker): Extension<Asker>,
     Path(text): Path<String>,
     Document(upgrade): Document<Upgrade>,
 ) -> Result<(StatusCode, Json<Changed>), ApiError> {
@@ -88,13 +91,13 @@ pub async fn upgrade(
         framework,
         component,
     };
-    change(&api, principal, framework, request).await
+    change(&api, asker, framework, request).await
 }
 
 /// Go back to an earlier component.
 pub async fn roll_back(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
+    Extension(asker): Extension<Asker>,
     Path(text): Path<String>,
     Document(to): Document<RollBack>,
 ) -> Result<(StatusCode, Json<Changed>), ApiError> {
@@ -107,18 +110,18 @@ pub async fn roll_back(
         framework,
         version: to.version,
     };
-    change(&api, principal, framework, request).await
+    change(&api, asker, framework, request).await
 }
 
 /// Start a quarantined scheduler again.
 pub async fn release(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
+    Extension(asker): Extension<Asker>,
     Path(text): Path<String>,
 ) -> Result<Json<FrameworkJson>, ApiError> {
     let framework = lookup::framework(&api.node, text).await?;
     api.node
-        .request(principal, Request::ReleaseFramework { framework })
+        .request(asker, Request::ReleaseFramework { framework })
         .await?;
     frameworks::view(&api, framework).await.map(Json)
 }
@@ -133,6 +136,7 @@ async fn show_config(api: &Api, framework: FrameworkId) -> Result<Json<ConfigJso
         config: view.config.into_iter().collect(),
         config_version: view.config_version,
         config_seen: view.config_seen,
+        unreachable: view.unreachable.into(),
     }))
 }
 
@@ -148,7 +152,7 @@ pub async fn config(
 /// Replace the configuration.
 pub async fn set_config(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
+    Extension(asker): Extension<Asker>,
     Path(text): Path<String>,
     Document(new): Document<NewConfig>,
 ) -> Result<Json<ConfigJson>, ApiError> {
@@ -157,7 +161,8 @@ pub async fn set_config(
         framework,
         config: new.config.into_iter().collect(),
         expected_version: new.expected_version,
+        unreachable: new.unreachable.map(Into::into),
     };
-    api.node.request(principal, request).await?;
+    api.node.request(asker, request).await?;
     show_config(&api, framework).await
 }

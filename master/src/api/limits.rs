@@ -4,11 +4,12 @@
 use super::Api;
 use super::error::ApiError;
 use super::extract::{Document, Query};
+use crate::node_loop::Asker;
 use axum::Json;
 use axum::extract::{Extension, State};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use tessera_master_core::{LimitSource, LimitView, Principal, Request};
+use tessera_master_core::{LimitSource, LimitView, Request};
 use tessera_types::{LimitName, LimitRow, LimitUnit, RoleName};
 
 /// Whose limits; the cluster's without a role.
@@ -116,7 +117,7 @@ pub async fn list(
 /// Set some, unset some: all or nothing.
 pub async fn change(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
+    Extension(asker): Extension<Asker>,
     Query(whose): Query<Whose>,
     Document(change): Document<Change>,
 ) -> Result<Json<LimitsJson>, ApiError> {
@@ -142,6 +143,6 @@ pub async fn change(
         set,
         unset,
     };
-    api.node.request(principal, request).await?;
+    api.node.request(asker, request).await?;
     show(&api, role).await
 }

@@ -7,12 +7,13 @@ use super::extract::{Document, Path, Query};
 use super::lookup;
 use super::views::{List, RangeQuery, TaskJson, file_response};
 use crate::files::Range;
+use crate::node_loop::Asker;
 use axum::Json;
 use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::Deserialize;
-use tessera_master_core::{Principal, Request, TaskFilter, TaskView};
+use tessera_master_core::{Request, TaskFilter, TaskView};
 use tessera_types::{FrameworkId, TaskId, TaskState};
 
 /// Tasks of one answer when nothing is said, and at most.
@@ -124,7 +125,7 @@ pub struct Kill {
 /// End a task.
 pub async fn kill(
     State(api): State<Api>,
-    Extension(principal): Extension<Principal>,
+    Extension(asker): Extension<Asker>,
     Path((framework, task)): Path<(String, String)>,
     Document(kill): Document<Kill>,
 ) -> Result<StatusCode, ApiError> {
@@ -139,7 +140,7 @@ pub async fn kill(
         task,
         grace_ms: kill.grace_ms,
     };
-    api.node.request(principal, request).await?;
+    api.node.request(asker, request).await?;
     Ok(StatusCode::ACCEPTED)
 }
 

@@ -7,9 +7,10 @@ use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use tessera_master_core::{
-    AgentView, ComponentView, Core, Failures, FrameworkVersion, FrameworkView, Quarantine,
-    TaskFilter, TaskView, Upgrade, World,
+    AgentView, ComponentView, Core, Failures, FrameworkVersion, FrameworkView, Keep,
+    Quarantine, TaskFilter, TaskView, UnreachablePolicy, Upgrade, World,
 };
 use tessera_types::{AgentId, Digest, Quantities};
 
@@ -41,6 +42,81 @@ pub struct AgentJson {
     missing: Vec<MissingJson>,
     registered_ms: u64,
     unreachable_ms: Option<u64>,
+    mode: &'static str,
+    drain: Option<DrainJson>,
+    maintenance: Option<MaintenanceJson>,
+    silent_ms: Option<u64>,
+    expiry_held: bool,
+}
+
+/// What becomes of a framework's tasks whose agent does not answer.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyJson {
+    /// They wait for ever without it.
+    replace_after_ms: Option<NonZeroU64>,
+    #[serde(default)]
+    keep: KeepJson,
+}
+
+/// Which copy stays.
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum KeepJson {
+    First,
+    #[default]
+    Last,
+}
+
+impl From<PolicyJson> for UnreachablePolicy {
+    fn from(json: PolicyJson) -> Self {
+        let keep = match json.keep {
+            KeepJson::First => Keep::First,
+            KeepJson::Last => Keep::Last,
+        };
+        Self {
+            replace_after_ms: json.replace_after_ms.map(NonZeroU64::get),
+            keep,
+        }
+    }
+}
+
+impl From<UnreachablePolicy> for PolicyJson {
+    fn from(policy: UnreachablePolicy) -> Self {
+        let keep = match policy.keep {
+            Keep::First => KeepJson::First,
+            Keep::Last => KeepJson::Last,
+        };
+        Self {
+            replace_after_ms: policy.replace_after_ms.and_then(NonZeroU64::new),
+            keep,
+        }
+    }
+}
+
+/// What is on an agent has to go.
+#[derive(Serialize)]
+struct DrainJson {
+    since_ms: u64,
+    deadline_ms: u64,
+    /// What was left is being killed.
+    over: bool,
+}
+
+/// An agent will be worked on.
+#[derive(Serialize)]
+struct MaintenanceJson {
+    start_ms: u64,
+    end_ms: u64,
+}
+
+fn mode(view: &AgentView) -> &'static str {
+    match (view.deactivated, view.drain) {
+        (_, Some(_)) if view.tasks == 0 && view.schedulers == 0 => "drained",
+        (_, Some(_)) => "draining",
+        (true, None) => "deactivated",
+        (false, None) => "active",
+    }
 }
 
 /// A protection that an agent cannot give its tasks and guests.
@@ -58,6 +134,18 @@ impl From<AgentView> for AgentJson {
             (false, Some(_)) => "unreachable",
         };
         Self {
+            mode: mode(&view),
+            drain: view.drain.map(|drain| DrainJson {
+                since_ms: drain.since_ms,
+                deadline_ms: drain.deadline_ms,
+                over: drain.over,
+            }),
+            maintenance: view.maintenance.map(|window| MaintenanceJson {
+                start_ms: window.start_ms,
+                end_ms: window.end_ms,
+            }),
+            silent_ms: view.silent_ms,
+            expiry_held: view.expiry_held,
             id: view.id.to_string(),
             hostname: view.hostname,
             state,
@@ -172,6 +260,7 @@ pub struct FrameworkJson {
     state_version: u32,
     config_version: u64,
     config_seen: u64,
+    unreachable: PolicyJson,
     last_error: Option<String>,
     created_ms: u64,
     /// For handlers that go on to ask the agent.
@@ -331,6 +420,7 @@ impl FrameworkJson {
             state_version: view.state_version,
             config_version: view.config_version,
             config_seen: view.config_seen,
+            unreachable: view.unreachable.into(),
             last_error: view.last_error,
             created_ms: view.created_ms,
             agent_id: view.agent,

@@ -23,7 +23,7 @@ pub use ids::{
 pub use limit_table::{
     EffectiveLimits, LimitError, LimitName, LimitRow, LimitUnit, RoleLimits,
 };
-pub use offer::{Filters, Offer};
+pub use offer::{Filters, InverseOffer, Offer};
 pub use resources::{Quantities, ResourceItem, ResourceKey, Resources, ResourcesError};
 pub use spec::{
     ExecutorTask, FileSpec, InvalidSpec, Launch, NativeCommand, TaskBody, TaskSpec, validate_launch, validate_spec,

@@ -1,6 +1,6 @@
 //! Offers: resources of one agent, held for one framework until answered or withdrawn.
 
-use crate::{AgentId, OfferId, Quantities};
+use crate::{AgentId, OfferId, Quantities, TimeMs};
 use serde::{Deserialize, Serialize};
 
 /// An offer as a scheduler sees it.
@@ -19,4 +19,17 @@ pub struct Offer {
 pub struct Filters {
     /// Duration; 0 is no filter.
     pub refuse_ms: u64,
+}
+
+/// An agent is asked for back: what runs there should be elsewhere by then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InverseOffer {
+    /// Unlike that of any offer.
+    pub id: OfferId,
+    /// Which agent.
+    pub agent: AgentId,
+    /// From when on.
+    pub start_ms: TimeMs,
+    /// For how long; for good when absent.
+    pub duration_ms: Option<u64>,
 }

@@ -258,6 +258,10 @@ reasons! {
     AgentReregistered = "AGENT_REREGISTERED",
     /// The agent was removed.
     AgentRemoved = "AGENT_REMOVED",
+    /// The agent is being drained, and the time for it is over.
+    AgentDraining = "AGENT_DRAINING",
+    /// The agent did not answer for as long as the framework's policy waits.
+    UnreachableTooLong = "UNREACHABLE_TOO_LONG",
     /// An offer that was accepted is unknown, expired, foreign or was used before.
     InvalidOffer = "INVALID_OFFER",
     /// More was launched than was offered, or than is free.

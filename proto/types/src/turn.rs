@@ -4,7 +4,7 @@
 //! byte for byte to another leader. This file must never decide whether a turn commits.
 
 use crate::{
-    AgentId, AgentInfo, Digest, Epoch, ExecutorId, Filters, FrameworkId, Launch, Offer, OfferId, TaskId, TaskStatus,
+    AgentId, AgentInfo, Digest, Epoch, ExecutorId, Filters, FrameworkId, InverseOffer, Launch, Offer, OfferId, TaskId, TaskStatus,
     TimeMs, TurnNumber,
 };
 use serde::{Deserialize, Serialize};
@@ -78,6 +78,10 @@ pub enum Event {
     Offers(Vec<Offer>),
     /// Offers were withdrawn.
     Rescinded(Vec<OfferId>),
+    /// Agents are asked for back, or the times have changed.
+    InverseOffers(Vec<InverseOffer>),
+    /// They are not, any more.
+    InverseRescinded(Vec<OfferId>),
     /// A status update. Durable: consumed by (task, sequence). Sequence 0 marks an answer that is not
     /// stored and is not consumed.
     Update {

@@ -5,7 +5,7 @@ use crate::{WireError, v1};
 use prost::Message;
 use tessera_types::{
     AgentId, AgentInfo, AgentResources, Digest, EffectiveLimits, ExecutorTask, FileSpec, Launch,
-    LimitName, NativeCommand, Offer, OfferId,
+    InverseOffer, LimitName, NativeCommand, Offer, OfferId,
     Quantities, Reason, TaskBody, TaskSpec, TaskState, TaskStatus, validate_spec,
 };
 
@@ -294,6 +294,28 @@ impl From<v1::AgentInfo> for AgentInfo {
 impl From<&Offer> for v1::Offer {
     fn from(offer: &Offer) -> Self {
         Self { id: offer.id.0, agent: offer.agent.0, available: Some((&offer.available).into()) }
+    }
+}
+
+impl From<&InverseOffer> for v1::InverseOffer {
+    fn from(offer: &InverseOffer) -> Self {
+        Self {
+            id: offer.id.0,
+            agent: offer.agent.0,
+            start_ms: offer.start_ms,
+            duration_ms: offer.duration_ms,
+        }
+    }
+}
+
+impl From<v1::InverseOffer> for InverseOffer {
+    fn from(offer: v1::InverseOffer) -> Self {
+        Self {
+            id: OfferId(offer.id),
+            agent: AgentId(offer.agent),
+            start_ms: offer.start_ms,
+            duration_ms: offer.duration_ms,
+        }
     }
 }
 

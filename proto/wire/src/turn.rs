@@ -110,6 +110,13 @@ impl From<&Event> for v1::Event {
             Event::Rescinded(ids) => {
                 E::Rescinded(v1::OfferIds { ids: ids.iter().map(|id| id.0).collect() })
             }
+            Event::InverseOffers(offers) => {
+                let offers = offers.iter().map(Into::into).collect();
+                E::InverseOffers(v1::InverseOffers { offers })
+            }
+            Event::InverseRescinded(ids) => {
+                E::InverseRescinded(v1::OfferIds { ids: ids.iter().map(|id| id.0).collect() })
+            }
             Event::Update { sequence, status } => {
                 E::Update(v1::UpdateEvent { sequence: *sequence, status: Some(status.into()) })
             }
@@ -145,6 +152,12 @@ impl TryFrom<v1::Event> for Event {
             E::Agent(info) => Self::Agent(info.into()),
             E::Offers(o) => Self::Offers(o.offers.into_iter().map(Into::into).collect()),
             E::Rescinded(o) => Self::Rescinded(o.ids.into_iter().map(OfferId).collect()),
+            E::InverseOffers(o) => {
+                Self::InverseOffers(o.offers.into_iter().map(Into::into).collect())
+            }
+            E::InverseRescinded(o) => {
+                Self::InverseRescinded(o.ids.into_iter().map(OfferId).collect())
+            }
             E::Update(update) => Self::Update {
                 sequence: update.sequence,
                 status: update

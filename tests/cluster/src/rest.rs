@@ -81,6 +81,12 @@ impl Rest {
         })
     }
 
+    /// Its address.
+    #[must_use]
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
     /// The same with another token, or none.
     #[must_use]
     pub fn with_token(&self, token: Option<&str>) -> Self {

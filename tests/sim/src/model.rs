@@ -459,6 +459,8 @@ impl Model {
                     self.write(&mut draft, NOTE_KEY, note);
                 }
                 Event::Agent(_)
+                | Event::InverseOffers(_)
+                | Event::InverseRescinded(_)
                 | Event::Again
                 | Event::Message(_)
                 | Event::ExecutorFailed { .. } => {}

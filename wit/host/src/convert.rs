@@ -8,7 +8,7 @@ use crate::bindings::tessera::framework::{events as ev, http, types as wit};
 use crate::draft::{Refused, task_id};
 use crate::state::WriteRefused;
 use tessera_types::{
-    AgentInfo, Digest, Event, ExecutorTask, FileSpec, HttpAnswer, HttpRequest, Launch, LogLevel, NativeCommand,
+    AgentInfo, Digest, Event, ExecutorTask, FileSpec, HttpAnswer, HttpRequest, InverseOffer, Launch, LogLevel, NativeCommand,
     Offer, Quantities, Subscription, TaskBody, TaskSpec, TaskState, TaskStatus, TurnHeader,
 };
 
@@ -54,6 +54,12 @@ pub(crate) fn event(event: Event) -> ev::Event {
         Event::Agent(info) => ev::Event::Agent(agent_info(info)),
         Event::Offers(offers) => ev::Event::Offers(offers.into_iter().map(offer).collect()),
         Event::Rescinded(ids) => ev::Event::Rescinded(ids.into_iter().map(|id| id.0).collect()),
+        Event::InverseOffers(offers) => {
+            ev::Event::InverseOffers(offers.into_iter().map(inverse_offer).collect())
+        }
+        Event::InverseRescinded(ids) => {
+            ev::Event::InverseRescinded(ids.into_iter().map(|id| id.0).collect())
+        }
         Event::Update { status, .. } => ev::Event::Update(task_status(status)),
         Event::Timer { id, due_ms } => ev::Event::Timer(ev::TimerFired { id, due_ms }),
         Event::Http(request) => ev::Event::Http(http_request(request)),
@@ -91,6 +97,15 @@ fn agent_info(info: AgentInfo) -> wit::AgentInfo {
         hostname: info.hostname,
         attributes: info.attributes,
         reachable: info.reachable,
+    }
+}
+
+fn inverse_offer(offer: InverseOffer) -> wit::InverseOffer {
+    wit::InverseOffer {
+        id: offer.id.0,
+        agent: offer.agent.0,
+        start_ms: offer.start_ms,
+        duration_ms: offer.duration_ms,
     }
 }
 

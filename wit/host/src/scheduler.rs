@@ -298,6 +298,8 @@ fn consumed(events: &[Event]) -> Vec<Consumed> {
             | Event::Agent(_)
             | Event::Offers(_)
             | Event::Rescinded(_)
+            | Event::InverseOffers(_)
+            | Event::InverseRescinded(_)
             | Event::Http(_)
             | Event::Message(_)
             | Event::ExecutorFailed { .. }

@@ -2,6 +2,7 @@
 
 mod lifecycle;
 mod limits;
+mod repeats;
 
 use super::*;
 use crate::testing::MemRows;
@@ -10,7 +11,7 @@ use tessera_wire::v1::command::Command as C;
 fn batch(commands: Vec<C>) -> Vec<u8> {
     let commands = commands.into_iter().enumerate().map(|(n, command)| v1::Command {
         ticket: n as u64 + 1,
-        origin: Some(v1::Origin { principal: "admin".into(), role: String::new() }),
+        origin: Some(v1::Origin { principal: "admin".into(), ..v1::Origin::default() }),
         command: Some(command),
     });
     v1::CommandBatch { version: 1, time_ms: 5, commands: commands.collect() }.encode_to_vec()
@@ -45,6 +46,12 @@ fn one_of_each() -> Vec<C> {
         C::SetConfig(v1::SetConfig::default()),
         C::ReleaseFramework(v1::ReleaseFramework::default()),
         C::MergeState(v1::MergeState::default()),
+        C::SetAgentMode(v1::SetAgentMode::default()),
+        C::EndDrain(v1::EndDrain::default()),
+        C::MarkGone(v1::MarkGone::default()),
+        C::SetMaintenance(v1::SetMaintenance::default()),
+        C::GiveUpTasks(v1::GiveUpTasks::default()),
+        C::HoldExpiry(v1::HoldExpiry::default()),
     ]
 }
 
@@ -109,7 +116,7 @@ fn mutated_commands_never_break_the_state() {
     };
     let mut rows = MemRows::default();
     let mut core = crate::Core::load(&rows, crate::Config::default()).unwrap();
-    let (mut live, mut executors, mut groups) = (0, 0, 0);
+    let (mut live, mut executors, mut groups, mut drained) = (0, 0, 0, 0);
     for index in 1..2_000_u64 {
         let known = core.state.frameworks.iter();
         let known: Vec<_> = known.map(|(id, f)| (id.0, f.epoch.0, f.next_turn().0)).collect();
@@ -122,11 +129,14 @@ fn mutated_commands_never_break_the_state() {
         }
         assert_eq!(core.check(), Ok(()), "entry {index}");
         live += core.counts().tasks_live;
+        drained += core.state.agents.values().filter(|agent| agent.drain.is_some()).count();
         executors += core.state.agents.values().map(|agent| agent.executors.len()).sum::<usize>();
         let tasks = core.state.frameworks.values().flat_map(|framework| framework.tasks.values());
         groups += tasks.filter(|task| task.group != 0 && !task.state.is_terminal()).count();
     }
     assert!(live > 0 && executors > 0 && groups > 0, "it idled: {live}, {executors}, {groups}");
+    let gone = core.state.gone.len();
+    assert!(drained > 0 && gone > 0, "agents were left alone: {drained}, {gone}");
 }
 
 /// A command for one of these frameworks, with its epoch and next turn, or for none.
@@ -139,8 +149,8 @@ fn random_command(random: &mut impl FnMut(u64) -> u64, known: &[(u64, u64, u64)]
     match random(14) {
         0 => C::RegisterAgent(v1::RegisterAgent {
             agent: 0,
-            agent_key: format!("k{agent}"),
-            boot: "b".into(),
+            agent_key: format!("k{}", random(9)),
+            boot: format!("b{}", random(3)),
             description: Some(v1::AgentDescription {
                 hostname: "h".into(),
                 total: quantities(1_000 + i64::try_from(random(1_000)).unwrap()),
@@ -164,6 +174,7 @@ fn random_command(random: &mut impl FnMut(u64) -> u64, known: &[(u64, u64, u64)]
             role: "r".into(),
             component: vec![1; 32],
             config: vec![],
+            unreachable: None,
         }),
         3 => C::PlaceScheduler(v1::PlaceScheduler { framework, agent, epoch: random(2) }),
         4 => C::KillTask(v1::KillTask { framework, task, grace_ms: None }),
@@ -189,11 +200,39 @@ fn random_command(random: &mut impl FnMut(u64) -> u64, known: &[(u64, u64, u64)]
                 }),
             }],
         }),
+        9 => random_upkeep(random, agent, framework),
         _ => {
             let epoch = if random(8) == 0 { random(3) } else { epoch };
             let number = if random(8) == 0 { random(60) } else { number };
             random_turn(random, (framework, epoch, number), agent, task)
         }
+    }
+}
+
+/// A command of operators or of the clock.
+fn random_upkeep(random: &mut impl FnMut(u64) -> u64, agent: u64, framework: u64) -> C {
+    match random(12) {
+        0 => C::MarkGone(v1::MarkGone { agent }),
+        1 | 2 => C::EndDrain(v1::EndDrain { agent }),
+        3 | 4 => C::GiveUpTasks(v1::GiveUpTasks { agent, framework }),
+        5 | 6 => C::MarkUnreachable(v1::MarkUnreachable { agent }),
+        7 => C::SetMaintenance(v1::SetMaintenance {
+            agent,
+            maintenance: (random(2) == 0).then(|| v1::Maintenance { start_ms: 9, end_ms: 10 }),
+        }),
+        8 => C::SetConfig(v1::SetConfig {
+            framework,
+            unreachable: Some(v1::UnreachablePolicy {
+                replace_after_ms: random(2),
+                keep_first: random(2) == 0,
+            }),
+            ..v1::SetConfig::default()
+        }),
+        _ => C::SetAgentMode(v1::SetAgentMode {
+            agent,
+            deactivated: random(3) == 0,
+            drain_ms: (random(3) == 0).then_some(0),
+        }),
     }
 }
 

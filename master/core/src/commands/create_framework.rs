@@ -10,8 +10,9 @@ use crate::lifecycle::{
     Failures, FrameworkVersion, StateVersions, VersionOrigin, VersionOutcome,
 };
 use crate::state::{Framework, State};
+use crate::upkeep::UnreachablePolicy;
 use std::collections::{BTreeMap, BTreeSet};
-use tessera_types::limits::{CONFIG_BYTES_MAX, CONFIG_ENTRIES_MAX};
+use tessera_types::limits::{CONFIG_BYTES_MAX, CONFIG_ENTRIES_MAX, DURATION_MAX_MS};
 use tessera_types::{
     Digest, Epoch, FrameworkId, FrameworkName, LimitName, Quantities, RoleName, TurnNumber,
 };
@@ -28,6 +29,16 @@ pub(crate) fn validate_config(config: &[(String, String)]) -> Result<(), Request
     let keys: BTreeSet<&str> = config.iter().map(|(key, _)| key.as_str()).collect();
     if keys.len() != config.len() || keys.contains("") {
         return invalid("config", "keys are not empty and each stands once");
+    }
+    Ok(())
+}
+
+/// Check a policy.
+pub(crate) fn validate_unreachable(
+    policy: Option<v1::UnreachablePolicy>,
+) -> Result<(), RequestError> {
+    if policy.is_some_and(|policy| policy.replace_after_ms > DURATION_MAX_MS) {
+        return invalid("unreachable.replace_after_ms", format!("at most {DURATION_MAX_MS}"));
     }
     Ok(())
 }
@@ -50,6 +61,7 @@ pub(super) fn run(
     };
     let config = codec::unpair(command.config);
     validate_config(&config)?;
+    validate_unreachable(command.unreachable)?;
     let state = scheduler_state(apply.state, component)?;
     let key = (role.tenant().to_owned(), name.to_string());
     if apply.state.names.contains_key(&key) {
@@ -79,6 +91,7 @@ pub(super) fn run(
         created_ms: apply.time_ms,
         versions: vec![first],
         state_version: state.writes,
+        unreachable: command.unreachable.map(Into::into).unwrap_or_default(),
         ..new(name, role, component)
     };
     apply.state.frameworks.insert(id, framework);
@@ -144,6 +157,7 @@ fn new(name: FrameworkName, role: RoleName, component: Digest) -> Framework {
         quarantine: None,
         state_version: 0,
         merging: false,
+        unreachable: UnreachablePolicy::default(),
         state_bytes: 0,
         state_keys: 0,
         used_ids: 0,

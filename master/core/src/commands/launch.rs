@@ -293,10 +293,12 @@ fn check(
         }
     }
     let unavailable = |why: &str| (Reason::AgentUnavailable, format!("agent {agent} {why}"));
-    let reachable =
-        state.agents.get(&agent).ok_or_else(|| unavailable("is not known"))?.unreachable_ms;
-    if reachable.is_some() {
+    let row = state.agents.get(&agent).ok_or_else(|| unavailable("is not known"))?;
+    if row.unreachable_ms.is_some() {
         return Err(unavailable("does not answer"));
+    }
+    if row.deactivated {
+        return Err(unavailable("is deactivated"));
     }
     let taken = draft.taken.get(&agent).copied().unwrap_or_default();
     let free = apply.free(agent).unwrap_or(Quantities::ZERO).minus(taken);

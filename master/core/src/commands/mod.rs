@@ -5,9 +5,13 @@
 mod add_component;
 mod commit_turn;
 mod create_framework;
+mod end_drain;
+pub(crate) mod give_up_tasks;
+mod hold_expiry;
 mod init_cluster;
 mod kill_task;
 mod launch;
+mod mark_gone;
 mod mark_unreachable;
 mod merge_state;
 mod place_scheduler;
@@ -17,8 +21,10 @@ mod register_agent;
 mod release_framework;
 mod remove_framework;
 mod roll_back_framework;
+mod set_agent_mode;
 mod set_config;
 mod set_limits;
+mod set_maintenance;
 mod update_statuses;
 mod upgrade_framework;
 
@@ -50,6 +56,12 @@ pub(crate) fn run(apply: &mut Apply<'_>, command: C) -> Result<CommandResult, Ap
         C::RollBackFramework(command) => roll_back_framework::run(apply, command),
         C::SetConfig(command) => set_config::run(apply, command),
         C::ReleaseFramework(command) => release_framework::run(apply, command),
+        C::SetAgentMode(command) => set_agent_mode::run(apply, command),
+        C::EndDrain(command) => end_drain::run(apply, command),
+        C::MarkGone(command) => mark_gone::run(apply, command),
+        C::SetMaintenance(command) => set_maintenance::run(apply, command),
+        C::GiveUpTasks(command) => give_up_tasks::run(apply, command),
+        C::HoldExpiry(command) => hold_expiry::run(apply, command),
         C::MergeState(command) => return Ok(merge_state::run(apply, command)?),
     };
     Ok(result.unwrap_or_else(CommandResult::Refused))

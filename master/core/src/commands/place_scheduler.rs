@@ -13,8 +13,10 @@ pub(super) fn run(
     command: v1::PlaceScheduler,
 ) -> Result<CommandResult, RequestError> {
     let (id, agent) = (FrameworkId(command.framework), AgentId(command.agent));
-    if !apply.state.agents.contains_key(&agent) {
-        return not_found("agent", agent);
+    let Some(row) = apply.state.agents.get(&agent) else { return not_found("agent", agent) };
+    if row.deactivated {
+        let rule = "is deactivated".to_owned();
+        return Err(RequestError::Conflict { field: "agent", rule });
     }
     let time_ms = apply.time_ms;
     let Some(framework) = apply.state.frameworks.get_mut(&id).filter(|f| !f.removing) else {

@@ -5,7 +5,7 @@ use crate::api::RequestError;
 use crate::apply::{Apply, Dirty};
 use crate::codec;
 use crate::effect::{CommandResult, Effect};
-use crate::limits::{AGENT_KEY_BYTES_MAX, AGENTS_MAX};
+use crate::limits::{AGENT_KEY_BYTES_MAX, AGENTS_MAX, BOOTS_KEPT_MAX};
 use crate::state::Agent;
 use std::collections::{BTreeMap, BTreeSet};
 use tessera_types::{AgentId, Quantities};
@@ -23,6 +23,9 @@ pub(super) fn run(
     if command.agent_key.is_empty() || command.agent_key.len() > AGENT_KEY_BYTES_MAX {
         return invalid("agent_key", format!("1 to {AGENT_KEY_BYTES_MAX} bytes"));
     }
+    if let Some(gone) = apply.state.gone.get(&command.agent_key) {
+        return invalid("agent_key", format!("{} was declared gone", gone.agent));
+    }
     let known = apply.state.agent_keys.get(&command.agent_key).copied();
     if command.agent != 0 && known != Some(AgentId(command.agent)) {
         return invalid("agent", "is not the agent of this key");
@@ -30,7 +33,12 @@ pub(super) fn run(
     if known.is_none() && apply.state.agents.len() >= AGENTS_MAX {
         return Err(RequestError::Limit { name: "AGENTS_MAX", rule: format!("at most {AGENTS_MAX}") });
     }
+    let row = known.and_then(|id| apply.state.agents.get(&id));
+    if row.is_some_and(|row| row.boots_before.contains(&command.boot)) {
+        return invalid("boot", "was followed by another one: two machines claim to be the agent");
+    }
     let (id, kind) = match known {
+        Some(id) if row.is_some_and(|row| row.boot != command.boot) => (id, "agent.rebooted"),
         Some(id) => (id, "agent.reregistered"),
         None => {
             apply.state.meta.next_agent += 1;
@@ -49,11 +57,20 @@ pub(super) fn run(
         resources,
         registered_ms: time_ms,
         unreachable_ms: None,
+        deactivated: false,
+        drain: None,
+        maintenance: None,
+        boots_before: Vec::new(),
         charged: Quantities::ZERO,
         tasks: BTreeSet::new(),
         executors: BTreeMap::new(),
     });
-    agent.boot = command.boot;
+    if agent.boot != command.boot {
+        let before = std::mem::replace(&mut agent.boot, command.boot);
+        agent.boots_before.extend(Some(before).filter(|boot| !boot.is_empty()));
+        let excess = agent.boots_before.len().saturating_sub(BOOTS_KEPT_MAX);
+        agent.boots_before.drain(..excess);
+    }
     agent.hostname.clone_from(&description.hostname);
     agent.attributes = codec::unpair(description.attributes);
     agent.attributes.sort();

@@ -1,6 +1,6 @@
 //! Replace a framework's configuration; its scheduler is told by a durable event.
 
-use super::create_framework::validate_config;
+use super::create_framework::{validate_config, validate_unreachable};
 use super::not_found;
 use crate::api::RequestError;
 use crate::apply::{Apply, Dirty};
@@ -17,6 +17,7 @@ pub(super) fn run(
     let id = FrameworkId(command.framework);
     let config = codec::unpair(command.config);
     validate_config(&config)?;
+    validate_unreachable(command.unreachable)?;
     let Some(framework) = apply.state.frameworks.get_mut(&id).filter(|f| !f.removing) else {
         return not_found("framework", id);
     };
@@ -25,6 +26,15 @@ pub(super) fn run(
         let rule = format!("version {current} is in force, not {}", command.expected_version);
         return Err(RequestError::Conflict { field: "expected_version", rule });
     }
+    let unreachable = command.unreachable.map_or(framework.unreachable, Into::into);
+    if framework.unreachable != unreachable {
+        framework.unreachable = unreachable;
+        apply.mark(Dirty::Framework(id));
+        apply.event("framework.policy-changed", Some(id), None, None, "unreachable tasks");
+    }
+    let Some(framework) = apply.state.frameworks.get_mut(&id) else {
+        return not_found("framework", id);
+    };
     if framework.config == config {
         return Ok(CommandResult::Version(current));
     }

@@ -46,7 +46,7 @@ fn failure(status: u16, code: &'static str, message: impl Into<String>) -> HttpF
 
 /// Says that this master does not lead.
 pub(crate) fn not_leader() -> HttpFailure {
-    failure(503, "NOT_LEADER", "this master does not lead")
+    failure(503, "NO_LEADER", "this master does not lead")
 }
 
 /// What makes two requests with one key the same.

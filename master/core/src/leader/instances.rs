@@ -8,7 +8,8 @@ use super::lifecycle::Care;
 use super::{Desk, Pending};
 use crate::api::FetchRefusal;
 use crate::limits::{FAILURE_RECORD_MS, NOTICES_MAX, REPEAT_WAIT_MS};
-use crate::state::Framework;
+use crate::state::{Agent, Framework};
+use crate::upkeep::{inverse_ids, inverse_offers};
 use prost::Message;
 use std::collections::{BTreeSet, VecDeque};
 use tessera_types::limits::{BATCH_BYTES_MAX, BATCH_EVENTS_MAX};
@@ -36,6 +37,7 @@ pub(super) struct Outstanding {
     pub(super) http: Vec<u64>,
     first: Option<First>,
     agents: Vec<AgentId>,
+    not_wanted_back: Vec<OfferId>,
     rescinded: Vec<OfferId>,
     offers: Vec<Offer>,
     notices: Vec<TaskStatus>,
@@ -77,6 +79,8 @@ pub(crate) struct Instance {
     pub(super) offers: Vec<Offer>,
     pub(super) rescinded: Vec<OfferId>,
     pub(super) agents: BTreeSet<AgentId>,
+    /// Under which ids it may have been asked for agents back.
+    wanted_back: BTreeSet<OfferId>,
     pub(super) notices: VecDeque<TaskStatus>,
     pub(super) executor_events: ExecutorEvents,
     /// Tasks after this one are still to be reported: a question for all.
@@ -105,6 +109,35 @@ impl Instance {
             && self.outstanding.is_none()
             && self.in_flight.is_none()
             && self.repeat_by_ms.is_none()
+    }
+
+    /// Tell what is to be said of an agent: what is known of it, and whether it is wanted back.
+    fn push_agent(
+        &mut self,
+        agent: AgentId,
+        row: Option<&Agent>,
+        batch: &mut BatchBuilder,
+        not_wanted_back: &mut Vec<OfferId>,
+    ) -> bool {
+        let wanted = row.map(|row| inverse_offers(agent, row.drain, row.maintenance));
+        let wanted = wanted.unwrap_or_default();
+        let ids: BTreeSet<OfferId> = wanted.iter().map(|offer| offer.id).collect();
+        let told = inverse_ids(agent).into_iter().filter(|id| self.wanted_back.contains(id));
+        let ended: Vec<OfferId> = told.filter(|id| !ids.contains(id)).collect();
+        let mut events: Vec<Event> = row.map(|row| Event::Agent(row.info(agent))).into_iter().collect();
+        if !wanted.is_empty() {
+            events.push(Event::InverseOffers(wanted));
+        }
+        if !ended.is_empty() {
+            events.push(Event::InverseRescinded(ended.clone()));
+        }
+        if !batch.push_all(&events) {
+            return false;
+        }
+        self.wanted_back.extend(ids);
+        self.wanted_back.retain(|id| !ended.contains(id));
+        not_wanted_back.extend(ended);
+        true
     }
 
     pub(super) fn notice(&mut self, status: TaskStatus) {
@@ -246,6 +279,7 @@ impl Desk<'_> {
         leader.messages_dropped += room.filter(|room| !room).count() as u64;
         instance.first = instance.first.or(lost.first);
         instance.again |= lost.again;
+        instance.wanted_back.extend(lost.not_wanted_back);
         instance.agents.extend(lost.agents);
         let offers = lost.offers.into_iter();
         let standing = offers.filter(|offer| leader.offers.standing.contains_key(&offer.id));
@@ -397,9 +431,8 @@ impl Desk<'_> {
     ) {
         let Some(instance) = self.leader.instances.get_mut(&id) else { return };
         while let Some(agent) = instance.agents.first().copied() {
-            if let Some(row) = self.state.agents.get(&agent)
-                && !batch.push(&Event::Agent(row.info(agent)))
-            {
+            let row = self.state.agents.get(&agent);
+            if !instance.push_agent(agent, row, batch, &mut carried.not_wanted_back) {
                 break;
             }
             carried.agents.extend(instance.agents.pop_first());
@@ -554,6 +587,17 @@ struct BatchBuilder {
 impl BatchBuilder {
     fn room(&self) -> bool {
         self.events.len() < BATCH_EVENTS_MAX && self.bytes < BATCH_BYTES_MAX
+    }
+
+    /// Add events that belong together, if they fit; they do where nothing else is.
+    fn push_all(&mut self, events: &[Event]) -> bool {
+        let before = (self.events.len(), self.bytes);
+        let all = events.iter().all(|event| self.push(event));
+        if !all {
+            self.events.truncate(before.0);
+            self.bytes = before.1;
+        }
+        all
     }
 
     /// Add an event if it fits; a lone one always does.

@@ -9,6 +9,7 @@ mod http;
 mod instances;
 mod lifecycle;
 mod limits;
+mod liveness;
 mod offers;
 mod placement;
 mod plan;
@@ -18,6 +19,7 @@ mod sessions;
 mod tasks;
 mod throttle;
 mod turns;
+mod upkeep;
 
 pub(crate) use http::not_leader;
 pub(crate) use instances::Instance;
@@ -26,6 +28,7 @@ use crate::api::{Config, Now, Output};
 use crate::limits::CLOCK_JUMP_MAX_MS;
 use crate::state::State;
 use http::Waiters;
+use liveness::Liveness;
 use offers::Offers;
 use sessions::{Link, Session};
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +36,7 @@ use tessera_types::{AgentId, FrameworkId};
 use tessera_wire::v1;
 use throttle::Throttle;
 use turns::PendingTurn;
+use upkeep::Due;
 
 /// Bits of a number that count within a term; the term is above them, so that numbers of an older
 /// leader are never mistaken for this one's.
@@ -51,6 +55,10 @@ pub(crate) struct Leader {
     pub(crate) offers: Offers,
     pub(crate) waiters: Waiters,
     pub(crate) throttle: Throttle,
+    pub(crate) liveness: Liveness,
+    /// What is due and proposed.
+    due: BTreeSet<Due>,
+    due_looked_ms: u64,
     pub(crate) pending: BTreeMap<u64, Pending>,
     /// Messages between schedulers and executors that could not be delivered.
     pub(crate) messages_dropped: u64,
@@ -85,6 +93,8 @@ pub(crate) enum Pending {
     Merge { framework: FrameworkId },
     /// An agent to be marked.
     Unreachable { agent: AgentId },
+    /// Something that was due.
+    Due(Due),
     /// Nobody.
     Nobody,
 }
@@ -111,6 +121,9 @@ impl Leader {
             offers: Offers::default(),
             waiters: Waiters::default(),
             throttle: Throttle::default(),
+            liveness: Liveness::default(),
+            due: BTreeSet::new(),
+            due_looked_ms: 0,
             pending: BTreeMap::new(),
             messages_dropped: 0,
             dirty_frameworks: state.frameworks.keys().copied().collect(),
@@ -159,10 +172,19 @@ impl Desk<'_> {
         command: v1::command::Command,
         pending: Pending,
     ) -> u64 {
+        let (principal, role) = (principal.to_owned(), role.to_owned());
+        self.propose_from(v1::Origin { principal, role, ..v1::Origin::default() }, command, pending)
+    }
+
+    fn propose_from(
+        &mut self,
+        origin: v1::Origin,
+        command: v1::command::Command,
+        pending: Pending,
+    ) -> u64 {
         let ticket = self.leader.fresh();
         self.leader.pending.insert(ticket, pending);
-        let origin = (!principal.is_empty())
-            .then(|| v1::Origin { principal: principal.to_owned(), role: role.to_owned() });
+        let origin = (!origin.principal.is_empty()).then_some(origin);
         self.leader.out.push(Output::Propose(v1::Command { ticket, origin, command: Some(command) }));
         ticket
     }
@@ -210,7 +232,8 @@ impl Desk<'_> {
             let text = format!("the clock jumped {ahead} ms ahead; commands do not follow it");
             self.leader.out.push(Output::Report { text });
         }
-        self.tick_sessions();
+        self.tick_liveness();
+        self.tick_upkeep();
         self.tick_offers();
         self.tick_http();
         self.tick_throttle();

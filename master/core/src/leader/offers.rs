@@ -113,7 +113,7 @@ impl Desk<'_> {
             self.leader.links.get(agent).is_some_and(|l| l.session.is_some() && !l.comparing)
         };
         let free = self.state.agents.iter().filter(|(agent, row)| {
-            row.unreachable_ms.is_none() && connected(agent)
+            row.unreachable_ms.is_none() && !row.deactivated && connected(agent)
         });
         let free: Vec<_> = free
             .map(|(agent, row)| {

@@ -39,6 +39,10 @@ impl Desk<'_> {
         if instance.out_of_step {
             return true;
         }
+        let draining = self.state.agents.get(&agent).is_some_and(|row| row.drain.is_some());
+        if draining && self.choose(id).is_some() {
+            return true;
+        }
         let Some(link) = self.leader.links.get(&agent) else { return true };
         link.session.is_none()
             && self.now.mono_ms.saturating_sub(link.since_ms) > self.config.scheduler_grace_ms
@@ -67,7 +71,7 @@ impl Desk<'_> {
             .collect();
         connected
             .filter_map(|(agent, _)| {
-                let row = self.state.agents.get(agent)?;
+                let row = self.state.agents.get(agent).filter(|row| !row.deactivated)?;
                 let own = self.state.frameworks.get(&id).is_some_and(|f| f.agent == Some(*agent));
                 let taken = self.state.schedulers_on(*agent) - usize::from(own)
                     + coming.iter().filter(|other| *other == agent).count();
@@ -109,6 +113,10 @@ impl Desk<'_> {
         }
         if framework.migrating() {
             wait("events and offers", "the state is being migrated to another version".into());
+        }
+        let drain = framework.agent.and_then(|agent| self.state.agents.get(&agent)?.drain);
+        if let (Some(agent), Some(_)) = (framework.agent, drain) {
+            wait("move of the scheduler", format!("{agent} is drained, and no other agent has room for it"));
         }
         match (framework.agent, instance) {
             (None, _) => {

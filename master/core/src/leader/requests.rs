@@ -2,18 +2,32 @@
 
 use super::{Desk, Pending};
 use crate::api::{Output, Request, RequestError};
+use crate::repeats::Once;
 use crate::auth::{Action, Object, Principal, authorize};
 use crate::codec;
 use crate::commands::validate_config;
+use crate::upkeep::UnreachablePolicy;
 use tessera_types::FrameworkId;
 use tessera_wire::v1::{self, command::Command};
 
 impl Desk<'_> {
     /// A request comes in; its reply follows once, now or after the commit.
-    pub(crate) fn request(&mut self, ticket: u64, principal: &Principal, request: Request) {
+    pub(crate) fn request(
+        &mut self,
+        ticket: u64,
+        principal: &Principal,
+        request: Request,
+        once: Option<Once>,
+    ) {
         match self.command(principal, request) {
             Ok(command) => {
-                self.propose(&principal.name, command, Pending::Request { ticket });
+                let origin = v1::Origin {
+                    principal: principal.name.clone(),
+                    fingerprint: once.as_ref().map(|o| o.fingerprint.0.to_vec()).unwrap_or_default(),
+                    idempotency_key: once.map(|once| once.key).unwrap_or_default(),
+                    ..v1::Origin::default()
+                };
+                self.propose_from(origin, command, Pending::Request { ticket });
             }
             Err(error) => {
                 self.leader.out.push(Output::Reply { ticket, result: Err(error) });
@@ -34,13 +48,15 @@ impl Desk<'_> {
                     report,
                 })
             }
-            Request::CreateFramework { name, role, component, config } => {
+            Request::CreateFramework { name, role, component, config, unreachable } => {
                 validate_config(&config)?;
                 Command::CreateFramework(v1::CreateFramework {
                     name: name.to_string(),
                     role: role.to_string(),
                     component: component.0.to_vec(),
                     config: codec::pairs(&config),
+                    unreachable: (unreachable != UnreachablePolicy::default())
+                        .then(|| unreachable.into()),
                 })
             }
             Request::RemoveFramework { framework } => {
@@ -70,12 +86,23 @@ impl Desk<'_> {
                     reason: String::new(),
                 })
             }
-            Request::SetConfig { framework, config, expected_version } => {
+            Request::SetConfig { framework, config, expected_version, unreachable } => {
                 validate_config(&config)?;
                 Command::SetConfig(v1::SetConfig {
                     framework: framework.0,
                     config: codec::pairs(&config),
                     expected_version: expected_version.unwrap_or(0),
+                    unreachable: unreachable.map(Into::into),
+                })
+            }
+            Request::SetAgentMode { agent, deactivated, drain_ms } => {
+                Command::SetAgentMode(v1::SetAgentMode { agent: agent.0, deactivated, drain_ms })
+            }
+            Request::MarkGone { agent } => Command::MarkGone(v1::MarkGone { agent: agent.0 }),
+            Request::SetMaintenance { agent, maintenance } => {
+                Command::SetMaintenance(v1::SetMaintenance {
+                    agent: agent.0,
+                    maintenance: maintenance.map(Into::into),
                 })
             }
             Request::ReleaseFramework { framework } => {
@@ -90,6 +117,9 @@ impl Desk<'_> {
         };
         match request {
             Request::AddComponent { .. } => Object::Component,
+            Request::SetAgentMode { .. }
+            | Request::MarkGone { .. }
+            | Request::SetMaintenance { .. } => Object::Agent,
             Request::CreateFramework { role, .. } => {
                 Object::Framework { role: Some(role.to_string()) }
             }
@@ -109,12 +139,14 @@ impl Desk<'_> {
 const fn action(request: &Request) -> Action {
     match request {
         Request::AddComponent { .. } | Request::CreateFramework { .. } => Action::Create,
-        Request::RemoveFramework { .. } => Action::Remove,
+        Request::RemoveFramework { .. } | Request::MarkGone { .. } => Action::Remove,
         Request::KillTask { .. } => Action::Kill,
         Request::SetLimits { .. }
         | Request::UpgradeFramework { .. }
         | Request::RollBackFramework { .. }
         | Request::SetConfig { .. }
+        | Request::SetAgentMode { .. }
+        | Request::SetMaintenance { .. }
         | Request::ReleaseFramework { .. } => Action::Change,
     }
 }

@@ -2,8 +2,9 @@
 
 use super::sessions::Link;
 use super::{Desk, Pending};
-use crate::api::{ComponentView, Output, Reply, RequestError};
+use crate::api::{Output, RequestError};
 use crate::effect::{CommandResult, Effect};
+use crate::query::reply;
 use tessera_types::AgentId;
 use tessera_wire::WireError;
 use tessera_wire::v1::{self, master_message::Message as Out};
@@ -46,9 +47,13 @@ impl Desk<'_> {
 
     fn agent_changed(&mut self, agent: AgentId) {
         let now_ms = self.now.mono_ms;
-        self.leader.links.entry(agent).or_insert_with(|| Link::new(now_ms));
-        self.leader.dirty_links.insert(agent);
         self.withdraw_agent(agent);
+        if self.state.agents.contains_key(&agent) {
+            self.leader.links.entry(agent).or_insert_with(|| Link::new(now_ms));
+            self.leader.dirty_links.insert(agent);
+        } else {
+            self.agent_gone(agent);
+        }
         for (id, instance) in &mut self.leader.instances {
             instance.agents.insert(agent);
             self.leader.dirty_frameworks.insert(*id);
@@ -59,7 +64,7 @@ impl Desk<'_> {
         let Some(pending) = self.leader.pending.remove(&ticket) else { return };
         match pending {
             Pending::Request { ticket } => {
-                let result = self.reply(result);
+                let result = reply(self.state, result);
                 self.leader.out.push(Output::Reply { ticket, result });
             }
             Pending::Register { session } => self.register_done(session, result),
@@ -82,6 +87,9 @@ impl Desk<'_> {
             }
             Pending::Merge { framework } => {
                 self.lifecycle_done(framework, |care| care.merging = false);
+            }
+            Pending::Due(due) => {
+                self.leader.due.remove(&due);
             }
             Pending::Unreachable { agent } => {
                 if let Some(link) = self.leader.links.get_mut(&agent) {
@@ -119,26 +127,6 @@ impl Desk<'_> {
         }
     }
 
-    fn reply(&self, result: CommandResult) -> Result<Reply, RequestError> {
-        match result {
-            CommandResult::Component { digest, created } => {
-                let component = self.state.components.get(&digest);
-                let component = component.ok_or_else(|| RequestError::NotFound {
-                    what: "component",
-                    name: digest.to_string(),
-                })?;
-                Ok(Reply::Component { view: ComponentView::of(digest, component), created })
-            }
-            CommandResult::Framework(id) => Ok(Reply::Framework(id)),
-            CommandResult::Version(version) => Ok(Reply::Version(version)),
-            CommandResult::Refused(error) => Err(error),
-            CommandResult::Done
-            | CommandResult::Agent(_)
-            | CommandResult::Placed(_)
-            | CommandResult::Turn(_) => Ok(Reply::Done),
-        }
-    }
-
     /// The replica did not take these commands, or lost them.
     pub(crate) fn propose_failed(&mut self, tickets: &[u64]) {
         for ticket in tickets {
@@ -164,6 +152,9 @@ impl Desk<'_> {
                 }
                 Pending::Merge { framework } => {
                     self.lifecycle_done(framework, |care| care.merging = false);
+                }
+                Pending::Due(due) => {
+                    self.leader.due.remove(&due);
                 }
                 Pending::Unreachable { agent } => {
                     if let Some(link) = self.leader.links.get_mut(&agent) {

@@ -72,7 +72,22 @@ impl Desk<'_> {
             self.refuse(session, &error);
             return;
         }
+        if let Some(agent) = self.gone(&register) {
+            self.refuse_gone(session, agent);
+            return;
+        }
         let known = self.state.agent_keys.get(&register.agent_key).copied();
+        let before = known.and_then(|agent| self.state.agents.get(&agent));
+        if let Some((agent, row)) = known.zip(before)
+            && row.boots_before.contains(&register.boot)
+        {
+            let rule = format!(
+                "{agent} runs on a machine that was started after this one: two work directories are copies of \
+                 each other; empty the one of this machine, and it becomes an agent of its own"
+            );
+            self.refuse(session, &WireError::new("register.boot", rule));
+            return;
+        }
         if let Some(agent) = known
             && let Some(old) = self.leader.links.get(&agent).and_then(|link| link.session)
         {
@@ -114,6 +129,17 @@ impl Desk<'_> {
         self.propose("", command, Pending::Register { session });
     }
 
+    /// Whether the agent was declared gone. One that this cluster gave a number, and does not know any
+    /// more, was, long ago.
+    fn gone(&self, register: &v1::Register) -> Option<AgentId> {
+        let agent = AgentId(register.agent);
+        let ours = register.cluster == self.state.meta.cluster;
+        let given = (1..=self.state.meta.next_agent).contains(&agent.0);
+        let forgotten = ours && given && !self.state.agents.contains_key(&agent);
+        let gone = self.state.gone.get(&register.agent_key).map(|gone| gone.agent);
+        gone.or_else(|| forgotten.then_some(agent))
+    }
+
     fn check_register(&self, register: &v1::Register) -> Result<(), WireError> {
         let refuse = |field, rule: String| Err(WireError::new(field, rule));
         if register.protocol != SESSION_PROTOCOL {
@@ -137,6 +163,7 @@ impl Desk<'_> {
         if register.agent != 0 {
             let agent = AgentId(register.agent);
             match self.state.agents.get(&agent) {
+                None if self.gone(register).is_some() => {}
                 None => return refuse("register.agent", format!("{agent} is not known here")),
                 Some(row) if row.key != register.agent_key => {
                     return refuse("register.agent_key", format!("is not that of {agent}"));
@@ -170,6 +197,8 @@ impl Desk<'_> {
             term: self.leader.term,
             session,
             tasks_equal: equal,
+            // The shell knows where the masters are.
+            masters: Vec::new(),
         };
         self.send(session, Out::Registered(registered));
         self.leader.dirty_links.insert(agent);
@@ -221,9 +250,29 @@ impl Desk<'_> {
 
     /// End a session that broke a rule.
     pub(crate) fn refuse(&mut self, session: u64, error: &WireError) {
-        let refused = v1::Refused { field: error.field.to_owned(), rule: error.rule.clone() };
-        self.send(session, Out::Refused(refused));
+        self.refuse_as(session, error, false);
+    }
+
+    /// The agent was declared gone: its session ends, and it is told to end what it runs.
+    fn refuse_gone(&mut self, session: u64, agent: AgentId) {
+        let rule = format!("{agent} was declared gone; it ends its tasks and comes back as a new agent");
+        self.refuse_as(session, &WireError::new("register.agent", rule), true);
+    }
+
+    fn refuse_as(&mut self, session: u64, error: &WireError, gone: bool) {
+        let (field, rule) = (error.field.to_owned(), error.rule.clone());
+        self.send(session, Out::Refused(v1::Refused { field, rule, gone }));
         self.close(session, &error.to_string());
+    }
+
+    /// What is known of an agent that is no more.
+    pub(super) fn agent_gone(&mut self, agent: AgentId) {
+        let session = self.session_of(agent);
+        if let Some(session) = session {
+            self.refuse_gone(session, agent);
+        }
+        self.leader.links.remove(&agent);
+        self.leader.dirty_links.remove(&agent);
     }
 
     pub(crate) fn close(&mut self, session: u64, reason: &str) {
@@ -243,46 +292,6 @@ impl Desk<'_> {
             *link = Link { generation, ..Link::new(record.last_beat_ms) };
             self.withdraw_agent(agent);
             self.instances_cut_off();
-        }
-    }
-
-    pub(crate) fn beat(&mut self, session: u64) {
-        if let Some(record) = self.leader.sessions.get_mut(&session) {
-            record.last_beat_ms = self.now.mono_ms;
-        }
-    }
-
-    pub(super) fn tick_sessions(&mut self) {
-        let now_ms = self.now.mono_ms;
-        let silent: Vec<u64> = self
-            .leader
-            .sessions
-            .iter()
-            .filter(|(_, s)| now_ms.saturating_sub(s.last_beat_ms) > self.config.session_silence_ms)
-            .map(|(session, _)| *session)
-            .collect();
-        for session in silent {
-            self.close(session, "the agent was silent for too long");
-        }
-        let lost: Vec<AgentId> = self
-            .leader
-            .links
-            .iter()
-            .filter(|(agent, link)| {
-                link.session.is_none()
-                    && !link.unreachable_proposed
-                    && now_ms.saturating_sub(link.since_ms) > self.config.agent_timeout_ms
-                    && self.state.agents.get(agent).is_some_and(|row| row.unreachable_ms.is_none())
-            })
-            .map(|(agent, _)| *agent)
-            .collect();
-        for agent in lost {
-            if let Some(link) = self.leader.links.get_mut(&agent) {
-                link.unreachable_proposed = true;
-            }
-            let command = v1::MarkUnreachable { agent: agent.0 };
-            let command = v1::command::Command::MarkUnreachable(command);
-            self.propose("", command, Pending::Unreachable { agent });
         }
     }
 

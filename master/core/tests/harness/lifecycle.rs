@@ -39,7 +39,7 @@ impl Cluster {
                 let expected_version = number("expect");
                 let mut config = pairs(words);
                 config.retain(|(key, _)| key != "expect");
-                Request::SetConfig { framework, config, expected_version }
+                Request::SetConfig { framework, config, expected_version, unreachable: None }
             }
         };
         self.request(request);

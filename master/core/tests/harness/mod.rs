@@ -4,6 +4,7 @@
 mod lifecycle;
 mod show;
 mod turn;
+mod upkeep;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -169,6 +170,9 @@ impl Cluster {
             }
             "limits" => self.set_limits(&words),
             "upgrade" | "rollback" | "config" | "release" => self.lifecycle(verb, &words),
+            "deactivate" | "activate" | "drain" | "gone" | "maintain" => self.upkeep(verb, &words),
+            "once" => self.once(&words),
+            "stand-still" => self.stand_still(duration_ms(words.plain(0))),
             "lose" => self.lose(),
             "restart-master" => self.restart_master(),
             "show" => self.show(&words),
@@ -407,6 +411,7 @@ impl Cluster {
             role: words.named.get("role").copied().unwrap_or("prod").parse().expect("a role"),
             component,
             config: vec![],
+            unreachable: upkeep::policy(words),
         });
         for view in self.core.frameworks() {
             self.frameworks.entry(view.name.to_string()).or_default().id = view.id.0;

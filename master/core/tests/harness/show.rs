@@ -2,7 +2,7 @@
 //! appearance: `o1` is the first offer of the script, `h1` its first request.
 
 use super::{Cluster, Words};
-use tessera_master_core::{Output, Reply, TaskFilter};
+use tessera_master_core::{AgentView, Output, Reply, TaskFilter};
 use tessera_types::{AgentId, Consumed, Event, FrameworkId, TurnOutcome};
 use tessera_wire::decode_spec;
 use tessera_wire::v1::{self, master_message::Message as Out};
@@ -20,6 +20,25 @@ fn alias(known: &mut Vec<u64>, id: u64) -> usize {
 fn shown_limits(limits: &[v1::Limit]) -> String {
     let limits: Vec<_> = limits.iter().map(|l| format!("{}={}", l.name, l.value)).collect();
     if limits.is_empty() { String::new() } else { format!("({})", limits.join(" ")) }
+}
+
+/// What is out of the ordinary about an agent.
+fn shown_agent(agent: &AgentView) -> String {
+    let mut text = String::new();
+    for (is_so, word) in [
+        (agent.unreachable_ms.is_some(), "unreachable"),
+        (agent.expiry_held, "expiry held"),
+        (agent.deactivated && agent.drain.is_none(), "deactivated"),
+        (agent.maintenance.is_some(), "maintenance planned"),
+    ] {
+        if is_so {
+            text += &format!("; {word}");
+        }
+    }
+    if let Some(drain) = agent.drain {
+        text += &format!("; draining until {}{}", drain.deadline_ms, if drain.over { ", over" } else { "" });
+    }
+    text
 }
 
 /// Many of one kind are only counted.
@@ -195,6 +214,20 @@ impl Cluster {
                 let ids = ids.into_iter().map(|id| format!("o{}", alias(&mut self.offers, id.0)));
                 format!("rescinded {}", ids.collect::<Vec<_>>().join(" "))
             }
+            Event::InverseOffers(offers) => {
+                let offers = offers.into_iter().map(|offer| {
+                    let until = match offer.duration_ms {
+                        Some(ms) => format!(" for {ms}ms"),
+                        None => String::new(),
+                    };
+                    format!("wanted back {} at {}{until}", offer.agent, offer.start_ms)
+                });
+                offers.collect::<Vec<_>>().join(", ")
+            }
+            Event::InverseRescinded(ids) => {
+                let ids = ids.into_iter().map(|id| id.0.to_string());
+                format!("not wanted back {}", ids.collect::<Vec<_>>().join(" "))
+            }
             Event::Update { sequence, status } => {
                 let mut text = format!("update {} {} #{sequence}", status.task, status.state);
                 if !status.reason.code().is_empty() {
@@ -230,7 +263,7 @@ impl Cluster {
                     agent.used,
                     agent.offered,
                     agent.free,
-                    if agent.unreachable_ms.is_some() { "; unreachable" } else { "" }
+                    shown_agent(&agent)
                 )
             }
             "framework" => match self.core.framework(self.id(words.plain(1))) {

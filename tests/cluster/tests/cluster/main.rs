@@ -7,6 +7,7 @@ mod access;
 mod agent_death;
 mod bad_input;
 mod chaos;
+mod components;
 mod engine;
 mod executors;
 mod first_steps;

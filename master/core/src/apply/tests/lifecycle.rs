@@ -67,6 +67,7 @@ impl Model {
             role: "r".into(),
             component: component(0),
             config: vec![],
+            unreachable: None,
         });
         model.apply(std::iter::once(register).chain((0..8).map(add)).chain([create]).collect());
         model

@@ -1,0 +1,157 @@
+//! Requests that may come again: a key and a fingerprint travel with each to the core, which carries it out
+//! once.
+//!
+//! Invariants: the fingerprint is of everything that the request says, and of nothing else, so that every
+//! master finds the same; a repetition whose object is gone by now is answered by what became of the first.
+//! Uploads of components need no key: their digest is one.
+
+use super::Api;
+use super::error::ApiError;
+use crate::node_loop::Asker;
+use axum::Json;
+use axum::body::{Body, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Method, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use tessera_master_core::{Once, Principal, Reply};
+use tessera_types::Digest;
+
+/// The header that carries the key.
+pub const KEY: &str = "idempotency-key";
+
+/// Bytes of a key.
+const KEY_BYTES_MAX: usize = 255;
+
+/// Largest document of a request that is fingerprinted; larger ones are refused where they are read.
+const BODY_BYTES_MAX: usize = 2 << 20;
+
+/// What became of a request whose object is not there any more.
+#[derive(Serialize)]
+struct Repeated {
+    repeated: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<u64>,
+}
+
+/// Whether requests to a route are fingerprinted.
+pub fn applies(path: &str) -> bool {
+    path.starts_with("/v1/") && path != "/v1/components"
+}
+
+/// Stands between authentication and the handlers that change something.
+pub async fn know(State(api): State<Api>, request: Request, next: Next) -> Response {
+    let (request, asker) = match fingerprint(request).await {
+        Ok(found) => found,
+        Err(error) => return error.into_response(),
+    };
+    let response = next.run(request).await;
+    match asker.once {
+        Some(once) if response.status() == StatusCode::NOT_FOUND => {
+            repeated(&api, asker.principal, once)
+                .await
+                .unwrap_or(response)
+        }
+        _ => response,
+    }
+}
+
+async fn fingerprint(request: Request) -> Result<(Request, Asker), ApiError> {
+    let (mut parts, mut body) = request.into_parts();
+    let principal = parts.extensions.get::<Principal>().cloned();
+    let mut asker = Asker::from(principal.unwrap_or_else(Principal::anonymous));
+    if parts.method != Method::GET
+        && let Some(key) = key(&parts.headers)?
+    {
+        let bytes = to_bytes(body, BODY_BYTES_MAX)
+            .await
+            .map_err(|error| ApiError::too_large("body", error.to_string()))?;
+        let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+        let mut said = format!("{} {target}\n", parts.method).into_bytes();
+        said.extend_from_slice(&bytes);
+        asker.once = Some(Once {
+            key,
+            fingerprint: Digest::of(&said),
+        });
+        body = Body::from(bytes);
+    }
+    parts.extensions.insert(asker.clone());
+    Ok((Request::from_parts(parts, body), asker))
+}
+
+fn key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let Some(value) = headers.get(KEY) else {
+        return Ok(None);
+    };
+    let text = value
+        .to_str()
+        .map_err(|_| ApiError::invalid(KEY, "visible ASCII characters only"))?;
+    if text.is_empty() || text.len() > KEY_BYTES_MAX {
+        return Err(ApiError::invalid(KEY, format!("1 to {KEY_BYTES_MAX} bytes")));
+    }
+    Ok(Some(text.to_owned()))
+}
+
+async fn repeated(api: &Api, principal: Principal, once: Once) -> Option<Response> {
+    let reply = api
+        .node
+        .query(move |core, _| core.repeated(&principal, &once))
+        .await
+        .ok()??;
+    let (id, version) = match reply {
+        Ok(Reply::Framework(id)) => (Some(id.to_string()), None),
+        Ok(Reply::Version(version)) => (None, Some(version)),
+        Ok(Reply::Component { .. } | Reply::Done) => (None, None),
+        Err(error) => return Some(ApiError::from(error).into_response()),
+    };
+    let repeated = Repeated {
+        repeated: true,
+        id,
+        version,
+    };
+    Some(Json(repeated).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn found(method: &str, uri: &str, key: Option<&str>, body: &str) -> Option<Once> {
+        let mut request = Request::builder().method(method).uri(uri);
+        if let Some(key) = key {
+            request = request.header(KEY, key);
+        }
+        let request = request.body(Body::from(body.to_owned())).unwrap();
+        fingerprint(request).await.unwrap().1.once
+    }
+
+    #[tokio::test]
+    async fn everything_that_a_request_says_is_in_its_fingerprint() {
+        let first = found("POST", "/v1/x?a=1", Some("k"), "{}").await.unwrap();
+        let again = found("POST", "/v1/x?a=1", Some("k"), "{}").await;
+        assert_eq!(again, Some(first.clone()));
+        for (method, uri, body) in [
+            ("PUT", "/v1/x?a=1", "{}"),
+            ("POST", "/v1/y?a=1", "{}"),
+            ("POST", "/v1/x?a=2", "{}"),
+            ("POST", "/v1/x?a=1", "{ }"),
+        ] {
+            let other = found(method, uri, Some("k"), body).await.unwrap();
+            assert_ne!(other.fingerprint, first.fingerprint, "{method} {uri} {body}");
+        }
+        assert_eq!(found("POST", "/v1/x", None, "{}").await, None);
+        assert_eq!(found("GET", "/v1/x", Some("k"), "").await, None);
+    }
+
+    #[tokio::test]
+    async fn keys_without_or_with_too_many_bytes_are_refused() {
+        for key in ["", &"x".repeat(256)] {
+            let request = Request::post("/v1/x").header(KEY, key);
+            let request = request.body(Body::empty()).unwrap();
+            assert!(fingerprint(request).await.is_err(), "{} bytes", key.len());
+        }
+    }
+}
