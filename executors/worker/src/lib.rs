@@ -30,5 +30,6 @@ pub mod serve;
 mod statics;
 mod tasks;
 mod thread;
+mod threads;
 
 pub use hosts::Hosts;

@@ -1,12 +1,15 @@
-//! What goes to the agent: at most one link at a time, and a bounded queue in front of it.
+//! What goes to the agent: at most one link at a time, and a bounded queue in front of it. What the link
+//! takes at once leaves at once, on the thread that has it; only the rest waits for a thread of the link's.
 //!
 //! Invariants: a frame is queued whole or not at all; logs are given up before anything else; a link
 //! that does not take frames is closed, since all that matters is said again after the next Hello.
 //! This file must never block a guest's thread.
 
+use nix::sys::socket::MsgFlags;
 use std::collections::VecDeque;
 use std::io::Write as _;
 use std::net::Shutdown;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use tessera_wire::frame;
@@ -16,12 +19,16 @@ use tessera_wire::v1::{FromWorker, from_worker::Message};
 const QUEUE_BYTES_MAX: usize = 32 << 20;
 /// Bytes above which logs are dropped, so that they never push out what matters.
 const LOG_QUEUE_BYTES_MAX: usize = 4 << 20;
+/// Bytes of frames that are put together for one write.
+const WRITE_BYTES: usize = 16 << 10;
 
 struct Link {
     number: u64,
     stream: UnixStream,
     frames: VecDeque<Vec<u8>>,
     bytes: usize,
+    /// Whether the link's thread writes what it has taken.
+    writing: bool,
     closed: bool,
 }
 
@@ -65,6 +72,7 @@ impl Outbox {
             stream: reading,
             frames: VecDeque::new(),
             bytes: 0,
+            writing: false,
             closed: false,
         };
         for frame in first() {
@@ -136,9 +144,21 @@ impl Outbox {
             let _ = link.stream.shutdown(Shutdown::Both);
             return false;
         }
-        push(link, bytes);
+        // The thread that writes looks again before it waits.
+        let waits = link.frames.is_empty();
+        if waits && !link.writing {
+            let sent = send_now(&link.stream, &bytes);
+            if sent < bytes.len() {
+                push(link, bytes[sent..].to_vec());
+            }
+        } else {
+            push(link, bytes);
+        }
+        let notify = waits && !link.frames.is_empty();
         drop(queue);
-        self.more.notify_all();
+        if notify {
+            self.more.notify_all();
+        }
         true
     }
 
@@ -149,8 +169,8 @@ impl Outbox {
                 let Some(link) = queue.link.as_mut().filter(|link| link.number == number) else {
                     return;
                 };
-                if let Some(bytes) = link.frames.pop_front() {
-                    link.bytes -= bytes.len();
+                link.writing = !link.frames.is_empty();
+                if let Some(bytes) = take(link) {
                     break bytes;
                 }
                 queue = self
@@ -166,6 +186,25 @@ impl Outbox {
             }
         }
     }
+}
+
+/// How many bytes the link takes without waiting. An error is left to the link's thread, which meets it too.
+fn send_now(stream: &UnixStream, bytes: &[u8]) -> usize {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    nix::sys::socket::send(stream.as_raw_fd(), bytes, flags).unwrap_or(0)
+}
+
+/// The next frame, and small ones after it: they leave in one write.
+fn take(link: &mut Link) -> Option<Vec<u8>> {
+    let mut bytes = link.frames.pop_front()?;
+    while let Some(next) = link.frames.front()
+        && bytes.len() + next.len() <= WRITE_BYTES
+    {
+        bytes.extend_from_slice(next);
+        link.frames.pop_front();
+    }
+    link.bytes -= bytes.len();
+    Some(bytes)
 }
 
 fn push(link: &mut Link, bytes: Vec<u8>) {
@@ -246,5 +285,25 @@ mod tests {
         let turns = (0..100).filter(|_| outbox.send(turn(1 << 20))).count();
         assert!((20..40).contains(&turns), "{turns}");
         drop(theirs);
+    }
+
+    #[test]
+    fn frames_keep_their_order_whoever_writes_them() {
+        let outbox = Arc::new(Outbox::default());
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        outbox.connect(&ours, Vec::new).unwrap();
+        // More than a socket takes: some leave at once, one in two parts, and the rest later.
+        let sizes: Vec<usize> = (0..60).map(|number| [10, 300_000, 5_000][number % 3]).collect();
+        let sender = Arc::clone(&outbox);
+        let sending = sizes.clone();
+        let sent = std::thread::spawn(move || sending.iter().all(|&size| sender.send(turn(size))));
+        for size in sizes {
+            let heard: FromWorker = frame::read(&mut theirs).unwrap().unwrap();
+            let Some(Message::Turn(turn)) = heard.message else {
+                panic!("{heard:?}");
+            };
+            assert_eq!(turn.writes[0].value.as_ref().map(Vec::len), Some(size));
+        }
+        assert!(sent.join().unwrap());
     }
 }

@@ -1,11 +1,12 @@
-//! The Wasm tasks of a worker: each on a thread of its own, remembered until the agent has recorded
-//! how it ended.
+//! The Wasm tasks of a worker: each on a thread that is its own while it runs, remembered until the
+//! agent has recorded how it ended.
 //!
 //! Invariants: a task is started once per (framework, task, attempt); its end is told again in every
 //! greeting until it is acknowledged. This file must never restart a task.
 
 use crate::hosts::Hosts;
 use crate::thread;
+use crate::threads::Threads;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -28,8 +29,19 @@ struct Task {
 }
 
 /// All tasks of a worker.
-#[derive(Default)]
-pub struct Tasks(Mutex<BTreeMap<Key, Task>>);
+pub struct Tasks {
+    tasks: Mutex<BTreeMap<Key, Task>>,
+    threads: Arc<Threads>,
+}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Self {
+            tasks: Mutex::default(),
+            threads: Threads::new(THREAD_STACK_BYTES),
+        }
+    }
+}
 
 fn state(key: &Key, state: TaskState, reason: Reason, message: &str) -> WasmTaskState {
     let mut end = message.len().min(MESSAGE_BYTES_MAX);
@@ -79,7 +91,7 @@ fn ended(key: &Key, end: &TaskEnd) -> WasmTaskState {
 
 impl Tasks {
     fn tasks(&self) -> MutexGuard<'_, BTreeMap<Key, Task>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Start a task; one that is known already only tells its state again.
@@ -92,18 +104,14 @@ impl Tasks {
         }
         let (on_thread, thread_hosts, thread_key) = (self.clone(), hosts.clone(), key.clone());
         let name = format!("task-{}", start.task.chars().take(10).collect::<String>());
-        let spawned = std::thread::Builder::new()
-            .name(name)
-            .stack_size(THREAD_STACK_BYTES)
-            .spawn(move || {
-                let run =
-                    AssertUnwindSafe(|| on_thread.run(&thread_hosts, &thread_key, start, &kill));
-                let end = catch_unwind(run).unwrap_or_else(|_| {
-                    let text = "the host of the task failed";
-                    state(&thread_key, TaskState::TaskFailed, Reason::WorkerLost, text)
-                });
-                on_thread.end(&thread_hosts, &thread_key, end);
+        let spawned = self.threads.run(name, move || {
+            let run = AssertUnwindSafe(|| on_thread.run(&thread_hosts, &thread_key, start, &kill));
+            let end = catch_unwind(run).unwrap_or_else(|_| {
+                let text = "the host of the task failed";
+                state(&thread_key, TaskState::TaskFailed, Reason::WorkerLost, text)
             });
+            on_thread.end(&thread_hosts, &thread_key, end);
+        });
         if let Err(error) = spawned {
             let text = format!("no thread: {error}");
             self.end(
