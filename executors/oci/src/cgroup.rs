@@ -88,11 +88,13 @@ pub struct Stats {
 /// The hierarchies that this process may use.
 #[derive(Clone, Debug)]
 pub struct Cgroups {
-    /// v1 mounts by controller: those that limit, and the freezer.
+    /// v1 mounts by controller: those that limit, and the freezer where v2 cannot kill a group.
     v1: BTreeMap<&'static str, PathBuf>,
     v2: Option<PathBuf>,
     /// Limiting controllers that v2 has here.
     v2_controllers: Vec<&'static str>,
+    /// Whether v2 can kill a whole group.
+    group_kill: bool,
     root: String,
     unlimited: Option<String>,
 }
@@ -139,6 +141,7 @@ impl Cgroups {
             v1,
             v2,
             v2_controllers: vec![],
+            group_kill: false,
             root: root.to_owned(),
             unlimited: None,
         };
@@ -160,6 +163,7 @@ impl Cgroups {
             v1: BTreeMap::new(),
             v2: None,
             v2_controllers: vec![],
+            group_kill: false,
             root: root.to_owned(),
             unlimited: Some(why),
         }
@@ -176,14 +180,21 @@ impl Cgroups {
     }
 
     fn make_root(&mut self) -> Result<(), CgroupError> {
+        if let Some(mount) = &self.v2 {
+            let path = mount.join(&self.root);
+            make(&path)?;
+            self.group_kill = path.join("cgroup.kill").exists();
+        }
+        if self.group_kill {
+            // Each hierarchy costs every launch a directory and a move.
+            self.v1.remove("freezer");
+        }
         for mount in self.v1.values() {
             make(&mount.join(&self.root))?;
         }
         let Some(mount) = self.v2.clone() else {
             return Ok(());
         };
-        let path = mount.join(&self.root);
-        make(&path)?;
         // Passed down level by level; hybrid machines have all of them in v1 and none here.
         let available = fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default();
         for name in LIMITING {
@@ -272,8 +283,8 @@ impl Cgroups {
         };
         let kill = v2
             .as_ref()
-            .map(|path| path.join("cgroup.kill"))
-            .filter(|_| self.has_group_kill());
+            .filter(|_| self.group_kill)
+            .map(|path| path.join("cgroup.kill"));
         let oom = match of("memory") {
             Some(path) => Some(path.join("memory.oom_control")),
             None if self.v2_controllers.contains(&"memory") => {
@@ -286,20 +297,10 @@ impl Cgroups {
                 .iter()
                 .map(|path| path.join("cgroup.procs"))
                 .collect(),
-            freezer: if kill.is_none() {
-                of("freezer").map(|p| p.join("freezer.state"))
-            } else {
-                None
-            },
+            freezer: of("freezer").map(|path| path.join("freezer.state")),
             kill,
             oom,
         })
-    }
-
-    fn has_group_kill(&self) -> bool {
-        self.v2
-            .as_ref()
-            .is_some_and(|mount| mount.join(&self.root).join("cgroup.kill").exists())
     }
 
     /// Where a controller's files of a group are, and whether they are those of v2.
@@ -696,10 +697,9 @@ mod tests {
         let files = hybrid.files("t").unwrap();
         assert_eq!(files.kill, Some(at("unified/tessera/t/cgroup.kill")));
         assert_eq!(files.freezer, None);
-        assert_eq!(
-            files.procs.first(),
-            Some(&at("unified/tessera/t/cgroup.procs"))
-        );
+        let procs = ["unified", "cpu", "memory", "pids"];
+        let procs = procs.map(|name| at(name).join("tessera/t/cgroup.procs"));
+        assert_eq!(files.procs, procs, "nothing is frozen where a group can be killed");
         assert_eq!(files.oom, Some(at("memory/tessera/t/memory.oom_control")));
     }
 

@@ -5,8 +5,9 @@
 
 use serde::{Deserialize, Serialize};
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::sync::OnceLock;
 
 /// Who a process is: pids are reused, and numbers of another boot mean nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,14 +20,17 @@ pub struct Identity {
     pub start_ticks: u64,
 }
 
-/// The kernel's boot id.
+/// The kernel's boot id; it stays the same for as long as a process lives, which reads it once.
 ///
 /// # Errors
 /// When `/proc` is not there.
 pub fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
-        .trim()
-        .to_owned())
+    static BOOT_ID: OnceLock<String> = OnceLock::new();
+    if let Some(known) = BOOT_ID.get() {
+        return Ok(known.clone());
+    }
+    let read = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    Ok(BOOT_ID.get_or_init(|| read.trim().to_owned()).clone())
 }
 
 /// When a process was started, in clock ticks since boot.
@@ -34,7 +38,9 @@ pub fn boot_id() -> io::Result<String> {
 /// # Errors
 /// When the process does not exist.
 pub fn start_ticks(pid: i32) -> io::Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The file says that it is empty, and would be read in many small steps.
+    let mut stat = String::with_capacity(1_024);
+    fs::File::open(format!("/proc/{pid}/stat"))?.read_to_string(&mut stat)?;
     // The command's name is in parentheses and may contain anything, so count from the last one.
     stat.rsplit_once(')')
         .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(19))

@@ -117,7 +117,8 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    let mut bytes = Vec::new();
+    // Most records are read in one step.
+    let mut bytes = Vec::with_capacity(4_096);
     file.take(RECORD_BYTES_MAX).read_to_end(&mut bytes)?;
     serde_json::from_slice(&bytes).map(Some).map_err(|error| {
         io::Error::new(
