@@ -1,14 +1,19 @@
-//! Hostile uploads, schedulers and tasks against one real cluster, with a neighbour beside them.
+//! Hostile uploads, schedulers and tasks against one real cluster, with neighbours beside them: one of
+//! another tenant, and one of the attacker's own, in the same worker.
 //!
 //! Each has its verdict in a table. While it lasts, the master and the agent keep their pids, no
-//! worker ends, and the neighbour commits at least half of the turns that it committed in a quiet
-//! window of the same length just before. Turns are counted in the master, never timed.
+//! worker ends, and each neighbour commits at least half of the turns that it committed in a quiet
+//! window of the same length just before. Turns are counted in the master, never timed. An attack that
+//! ends by its verdict is counted from its beginning to that; one that does not end, for a whole
+//! window after its verdict, in which it is seen to go on. Uploads are repeated for a window.
 //!
 //! TESSERA_HOSTILE=name,name runs only these.
 
-mod modules;
+mod logs;
+pub mod modules;
 mod table;
 mod uploads;
+mod watch;
 
 use crate::launcher::Launcher;
 use serde_json::{Value, json};
@@ -19,6 +24,7 @@ use tessera_cluster::rest::Answer;
 use tessera_cluster::wait::until;
 use tessera_cluster::{Outcome, ensure, failure};
 use tokio::time::Instant;
+use watch::{NEIGHBOUR, Quiet, SIBLING};
 
 /// Length of a quiet window, and the least that is watched of an attack.
 const WINDOW: Duration = Duration::from_millis(500);
@@ -28,20 +34,20 @@ const GROUP: usize = 6;
 const VERDICT_WITHIN: Duration = Duration::from_secs(20);
 /// Role of the attackers, and so their tenant.
 const ATTACKER: &str = "attacker";
-/// Role and name of the neighbour.
-const NEIGHBOUR: &str = "neighbour";
 /// Longest error of a guest that is shown, with what the host says around it.
 const ERROR_BYTES_MAX: usize = 4 << 10;
 
 /// Bytes that are looked at of the end of each of a task's files.
 const TAIL: u64 = 4_096;
 
-/// A cluster with a neighbour in it.
+/// A cluster with two neighbours in it.
 struct Stage {
     cluster: Cluster,
     pids: Pids,
     workers: Vec<i32>,
-    quiet: u64,
+    quiet: Quiet,
+    /// The sibling as it was at the beginning.
+    sibling: Value,
 }
 
 impl Stage {
@@ -54,7 +60,9 @@ impl Stage {
         change_limits(&cluster, &format!("?role={ATTACKER}"), &less).await?;
         let digest = cluster.push("echo").await?;
         let config = json!({"tick-ms": "10"});
-        create(&cluster, NEIGHBOUR, NEIGHBOUR, &digest, config).await?;
+        create(&cluster, NEIGHBOUR, NEIGHBOUR, &digest, config.clone()).await?;
+        create(&cluster, SIBLING, ATTACKER, &digest, config).await?;
+        let sibling = view(&cluster, SIBLING).await?;
         let shell = json!({"name": "victim", "shell": "sleep 3600", "mem_mib": 16, "cpus": 0.1});
         let run = cluster.push("run").await?;
         create(&cluster, "run", NEIGHBOUR, &run, json!({})).await?;
@@ -68,30 +76,11 @@ impl Stage {
             cluster,
             pids,
             workers: Vec::new(),
-            quiet: 0,
+            quiet: Quiet::default(),
+            sibling,
         };
         stage.victim_runs().await?;
         Ok(stage)
-    }
-
-    async fn turns(&self) -> Outcome<u64> {
-        let found = view(&self.cluster, NEIGHBOUR).await?;
-        found["turns"]
-            .as_u64()
-            .ok_or_else(|| failure(format!("no turns in {found}")))
-    }
-
-    /// The neighbour's turns in a window without an attack.
-    async fn measure_quiet(&mut self) -> Outcome {
-        let (before, began) = (self.turns().await?, Instant::now());
-        tokio::time::sleep_until(began + WINDOW).await;
-        self.quiet = self.turns().await? - before;
-        ensure(self.quiet >= 4, || {
-            format!(
-                "the neighbour took {} turns when nothing else went on",
-                self.quiet
-            )
-        })
     }
 
     async fn victim_runs(&self) -> Outcome {
@@ -126,21 +115,14 @@ impl Stage {
         for group in attacks.chunks(GROUP) {
             self.measure_quiet().await?;
             for attack in group {
-                let (before, began) = (self.turns().await?, Instant::now());
-                let outcome = self.attack(attack).await;
-                tokio::time::sleep_until(began + WINDOW).await;
-                let turns = self.turns().await? - before;
-                let took = began.elapsed();
-                let windows = took.as_millis() / WINDOW.as_millis();
-                let expected = self.quiet * u64::try_from(windows)? / 2;
-                let quiet = self.quiet;
-                let goes_on = ensure(turns >= expected, || {
-                    format!(
-                        "the neighbour took {turns} turns in {took:?}, {quiet} in {WINDOW:?} before"
-                    )
-                });
+                let begin = self.count().await?;
+                let outcome = self.attack(attack, begin.at).await;
+                tokio::time::sleep_until(begin.at + WINDOW).await;
+                let end = self.count().await?;
+                let goes_on = self.check_share("beside it", &begin, &end);
+                let sibling = self.check_sibling().await;
                 let name = attack.name;
-                for outcome in [outcome, goes_on, self.check_processes()] {
+                for outcome in [outcome, goes_on, sibling, self.check_processes()] {
                     if let Err(error) = outcome {
                         eprintln!("{:?} {name}: {error}", attack.by);
                         failed.push(format!("{:?} {name}: {error}", attack.by));
@@ -158,9 +140,15 @@ impl Stage {
         })
     }
 
-    async fn attack(&self, attack: &Attack) -> Outcome {
+    async fn attack(&self, attack: &Attack, began: Instant) -> Outcome {
         match attack.by {
-            By::Upload => self.upload(attack).await,
+            By::Upload => {
+                self.upload(attack).await?;
+                while began.elapsed() < WINDOW {
+                    self.upload(attack).await?;
+                }
+                Ok(())
+            }
             By::Scheduler => {
                 let digest = self.cluster.push("hostile").await?;
                 let config = json!({"attack": attack.name, "victim": "run-1"});
@@ -242,11 +230,17 @@ impl Stage {
         let verdict = match attack.verdict {
             Verdict::Refused(..) => Err(failure("only uploads are refused")),
             Verdict::Contained(text) => self.contained(attack.name, &name, text).await,
-            Verdict::Harmless => harmless(cluster, &name).await,
+            Verdict::Harmless | Verdict::Storms => harmless(cluster, &name).await,
             Verdict::Fails(text) => self.fails(attack.by, &name, text).await,
             Verdict::Quarantined(text) => self.quarantined(&name, text).await,
-            Verdict::Ends(state, text) => ends(cluster, &name, state, text).await,
-            Verdict::Killed => killed(cluster, &name).await,
+            Verdict::Ends(state, text) => self.ends(attack, &name, state, text).await,
+            Verdict::Killed | Verdict::Computes => {
+                task(cluster, &name, "TASK_RUNNING").await.map(|_| ())
+            }
+        };
+        let verdict = match verdict {
+            Ok(()) => self.stays(attack, &name).await,
+            failed => failed,
         };
         let path = format!("/v1/frameworks/{name}");
         cluster
@@ -262,6 +256,18 @@ impl Stage {
         })
         .await?;
         verdict
+    }
+
+    /// What is there after its verdict does no harm either, and ends when it is killed.
+    async fn stays(&self, attack: &Attack, name: &str) -> Outcome {
+        let killed = matches!(attack.verdict, Verdict::Killed | Verdict::Computes);
+        if killed || attack.verdict == Verdict::Storms {
+            self.lasts(attack, name).await?;
+        }
+        if killed {
+            kill(&self.cluster, name).await?;
+        }
+        Ok(())
     }
 
     async fn contained(&self, attack: &str, name: &str, text: &str) -> Outcome {
@@ -283,42 +289,11 @@ impl Stage {
         )
         .await??;
         ensure(!told.contains("ESCAPED"), || told.clone())?;
-        if ["wasi-print", "log-flood", "log-escapes"].contains(&attack) {
-            self.log_is_clean(name).await?;
+        if let Some(written) = logs::written(false, attack) {
+            self.log_is_bounded(name, written).await?;
         }
         let found = view(cluster, name).await?;
         ensure(found["last_error"].is_null(), || found.to_string())
-    }
-
-    /// What a guest wrote is bounded, one JSON object per line, and free of control characters.
-    async fn log_is_clean(&self, name: &str) -> Outcome {
-        let path = format!("/v1/frameworks/{name}/log");
-        let log = until("the log is there", PATIENCE, async || {
-            let log = self
-                .cluster
-                .rest
-                .get(&path)
-                .await
-                .map_err(|e| e.to_string())?;
-            if log.status == 200 && !log.body.is_empty() {
-                Ok(log)
-            } else {
-                Err(log.text())
-            }
-        })
-        .await?;
-        let text = log.text();
-        ensure(text.chars().all(|c| c == '\n' || !c.is_control()), || {
-            "control characters in the log".to_owned()
-        })?;
-        let (whole, _) = text.rsplit_once('\n').unwrap_or_default();
-        for line in whole.lines() {
-            let line: Value = serde_json::from_str(line)?;
-            ensure(line["forged"].is_null(), || {
-                format!("a forged line: {line}")
-            })?;
-        }
-        Ok(())
     }
 
     async fn fails(&self, by: By, name: &str, text: &str) -> Outcome {
@@ -342,6 +317,36 @@ impl Stage {
         ensure(error.len() <= ERROR_BYTES_MAX, || {
             format!("an error of {} bytes", error.len())
         })
+    }
+
+    async fn ends(&self, attack: &Attack, name: &str, state: &str, text: &str) -> Outcome {
+        let cluster = &self.cluster;
+        let ended = task(cluster, name, state).await?;
+        let mut said = ended.to_string();
+        for file in ["stdout", "stderr", "result", "link"] {
+            let path = format!("/v1/tasks/{name}/t/files/{file}");
+            let first = cluster.rest.get(&format!("{path}?length=1")).await?;
+            let size = first.headers.get("x-tessera-size");
+            let size: u64 = size.and_then(|size| size.parse().ok()).unwrap_or(0);
+            let path = format!("{path}?offset={}&length={TAIL}", size.saturating_sub(TAIL));
+            let answer = cluster.rest.get(&path).await?;
+            said = format!("{said}\n{file} {}: {}", answer.status, answer.text());
+        }
+        if attack.by == By::Task {
+            // What its scheduler was told of it.
+            let told = cluster.ask(&format!("/frameworks/{name}/")).await?;
+            said = format!("{said}\n{}", told.text());
+        }
+        ensure(said.contains(text) && !said.contains("ESCAPED"), || {
+            said.clone()
+        })?;
+        ensure(!said.contains("root:"), || {
+            format!("a file of the host: {said}")
+        })?;
+        match logs::written(true, attack.name) {
+            Some(written) => self.log_is_bounded(name, written).await,
+            None => Ok(()),
+        }
     }
 
     async fn quarantined(&self, name: &str, text: &str) -> Outcome {
@@ -441,28 +446,7 @@ async fn task(cluster: &Cluster, name: &str, state: &str) -> Outcome<Value> {
     .await
 }
 
-async fn ends(cluster: &Cluster, name: &str, state: &str, text: &str) -> Outcome {
-    let ended = task(cluster, name, state).await?;
-    let mut said = ended.to_string();
-    for file in ["stdout", "stderr", "result", "link"] {
-        let path = format!("/v1/tasks/{name}/t/files/{file}");
-        let first = cluster.rest.get(&format!("{path}?length=1")).await?;
-        let size = first.headers.get("x-tessera-size");
-        let size: u64 = size.and_then(|size| size.parse().ok()).unwrap_or(0);
-        let path = format!("{path}?offset={}&length={TAIL}", size.saturating_sub(TAIL));
-        let answer = cluster.rest.get(&path).await?;
-        said = format!("{said}\n{file} {}: {}", answer.status, answer.text());
-    }
-    ensure(said.contains(text) && !said.contains("ESCAPED"), || {
-        said.clone()
-    })?;
-    ensure(!said.contains("root:"), || {
-        format!("a file of the host: {said}")
-    })
-}
-
-async fn killed(cluster: &Cluster, name: &str) -> Outcome {
-    task(cluster, name, "TASK_RUNNING").await?;
+async fn kill(cluster: &Cluster, name: &str) -> Outcome {
     let path = format!("/v1/tasks/{name}/t/kill");
     cluster
         .rest

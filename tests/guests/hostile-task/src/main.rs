@@ -54,7 +54,6 @@ fn main() {
         }
         "result-giant" => result_giant(),
         "result-link" => result_link(),
-        "threads" => threads(),
         other => vec![format!("there is no attack {other:?}")],
     };
     if escaped.is_empty() {
@@ -242,11 +241,4 @@ fn result_link() -> Vec<String> {
     let _ = std::fs::remove_file("stderr");
     let _ = wasip2_symlink(up, "stderr");
     Vec::new()
-}
-
-fn threads() -> Vec<String> {
-    match std::thread::Builder::new().spawn(|| ()) {
-        Ok(_) => vec!["a thread".to_owned()],
-        Err(_) => Vec::new(),
-    }
 }

@@ -23,7 +23,6 @@ pub fn attack(
             state::set(&format!("bytes/{index}"), &vec![1; 128 * KIB])
         }),
         "state-key-name" => attempt(1, |_| state::set(&"k".repeat(256), b"v")),
-        "state-scan" => scan(),
         "state-get-flood" => {
             for index in 0..100_000_000_u64 {
                 std::hint::black_box(state::get(if index % 2 == 0 { "a" } else { "b" }));
@@ -142,9 +141,22 @@ pub fn more_timers(turn: u64) -> String {
     })
 }
 
-fn scan() -> String {
-    let found = state::scan("", None, u32::MAX);
-    format!("contained: {} entries of its own", found.len())
+/// Two turns with as many entries as may be, two with as many large ones, one that reads them all at
+/// once: what was found, of what is there.
+pub fn scan(turn: u64) -> String {
+    match turn {
+        1 | 2 => attempt(1_000, |index| {
+            state::set(&format!("few/{turn}/{index}"), b"v")
+        }),
+        3 | 4 => attempt(7, |index| {
+            state::set(&format!("large/{turn}/{index}"), &vec![1; 128 * KIB])
+        }),
+        _ => format!(
+            "contained: {} of 2000 entries, {} of 14 large ones",
+            state::scan("few/", None, u32::MAX).len(),
+            state::scan("large/", None, u32::MAX).len()
+        ),
+    }
 }
 
 fn log_flood() -> String {

@@ -129,6 +129,10 @@ impl Hostile {
                 self.notes.extend(note);
                 driver::call_again();
             }
+            "state-scan" if self.turns <= 5 => {
+                self.notes.push(calls::scan(self.turns));
+                driver::call_again();
+            }
             "timers-full" if self.turns <= 4 => {
                 self.notes.push(calls::more_timers(self.turns));
                 driver::call_again();
