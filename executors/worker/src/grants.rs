@@ -30,6 +30,7 @@ const TABLE: &[(&str, (bool, &str), (bool, &str))] = &[
     ("wasi:cli/terminal-", (false, "there is none"), (false, "there is none")),
     ("wasi:filesystem/", (false, "there are no directories"), (true, "the sandbox")),
     ("wasi:sockets/", (false, "there is no network"), (false, "there is no network")),
+    ("wasi:http/", (false, "every request is denied"), (false, "every request is denied")),
 ];
 
 /// The list for a component of this world.
@@ -60,12 +61,15 @@ mod tests {
             "wasi:filesystem/types@0.2.3",
             "wasi:sockets/tcp@0.2.3",
             "wasi:http/outgoing-handler@0.2.3",
+            "wasi:nonsense/nothing@0.2.3",
         ]
         .map(str::to_owned)
         .to_vec();
         let granted = |world| grants(world, &imports).iter().map(|grant| grant.granted).collect::<Vec<_>>();
-        assert_eq!(granted(World::Scheduler), [false, false, false]);
-        assert_eq!(granted(World::Executor), [false, false, false]);
-        assert_eq!(granted(World::Command), [true, false, false]);
+        assert_eq!(granted(World::Scheduler), [false; 4]);
+        assert_eq!(granted(World::Executor), [false; 4]);
+        assert_eq!(granted(World::Command), [true, false, false, false]);
+        let said = |at: usize| grants(World::Command, &imports)[at].what;
+        assert_eq!((said(2), said(3)), ("every request is denied", "it is not known"));
     }
 }

@@ -10,6 +10,7 @@ use crate::engine::Ticker;
 use crate::executor_convert::{self, ExecutorName};
 use crate::executor_draft::ExecutorDraft;
 use crate::guest::Guest;
+use crate::http;
 use crate::limits::{Call, Limits, ThreadControl};
 use crate::log::Logged;
 use crate::state::State;
@@ -90,9 +91,7 @@ impl ExecutorHost {
     /// # Errors
     /// [`Failure::Unusable`] when it does not fit the contract, with the import or export named.
     pub fn link(&self, component: &Component) -> Result<ExecutorImage, Failure> {
-        let pre = self
-            .linker
-            .instantiate_pre(component)
+        let pre = http::link(&self.linker, component, Guest::count_call)
             .and_then(ExecutorFrameworkPre::new)
             .map_err(|error| Failure::Unusable(format!("{error:#}")))?;
         Ok(ExecutorImage { pre, thread: self.thread, ticker: self.ticker.clone() })

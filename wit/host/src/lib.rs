@@ -15,6 +15,7 @@ mod executor_convert;
 mod executor_draft;
 mod executor_guest;
 mod guest;
+mod http;
 mod inspect;
 mod limits;
 mod log;

@@ -8,6 +8,7 @@ use crate::bindings::{SchedulerFramework, SchedulerFrameworkPre};
 use crate::convert;
 use crate::engine::Ticker;
 use crate::guest::Guest;
+use crate::http;
 use crate::limits::{Call, Limits, ThreadControl};
 use crate::log::Logged;
 use crate::state::State;
@@ -102,9 +103,7 @@ impl SchedulerHost {
     /// # Errors
     /// [`Failure::Unusable`] when it does not fit the contract, with the import or export named.
     pub fn link(&self, component: &Component) -> Result<SchedulerImage, Failure> {
-        let pre = self
-            .linker
-            .instantiate_pre(component)
+        let pre = http::link(&self.linker, component, Guest::count_call)
             .and_then(SchedulerFrameworkPre::new)
             .map_err(|error| Failure::Unusable(format!("{error:#}")))?;
         Ok(SchedulerImage {

@@ -5,6 +5,7 @@
 //! an epoch, also while it sleeps. This file must never know what a task is for.
 
 use crate::engine::Ticker;
+use crate::http;
 use crate::limits::{Account, LimitPassed, Limits};
 use crate::store::{Failure, explain};
 use std::io::Write as _;
@@ -120,9 +121,7 @@ impl TaskHost {
     /// # Errors
     /// [`Failure::Unusable`] when it is no command, with the import or export named.
     pub fn link(&self, component: &Component) -> Result<TaskImage, Failure> {
-        let pre = self
-            .linker
-            .instantiate_pre(component)
+        let pre = http::link(&self.linker, component, |_| ())
             .and_then(CommandPre::new)
             .map_err(|error| Failure::Unusable(format!("{error:#}")))?;
         Ok(TaskImage {

@@ -120,8 +120,12 @@ impl Worker {
 
     /// Compile a component that is given as text.
     pub fn compile_text(&self, name: &str, text: &str) -> Image {
+        self.compile_bytes(name, &wat::parse_str(text).unwrap())
+    }
+
+    pub fn compile_bytes(&self, name: &str, bytes: &[u8]) -> Image {
         let input = self.dir.path().join(format!("{name}.wasm"));
-        std::fs::write(&input, wat::parse_str(text).unwrap()).unwrap();
+        std::fs::write(&input, bytes).unwrap();
         self.compile_file(name, input)
     }
 

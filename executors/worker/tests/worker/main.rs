@@ -6,6 +6,7 @@
 mod executors;
 mod filtering;
 mod harness;
+mod http;
 mod judging;
 mod limits;
 mod many;
