@@ -312,10 +312,27 @@ impl<D: Disk> Node<D> {
     /// # Errors
     /// When the replica cannot go on; the process must end.
     pub fn settle(&mut self, now: Now) -> Result<Settled, FatalError> {
+        let mut messages = Vec::new();
+        let mut collect = |node, message| messages.push((node, message));
+        let mut settled = self.settle_sending(now, &mut collect)?;
+        settled.messages = messages;
+        Ok(settled)
+    }
+
+    /// Like [`Node::settle`], but gives every message to `send` as soon as it may leave, so that the
+    /// other masters write while this one does. [`Settled::messages`] stays empty.
+    ///
+    /// # Errors
+    /// When the replica cannot go on; the process must end.
+    pub fn settle_sending(
+        &mut self,
+        now: Now,
+        send: &mut dyn FnMut(u64, Vec<u8>),
+    ) -> Result<Settled, FatalError> {
         let mut settled = Settled::default();
         for _ in 0..SETTLE_ROUNDS_MAX {
             let proposed = self.dispatch(&mut settled, now);
-            let progress = self.replica.process(&mut self.machine)?;
+            let progress = self.replica.process_sending(&mut self.machine, send)?;
             let quiet = !proposed
                 && !progress.more
                 && progress.applied.is_empty()
@@ -326,7 +343,6 @@ impl<D: Disk> Node<D> {
                 && progress.changed.is_empty()
                 && progress.membership.is_none()
                 && progress.unknown.is_empty();
-            settled.messages.extend(progress.messages);
             settled.snapshots.extend(progress.snapshots);
             settled.members_changed |= progress.membership.is_some();
             settled.changes.extend(progress.changed.into_iter().map(|id| (id, true)));

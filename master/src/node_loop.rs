@@ -8,7 +8,7 @@ use crate::beats::{BeatRefused, Beats};
 use crate::members::Topology;
 use crate::node::{Node, Settled};
 use crate::peer::Peers;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tessera_master_core::{
@@ -605,7 +605,7 @@ impl<D: Disk> NodeLoop<D> {
                 self.node.input(|core| core.on_tick(now));
             }
             self.begin_barriers();
-            let settled = self.node.settle(self.now())?;
+            let settled = self.settle()?;
             more = settled.more;
             self.perform(settled);
             if let Some(error) = self.ended.take() {
@@ -651,13 +651,22 @@ impl<D: Disk> NodeLoop<D> {
         self.topology.send_replace(after);
     }
 
-    fn send_peers(&mut self, messages: Vec<(u64, Vec<u8>)>) {
-        let Some(peers) = &self.peers else { return };
-        for (node, message) in messages {
+    /// Settles the node. Messages to other masters leave as soon as they may, not only at the end.
+    fn settle(&mut self) -> Result<Settled, FatalError> {
+        let now = self.now();
+        let Some(peers) = &self.peers else {
+            return self.node.settle(now);
+        };
+        let mut lost = BTreeSet::new();
+        let settled = self.node.settle_sending(now, &mut |node, message| {
             if !peers.send(node, message) {
-                self.node.report_unreachable(node);
+                lost.insert(node);
             }
+        })?;
+        for node in lost {
+            self.node.report_unreachable(node);
         }
+        Ok(settled)
     }
 
     fn send_snapshots(&mut self, snapshots: Vec<SnapshotToSend>) {
@@ -798,7 +807,6 @@ impl<D: Disk> NodeLoop<D> {
     }
 
     fn perform(&mut self, settled: Settled) {
-        self.send_peers(settled.messages);
         self.publish(settled.members_changed);
         self.send_snapshots(settled.snapshots);
         for (id, done) in settled.changes {

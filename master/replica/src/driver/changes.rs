@@ -111,8 +111,8 @@ impl<D: Disk> Replica<D> {
         let membership = self.membership().clone();
         self.activity.retain(|peer| membership.get(peer).is_some());
         let me = self.node.raft.id;
-        if membership.get(me).is_none() && self.removed.is_none() {
-            self.removed = Some(0);
+        if membership.get(me).is_none() && !self.removed {
+            self.removed = true;
             progress.removed = true;
             if self.node.raft.state == StateRole::Leader {
                 // Raft would go on leading a group that it is no part of.
@@ -143,16 +143,24 @@ impl<D: Disk> Replica<D> {
         })
     }
 
-    /// A removed node is sent nothing any more. It says something harmless to every voter from time
-    /// to time, which those that know of the removal refuse.
+    /// A removed node is sent nothing any more, and a learner that was removed while it was away
+    /// does not even stand for election.
+    pub(super) fn count_silence(&mut self) {
+        let led = self.leader().is_some_and(|leader| self.is_active(leader));
+        if self.removed || !self.node.raft.promotable() && !led {
+            self.silence += 1;
+        } else {
+            self.silence = 0;
+        }
+    }
+
+    /// A node that hears of no leader and cannot become one says something harmless to every voter
+    /// from time to time; those that know of its removal refuse it.
     pub(super) fn ask_whether_removed(&mut self, send: Send<'_>) {
-        let Some(ticks) = self.removed else {
-            return;
-        };
-        if ticks < self.config.heartbeat_ticks {
+        if self.silence < self.config.election_ticks {
             return;
         }
-        self.removed = Some(0);
+        self.silence = 0;
         let raft = &self.node.raft;
         for peer in self.membership().voters() {
             let mut message = Message {

@@ -64,8 +64,10 @@ pub struct Replica<D: Disk> {
     staging: Option<StageId>,
     /// Rows of the snapshot that raft has taken and the next `process` adopts.
     staged: Option<Staged>,
-    /// Ticks since this node applied its own removal.
-    removed: Option<usize>,
+    /// This node has applied its own removal.
+    removed: bool,
+    /// Ticks since a node that cannot stand for election has heard of a leader, or has asked.
+    silence: usize,
     /// Peers that know for good that this node was removed.
     told_by: BTreeSet<u64>,
     stopped: bool,
@@ -98,9 +100,7 @@ impl<D: Disk> Replica<D> {
             return;
         }
         self.activity.tick();
-        if let Some(ticks) = &mut self.removed {
-            *ticks = ticks.saturating_add(1);
-        }
+        self.count_silence();
         self.node.tick();
         for peer in self.count_snapshot_ticks() {
             self.node.report_snapshot(peer, SnapshotStatus::Failure);
@@ -334,7 +334,7 @@ impl<D: Disk> Replica<D> {
             open_proposals: self.proposals.len(),
             uncommitted_bytes: raft.uncommitted_size(),
             syncs: store.syncs(),
-            removed: self.removed.is_some(),
+            removed: self.removed,
         }
     }
 

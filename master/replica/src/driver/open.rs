@@ -129,7 +129,8 @@ impl<D: Disk> Replica<D> {
             snapshot_ticks: BTreeMap::new(),
             staging: None,
             staged: None,
-            removed: removed.then_some(0),
+            removed,
+            silence: 0,
             told_by: BTreeSet::new(),
             stopped: false,
         };

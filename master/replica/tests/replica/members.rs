@@ -372,6 +372,17 @@ fn a_removed_node_that_did_not_hear_of_it_is_told_and_ends() {
 }
 
 #[test]
+fn a_learner_that_was_removed_while_it_was_away_is_told_and_ends() {
+    let (mut sim, leader) = led(&[1, 2, 3]);
+    let learner = grow(&mut sim, leader);
+    sim.crash(learner, 99);
+    change(&mut sim, leader, &MemberChange::Remove { node: learner });
+    sim.start(learner);
+    sim.run_until("its end", |sim| sim.ended.contains(&learner));
+    sim.heal_and_compare();
+}
+
+#[test]
 fn a_leader_that_finds_its_own_removal_in_its_log_sees_it_through() {
     let (mut sim, leader) = led(&[1, 2]);
     let other = 3 - leader;
@@ -424,7 +435,7 @@ fn a_removed_node_ends_after_a_restart_as_well() {
     assert!(node.replica.status().removed);
     // It asks the others until most of them have told it.
     let mut asked = std::collections::BTreeSet::new();
-    for _ in 0..10 {
+    for _ in 0..20 {
         node.replica.tick();
         asked.extend(node.process().messages.into_iter().map(|(to, _)| to));
     }

@@ -254,7 +254,15 @@ impl Sim {
         let Some(node) = self.nodes.get_mut(&id) else {
             return Ok(());
         };
-        let result = node.replica.process(&mut node.machine);
+        // Messages leave at once, so they are on their way even if the disk fails after that.
+        let (record, network) = (&mut self.record, &mut self.network);
+        let mut send = |to, bytes: Vec<u8>| {
+            if let Some(record) = record {
+                record.push((id, to, bytes.clone()));
+            }
+            network.push_back((id, to, Packet::Message(bytes)));
+        };
+        let result = node.replica.process_sending(&mut node.machine, &mut send);
         // What was applied before a fault is committed as well, though not reported.
         self.check_applied(id);
         if matches!(result, Err(FatalError::Removed { .. })) {
@@ -313,12 +321,6 @@ impl Sim {
         }
         self.restored += usize::from(progress.restored.is_some());
         self.reads.extend(progress.reads);
-        for (to, bytes) in progress.messages {
-            if let Some(record) = &mut self.record {
-                record.push((id, to, bytes.clone()));
-            }
-            self.network.push_back((id, to, Packet::Message(bytes)));
-        }
         for snapshot in progress.snapshots {
             let (to, packet) = (snapshot.peer, Packet::Snapshot(Box::new(snapshot), None));
             self.network.push_back((id, to, packet));
