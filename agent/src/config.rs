@@ -5,9 +5,11 @@
 
 use crate::session::WithToken;
 use crate::tenants::WORKER_UIDS;
+use crate::users::KnownUsers;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tessera_agent_core::WORKER_IDLE_MS;
 use tessera_oci::{TaskUser, user};
 use tessera_types::{FrameworkId, Quantities};
@@ -105,6 +107,7 @@ pub(crate) struct TaskUsers {
     default: DefaultUser,
     /// Users that specs may name.
     allowed: BTreeSet<u32>,
+    known: Arc<KnownUsers>,
 }
 
 /// Whom a task runs as that names nobody.
@@ -159,6 +162,7 @@ impl TaskUsers {
         Ok(Self {
             default,
             allowed: uids,
+            known: Arc::default(),
         })
     }
 
@@ -169,7 +173,7 @@ impl TaskUsers {
         named: Option<&str>,
     ) -> Result<TaskUser, String> {
         if let Some(name) = named {
-            let user = user::resolve(name).map_err(|error| error.to_string())?;
+            let user = self.known.resolve(name).map_err(|error| error.to_string())?;
             if !self.allowed.contains(&user.uid) {
                 return Err(format!(
                     "user {name:?}: this agent does not run tasks as this user; name none, or start \
@@ -182,7 +186,8 @@ impl TaskUsers {
             DefaultUser::Fixed(user) => Ok(user.clone()),
             DefaultUser::PerFramework => {
                 let offset = u32::try_from(framework.0 % FRAMEWORK_UIDS).unwrap_or(0);
-                user::resolve(&(FRAMEWORK_UID_FIRST + offset).to_string())
+                self.known
+                    .resolve(&(FRAMEWORK_UID_FIRST + offset).to_string())
                     .map_err(|error| error.to_string())
             }
         }

@@ -32,6 +32,8 @@ pub enum Input {
     GreetingDue(WorkerKey, String),
     /// This process of a worker should have ended by now.
     EndDue(WorkerKey, String),
+    /// Room that a worker does not need is to be taken back.
+    RoomDue(WorkerKey),
     /// The state of an instance did not come.
     StateFailed(v1::InstanceKey),
     /// The sandbox of a member of a task group is made, or cannot be.

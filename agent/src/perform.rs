@@ -15,10 +15,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tessera_agent_core::{ExecutorKey, SupplyFailure, TaskKey, WorkerKey, WorkerKind};
-use tessera_types::{Digest, FrameworkId, Launch, NameError, RoleName, TaskBody, TaskSpec};
+use tessera_types::{Digest, FrameworkId, Launch, NameError, RoleName, TaskBody};
 use tessera_wire::v1;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+
+/// Wasm tasks that are prepared in one step; more would only wait for each other.
+const WASM_STARTS_MAX: usize = 16;
 
 /// Bytes of an executor's state in one message to its worker, far below what a link takes.
 const STATE_CHUNK_BYTES: usize = 1 << 20;
@@ -57,18 +61,24 @@ pub struct Session {
 pub struct WasmStart {
     /// Which worker.
     pub worker: WorkerKey,
-    /// Which task.
-    pub key: TaskKey,
-    /// Which attempt.
-    pub attempt: u32,
-    /// What to run.
-    pub spec: Arc<TaskSpec>,
+    /// Which attempt of which task, and what to run.
+    pub of: Attempt,
     /// With what.
     pub launch: Launch,
     /// The component.
     pub component: Digest,
+    /// Where its image should be.
+    pub image: Option<PathBuf>,
     /// What its role has, as far as it differs from the defaults.
     pub limits: Vec<v1::Limit>,
+}
+
+fn wasm_refused(of: Attempt, message: String) -> Input {
+    Input::WasmRefused {
+        key: of.key,
+        attempt: of.attempt,
+        message,
+    }
 }
 
 impl Supply {
@@ -172,82 +182,102 @@ impl Supply {
             .map_err(|error| format!("making a folder for recordings: {error}"))
     }
 
-    /// Make a Wasm task's sandbox and its order to the worker.
-    pub fn prepare_wasm(&self, start: WasmStart) {
+    /// Make the sandboxes of Wasm tasks and their orders to workers: as few steps as there can be, because
+    /// to wake a thread for each takes longer than what it does.
+    pub fn prepare_wasm(&self, mut starts: Vec<WasmStart>) {
+        while !starts.is_empty() {
+            let rest = starts.split_off(starts.len().min(WASM_STARTS_MAX));
+            let (supply, now) = (self.clone(), std::mem::replace(&mut starts, rest));
+            let runtime = tokio::runtime::Handle::current();
+            tokio::task::spawn_blocking(move || {
+                for start in now {
+                    match start.image.as_ref().filter(|image| image.is_file()) {
+                        Some(image) => {
+                            let image = supply.near(image);
+                            // The loop is gone only when the agent ends.
+                            let _ = supply.inputs.blocking_send(supply.wasm_input(start, image));
+                        }
+                        None => supply.prepare_with_image(start, &runtime),
+                    }
+                }
+            });
+        }
+    }
+
+    /// The same for one whose image is not there any more, which takes as long as it takes to compile.
+    fn prepare_with_image(&self, start: WasmStart, runtime: &Handle) {
         let supply = self.clone();
-        tokio::spawn(async move {
-            let (key, attempt, worker) = (start.key.clone(), start.attempt, start.worker.clone());
-            let input = match supply.wasm_order(start).await {
-                Ok(order) => Input::WasmPrepared(worker, Box::new(order)),
-                Err(message) => Input::WasmRefused {
-                    key,
-                    attempt,
-                    message,
-                },
+        runtime.spawn(async move {
+            let input = match supply.image(start.component).await {
+                Ok(image) => {
+                    let (supply, of) = (supply.clone(), start.of.clone());
+                    let made = tokio::task::spawn_blocking(move || supply.wasm_input(start, image));
+                    made.await
+                        .unwrap_or_else(|error| wasm_refused(of, error.to_string()))
+                }
+                Err(message) => wasm_refused(start.of, message),
             };
             supply.answer(input).await;
         });
     }
 
-    async fn wasm_order(&self, start: WasmStart) -> Result<v1::StartWasmTask, String> {
+    /// What the loop is told of a start; blocks.
+    fn wasm_input(&self, start: WasmStart, image: String) -> Input {
+        let (worker, of) = (start.worker.clone(), start.of.clone());
+        match self.wasm_order(start, image) {
+            Ok(order) => Input::WasmPrepared(worker, Box::new(order)),
+            Err(message) => wasm_refused(of, message),
+        }
+    }
+
+    fn wasm_order(&self, start: WasmStart, image: String) -> Result<v1::StartWasmTask, String> {
         let WasmStart {
             worker,
-            key,
-            attempt,
-            spec,
+            of,
             launch,
-            component,
+            component: _,
+            image: _,
             limits,
         } = start;
-        let image = self.image(component).await?;
+        let (key, spec) = (&of.key, &of.spec);
         let TaskBody::Wasm { args, .. } = &spec.body else {
             return Err("a native task has no component".into());
         };
-        let args = args.iter().chain(&launch.args).cloned().collect();
-        let mut env: BTreeMap<String, String> = task_variables(&key, attempt).into();
+        let mut env: BTreeMap<String, String> = task_variables(key, of.attempt).into();
         env.extend(spec.env.iter().chain(&launch.env).cloned());
-        let mem_bytes = u64::try_from(spec.resources.mem_mib).unwrap_or(0) << 20;
         let name = if spec.name.is_empty() {
             key.task.to_string()
         } else {
             spec.name.clone()
         };
-        let of = Attempt {
-            key: key.clone(),
-            attempt,
-            spec,
-        };
-        let dirs = self.sandbox_in(of, worker).await?;
+        let dirs = self.sandbox_in(&of, &worker)?;
         Ok(v1::StartWasmTask {
             framework: key.framework.0,
             task: key.name(),
-            attempt,
+            attempt: of.attempt,
             image,
             sandbox: self.near(&dirs.sandbox),
-            args,
+            args: args.iter().chain(&launch.args).cloned().collect(),
             env: env
                 .into_iter()
                 .map(|(key, value)| v1::Pair { key, value })
                 .collect(),
-            mem_bytes,
+            mem_bytes: u64::try_from(spec.resources.mem_mib).unwrap_or(0) << 20,
             name,
             limits,
         })
     }
 
-    /// Make the sandbox of a task that a worker will run.
-    async fn sandbox_in(&self, of: Attempt, worker: WorkerKey) -> Result<TaskDirs, String> {
-        let (sandboxes, tenants) = (self.sandboxes.clone(), Arc::clone(&self.tenants));
-        let prepared = tokio::task::spawn_blocking(move || {
-            // The worker's user is the task's: its sandbox is what it reaches of the disk.
-            let owner = tenants
-                .owner(&worker.tenant, worker.kind)
-                .map_err(|error| error.to_string())?;
-            sandboxes
-                .prepare(&of.key, of.attempt, &of.spec, owner)
-                .map_err(|error| error.to_string())
-        });
-        prepared.await.map_err(|e| e.to_string())?
+    /// Make the sandbox of a task that a worker will run; blocks.
+    fn sandbox_in(&self, of: &Attempt, worker: &WorkerKey) -> Result<TaskDirs, String> {
+        // The worker's user is the task's: its sandbox is what it reaches of the disk.
+        let owner = self
+            .tenants
+            .owner(&worker.tenant, worker.kind)
+            .map_err(|error| error.to_string())?;
+        self.sandboxes
+            .prepare(&of.key, of.attempt, &of.spec, owner)
+            .map_err(|error| error.to_string())
     }
 
     /// Make the sandbox of a Wasm member of a task group before any member starts.
@@ -255,7 +285,9 @@ impl Supply {
         let supply = self.clone();
         tokio::spawn(async move {
             let (key, attempt) = (of.key.clone(), of.attempt);
-            let made = supply.sandbox_in(of, worker).await;
+            let maker = supply.clone();
+            let made = tokio::task::spawn_blocking(move || maker.sandbox_in(&of, &worker)).await;
+            let made = made.unwrap_or_else(|error| Err(error.to_string()));
             let input = Input::Prepared {
                 key,
                 attempt,

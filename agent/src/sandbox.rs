@@ -1,7 +1,7 @@
 //! Sandboxes: the directory of one attempt of one task, its files, and reading from it safely.
 //!
 //! Layout: `tasks/f<framework>/<task>/<attempt>/sandbox` belongs to the task; `…/state` beside it
-//! belongs to the agent and the shim. Children of an executor stand in
+//! belongs to the agent and the shim, and is there for native ones only. Children of an executor stand in
 //! `tasks/f<framework>/@<executor>/<life>/<child>/…`: no task's id begins with `@`. Invariants: what a task put into its sandbox never leads out of
 //! it: every path is resolved by the kernel beneath the sandbox, without following links; only ordinary
 //! files are read, and never more than asked for.
@@ -16,7 +16,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use tessera_agent_core::{Parent, TaskKey};
 use tessera_types::limits::RESULT_BYTES_MAX;
-use tessera_types::{ExecutorId, FileSpec, FrameworkId, NameError, TaskId, TaskSpec};
+use tessera_types::{ExecutorId, FileSpec, FrameworkId, NameError, TaskBody, TaskId, TaskSpec};
 
 /// Beginning of the folder of an executor's children.
 pub(crate) const EXECUTOR_PREFIX: char = '@';
@@ -164,10 +164,12 @@ impl Sandboxes {
             .create(self.task(key).join(attempt.to_string()))
             .map_err(|e| fail("making the directory", e))?;
         self.drop_older(key, attempt);
-        for (dir, mode) in [(&dirs.state, 0o700), (&dirs.sandbox, 0o700)] {
+        // Only a shim has something to write down.
+        let state = matches!(spec.body, TaskBody::Native(_)).then_some(&dirs.state);
+        for dir in state.into_iter().chain([&dirs.sandbox]) {
             fs::DirBuilder::new()
                 .recursive(true)
-                .mode(mode)
+                .mode(0o700)
                 .create(dir)
                 .map_err(|e| fail("making the directory", e))?;
         }
@@ -302,7 +304,7 @@ pub fn read_result(sandbox: &Path, path: &str) -> Result<Vec<u8>, String> {
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
-    use tessera_types::{NativeCommand, Quantities, TaskBody};
+    use tessera_types::{NativeCommand, Quantities};
 
     fn key() -> TaskKey {
         TaskKey::of(FrameworkId(1), "t".parse().unwrap())

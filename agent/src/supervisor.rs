@@ -17,10 +17,12 @@ use crate::session::SessionEvent;
 use crate::worker_link::LinkEvent;
 use crate::workers::Workers;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tessera_agent_core::{Action, Core, Now, TaskKey, WorkerHello, WorkerKey};
 use tessera_types::{AgentId, Digest, FrameworkId, TaskState};
 use tessera_wire::v1;
+use tokio::runtime::RuntimeFlavor;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use v1::from_worker::Message as FromWorker;
@@ -148,9 +150,33 @@ impl Supervisor {
         if !records.is_empty() {
             self.keep(records, sync).await?;
         }
+        let mut wasm = Vec::new();
         for action in rest {
-            self.perform(action).await;
+            match action {
+                Action::StartWasm {
+                    worker,
+                    key,
+                    attempt,
+                    spec,
+                    launch,
+                    component,
+                    limits,
+                    engine: _,
+                } => {
+                    let image = self.expect_image(&worker, &component);
+                    wasm.push(WasmStart {
+                        worker,
+                        of: Attempt { key, attempt, spec },
+                        launch,
+                        component,
+                        image,
+                        limits,
+                    });
+                }
+                other => self.perform(other).await,
+            }
         }
+        self.supply.prepare_wasm(wasm);
         let excess = self.collector.excess();
         if !excess.is_empty() {
             tokio::task::spawn_blocking(move || collector::remove(excess));
@@ -168,15 +194,22 @@ impl Supervisor {
                 .collect()
         });
         let rewritten = compacted.is_some();
-        let written = tokio::task::spawn_blocking(move || {
+        let write = move || {
             // The core is already past these records, so that a rewrite has them in it.
             match compacted {
                 Some(all) => checkpoint.rewrite(&all),
                 None => checkpoint.append(&records, sync),
             }
             .map(|()| checkpoint)
-        });
-        let checkpoint = written.await.map_err(|_| RunError::CheckpointGone)??;
+        };
+        // The loop waits for its disk in any case. To hand the write to another thread and back takes as
+        // long as the write, and is needed only where the loop shares its one thread with the session.
+        let checkpoint = match tokio::runtime::Handle::current().runtime_flavor() {
+            RuntimeFlavor::CurrentThread => tokio::task::spawn_blocking(write)
+                .await
+                .map_err(|_| RunError::CheckpointGone)??,
+            _ => tokio::task::block_in_place(write)?,
+        };
         if rewritten {
             // The next one pays only when most of the file is dead again.
             self.rewrite_at = REWRITE_BYTES.max(checkpoint.bytes() * 2);
@@ -441,6 +474,10 @@ impl Supervisor {
                 self.workers.end_if_lingering(&key, &process);
                 Vec::new()
             }
+            Input::RoomDue(key) => {
+                self.workers.give_back(&key);
+                Vec::new()
+            }
             Input::StateFailed(key) => self.core.on_state_failed(key, now),
             Input::Prepared {
                 key,
@@ -468,7 +505,8 @@ impl Supervisor {
 
     async fn perform(&mut self, action: Action) {
         match action {
-            Action::Checkpoint { .. } => {}
+            // Those of a round are done together.
+            Action::Checkpoint { .. } | Action::StartWasm { .. } => {}
             Action::Send(message) => self.say(message),
             Action::Prepare {
                 key,
@@ -501,27 +539,6 @@ impl Supervisor {
                 attempt,
                 force,
             } => self.native.signal(key, attempt, force),
-            Action::StartWasm {
-                worker,
-                key,
-                attempt,
-                spec,
-                launch,
-                component,
-                limits,
-                engine: _,
-            } => {
-                self.expect_image(&worker, &component);
-                self.supply.prepare_wasm(WasmStart {
-                    worker,
-                    key,
-                    attempt,
-                    spec,
-                    launch,
-                    component,
-                    limits,
-                });
-            }
             Action::Forgotten { key } => self.collector.on_forgotten(key),
             Action::EnsureComponent { digest } => {
                 self.supply
@@ -568,10 +585,11 @@ impl Supervisor {
         }
     }
 
-    /// Have room for an image before its worker hears of it.
-    fn expect_image(&mut self, worker: &WorkerKey, component: &Digest) {
+    /// Have room for an image before its worker hears of it; where it is, or will be.
+    fn expect_image(&mut self, worker: &WorkerKey, component: &Digest) -> Option<PathBuf> {
         let image = self.supply.images.path(component);
-        self.workers.expect_image(worker, image);
+        self.workers.expect_image(worker, image.clone());
+        image
     }
 
     /// A scheduler has left, and its recordings stay; others may have to go for it.

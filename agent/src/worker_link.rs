@@ -14,7 +14,7 @@ use std::time::Duration;
 use tessera_agent_core::{WorkerKey, WorkerKind};
 use tessera_oci::Identity;
 use tessera_wire::{frame, v1};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::Command;
@@ -23,6 +23,9 @@ use tokio::sync::mpsc;
 /// Messages queued for one worker. Batches and starts are bounded by what it hosts; one that does not
 /// take so many is stuck.
 const QUEUE_MAX: usize = 4_096;
+
+/// Bytes that are read at once: many of a worker's small frames.
+const READ_BYTES: usize = 16 << 10;
 
 /// How long a new worker may take until it listens.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -310,9 +313,10 @@ async fn write_frames(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<v1::
 
 async fn read_frames(
     key: WorkerKey,
-    mut reader: OwnedReadHalf,
+    reader: OwnedReadHalf,
     events: mpsc::Sender<(WorkerKey, LinkEvent)>,
 ) {
+    let mut reader = BufReader::with_capacity(READ_BYTES, reader);
     loop {
         let event = match read_frame(&mut reader).await {
             Ok(message) => LinkEvent::Message(Box::new(message)),
@@ -328,7 +332,7 @@ async fn read_frames(
     }
 }
 
-async fn read_frame(reader: &mut OwnedReadHalf) -> io::Result<v1::FromWorker> {
+async fn read_frame(reader: &mut BufReader<OwnedReadHalf>) -> io::Result<v1::FromWorker> {
     let mut header = [0; 4];
     reader.read_exact(&mut header).await?;
     let mut content = vec![0; frame::length(header)?];

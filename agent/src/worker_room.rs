@@ -1,9 +1,10 @@
 //! Where a worker lives: its control group, how large that is, and the arguments that make its process
 //! join it and leave everything else behind.
 //!
-//! Invariants: a group is never smaller than what its worker uses now, so that giving room back ends
-//! nobody; what a worker needs beside its guests has a name here and was measured. This file must never
-//! decide what a worker hosts.
+//! Invariants: a group has room for a guest before that is sent; it is never smaller than what its worker
+//! uses now, so that giving room back ends nobody; room that nothing needs is given back within
+//! [`GIVE_BACK_AFTER`]; what a worker needs beside its guests has a name here and was measured. This file
+//! must never decide what a worker hosts.
 
 use crate::tenants::Tenants;
 use crate::worker_link::worker_name;
@@ -11,6 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tessera_agent_core::{WorkerKey, WorkerLoad};
 use tessera_oci::launch::KILL_WITHIN;
 use tessera_oci::{Cgroups, Identity, Limits, process};
@@ -27,6 +29,12 @@ const IMAGE_COPIES: u64 = 2;
 const IMAGES_KEPT: usize = 32;
 /// What stays free above what a worker uses now, when room is given back.
 const SLACK_BYTES: u64 = 32 << 20;
+/// Memory and CPU are given in steps of these sizes: each change of a group costs more than sending a
+/// small guest.
+const STEP_BYTES: u64 = 64 << 20;
+const STEP_CPUS_MILLI: i64 = 100;
+/// How long room that nothing needs is kept for the next guest. Limits of guests hold meanwhile too.
+pub const GIVE_BACK_AFTER: Duration = Duration::from_secs(1);
 /// Threads of a worker: one for each guest, and a few of its own.
 const THREADS_MAX: u32 = 16_384;
 
@@ -45,9 +53,54 @@ struct Room {
     load: WorkerLoad,
     /// Images that it was told to load, newest last, and their sizes.
     images: VecDeque<(PathBuf, u64)>,
+    /// What its group was given; unknown when it was made elsewhere.
+    given: Option<Size>,
+    /// Whether somebody was told to come back and take what is too much.
+    reminded: bool,
+}
+
+/// How large a group is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Size {
+    bytes: u64,
+    cpus_milli: i64,
+}
+
+/// What follows from a new size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    /// Nothing.
+    None,
+    /// Give it now.
+    Now,
+    /// There is more than is needed.
+    Later,
 }
 
 impl Room {
+    /// What it needs, in whole steps.
+    fn size(&self) -> Size {
+        let bytes = self.bytes().div_ceil(STEP_BYTES).saturating_mul(STEP_BYTES);
+        // The smallest share is for one that hosts nothing.
+        let steps = self.load.cpus_milli.max(1).saturating_add(STEP_CPUS_MILLI - 1) / STEP_CPUS_MILLI;
+        Size {
+            bytes,
+            cpus_milli: steps.saturating_mul(STEP_CPUS_MILLI),
+        }
+    }
+
+    /// Compare what is given with what is needed.
+    fn change(&self) -> Change {
+        let wanted = self.size();
+        match self.given {
+            Some(given) if given == wanted => Change::None,
+            Some(given) if given.bytes >= wanted.bytes && given.cpus_milli >= wanted.cpus_milli => {
+                Change::Later
+            }
+            _ => Change::Now,
+        }
+    }
+
     fn bytes(&self) -> u64 {
         let images: u64 = self.images.iter().map(|(_, bytes)| bytes).sum();
         let largest = self.images.iter().map(|(_, bytes)| *bytes).max();
@@ -103,57 +156,103 @@ impl Rooms {
 
     /// For starting a worker.
     #[must_use]
-    pub fn maker(&self, key: &WorkerKey) -> RoomMaker {
-        let room = self.rooms.get(key).cloned().unwrap_or_default();
+    pub fn maker(&mut self, key: &WorkerKey) -> RoomMaker {
+        let room = self.rooms.entry(key.clone()).or_default();
+        room.given = None;
+        let size = room.size();
         RoomMaker {
             cgroups: self.cgroups.clone(),
             tenants: Arc::clone(&self.tenants),
             own_network: self.own_network,
             group: self.group(key),
             key: key.clone(),
-            limits: limits(&room, room.bytes()),
+            limits: limits(size),
         }
     }
 
     /// A worker that is connected is to load this image.
-    pub fn expect_image(&mut self, key: &WorkerKey, process: &Identity, path: PathBuf, bytes: u64) {
+    pub fn expect_image(
+        &mut self,
+        key: &WorkerKey,
+        process: &Identity,
+        path: PathBuf,
+        bytes: u64,
+    ) -> bool {
         let room = self.rooms.entry(key.clone()).or_default();
-        let before = room.bytes();
         room.images.retain(|(known, _)| *known != path);
         room.images.push_back((path, bytes));
         if room.images.len() > IMAGES_KEPT {
             room.images.pop_front();
         }
-        if room.bytes() > before {
-            self.apply(key, process);
-        }
+        self.follow(key, process)
     }
 
     /// A worker that is connected hosts this, or is about to.
-    pub fn size(&mut self, key: &WorkerKey, process: &Identity, load: WorkerLoad) {
+    pub fn size(&mut self, key: &WorkerKey, process: &Identity, load: WorkerLoad) -> bool {
         self.rooms.entry(key.clone()).or_default().load = load;
-        self.apply(key, process);
+        self.follow(key, process)
     }
 
-    /// Set a group to what is known. What was given and is used is not taken back.
-    fn apply(&self, key: &WorkerKey, process: &Identity) {
-        let Some(room) = self.rooms.get(key) else {
+    /// Let a group grow if it has to; true if [`Rooms::give_back`] is to be called in a while.
+    fn follow(&mut self, key: &WorkerKey, process: &Identity) -> bool {
+        let Some(room) = self.rooms.get_mut(key) else {
+            return false;
+        };
+        match room.change() {
+            Change::None => false,
+            Change::Later => !std::mem::replace(&mut room.reminded, true),
+            Change::Now => {
+                let (wanted, given) = (room.size(), room.given);
+                // The part that is too large now is taken back with the rest, when somebody comes back.
+                let size = given.map_or(wanted, |given| Size {
+                    bytes: wanted.bytes.max(given.bytes),
+                    cpus_milli: wanted.cpus_milli.max(given.cpus_milli),
+                });
+                let later = size != wanted && !std::mem::replace(&mut room.reminded, true);
+                self.apply(key, process, size);
+                later
+            }
+        }
+    }
+
+    /// Take back from a group what its worker does not need. Without a process only the reminder is over:
+    /// the next size says what is needed.
+    pub fn give_back(&mut self, key: &WorkerKey, process: Option<&Identity>) {
+        let Some(room) = self.rooms.get_mut(key) else {
             return;
         };
-        let wanted = room.bytes();
+        room.reminded = false;
+        let Some(process) = process else { return };
+        if room.change() != Change::None {
+            let size = room.size();
+            self.apply(key, process, size);
+        }
+    }
+
+    /// Set a group's size. What is used is not taken back; where it fails the next change tries again.
+    fn apply(&mut self, key: &WorkerKey, process: &Identity, size: Size) {
+        let set = self.set(key, process, size);
+        if let Some(room) = self.rooms.get_mut(key) {
+            room.given = set.then_some(size);
+        }
+    }
+
+    fn set(&self, key: &WorkerKey, process: &Identity, size: Size) -> bool {
         if self.cgroups.unlimited_because().is_some() {
             // Without groups the process itself is limited: in writable memory of its own.
-            if let Err(error) = process::limit_data(process, wanted) {
-                tracing::debug!(%error, pid = process.pid, "a worker's memory is not limited");
-            }
-            return;
+            let limited = process::limit_data(process, size.bytes);
+            return limited
+                .inspect_err(|error| {
+                    tracing::debug!(%error, pid = process.pid, "a worker's memory is not limited");
+                })
+                .is_ok();
         }
         let group = self.group(key);
         let used = self.cgroups.stats(&group).map_or(0, |s| s.memory_bytes);
-        let bytes = wanted.max(used.saturating_add(SLACK_BYTES));
-        if let Err(error) = self.cgroups.create(&group, &limits(room, bytes)) {
-            tracing::warn!(group, %error, "a worker's group keeps its size");
-        }
+        let bytes = size.bytes.max(used.saturating_add(SLACK_BYTES));
+        let made = self.cgroups.create(&group, &limits(Size { bytes, ..size }));
+        made.inspect_err(|error| tracing::warn!(group, %error, "a worker's group keeps its size"))
+            .is_ok()
     }
 
     /// A worker is gone for good: its group is not needed.
@@ -169,11 +268,11 @@ impl Rooms {
     }
 }
 
-fn limits(room: &Room, bytes: u64) -> Limits {
+fn limits(size: Size) -> Limits {
     Limits {
-        cpus_milli: room.load.cpus_milli.max(1),
+        cpus_milli: size.cpus_milli,
         cpus_limit_milli: None,
-        mem_mib: Some(i64::try_from(bytes.div_ceil(1 << 20)).unwrap_or(i64::MAX)),
+        mem_mib: Some(i64::try_from(size.bytes.div_ceil(1 << 20)).unwrap_or(i64::MAX)),
         pids: THREADS_MAX,
     }
 }
@@ -220,6 +319,37 @@ mod tests {
         assert_eq!(room.bytes(), WORKER_BYTES + 2 * GUEST_BYTES + 100 + 12 + 7);
         room.load.mem_bytes = u64::MAX;
         assert_eq!(room.bytes(), u64::MAX);
-        assert!(limits(&room, u64::MAX).mem_mib.is_some_and(|mib| mib > 0));
+        assert!(limits(room.size()).mem_mib.is_some_and(|mib| mib > 0));
+    }
+
+    #[test]
+    fn a_room_grows_at_once_and_shrinks_later() {
+        let mut room = Room::default();
+        let load = |guests: u64, cpus_milli| WorkerLoad {
+            guests,
+            mem_bytes: guests * (16 << 20),
+            cpus_milli,
+        };
+        let steps = |bytes: u64, cpus_milli| Size {
+            bytes: bytes * STEP_BYTES,
+            cpus_milli,
+        };
+        // A row: what is hosted, what it takes, and what follows when it was given what came before.
+        for (guests, cpus, size, change) in [
+            (0, 0, steps(1, 100), Change::Now),
+            (1, 100, steps(2, 100), Change::Now),
+            (2, 100, steps(2, 100), Change::None),
+            (2, 101, steps(2, 200), Change::Now),
+            (1, 100, steps(2, 100), Change::Later),
+            (0, 0, steps(1, 100), Change::Later),
+            (9, 100, steps(5, 100), Change::Now),
+        ] {
+            room.load = load(guests, cpus);
+            assert_eq!(room.size(), size, "{guests} guests, {cpus}");
+            assert_eq!(room.change(), change, "{guests} guests, {cpus}");
+            if change == Change::Now {
+                room.given = Some(size);
+            }
+        }
     }
 }

@@ -7,7 +7,7 @@
 use crate::input::Input;
 use crate::scheduler_log::SchedulerLogs;
 use crate::worker_link::{self, Link, LinkEvent, WorkerPaths};
-use crate::worker_room::{RoomMaker, Rooms};
+use crate::worker_room::{GIVE_BACK_AFTER, RoomMaker, Rooms};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -81,7 +81,7 @@ impl Workers {
 
     /// Connect to a worker that may be there from before, or start it; one of another engine is not
     /// started.
-    pub fn ensure(&self, key: WorkerKey) {
+    pub fn ensure(&mut self, key: WorkerKey) {
         let (paths, room) = (self.paths(&key), self.rooms.maker(&key));
         let (events, inputs) = (self.events.clone(), self.inputs.clone());
         let starts = Arc::clone(&self.starts);
@@ -176,9 +176,17 @@ impl Workers {
 
     /// Have room for what a worker hosts or is about to.
     pub fn size(&mut self, key: &WorkerKey, load: WorkerLoad) {
-        if let Some(link) = self.links.get(key) {
-            self.rooms.size(key, &link.process, load);
+        if let Some(link) = self.links.get(key)
+            && self.rooms.size(key, &link.process, load)
+        {
+            self.remind(GIVE_BACK_AFTER, Input::RoomDue(key.clone()));
         }
+    }
+
+    /// Take back room that a worker does not need.
+    pub fn give_back(&mut self, key: &WorkerKey) {
+        let process = self.links.get(key).map(|link| &link.process);
+        self.rooms.give_back(key, process);
     }
 
     /// Have room for an image that a worker is about to load.
@@ -187,7 +195,9 @@ impl Workers {
             return;
         };
         let bytes = std::fs::metadata(&path).map_or(0, |data| data.len());
-        self.rooms.expect_image(key, &link.process, path, bytes);
+        if self.rooms.expect_image(key, &link.process, path, bytes) {
+            self.remind(GIVE_BACK_AFTER, Input::RoomDue(key.clone()));
+        }
     }
 
     /// Whether what a worker says of this kind counts: schedulers of another engine are built anew by the

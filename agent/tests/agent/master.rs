@@ -261,6 +261,7 @@ impl server::AgentSession for Service {
                         term: 1,
                         session: state.sessions.load(Ordering::SeqCst) + 1,
                         tasks_equal: false,
+                        masters: Vec::new(),
                     };
                     state.said().register = register;
                     state.said().control = Some(out.clone());
