@@ -1,4 +1,5 @@
-//! Measures a real cluster on this machine and writes docs/benchmarks.md.
+//! Measures a real cluster on this machine and writes docs/benchmarks.md. Called with names of parts, it
+//! measures those and only prints what it found.
 //!
 //! Invariants: every number in the document was measured in the run that wrote it; a target that was
 //! missed is shown as missed, and does not fail the run. Must never run beside tests: it takes the
@@ -17,8 +18,8 @@ use tessera_cluster::{Outcome, procfs};
 
 /// Tasks of which the launch is measured, per kind.
 const LAUNCHES: usize = 60;
-/// Tasks over which CPU time is shared out, per kind: its clock has a step of 10 ms.
-const PLACEMENTS: usize = 300;
+/// Tasks over which CPU time is shared out, per kind: its clock has a step of 10 ms, which is 5 µs of each.
+const PLACEMENTS: usize = 2_000;
 /// Tasks that are launched at once.
 const TASKS_AT_ONCE: usize = 1_000;
 /// Schedulers of one tenant.
@@ -28,9 +29,54 @@ const TENANTS: usize = 200;
 /// Schedulers over which memory is shared out.
 const IDLE_SCHEDULERS: u64 = 10;
 
+/// Parts that can be asked for by name, in the order in which they are measured.
+const PARTS: [&str; 8] = [
+    "worker",
+    "turns",
+    "latency",
+    "cpu-wasm",
+    "cpu-native",
+    "memory",
+    "at-once",
+    "crowds",
+];
+
+/// What to measure: everything, unless parts are named.
+struct Wanted(Vec<String>);
+
+impl Wanted {
+    fn from_args() -> Result<Self, String> {
+        let parts: Vec<String> = std::env::args().skip(1).collect();
+        match parts.iter().find(|part| !PARTS.contains(&part.as_str())) {
+            Some(part) => Err(format!("no part {part:?}; there are {}", PARTS.join(", "))),
+            None => Ok(Self(parts)),
+        }
+    }
+
+    fn all(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn has(&self, part: &str) -> bool {
+        self.all() || self.0.iter().any(|wanted| wanted == part)
+    }
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
-    match measure().await {
+    let wanted = match Wanted::from_args() {
+        Ok(wanted) => wanted,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match measure(&wanted).await {
+        // Some parts only are for whoever changes them: the document is of one whole run.
+        Ok(report) if !wanted.all() => {
+            println!("{}", report.rows());
+            ExitCode::SUCCESS
+        }
         Ok(report) => match report.write() {
             Ok(path) => {
                 println!("{}", report.markdown());
@@ -49,8 +95,22 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn measure() -> Outcome<Report> {
+async fn measure(wanted: &Wanted) -> Outcome<Report> {
     let mut report = Report::new();
+    if wanted.has("worker") {
+        in_the_worker(&mut report)?;
+    }
+    if PARTS[1..7].iter().any(|part| wanted.has(part)) {
+        on_a_cluster(&mut report, wanted).await?;
+    }
+    if wanted.has("crowds") {
+        many(&mut report).await?;
+    }
+    Ok(report)
+}
+
+/// Turns in a worker alone.
+fn in_the_worker(report: &mut Report) -> Outcome {
     eprintln!("bench: turns in the worker");
     let turn = turns::in_the_worker()?;
     report.add(
@@ -88,10 +148,51 @@ async fn measure() -> Outcome<Report> {
         )
         .target(Target::AtMost(20.0)),
     );
+    Ok(())
+}
 
+/// What a cluster with one agent does.
+async fn on_a_cluster(report: &mut Report, wanted: &Wanted) -> Outcome {
     let cluster = Cluster::start("bench", &["--cpus-milli", "2100", "--mem-mib", "24000"]).await?;
+    if wanted.has("turns") {
+        committed(report, &cluster).await?;
+    }
+    if wanted.has("latency") {
+        latency(report, &cluster).await?;
+    }
+    for kind in [launches::Kind::Wasm, launches::Kind::Native] {
+        if wanted.has(&format!("cpu-{}", kind.name())) {
+            cpu(report, &cluster, kind).await?;
+        }
+    }
+    if wanted.has("memory") {
+        memory(report, &cluster).await?;
+    }
+    if wanted.has("at-once") {
+        eprintln!("bench: {TASKS_AT_ONCE} Wasm tasks at once");
+        report.add(
+            Row::new(
+                "1,000 Wasm tasks on one agent, from the first accept until all run",
+                scale::tasks_at_once(&cluster, TASKS_AT_ONCE).await?,
+                "s",
+            )
+            .target(Target::AtMost(2.0)),
+        );
+    }
+    let pids = cluster.pids()?;
+    for (name, pid) in [("the master", pids.master), ("the agent", pids.agent)] {
+        report.add(Row::new(
+            format!("private memory of {name} after all this"),
+            procfs::private_kib(pid) as f64,
+            "KiB",
+        ));
+    }
+    cluster.finish().await
+}
+
+async fn committed(report: &mut Report, cluster: &Cluster) -> Outcome {
     eprintln!("bench: committed turns");
-    let committed = turns::committed(&cluster).await?;
+    let committed = turns::committed(cluster).await?;
     report.add(Row::new(
         "turns committed per second, one framework, each synced to disk",
         committed.alone,
@@ -107,10 +208,13 @@ async fn measure() -> Outcome<Report> {
         machine::sync_us(cluster.dir())?,
         "µs",
     ));
+    Ok(())
+}
 
+async fn latency(report: &mut Report, cluster: &Cluster) -> Outcome {
     for kind in [launches::Kind::Wasm, launches::Kind::Native] {
         eprintln!("bench: launches, {}", kind.name());
-        let times = launches::latency(&cluster, kind, LAUNCHES).await?;
+        let times = launches::latency(cluster, kind, LAUNCHES).await?;
         let what = format!("accept to TASK_RUNNING, {}", kind.title());
         report.add(
             Row::new(format!("{what}, p50"), times.p50_ms, "ms")
@@ -118,55 +222,40 @@ async fn measure() -> Outcome<Report> {
         );
         report.add(Row::new(format!("{what}, p90"), times.p90_ms, "ms"));
     }
-    for kind in [launches::Kind::Wasm, launches::Kind::Native] {
-        eprintln!("bench: CPU per placement, {}", kind.name());
-        let cpu = launches::cpu(&cluster, kind, PLACEMENTS).await?;
-        let what = format!("CPU per placement, {}", kind.title());
-        for (process, us) in &cpu.per_process_us {
-            report.add(Row::new(format!("{what}, {process}"), *us, "µs"));
-        }
-        report.add(
-            Row::new(format!("{what}, all of them"), cpu.total_us(), "µs")
-                .target(Target::AtMost(400.0)),
-        );
-    }
-
     report.add(Row::new(
         "a shim's start to the execution of its command, p50",
-        launches::exec_us(&cluster)?,
+        launches::exec_us(cluster)?,
         "µs",
     ));
+    Ok(())
+}
+
+async fn cpu(report: &mut Report, cluster: &Cluster, kind: launches::Kind) -> Outcome {
+    eprintln!("bench: CPU per placement, {}", kind.name());
+    let cpu = launches::cpu(cluster, kind, PLACEMENTS).await?;
+    let what = format!("CPU per placement, {}", kind.title());
+    for (process, us) in &cpu.per_process_us {
+        report.add(Row::new(format!("{what}, {process}"), *us, "µs"));
+    }
+    report.add(
+        Row::new(format!("{what}, all of them"), cpu.total_us(), "µs").target(Target::AtMost(400.0)),
+    );
+    Ok(())
+}
+
+async fn memory(report: &mut Report, cluster: &Cluster) -> Outcome {
     eprintln!("bench: memory");
     report.add(Row::new(
         "private memory of a shim",
-        launches::shim_kib(&cluster).await?,
+        launches::shim_kib(cluster).await?,
         "KiB",
     ));
     report.add(Row::new(
         "private memory per idle scheduler in a shared worker",
-        turns::idle_kib(&cluster, IDLE_SCHEDULERS).await?,
+        turns::idle_kib(cluster, IDLE_SCHEDULERS).await?,
         "KiB",
     ));
-    eprintln!("bench: {TASKS_AT_ONCE} Wasm tasks at once");
-    report.add(
-        Row::new(
-            "1,000 Wasm tasks on one agent, from the first accept until all run",
-            scale::tasks_at_once(&cluster, TASKS_AT_ONCE).await?,
-            "s",
-        )
-        .target(Target::AtMost(2.0)),
-    );
-    let pids = cluster.pids()?;
-    for (name, pid) in [("the master", pids.master), ("the agent", pids.agent)] {
-        report.add(Row::new(
-            format!("private memory of {name} after all this"),
-            procfs::private_kib(pid) as f64,
-            "KiB",
-        ));
-    }
-    cluster.finish().await?;
-    many(&mut report).await?;
-    Ok(report)
+    Ok(())
 }
 
 /// What many schedulers take, on an agent with a slice for that many.

@@ -99,9 +99,14 @@ impl Report {
             self.load,
             env!("CARGO_PKG_VERSION"),
         );
-        text.extend(self.rows.iter().map(Row::line));
+        text.push_str(&self.rows());
         text.push_str(NOTES);
         text
+    }
+
+    /// The numbers alone.
+    pub fn rows(&self) -> String {
+        self.rows.iter().map(Row::line).collect()
     }
 
     /// Write the document; its path.
@@ -122,8 +127,8 @@ How it is measured:
   `TASK_RUNNING` at one client of `/v1/events`, on the client's monotonic clock. One task at a time, each of
   a framework of its own and 50 ms after the last one, because an agent sends at most one message of statuses
   per 20 ms; the first ones, which find nothing warm, are left out.
-- *CPU per placement*: CPU time of each process, from `/proc/<pid>/stat`, over a few hundred short tasks, divided
-  by their number. It includes everything that happens to a task from its offer to the consumption of its end.
+- *CPU per placement*: CPU time of each process, from `/proc/<pid>/stat`, over 2,000 short tasks of one framework,
+  divided by their number. It includes everything that happens to a task from its offer to the consumption of its end.
   Shims and the tasks themselves are not in it.
 - *Counting the guest's time*: the difference to the same turns in code that never looks whether its time is
   up, and the two readings of the thread's clock. *Recording*: a frame each for batch, turn and outcome, written
