@@ -141,6 +141,7 @@ mod tests {
     fn command_lines_are_read() {
         for good in [
             "tessera dev --port 0 --agent-port 0 --data-dir /tmp/x",
+            "tessera dev --masters 3",
             "tessera dev --component-registry localhost:5000 --component-key k --allow-unsigned-uploads",
             "tessera master --data-dir /tmp/x --component-registry a --component-registry b:1",
             "tessera master --data-dir /tmp/x --join a:1,b:2 --token-file t --peer-address c:3",
@@ -151,6 +152,9 @@ mod tests {
             "tessera operator raft transfer",
             "tessera operator raft transfer 3",
             "tessera operator autopilot",
+            "tessera operator snapshot save x.tsr",
+            "tessera operator snapshot inspect x.tsr -o json",
+            "tessera operator snapshot restore x.tsr --data-dir /tmp/x",
             "tessera agent --work-dir /tmp/x --master 127.0.0.1:5051",
             "tessera agent ls",
             "tessera agent inspect a1 -o json",
@@ -194,6 +198,7 @@ mod tests {
             "tessera framework config set w novalue",
             "tessera framework upgrade w",
             "tessera role limits --set timers=many",
+            "tessera dev --masters 0",
             "tessera run --cpus -1 -- true",
             "tessera run --env =x -- true",
         ] {

@@ -7,7 +7,8 @@
 use crate::config::MasterConfig;
 use crate::members::Topology;
 use crate::node_loop::{ChangeRefused, NodeHandle};
-use crate::peer::{CallError, Caller};
+use crate::peer::call::Client;
+use crate::peer::{CallError, Caller, Peers};
 use prost::Message as _;
 use std::collections::VecDeque;
 use std::io::Write as _;
@@ -124,6 +125,35 @@ const fn is_lasting(code: Code) -> bool {
     )
 }
 
+/// A member that is started says to its contacts where it is: its address may be another one than the
+/// others know, and all of theirs, too. Ends when it knows who leads.
+pub async fn greet(contacts: &[String], caller: &Caller, peers: &Peers, node: &NodeHandle, own: &str) {
+    let mut topology = node.topology();
+    while topology.borrow_and_update().leader.is_none() {
+        let view = topology.borrow().clone();
+        for contact in contacts.iter().filter(|contact| *contact != own) {
+            let request = v1::HelloRequest {
+                cluster: view.cluster().0.to_vec(),
+                from: view.node(),
+                protocol: PEER_PROTOCOL,
+                address: own.to_owned(),
+            };
+            let hello = |mut client: Client| async move { client.hello(request).await };
+            match caller.ask(contact, hello).await {
+                Ok(reply) if reply.node != 0 && reply.node != view.node() => {
+                    peers.learn(node, reply.node, contact);
+                }
+                Ok(_) => {}
+                Err(error) => tracing::debug!(%error, "a contact did not answer"),
+            }
+        }
+        // Whatever comes first: a leader, or the next round.
+        if let Ok(Err(_)) = tokio::time::timeout(PAUSE, topology.changed()).await {
+            return;
+        }
+    }
+}
+
 /// The joiner has its node id on disk.
 pub fn forget_join_id(data_dir: &Path) {
     // What is left behind is not read again.
@@ -155,19 +185,29 @@ pub fn check_info(info: &v1::MemberInfo) -> Result<(), String> {
         ("peer_address", &info.peer_address),
         ("rest_address", &info.rest_address),
     ] {
-        let port = text.rsplit_once(':').and_then(|(host, port)| {
-            let port: u16 = port.parse().ok()?;
-            (!host.is_empty() && port != 0).then_some(port)
-        });
-        if port.is_none() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(format!("{field}: {text:?} is no host:port"));
-        }
+        check_address(field, text)?;
     }
     let texts = [&info.name, &info.peer_address, &info.rest_address, &info.software_version];
     if texts.iter().any(|text| text.len() > TEXT_BYTES_MAX) {
         return Err(format!("member: each text has at most {TEXT_BYTES_MAX} bytes"));
     }
     Ok(())
+}
+
+/// Refuses what is no address.
+pub fn check_address(field: &str, text: &str) -> Result<(), String> {
+    let port = text.rsplit_once(':').and_then(|(host, port)| {
+        let port: u16 = port.parse().ok()?;
+        (!host.is_empty() && port != 0).then_some(port)
+    });
+    let written = text.len() <= TEXT_BYTES_MAX && text.bytes().all(|byte| byte.is_ascii_graphic());
+    match port {
+        Some(_) if written => Ok(()),
+        _ => Err(format!(
+            "{field}: {:?} is no host:port",
+            text.chars().take(TEXT_BYTES_MAX).collect::<String>()
+        )),
+    }
 }
 
 /// The leader's side: a learner of that join id, made if it is not there.

@@ -5,6 +5,7 @@
 //! is spawned ends with the process. Must never: decide anything about state or allocation.
 
 mod api;
+mod backup;
 mod beats;
 mod config;
 mod files;
@@ -23,6 +24,7 @@ mod store;
 mod token;
 mod upkeep;
 
+pub use backup::{BackupError, Summary, inspect as inspect_snapshot};
 pub use config::{InvalidConfig, MasterConfig};
 pub use join::JoinError;
 pub use node_loop::LoopError;
@@ -133,6 +135,9 @@ pub enum RunError {
     /// The cluster was not joined.
     #[error("joining the cluster: {0}")]
     Join(#[from] JoinError),
+    /// A saved snapshot cannot be used.
+    #[error("the saved snapshot: {0}")]
+    Backup(#[from] BackupError),
     /// The token cannot be sent.
     #[error("token: visible ASCII characters only")]
     TokenText,
@@ -154,6 +159,19 @@ pub fn init(config: &MasterConfig) -> Result<String, RunError> {
     Ok(identity.cluster.to_string())
 }
 
+/// Make a cluster of one from a saved snapshot in an empty data directory; its id, and what the file held.
+///
+/// # Errors
+/// When the directory belongs to a cluster already, or the file cannot be used.
+pub fn restore(
+    file: &std::path::Path,
+    config: &MasterConfig,
+) -> Result<(String, Summary), RunError> {
+    config.validate()?;
+    let (identity, summary) = start::restore_cluster(file, &config.data_dir, &member_info(config))?;
+    Ok((identity.cluster.to_string(), summary))
+}
+
 /// Whether a data directory has a cluster, or was to join one.
 #[must_use]
 pub fn is_initialised(data_dir: &std::path::Path) -> bool {
@@ -166,6 +184,11 @@ pub fn is_initialised(data_dir: &std::path::Path) -> bool {
 /// When it cannot start, or cannot go on.
 pub async fn run(config: MasterConfig, shutdown: CancellationToken) -> Result<(), RunError> {
     config.validate()?;
+    if config.join.is_empty() && !is_initialised(&config.data_dir) {
+        // Nothing is made in a directory that may be the wrong one.
+        let path = config.data_dir;
+        return Err(RunError::NoCluster { path });
+    }
     let _lock = start::lock_data_dir(&config.data_dir)?;
     let token = match &config.token_file {
         Some(file) => Token::load_or_copy(&config.data_dir, file)?,
@@ -201,7 +224,8 @@ pub async fn run(config: MasterConfig, shutdown: CancellationToken) -> Result<()
     let health = Arc::new(Health::default());
     let steward = Steward {
         node: handle.clone(),
-        caller,
+        caller: caller.clone(),
+        peers: peers.clone(),
         health: health.clone(),
         info: info.clone(),
     };
@@ -210,13 +234,14 @@ pub async fn run(config: MasterConfig, shutdown: CancellationToken) -> Result<()
     let peer_service = PeerService {
         node: handle.clone(),
         topology: handle.topology(),
-        peers,
+        peers: peers.clone(),
         store: store.clone(),
         fetcher: fetcher.clone(),
-        info,
+        info: info.clone(),
         incoming: Incoming::default(),
     };
     let serve_agents = serve_agents(agents, agent_service, peer_service, token.clone());
+    let greet = join::greet(&config.join, &caller, &peers, &handle, &info.peer_address);
     let reconcile = reconcile(fetcher.clone(), handle.clone());
     let api = Api {
         node: handle.clone(),
@@ -243,7 +268,7 @@ pub async fn run(config: MasterConfig, shutdown: CancellationToken) -> Result<()
         },
         result = serve_agents => result,
         result = serve_rest => result,
-        () = look_after(steward, reconcile) => Ok(()),
+        () = look_after(steward, reconcile, greet) => Ok(()),
         // Open streams of watchers and agents would keep the listeners for ever; they are served until
         // another master leads.
         () = async { shutdown.cancelled().await; hand_over(&handle).await } => Ok(()),
@@ -260,8 +285,12 @@ pub async fn run(config: MasterConfig, shutdown: CancellationToken) -> Result<()
 }
 
 /// What goes on beside the loop. Ends with it, and leaves it to the loop to say why.
-async fn look_after(steward: Steward, reconcile: impl Future<Output = Stopped>) {
-    let (stopped, ()) = tokio::join!(reconcile, steward.run());
+async fn look_after(
+    steward: Steward,
+    reconcile: impl Future<Output = Stopped>,
+    greet: impl Future<Output = ()>,
+) {
+    let (stopped, (), ()) = tokio::join!(reconcile, steward.run(), greet);
     tracing::debug!(%stopped, "nothing is looked after any more");
     std::future::pending().await
 }

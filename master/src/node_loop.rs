@@ -15,9 +15,10 @@ use tessera_master_core::{
     Core, EventId, HttpFailure, Now, Once, Output, Principal, Reply, Request, RequestError, Rows,
 };
 use tessera_replica::{
-    ChangeError, Disk, EntryId, FatalError, MemberChange, SnapshotToSend, Staged, Staging, StepError,
+    ChangeError, Disk, DiskError, EntryId, FatalError, MemberChange, SnapshotSource, SnapshotToSend,
+    Staged, Staging, StepError,
 };
-use tessera_types::{FrameworkId, HttpAnswer, HttpRequest};
+use tessera_types::{Digest, FrameworkId, HttpAnswer, HttpRequest};
 use tessera_wire::v1;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -116,6 +117,8 @@ enum Input {
         staged: Staged,
         reply: oneshot::Sender<Result<(), StepError>>,
     },
+    /// The whole state is to be saved, with the components that it names.
+    Snapshot(oneshot::Sender<Result<(SnapshotSource, Vec<Digest>), DiskError>>),
     /// The members are to be changed.
     Change {
         change: MemberChange,
@@ -404,6 +407,18 @@ impl NodeHandle {
         let (reply, answered) = oneshot::channel();
         self.send(Input::Change { change, reply }).await?;
         answered.await.map_err(|_| Stopped)?
+    }
+
+    /// The whole state as it is now, to be read on another thread, and the components that it names.
+    ///
+    /// # Errors
+    /// When the loop is gone.
+    pub async fn snapshot(
+        &self,
+    ) -> Result<Result<(SnapshotSource, Vec<Digest>), DiskError>, Stopped> {
+        let (reply, answered) = oneshot::channel();
+        self.send(Input::Snapshot(reply)).await?;
+        answered.await.map_err(|_| Stopped)
     }
 
     /// How sending a snapshot ended.
@@ -777,6 +792,12 @@ impl<D: Disk> NodeLoop<D> {
             Input::Unreachable { node } => self.node.report_unreachable(node),
             Input::Removed { reason } => {
                 self.removed.get_or_insert_with(|| (Instant::now(), reason));
+            }
+            Input::Snapshot(reply) => {
+                let components = self.node.core().components().into_iter();
+                let components = components.map(|view| view.digest).collect();
+                // The caller may have gone away, which is its own affair.
+                let _ = reply.send(self.node.snapshot().map(|source| (source, components)));
             }
             Input::SnapshotSent { node, delivered } => self.node.report_snapshot(node, delivered),
             Input::BeginInstall { message, reply } => {

@@ -4,10 +4,12 @@
 //! many words, so that a master that lost its disk never makes a second one; a node id is on disk before it
 //! is used.
 
+use crate::backup::{self, BackupError, Summary};
 use crate::config::{MasterConfig, member_info};
 use crate::join;
 use crate::node::Node;
 use crate::peer::Caller;
+use crate::store::ComponentStore;
 use crate::token::Token;
 use crate::{DB_DIR, RunError};
 use prost::Message as _;
@@ -15,7 +17,7 @@ use std::fs::{DirBuilder, File, TryLockError};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use tessera_master_core::Config;
-use tessera_replica::{ClusterId, Identity, Replica, ReplicaConfig, RocksDisk};
+use tessera_replica::{ClusterId, Identity, Replica, ReplicaConfig, RestoreError, RocksDisk};
 use tessera_wire::v1;
 use tokio_util::sync::CancellationToken;
 
@@ -66,12 +68,7 @@ pub fn make_cluster(data_dir: &Path, info: &v1::MemberInfo) -> Result<Identity, 
         }
     };
     let mut disk = RocksDisk::open(place)?;
-    let mut cluster = [0; 16];
-    getrandom::fill(&mut cluster).map_err(RunError::Random)?;
-    let identity = Identity {
-        cluster: ClusterId(cluster),
-        node: FIRST_NODE,
-    };
+    let identity = new_identity()?;
     Replica::bootstrap(&mut disk, identity, info.encode_to_vec())?;
     drop(disk);
     if *place == new {
@@ -79,6 +76,54 @@ pub fn make_cluster(data_dir: &Path, info: &v1::MemberInfo) -> Result<Identity, 
         File::open(data_dir).and_then(|dir| dir.sync_all()).map_err(io)?;
     }
     Ok(identity)
+}
+
+/// Makes a cluster of one with the state of a saved snapshot, in a directory that has none yet.
+///
+/// # Errors
+/// When the directory belongs to a cluster, or the file cannot be used.
+pub fn restore_cluster(
+    file: &Path,
+    data_dir: &Path,
+    info: &v1::MemberInfo,
+) -> Result<(Identity, Summary), RunError> {
+    let _lock = lock_data_dir(data_dir)?;
+    let io = |source| RunError::DataDir {
+        path: data_dir.to_owned(),
+        source,
+    };
+    let db = data_dir.join(DB_DIR);
+    if db.exists()
+        && let Some(Identity { cluster, node }) = Replica::identity(&RocksDisk::open(&db)?)?
+    {
+        return Err(BackupError::from(RestoreError::NotEmpty { cluster, node }).into());
+    }
+    let new = data_dir.join("db.new");
+    for left in [&db, &new] {
+        match std::fs::remove_dir_all(left) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
+            _ => {}
+        }
+    }
+    let store = ComponentStore::open(data_dir).map_err(io)?;
+    let identity = new_identity()?;
+    let mut disk = RocksDisk::open(&new)?;
+    let attributes = info.encode_to_vec();
+    let summary = backup::restore(file, &mut disk, &store, identity, attributes)?;
+    drop(disk);
+    Token::load_or_make(data_dir)?;
+    std::fs::rename(&new, &db).map_err(io)?;
+    File::open(data_dir).and_then(|dir| dir.sync_all()).map_err(io)?;
+    Ok((identity, summary))
+}
+
+fn new_identity() -> Result<Identity, RunError> {
+    let mut cluster = [0; 16];
+    getrandom::fill(&mut cluster).map_err(RunError::Random)?;
+    Ok(Identity {
+        cluster: ClusterId(cluster),
+        node: FIRST_NODE,
+    })
 }
 
 /// The disk of a member: one that is, or one that has just joined.

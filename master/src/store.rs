@@ -228,6 +228,45 @@ impl ComponentStore {
     }
 }
 
+/// A file that is written without waiting for anybody, by who restores a directory that nobody uses yet.
+#[derive(Debug)]
+pub struct PlainFile {
+    path: PathBuf,
+    file: std::fs::File,
+}
+
+impl PlainFile {
+    /// Take a piece.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn write(&mut self, piece: &[u8]) -> io::Result<()> {
+        io::Write::write_all(&mut self.file, piece)
+    }
+}
+
+impl ComponentStore {
+    /// Begin a file whose digest is checked elsewhere.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn begin_plain(&self) -> io::Result<PlainFile> {
+        let path = self.temporary();
+        let file = std::fs::File::create(&path)?;
+        Ok(PlainFile { path, file })
+    }
+
+    /// Give it the name of the digest that its bytes were found to have.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn keep_plain(&self, plain: PlainFile, digest: &Digest) -> io::Result<()> {
+        plain.file.sync_all()?;
+        std::fs::rename(&plain.path, self.path(digest))?;
+        std::fs::File::open(&self.dir)?.sync_all()
+    }
+}
+
 impl Upload {
     /// Take a piece.
     ///

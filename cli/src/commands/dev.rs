@@ -14,6 +14,7 @@ use crate::connection::{agent_dir, default_dev_dir, master_dir, read_token, toke
 use crate::error::{CliError, Kind, io_error};
 use crate::supervise::{ChildSpec, supervise};
 use crate::{Context, leftovers, output};
+use futures::future::select_all;
 use serde_json::json;
 use std::ffi::OsString;
 use std::fs::{File, TryLockError};
@@ -38,6 +39,10 @@ const KILL_TASKS_WITHIN: Duration = Duration::from_secs(8);
 /// How long the question how many tasks there are may take while stopping.
 const COUNT_WITHIN: Duration = Duration::from_secs(1);
 
+/// Names of masters, and of their directories and logs: on one machine more would only be slower.
+const MASTERS: [&str; MASTERS_MAX] = ["master", "master-2", "master-3", "master-4", "master-5"];
+const MASTERS_MAX: usize = 5;
+
 /// Arguments of `tessera dev`.
 #[derive(Debug, clap::Args)]
 #[command(
@@ -54,6 +59,9 @@ pub struct DevArgs {
     /// Port for agents on 127.0.0.1; 0 takes a free one
     #[arg(long, default_value_t = 5051)]
     agent_port: u16,
+    /// How many masters, best an odd number [default: as many as there were, at first 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=MASTERS_MAX as i64))]
+    masters: Option<u8>,
     /// When stopped, end all tasks, too
     #[arg(long)]
     kill_tasks: bool,
@@ -75,6 +83,8 @@ struct Places {
     dir: PathBuf,
     address: String,
     agent_address: String,
+    /// Ports of REST and for agents of each master.
+    masters: Vec<(u16, u16)>,
     /// Cancelled once the cluster was ready.
     ready: CancellationToken,
 }
@@ -98,10 +108,12 @@ pub async fn run(context: &Context, args: DevArgs) -> Result<ExitCode, CliError>
         .canonicalize()
         .map_err(|error| io_error("find", &dir, &error))?;
     let _lock = lock(&dir)?;
-    let (port, agent_port) = ports(args.port, args.agent_port)?;
+    let masters = ports(args.port, args.agent_port, count_masters(&dir, args.masters)?)?;
+    let (port, agent_port) = masters[0];
     let places = Places {
         address: format!("http://127.0.0.1:{port}"),
         agent_address: format!("127.0.0.1:{agent_port}"),
+        masters,
         ready: CancellationToken::new(),
         dir,
     };
@@ -116,23 +128,27 @@ pub async fn run(context: &Context, args: DevArgs) -> Result<ExitCode, CliError>
         })?;
     }
     let shutdown = shutdown_on_signals(false)?;
-    let mut master = spawn(master_spec(&places, port, &args.delivery)?);
+    let mut masters = (0..places.masters.len())
+        .map(|index| Ok(spawn(master_spec(&places, index, &args.delivery)?)))
+        .collect::<Result<Vec<Child>, CliError>>()?;
     let mut agent = spawn(agent_spec(&places, &args)?);
     let record = tokio::spawn(keep_record(
         places.record_path(),
         places.document(),
-        master.pid.clone(),
+        masters.iter().map(|master| master.pid.clone()).collect(),
         agent.pid.clone(),
     ));
 
-    let pids = (master.pid.clone(), agent.pid.clone());
+    let pids = (masters[0].pid.clone(), agent.pid.clone());
     let result = tokio::select! {
         result = serve(context, &places, [&pids.0, &pids.1], args.kill_tasks) => result,
-        ended = &mut master.done => Err(gave_up(ended)),
+        (ended, ..) = select_all(masters.iter_mut().map(|master| &mut master.done)) => {
+            Err(gave_up(ended))
+        }
         ended = &mut agent.done => Err(gave_up(ended)),
         () = shutdown.cancelled() => Ok(()),
     };
-    stop(&places, master, agent, args.kill_tasks).await;
+    stop(&places, masters, agent, args.kill_tasks).await;
     record.abort();
     // The next start writes it anew; a stale one would name pids of others.
     let _ = std::fs::remove_file(places.record_path());
@@ -162,13 +178,37 @@ fn lock(dir: &Path) -> Result<File, CliError> {
 /// port of a master that is just being started again.
 const FREE_PORTS: std::ops::Range<u16> = 20_000..32_000;
 
-/// Two different ports that nobody listens on.
-fn ports(port: u16, agent_port: u16) -> Result<(u16, u16), CliError> {
-    // Both are held until both are known, so that they differ.
-    let rest = probe(port, "--port")?;
-    let agents = probe(agent_port, "--agent-port")?;
+/// How many masters there are to be: one that was a member stays one until it is removed.
+fn count_masters(dir: &Path, asked: Option<u8>) -> Result<u8, CliError> {
+    let known = MASTERS.iter().rposition(|name| tessera_master::is_initialised(&dir.join(name)));
+    let known = known.map_or(0, |last| u8::try_from(last + 1).unwrap_or(u8::MAX));
+    match asked {
+        Some(asked) if asked < known => Err(CliError::new(
+            Kind::Refused,
+            format!("--masters {asked}: the cluster in {} has {known}", dir.display()),
+        )
+        .hint("start all of them, take one out with `tessera operator raft remove`, and then remove its directory")),
+        Some(asked) => Ok(asked),
+        None => Ok(known.max(1)),
+    }
+}
+
+/// Different ports that nobody listens on, for each master: of REST, and for agents.
+fn ports(port: u16, agent_port: u16, masters: u8) -> Result<Vec<(u16, u16)>, CliError> {
+    // All are held until all are known, so that they differ.
+    let held = (0..u16::from(masters))
+        .map(|index| {
+            // The next ones of both kinds by two, as the defaults stand side by side.
+            let next = |port: u16| if port == 0 { 0 } else { port.saturating_add(2 * index) };
+            Ok((probe(next(port), "--port")?, probe(next(agent_port), "--agent-port")?))
+        })
+        .collect::<Result<Vec<_>, CliError>>()?;
+    held.iter().map(numbers).collect()
+}
+
+fn numbers((rest, agents): &(TcpListener, TcpListener)) -> Result<(u16, u16), CliError> {
     let number = |listener: &TcpListener| listener.local_addr().map(|address| address.port());
-    match (number(&rest), number(&agents)) {
+    match (number(rest), number(agents)) {
         (Ok(rest), Ok(agents)) => Ok((rest, agents)),
         (Err(error), _) | (_, Err(error)) => {
             Err(CliError::failed(format!("cannot tell a port: {error}")))
@@ -207,9 +247,28 @@ impl Places {
         self.dir.join("dev.json")
     }
 
+    /// The data directory of one of the masters.
+    fn master_dir(&self, index: usize) -> PathBuf {
+        self.dir.join(MASTERS[index])
+    }
+
+    /// REST of all masters, separated by commas.
+    fn addresses(&self) -> String {
+        let all = self.masters.iter().map(|(port, _)| format!("http://127.0.0.1:{port}"));
+        all.collect::<Vec<_>>().join(",")
+    }
+
+    /// Where agents reach the masters, all but one of them if one is named.
+    fn peers(&self, but: Option<usize>) -> String {
+        let all = self.masters.iter().enumerate().filter(|(index, _)| Some(*index) != but);
+        let all = all.map(|(_, (_, port))| format!("127.0.0.1:{port}"));
+        all.collect::<Vec<_>>().join(",")
+    }
+
     fn document(&self) -> serde_json::Value {
         json!({
             "address": self.address,
+            "addresses": self.addresses(),
             "agent_address": self.agent_address,
             "data_dir": self.dir,
             "token_file": token_path(&self.dir),
@@ -223,17 +282,20 @@ impl Places {
 
 fn master_spec(
     places: &Places,
-    port: u16,
+    index: usize,
     delivery: &DeliveryArgs,
 ) -> Result<ChildSpec, CliError> {
+    let (port, agent_port) = places.masters[index];
     let mut args: Vec<OsString> = vec![
         "master".into(),
         "--data-dir".into(),
-        master_dir(&places.dir).into(),
+        places.master_dir(index).into(),
+        "--name".into(),
+        MASTERS[index].into(),
         "--listen".into(),
         format!("127.0.0.1:{port}").into(),
         "--agent-listen".into(),
-        places.agent_address.clone().into(),
+        format!("127.0.0.1:{agent_port}").into(),
         "--agent-timeout-ms".into(),
         AGENT_TIMEOUT_MS.to_string().into(),
         "--scheduler-grace-ms".into(),
@@ -241,7 +303,11 @@ fn master_spec(
         "--supervised".into(),
     ];
     args.extend(delivery.arguments());
-    child("master", places, args, None)
+    if places.masters.len() > 1 {
+        args.extend(["--join".into(), places.peers(Some(index)).into()]);
+        args.extend(["--token-file".into(), token_path(&places.dir).into()]);
+    }
+    child(MASTERS[index], places, args, None)
 }
 
 fn agent_spec(places: &Places, dev: &DevArgs) -> Result<ChildSpec, CliError> {
@@ -250,7 +316,7 @@ fn agent_spec(places: &Places, dev: &DevArgs) -> Result<ChildSpec, CliError> {
         "--work-dir".into(),
         agent_dir(&places.dir).into(),
         "--master".into(),
-        places.agent_address.clone().into(),
+        places.peers(None).into(),
         "--token-file".into(),
         token_path(&places.dir).into(),
         "--supervised".into(),
@@ -305,11 +371,14 @@ fn gave_up(ended: Result<Result<(), CliError>, tokio::task::JoinError>) -> CliEr
 async fn keep_record(
     path: PathBuf,
     mut document: serde_json::Value,
-    mut master: watch::Receiver<u32>,
+    mut masters: Vec<watch::Receiver<u32>>,
     mut agent: watch::Receiver<u32>,
 ) {
     loop {
-        let pids = json!({"dev": std::process::id(), "master": *master.borrow_and_update(), "agent": *agent.borrow_and_update()});
+        let mut pids = json!({"dev": std::process::id(), "agent": *agent.borrow_and_update()});
+        for (name, master) in MASTERS.iter().zip(&mut masters) {
+            pids[*name] = json!(*master.borrow_and_update());
+        }
         if let Some(object) = document.as_object_mut() {
             object.insert("pids".to_owned(), pids);
         }
@@ -320,7 +389,7 @@ async fn keep_record(
             output::note(&format!("cannot write {}: {error}", path.display()));
         }
         let changed = tokio::select! {
-            changed = master.changed() => changed,
+            (changed, ..) = select_all(masters.iter_mut().map(|master| Box::pin(master.changed()))) => changed,
             changed = agent.changed() => changed,
         };
         if changed.is_err() {
@@ -406,7 +475,7 @@ fn announce(
         true => String::new(),
         false => format!(
             " --address {} --token-file {}",
-            places.address,
+            places.addresses(),
             token_path(&places.dir).display()
         ),
     };
@@ -440,18 +509,23 @@ fn announce(
 }
 
 /// Ends the children: the agent first, so that the master still hears its last words.
-async fn stop(places: &Places, master: Child, agent: Child, kill_tasks: bool) {
+async fn stop(places: &Places, masters: Vec<Child>, agent: Child, kill_tasks: bool) {
     let tasks = if kill_tasks {
         kill_all_tasks(places).await
     } else {
         count_tasks(places).await
     };
-    for (name, child) in [("agent", agent), ("master", master)] {
-        child.stop.cancel();
+    let mut children = vec![("agent", agent)];
+    children.extend(MASTERS.into_iter().zip(masters));
+    for index in 0..children.len() {
+        // All masters at once, so that none waits for the others to take over.
+        let now = if index == 0 { &children[..1] } else { &children[1..] };
+        now.iter().for_each(|(_, child)| child.stop.cancel());
+        let (name, child) = &mut children[index];
         if child.done.is_finished() {
             continue;
         }
-        match child.done.await {
+        match (&mut child.done).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => output::note(&format!("the {name}: {error}")),
             Err(error) => output::note(&format!("the supervisor of the {name}: {error}")),
@@ -534,14 +608,17 @@ mod tests {
     fn a_port_in_use_is_refused_with_a_way_out() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
-        let error = ports(port, 0).unwrap_err();
+        let error = ports(port, 0, 1).unwrap_err();
         assert_eq!(error.kind, Kind::Refused);
         assert!(
             error.to_string().contains(&port.to_string()) && error.to_string().contains("--port"),
             "{error}"
         );
-        let (rest, agents) = ports(0, 0).unwrap();
-        assert_ne!(rest, agents);
+        let all = ports(0, 0, 3).unwrap();
+        let mut each: Vec<u16> = all.iter().flat_map(|(rest, agents)| [*rest, *agents]).collect();
+        each.sort_unstable();
+        each.dedup();
+        assert_eq!(each.len(), 6, "{all:?}");
     }
 
     #[test]

@@ -128,7 +128,7 @@ pub async fn run(context: &Context, args: MasterArgs) -> Result<ExitCode, CliErr
 pub fn kind(error: &RunError) -> Kind {
     match error {
         RunError::Config(_) | RunError::Key(_) => Kind::Usage,
-        RunError::InUse { .. } | RunError::NoCluster { .. } | RunError::Bootstrap(_) => Kind::Refused,
+        RunError::InUse { .. } | RunError::NoCluster { .. } | RunError::Bootstrap(_) | RunError::Backup(_) => Kind::Refused,
         RunError::Join(JoinError::Refused { .. }) => Kind::Refused,
         RunError::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
             Kind::Refused

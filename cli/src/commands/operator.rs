@@ -4,14 +4,15 @@
 
 use crate::client::Client;
 use crate::commands::master::{bin_dir, kind, with_causes};
-use crate::error::CliError;
+use crate::error::{CliError, Kind, io_error};
 use crate::{Context, output};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use tessera_master::MasterConfig;
+use tessera_master::{MasterConfig, Summary};
 
 /// What to do with masters.
 #[derive(Debug, clap::Subcommand)]
@@ -24,6 +25,9 @@ pub enum OperatorCommand {
     /// List, add, remove masters, and choose who leads
     #[command(subcommand)]
     Raft(RaftCommand),
+    /// Save the cluster's state, look into what was saved, make a cluster of it
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// How the masters are, and what the cluster can bear
     Autopilot,
 }
@@ -43,6 +47,31 @@ pub struct InitArgs {
     /// Where its REST is reached
     #[arg(long, default_value = "127.0.0.1:5050", value_name = "HOST:PORT")]
     pub rest_address: String,
+}
+
+/// What to do with saved snapshots.
+#[derive(Debug, clap::Subcommand)]
+pub enum SnapshotCommand {
+    /// Save the state and all component files to a file, and check it
+    Save {
+        /// The file; it must not be there yet
+        file: PathBuf,
+    },
+    /// Check a file and say what it holds
+    Inspect {
+        /// The file
+        file: PathBuf,
+    },
+    /// Make a new cluster of one master from a file, in an empty data directory
+    #[command(
+        after_help = "Example:\n  tessera operator snapshot restore saved.tsr --data-dir /var/lib/tessera/master --peer-address 10.0.0.1:5051 --rest-address 10.0.0.1:5050\n\nStop all masters of the old cluster before. The new one has another id, so that none of them can join it with\nits old directory. Agents find it at the old addresses and keep what they run."
+    )]
+    Restore {
+        /// The file
+        file: PathBuf,
+        #[command(flatten)]
+        master: InitArgs,
+    },
 }
 
 /// What to do with the group of masters.
@@ -111,6 +140,7 @@ pub async fn run(context: &Context, command: OperatorCommand) -> Result<ExitCode
     match command {
         OperatorCommand::Init(args) => init(context, args),
         OperatorCommand::Raft(command) => raft(context, command).await,
+        OperatorCommand::Snapshot(command) => snapshot(context, command).await,
         OperatorCommand::Autopilot => {
             let value = masters(&context.client()?).await?;
             if context.is_json() {
@@ -128,8 +158,18 @@ pub async fn run(context: &Context, command: OperatorCommand) -> Result<ExitCode
 /// # Errors
 /// When the directory belongs to a cluster already, or cannot be used.
 pub fn make_cluster(args: InitArgs) -> Result<String, CliError> {
+    tessera_master::init(&config(args)?).map_err(|error| {
+        CliError::new(
+            kind(&error),
+            format!("no cluster was made: {}", with_causes(&error)),
+        )
+    })
+}
+
+/// Of a master that is not started now.
+fn config(args: InitArgs) -> Result<MasterConfig, CliError> {
     let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
-    let config = MasterConfig {
+    Ok(MasterConfig {
         data_dir: args.data_dir,
         listen: anywhere,
         agent_listen: anywhere,
@@ -145,12 +185,6 @@ pub fn make_cluster(args: InitArgs) -> Result<String, CliError> {
         component_registries: Vec::new(),
         component_key: None,
         allow_unsigned_uploads: false,
-    };
-    tessera_master::init(&config).map_err(|error| {
-        CliError::new(
-            kind(&error),
-            format!("no cluster was made: {}", with_causes(&error)),
-        )
     })
 }
 
@@ -168,6 +202,101 @@ fn init(context: &Context, args: InitArgs) -> Result<ExitCode, CliError> {
         ])?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn snapshot(context: &Context, command: SnapshotCommand) -> Result<ExitCode, CliError> {
+    let (summary, cluster) = match command {
+        SnapshotCommand::Save { file } => (save(context, &file).await?, None),
+        SnapshotCommand::Inspect { file } => (inspect(&file)?, None),
+        SnapshotCommand::Restore { file, master } => {
+            let config = config(master)?;
+            let restored = tessera_master::restore(&file, &config).map_err(|error| {
+                let text = format!("nothing was restored from {}: {}", file.display(), with_causes(&error));
+                CliError::new(kind(&error), text)
+            })?;
+            (restored.1, Some(restored.0))
+        }
+    };
+    if context.is_json() {
+        output::json(&summary_json(&summary, cluster.as_deref()))?;
+    } else {
+        show_summary(&summary, cluster)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes beside the file first: what is under its name is whole and was checked.
+async fn save(context: &Context, file: &Path) -> Result<Summary, CliError> {
+    if file.exists() {
+        return Err(CliError::new(Kind::Refused, format!("{} is there already", file.display()))
+            .hint("name another file, or remove it"));
+    }
+    let client = context.client()?;
+    let part = file.with_extension("part");
+    let about = |error: std::io::Error| io_error("write", &part, &error);
+    let mut out = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&part)
+        .map_err(about)?;
+    let saved = async {
+        client.save(client.get(&["v1", "snapshot"]), &mut out).await?;
+        out.sync_all().map_err(about)?;
+        let summary = inspect(&part)?;
+        std::fs::rename(&part, file).map_err(about)?;
+        Ok(summary)
+    };
+    let saved = saved.await;
+    if saved.is_err() {
+        // What is left of it is of no use.
+        let _ = std::fs::remove_file(&part);
+    }
+    saved
+}
+
+fn inspect(file: &Path) -> Result<Summary, CliError> {
+    tessera_master::inspect_snapshot(file).map_err(|error| {
+        CliError::new(Kind::Refused, format!("{}: {}", file.display(), with_causes(&error)))
+    })
+}
+
+fn summary_json(summary: &Summary, restored: Option<&str>) -> Value {
+    let components = summary.components.iter();
+    let components = components.map(|(digest, bytes)| json!({"digest": digest.to_string(), "bytes": bytes}));
+    json!({
+        "cluster": summary.cluster.to_string(),
+        "term": summary.term,
+        "index": summary.index,
+        "rows": summary.rows,
+        "state_bytes": summary.state_bytes,
+        "masters": summary.masters,
+        "components": components.collect::<Vec<_>>(),
+        "restored_cluster": restored,
+    })
+}
+
+fn show_summary(summary: &Summary, restored: Option<String>) -> Result<(), CliError> {
+    let mut fields = vec![
+        ("cluster", summary.cluster.to_string()),
+        ("term, index", format!("{}, {}", summary.term, summary.index)),
+        ("rows", summary.rows.to_string()),
+        ("state", output::bytes(summary.state_bytes)),
+        ("masters", summary.masters.to_string()),
+        (
+            "components",
+            format!(
+                "{} ({})",
+                summary.components.len(),
+                output::bytes(summary.components.values().sum())
+            ),
+        ),
+    ];
+    if let Some(cluster) = restored {
+        fields.push(("new cluster", cluster));
+    }
+    output::fields(&fields)
 }
 
 async fn masters(client: &Client) -> Result<Value, CliError> {

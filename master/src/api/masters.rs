@@ -8,14 +8,23 @@ use crate::node_loop::{ChangeRefused, NodeStatus, TransferRefused};
 use crate::upkeep::steward::{Heard, SILENT_AFTER, waits_for};
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tessera_replica::{ChangeError, MemberChange};
+use tokio_stream::wrappers::ReceiverStream;
 
 /// How long a leader that is to be removed waits until another one leads.
 const STEP_DOWN_WITHIN: Duration = Duration::from_secs(3);
+
+/// How long a removal waits for others to be heard of, or for another change to end.
+const SETTLE_WITHIN: Duration = Duration::from_secs(2);
+
+/// Pause between two looks.
+const SETTLE_PAUSE: Duration = Duration::from_millis(100);
 
 /// One master.
 #[derive(Debug, Serialize)]
@@ -171,7 +180,19 @@ pub async fn remove(
     Path(node): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     let node = node_id(&node)?;
-    match api.node.change(MemberChange::Remove { node }).await {
+    let began = Instant::now();
+    let changed = loop {
+        match api.node.change(MemberChange::Remove { node }).await {
+            // A leader that is new has not heard of everybody yet.
+            Err(ChangeRefused::Replica(ChangeError::NoQuorum { .. } | ChangeError::InProgress))
+                if began.elapsed() < SETTLE_WITHIN =>
+            {
+                tokio::time::sleep(SETTLE_PAUSE).await;
+            }
+            changed => break changed,
+        }
+    };
+    match changed {
         // Removed is removed, also when somebody asks twice.
         Ok(()) | Err(ChangeRefused::Replica(ChangeError::Removed(_))) => Ok(StatusCode::NO_CONTENT),
         Err(ChangeRefused::Replica(ChangeError::RemovesLeader(_))) => {
@@ -184,6 +205,20 @@ pub async fn remove(
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// The whole state with its component files, as one file.
+pub async fn save(State(api): State<Api>) -> Result<Response, ApiError> {
+    let saved = api.node.snapshot().await?;
+    let (source, components) = saved.map_err(|error| {
+        tracing::error!(%error, "reading the state for a snapshot");
+        ApiError::internal("the state could not be read")
+    })?;
+    let pieces = crate::backup::stream(source, components, api.store.clone());
+    let mut response = Response::new(Body::from_stream(ReceiverStream::new(pieces)));
+    let kind = HeaderValue::from_static("application/octet-stream");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    Ok(response)
 }
 
 /// To whom leadership is to go.

@@ -118,6 +118,13 @@ fn master_routes() -> Vec<Route> {
             Object::Cluster,
             post(masters::transfer),
         ),
+        // It holds everything that tenants keep, and not only what is shown.
+        route(
+            "/v1/snapshot",
+            Action::Change,
+            Object::Cluster,
+            get(masters::save),
+        ),
     ]
 }
 

@@ -37,8 +37,24 @@ struct Peer {
     queue: Arc<Queue>,
     address: watch::Sender<String>,
     task: tokio::task::AbortHandle,
-    /// It is not known as a member; this is what it said itself.
-    learned: bool,
+    /// Where the list of members says it is; nothing if it is not in the list.
+    recorded: Option<String>,
+    /// Where it said itself that it is, since the list said so.
+    told: Option<String>,
+}
+
+impl Peer {
+    /// What it said itself is newer than the list.
+    fn settle(&self) {
+        let Some(address) = self.told.as_ref().or(self.recorded.as_ref()) else { return };
+        self.address.send_if_modified(|known| {
+            let differs = known != address;
+            if differs {
+                known.clone_from(address);
+            }
+            differs
+        });
+    }
 }
 
 /// All other masters, as the transport knows them.
@@ -104,8 +120,11 @@ impl Peers {
     pub fn follow(&self, handle: &NodeHandle, topology: &Topology) {
         let mut peers = self.peers();
         peers.retain(|node, peer| {
-            let stays = peer.learned && !topology.was_removed(*node)
-                || topology.members.contains_key(node);
+            let known = topology.members.contains_key(node);
+            let stays = known || peer.told.is_some() && !topology.was_removed(*node);
+            if !known {
+                peer.recorded = None;
+            }
             if !stays {
                 peer.task.abort();
             }
@@ -116,45 +135,38 @@ impl Peers {
             if *node == topology.node() || address.is_empty() {
                 continue;
             }
-            self.reach(&mut peers, handle, *node, address, false);
+            let peer = peers.entry(*node).or_insert_with(|| self.begin(handle, *node, address));
+            if peer.recorded.as_ref() != Some(address) {
+                peer.recorded = Some(address.clone());
+                peer.told = None;
+            }
+            peer.settle();
         }
     }
 
-    /// A node that this one does not know as a member said where it is, or a member where it is now.
+    /// A node said where it is now.
     pub fn learn(&self, handle: &NodeHandle, node: u64, address: &str) {
         let mut peers = self.peers();
-        if peers.get(&node).is_some_and(|peer| !peer.learned) {
+        let learned = peers.values().filter(|peer| peer.recorded.is_none()).count();
+        if node == self.topology.borrow().node()
+            || learned >= LEARNED_MAX && !peers.contains_key(&node)
+        {
             return;
         }
-        let learned = peers.values().filter(|peer| peer.learned).count();
-        if learned < LEARNED_MAX || peers.contains_key(&node) {
-            self.reach(&mut peers, handle, node, address, true);
-        }
+        let peer = peers.entry(node).or_insert_with(|| self.begin(handle, node, address));
+        peer.told = Some(address.to_owned()).filter(|told| peer.recorded.as_ref() != Some(told));
+        peer.settle();
     }
 
-    fn reach(
-        &self,
-        peers: &mut BTreeMap<u64, Peer>,
-        handle: &NodeHandle,
-        node: u64,
-        address: &str,
-        learned: bool,
-    ) {
-        if let Some(peer) = peers.get_mut(&node) {
-            peer.learned = learned;
-            peer.address.send_if_modified(|known| {
-                let differs = known != address;
-                if differs {
-                    known.clear();
-                    known.push_str(address);
-                }
-                differs
-            });
-            return;
-        }
+    /// Where a node is reached now, as far as this one knows.
+    pub fn address(&self, node: u64) -> Option<String> {
+        self.peers().get(&node).map(|peer| peer.address.borrow().clone())
+    }
+
+    fn begin(&self, handle: &NodeHandle, node: u64, address: &str) -> Peer {
         let queue = Arc::new(Queue::default());
         let (sender, address) = watch::channel(address.to_owned());
-        let sender_task = sender::Sender {
+        let task = sender::Sender {
             node,
             queue: Arc::clone(&queue),
             address,
@@ -163,14 +175,14 @@ impl Peers {
             topology: self.topology.clone(),
             own_address: self.own_address.clone(),
         };
-        let task = self.runtime.spawn(sender_task.run()).abort_handle();
-        let peer = Peer {
+        let task = self.runtime.spawn(task.run()).abort_handle();
+        Peer {
             queue,
             address: sender,
             task,
-            learned,
-        };
-        peers.insert(node, peer);
+            recorded: None,
+            told: None,
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 use super::sender::REMOVED;
 use super::snapshots::Incoming;
 use super::{Peers, envelope, gone};
+use crate::join::check_address;
 use crate::members::{Topology, UNDERSTANDS};
 use crate::node_loop::NodeHandle;
 use crate::sessions::file_chunks;
@@ -45,19 +46,7 @@ pub struct PeerService {
 fn check(topology: &Topology, envelope: Option<&v1::PeerEnvelope>) -> Result<u64, Status> {
     let envelope =
         envelope.ok_or_else(|| Status::invalid_argument("envelope: it must be there"))?;
-    if envelope.protocol != PEER_PROTOCOL {
-        return Err(Status::failed_precondition(format!(
-            "protocol: this master speaks {PEER_PROTOCOL}, the sender {}; upgrade one version at a time",
-            envelope.protocol
-        )));
-    }
-    if envelope.cluster != topology.cluster().0 {
-        return Err(Status::failed_precondition(format!(
-            "cluster: this master is of cluster {}, the message is of another one; check the addresses that the \
-             sender was given",
-            topology.cluster()
-        )));
-    }
+    check_sender(topology, &envelope.cluster, envelope.from, envelope.protocol)?;
     if envelope.to != topology.node() {
         return Err(Status::failed_precondition(format!(
             "to: this is node {}, the message is for node {}; its disk was replaced, or another master has its \
@@ -66,18 +55,39 @@ fn check(topology: &Topology, envelope: Option<&v1::PeerEnvelope>) -> Result<u64
             envelope.to
         )));
     }
-    if topology.was_removed(envelope.from) {
+    Ok(envelope.from)
+}
+
+/// Checks who speaks.
+fn check_sender(
+    topology: &Topology,
+    cluster: &[u8],
+    from: u64,
+    protocol: u32,
+) -> Result<(), Status> {
+    if protocol != PEER_PROTOCOL {
+        return Err(Status::failed_precondition(format!(
+            "protocol: this master speaks {PEER_PROTOCOL}, the sender {protocol}; upgrade one version at a time"
+        )));
+    }
+    if cluster != topology.cluster().0 {
+        return Err(Status::failed_precondition(format!(
+            "cluster: this master is of cluster {}, the message is of another one; check the addresses that the \
+             sender was given",
+            topology.cluster()
+        )));
+    }
+    if topology.was_removed(from) {
         let text = format!(
-            "from: node {} was removed from cluster {}; to come back, start it with an empty data directory and \
+            "from: node {from} was removed from cluster {}; to come back, start it with an empty data directory and \
              --join",
-            envelope.from,
             topology.cluster()
         );
         let mut metadata = MetadataMap::new();
         metadata.insert(REMOVED, AsciiMetadataValue::from_static("1"));
         return Err(Status::with_metadata(Code::FailedPrecondition, text, metadata));
     }
-    Ok(envelope.from)
+    Ok(())
 }
 
 fn digest(bytes: &[u8]) -> Result<Digest, Status> {
@@ -106,7 +116,7 @@ impl v1::peer_server::Peer for PeerService {
             .await?
             .ok_or_else(|| Status::invalid_argument("envelope: the first frame must be there"))?;
         let from = self.check(first.envelope.as_ref())?;
-        if !first.address.is_empty() {
+        if check_address("address", &first.address).is_ok() {
             self.peers.learn(&self.node, from, &first.address);
         }
         let (node, topology) = (self.node.clone(), self.topology.clone());
@@ -140,6 +150,19 @@ impl v1::peer_server::Peer for PeerService {
         });
         let out = tokio_stream::wrappers::ReceiverStream::new(out);
         Ok(Response::new(Box::pin(out)))
+    }
+
+    async fn hello(
+        &self,
+        request: Request<v1::HelloRequest>,
+    ) -> Result<Response<v1::HelloReply>, Status> {
+        let request = request.into_inner();
+        let topology = self.topology.borrow().clone();
+        check_sender(&topology, &request.cluster, request.from, request.protocol)?;
+        check_address("address", &request.address).map_err(Status::invalid_argument)?;
+        self.peers.learn(&self.node, request.from, &request.address);
+        let node = topology.node();
+        Ok(Response::new(v1::HelloReply { node }))
     }
 
     async fn master_status(

@@ -7,7 +7,7 @@
 
 use crate::members::{MasterNode, Topology};
 use crate::node_loop::NodeHandle;
-use crate::peer::{Caller, status_request};
+use crate::peer::{Caller, Peers, status_request};
 use futures::future::join_all;
 use prost::Message as _;
 use std::collections::BTreeMap;
@@ -55,6 +55,8 @@ pub struct Steward {
     pub node: NodeHandle,
     /// To ask the others.
     pub caller: Caller,
+    /// Where they are.
+    pub peers: Arc<Peers>,
     /// What was heard, for others to read.
     pub health: Arc<Health>,
     /// What this master says of itself.
@@ -88,7 +90,8 @@ impl Steward {
         let others = view.members.iter().filter(|(node, _)| **node != view.node());
         let asked = others.map(|(node, member)| async move {
             let request = status_request(view, *node);
-            let address = &member.info.peer_address;
+            let address = self.peers.address(*node);
+            let address = address.as_ref().unwrap_or(&member.info.peer_address);
             let answer = self
                 .caller
                 .ask(address, |mut client| async move { client.master_status(request).await })

@@ -16,6 +16,7 @@ mod hostile;
 mod launcher;
 mod limits;
 mod masters;
+mod members;
 mod quarantine;
 mod replay;
 mod restart;
