@@ -1,5 +1,5 @@
 //! The user: uploads components, creates frameworks, talks to them, upgrades them, rolls them back,
-//! replaces their configuration, and releases those that are quarantined.
+//! replaces their configuration, releases those that are quarantined, and drains agents.
 //!
 //! Invariants: whatever was refused for the moment is asked again; a name that is taken was created by
 //! an earlier request whose reply was lost. Must never look into the cluster, but for what it lists.
@@ -11,7 +11,8 @@ use crate::mutation::Mutation;
 use crate::queue::Event;
 use crate::world::World;
 use tessera_master_core::{
-    Reply, Request, RequestError, StateVersions, TaskFilter, World as ComponentWorld,
+    Keep, Reply, Request, RequestError, StateVersions, TaskFilter, UnreachablePolicy,
+    World as ComponentWorld,
 };
 use tessera_types::{Digest, FrameworkId, HttpRequest};
 
@@ -39,6 +40,9 @@ pub(crate) fn command_component() -> Digest {
     Digest::of(b"command")
 }
 
+/// After so long the schedulers are told that they may replace a task; they wait all the same.
+const REPLACE_AFTER_MS: u64 = 2_000;
+
 /// Digest of the component of executors.
 pub(crate) fn executor_component() -> Digest {
     Digest::of(b"executor")
@@ -55,6 +59,11 @@ impl User {
                     role: format!("tenant{n}").try_into().ok()?,
                     component: Build::First.component(),
                     config: config.clone(),
+                    // The last one does not wait for ever, and takes its tasks up again.
+                    unreachable: UnreachablePolicy {
+                        replace_after_ms: (n > 0).then_some(REPLACE_AFTER_MS),
+                        keep: Keep::First,
+                    },
                 })
             })
             .collect();
@@ -149,11 +158,11 @@ impl World {
             8..12 => Request::RollBackFramework { framework, version: None },
             12..17 => {
                 let config = self.user.config(false);
-                Request::SetConfig { framework, config, expected_version: None }
+                Request::SetConfig { framework, config, expected_version: None, unreachable: None }
             }
             _ => {
                 let config = self.user.config(true);
-                Request::SetConfig { framework, config, expected_version: None }
+                Request::SetConfig { framework, config, expected_version: None, unreachable: None }
             }
         };
         self.master_inbound(Inbound::Request { request });
@@ -182,9 +191,35 @@ impl World {
         let framework = view.id;
         let request = if model::tells_to_trap(&view.config) {
             let config = self.user.config(false);
-            Request::SetConfig { framework, config, expected_version: Some(view.config_version) }
+            Request::SetConfig {
+                framework,
+                config,
+                expected_version: Some(view.config_version),
+                unreachable: None,
+            }
         } else {
             Request::ReleaseFramework { framework }
+        };
+        self.master_inbound(Inbound::Request { request });
+        true
+    }
+
+    /// The user takes agents out of use, has them emptied, and puts them to use again; all of them at the
+    /// end. Returns whether there was something to do.
+    fn user_tends_agents(&mut self) -> bool {
+        let Some(node) = &self.master.node else { return false };
+        let agents = node.core().agents();
+        let out = agents.iter().find(|view| view.deactivated).map(|view| view.id);
+        let request = match out {
+            Some(agent) if !self.faults_on || self.rng.chance(20) => {
+                Request::SetAgentMode { agent, deactivated: false, drain_ms: None }
+            }
+            None if self.faults_on && !agents.is_empty() && self.rng.chance(5) => {
+                let agent = agents[self.rng.index(agents.len())].id;
+                let drain_ms = self.rng.chance(50).then(|| self.rng.range(0, 4_000));
+                Request::SetAgentMode { agent, deactivated: true, drain_ms }
+            }
+            Some(_) | None => return false,
         };
         self.master_inbound(Inbound::Request { request });
         true
@@ -217,7 +252,7 @@ impl World {
             // Asked again until it is done: asking twice is harmless.
             return self.master_inbound(Inbound::Request { request: Request::RemoveFramework { framework } });
         }
-        if self.user.is_done() && self.user_repairs() {
+        if self.user.is_done() && (self.user_repairs() || self.user_tends_agents()) {
             return;
         }
         if self.user.is_done() && self.faults_on && self.rng.chance(70) {
