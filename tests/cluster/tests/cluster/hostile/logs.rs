@@ -28,16 +28,17 @@ impl Stage {
     /// What a guest wrote is bounded, what is dropped is counted, and the rest is one JSON object per
     /// line, free of control characters.
     pub async fn log_is_bounded(&self, name: &str, written: u64) -> Outcome {
-        let (text, kept, dropped) = until("the log accounts for every line", PATIENCE, async || {
-            let text = self.log(name).await.map_err(|error| error.to_string())?;
-            let (kept, dropped) = account(&text).map_err(|error| error.to_string())?;
-            if kept + dropped >= written {
-                Ok((text, kept, dropped))
-            } else {
-                Err(format!("{kept} lines, and {dropped} dropped"))
-            }
-        })
-        .await?;
+        let (text, kept, dropped) =
+            until("the log accounts for every line", PATIENCE, async || {
+                let text = self.log(name).await.map_err(|error| error.to_string())?;
+                let (kept, dropped) = account(&text).map_err(|error| error.to_string())?;
+                if kept + dropped >= written {
+                    Ok((text, kept, dropped))
+                } else {
+                    Err(format!("{kept} lines, and {dropped} dropped"))
+                }
+            })
+            .await?;
         ensure(kept <= LINES_MAX && text.len() <= BYTES_MAX, || {
             format!(
                 "{kept} lines and {} bytes are kept, {dropped} dropped",

@@ -117,9 +117,7 @@ const fn executor(name: &'static str, verdict: Verdict, proves: &'static str) ->
     }
 }
 
-use Verdict::{
-    Computes, Contained, Ends, Fails, Harmless, Killed, Quarantined, Refused, Storms,
-};
+use Verdict::{Computes, Contained, Ends, Fails, Harmless, Killed, Quarantined, Refused, Storms};
 
 /// All uploads.
 pub const UPLOADS: &[Attack] = &[
@@ -386,11 +384,7 @@ pub const SCHEDULERS: &[Attack] = &[
         Storms,
         "asking to be called again without end costs the asker's share only",
     ),
-    scheduler(
-        "timer-storm",
-        Storms,
-        "so do a hundred timers every 10 ms",
-    ),
+    scheduler("timer-storm", Storms, "so do a hundred timers every 10 ms"),
     scheduler(
         "grow-steps",
         Contained("memory ended"),
