@@ -4,6 +4,7 @@
 //! `repository` runs them all over this repository. A finding names file and line, the rule,
 //! and the way out. Checkers read text and manifests only: they must never build anything.
 
+mod bounds;
 mod codes;
 mod docs;
 mod files;
@@ -17,6 +18,7 @@ mod size;
 mod source;
 mod words;
 
+pub use bounds::{BOUNDS_LISTED_IN, check_bounds};
 pub use codes::{CODES_LISTED_IN, CODES_MADE_IN, check_codes};
 pub use docs::{check_module_docs, check_vocabulary};
 pub use files::{FileKind, RepoFile, clone_root, walk};

@@ -8,9 +8,10 @@ use std::io::Write;
 use crate::files::{self, FileKind, RepoFile, clone_root, walk};
 use crate::words::{check_banned_words, check_marks, check_sleeps};
 use crate::{
-    CODES_LISTED_IN, CODES_MADE_IN, CORES, Finding, Manifest, Source, check_codes, check_core,
-    check_edges, check_file_size, check_function_sizes, check_guest_manifest, check_host_manifest,
-    check_module_docs, check_vocabulary, check_wrapped, manifest, over_soft_limits, report,
+    BOUNDS_LISTED_IN, CODES_LISTED_IN, CODES_MADE_IN, CORES, Finding, Manifest, Source,
+    check_bounds, check_codes, check_core, check_edges, check_file_size, check_function_sizes,
+    check_guest_manifest, check_host_manifest, check_module_docs, check_vocabulary, check_wrapped,
+    manifest, over_soft_limits, report,
 };
 
 /// Text of a file; bytes that are not UTF-8 are no concern of these rules.
@@ -230,4 +231,15 @@ fn codes_of_errors_are_listed() {
         );
     }
     expect_none(check_codes(&document, makers));
+}
+
+#[test]
+fn fixed_bounds_are_listed() {
+    let page = fs::read_to_string(clone_root().join(BOUNDS_LISTED_IN)).unwrap();
+    let sources = sources();
+    let read = |path: &str| {
+        let found = sources.iter().find(|(file, _)| file.path == path);
+        found.map(|(_, source)| source.raw.as_str())
+    };
+    expect_none(check_bounds(&page, read));
 }
