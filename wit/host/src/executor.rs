@@ -91,7 +91,7 @@ impl ExecutorHost {
     /// # Errors
     /// [`Failure::Unusable`] when it does not fit the contract, with the import or export named.
     pub fn link(&self, component: &Component) -> Result<ExecutorImage, Failure> {
-        let pre = http::link(&self.linker, component, Guest::count_call)
+        let pre = http::link(&self.linker, component)
             .and_then(ExecutorFrameworkPre::new)
             .map_err(|error| Failure::Unusable(format!("{error:#}")))?;
         Ok(ExecutorImage { pre, thread: self.thread, ticker: self.ticker.clone() })

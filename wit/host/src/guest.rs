@@ -44,11 +44,6 @@ impl Guest {
         self.budget.count_host_call();
         self
     }
-
-    /// The same for what needs nothing of the store.
-    pub(crate) fn count_call(&mut self) {
-        self.called();
-    }
 }
 
 fn refuse<T>(what: &str) -> Result<T, Error> {

@@ -8,6 +8,9 @@
 use wasmtime::component::types::{ComponentFunc, ComponentItem, Type};
 use wasmtime::component::{Component, InstancePre, Linker, LinkerInstance, Resource, ResourceAny, ResourceType, Val};
 use wasmtime::{Result, StoreContextMut, bail};
+use wasmtime_wasi::WasiView;
+use wasmtime_wasi::p2::DynOutputStream;
+use wasmtime_wasi::p2::pipe::SinkOutputStream;
 
 /// Interfaces of `wasi:http` that a component may import.
 const INTERFACES: [&str; 3] = ["types", "outgoing-handler", "incoming-handler"];
@@ -25,25 +28,16 @@ fn is_http(import: &str) -> bool {
     INTERFACES.contains(&interface) && version.starts_with("0.2.")
 }
 
-/// Link a component, with what it imports of `wasi:http` beside what the linker has. `called` hears of every
-/// call of that.
-pub(crate) fn link<T: 'static>(
-    linker: &Linker<T>,
-    component: &Component,
-    called: fn(&mut T),
-) -> Result<InstancePre<T>> {
-    match denying(linker, component, called)? {
+/// Link a component, with what it imports of `wasi:http` beside what the linker has.
+pub(crate) fn link<T: WasiView>(linker: &Linker<T>, component: &Component) -> Result<InstancePre<T>> {
+    match denying(linker, component)? {
         Some(linker) => linker.instantiate_pre(component),
         None => linker.instantiate_pre(component),
     }
 }
 
 /// The linker with what this component imports of `wasi:http`; none when it imports nothing of it.
-fn denying<T: 'static>(
-    linker: &Linker<T>,
-    component: &Component,
-    called: fn(&mut T),
-) -> Result<Option<Linker<T>>> {
+fn denying<T: WasiView>(linker: &Linker<T>, component: &Component) -> Result<Option<Linker<T>>> {
     let (engine, names) = (component.engine(), component.component_type());
     if !names.imports(engine).any(|(name, _)| is_http(name)) {
         return Ok(None);
@@ -64,7 +58,7 @@ fn denying<T: 'static>(
                 }
                 ComponentItem::ComponentFunc(_) => {
                     if let Some(made) = &mut made {
-                        deny(made, name, item, called)?;
+                        deny(made, name, item)?;
                     }
                 }
                 _ => {}
@@ -74,15 +68,11 @@ fn denying<T: 'static>(
     Ok(Some(linker))
 }
 
-fn deny<T: 'static>(
-    made: &mut LinkerInstance<'_, T>,
-    interface: &str,
-    item: &str,
-    called: fn(&mut T),
-) -> Result<()> {
+fn deny<T: WasiView>(made: &mut LinkerInstance<'_, T>, interface: &str, item: &str) -> Result<()> {
     let name = format!("{interface} {item}");
     made.func_new(item, move |mut store, signature, given, results| {
-        called(store.data_mut());
+        // Counts the call.
+        store.data_mut().ctx();
         for value in given {
             give_up(&mut store, value)?;
         }
@@ -91,7 +81,7 @@ fn deny<T: 'static>(
 }
 
 /// Let go of what the guest handed over.
-fn give_up<T: 'static>(store: &mut StoreContextMut<'_, T>, value: &Val) -> Result<()> {
+fn give_up<T: WasiView>(store: &mut StoreContextMut<'_, T>, value: &Val) -> Result<()> {
     match value {
         Val::Resource(resource) => {
             resource.try_into_resource::<Nothing>(&mut *store)?;
@@ -115,7 +105,7 @@ fn give_up<T: 'static>(store: &mut StoreContextMut<'_, T>, value: &Val) -> Resul
     Ok(())
 }
 
-fn answer<T: 'static>(
+fn answer<T: WasiView>(
     store: &mut StoreContextMut<'_, T>,
     signature: &ComponentFunc,
     results: &mut [Val],
@@ -136,10 +126,16 @@ fn answer<T: 'static>(
 }
 
 /// A value that says nothing, or that the request was denied.
-fn empty<T: 'static>(store: &mut StoreContextMut<'_, T>, wanted: &Type) -> Result<Option<Val>> {
+fn empty<T: WasiView>(store: &mut StoreContextMut<'_, T>, wanted: &Type) -> Result<Option<Val>> {
     Ok(Some(match wanted {
         Type::Own(resource) if *resource == ResourceType::host::<Nothing>() => {
             Val::Resource(ResourceAny::try_from_resource(Resource::<Nothing>::new_own(0), store)?)
+        }
+        // Where the body of a request is written to.
+        Type::Own(resource) if *resource == ResourceType::host::<DynOutputStream>() => {
+            let nowhere: DynOutputStream = Box::new(SinkOutputStream);
+            let stream = store.data_mut().ctx().table.push(nowhere)?;
+            Val::Resource(ResourceAny::try_from_resource(stream, store)?)
         }
         Type::Bool => Val::Bool(false),
         Type::List(_) => Val::List(Vec::new()),
@@ -150,10 +146,9 @@ fn empty<T: 'static>(store: &mut StoreContextMut<'_, T>, wanted: &Type) -> Resul
                 return Ok(Some(Val::Result(Err(Some(Box::new(denied))))));
             }
             let Some(ok) = result.ok() else { return Ok(Some(Val::Result(Ok(None)))) };
-            match (empty(store, &ok)?, error) {
-                (Some(ok), _) => Val::Result(Ok(Some(Box::new(ok)))),
-                (None, None) => Val::Result(Err(None)),
-                (None, Some(_)) => return Ok(None),
+            match empty(store, &ok)? {
+                Some(ok) => Val::Result(Ok(Some(Box::new(ok)))),
+                None => return Ok(None),
             }
         }
         _ => return Ok(None),

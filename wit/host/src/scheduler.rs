@@ -103,7 +103,7 @@ impl SchedulerHost {
     /// # Errors
     /// [`Failure::Unusable`] when it does not fit the contract, with the import or export named.
     pub fn link(&self, component: &Component) -> Result<SchedulerImage, Failure> {
-        let pre = http::link(&self.linker, component, Guest::count_call)
+        let pre = http::link(&self.linker, component)
             .and_then(SchedulerFrameworkPre::new)
             .map_err(|error| Failure::Unusable(format!("{error:#}")))?;
         Ok(SchedulerImage {

@@ -121,7 +121,7 @@ impl TaskHost {
     /// # Errors
     /// [`Failure::Unusable`] when it is no command, with the import or export named.
     pub fn link(&self, component: &Component) -> Result<TaskImage, Failure> {
-        let pre = http::link(&self.linker, component, |_| ())
+        let pre = http::link(&self.linker, component)
             .and_then(CommandPre::new)
             .map_err(|error| Failure::Unusable(format!("{error:#}")))?;
         Ok(TaskImage {

@@ -10,6 +10,7 @@ const WIT: &str = r#"
 package tessera:test;
 
 world asking {
+    import wasi:io/streams@0.2.3;
     import wasi:http/types@0.2.3;
     import wasi:http/outgoing-handler@0.2.3;
     import wasi:http/incoming-handler@0.2.3;
@@ -27,7 +28,14 @@ package wasi:cli@0.2.3 {
     interface run { run: func() -> result; }
 }
 package wasi:io@0.2.3 {
-    interface streams { resource output-stream; }
+    interface error { resource error; }
+    interface streams {
+        use error.{error};
+        variant stream-error { last-operation-failed(error), closed }
+        resource output-stream {
+            blocking-write-and-flush: func(contents: list<u8>) -> result<_, stream-error>;
+        }
+    }
 }
 package wasi:http@0.2.3 {
     interface types {
@@ -76,6 +84,8 @@ const IMPORTS: &str = r#"
     (import "wasi:http/types@0.2.3" "[constructor]request-options" (func $options (result i32)))
     (import "wasi:http/outgoing-handler@0.2.3" "handle" (func $handle (param i32 i32 i32 i32)))
     (import "wasi:http/incoming-handler@0.2.3" "handle" (func $serve (param i32 i32)))
+    (import "wasi:io/streams@0.2.3" "[method]output-stream.blocking-write-and-flush"
+        (func $print (param i32 i32 i32 i32)))
     (memory (export "memory") 2)
     (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 65536))
     (func $is (param i32 i32) (if (i32.ne (local.get 0) (local.get 1)) (then unreachable)))
@@ -180,9 +190,10 @@ fn a_task_builds_requests_and_is_denied_each_of_them() {
         (local.set $it (call $request (local.get $it)))
         (call $body (local.get $it) (i32.const 32))
         (call $is (i32.load8_u (i32.const 32)) (i32.const 0))
-        ;; There is no stream to write to.
         (call $write (i32.load (i32.const 36)) (i32.const 48))
-        (call $is (i32.load8_u (i32.const 48)) (i32.const 1))
+        (call $is (i32.load8_u (i32.const 48)) (i32.const 0))
+        (call $print (i32.load (i32.const 52)) (i32.const 0) (i32.const 4096) (i32.const 64))
+        (call $is (i32.load8_u (i32.const 64)) (i32.const 0))
         (call $send)"#;
     ends("all", all, TaskState::TaskFinished);
     // Nothing is kept of a request that was denied: more of them than handles that there may be.
