@@ -633,6 +633,50 @@ fn a_restarted_agent_builds_executors_again_from_what_was_kept() {
 }
 
 #[test]
+fn executors_of_a_framework_are_counted() {
+    let task = |(name, executor): (&str, &str)| {
+        let named = ExecutorTask {
+            executor: executor.parse().unwrap(),
+            ..described()
+        };
+        let spec = TaskSpec {
+            body: TaskBody::Executor(named),
+            ..work()
+        };
+        desired_task(name, &spec)
+    };
+    // One more task of an executor that is there needs no further one.
+    let tasks = [("a", "x"), ("b", "y"), ("c", "x"), ("d", "z")];
+    let cases: [(u64, &[&str]); 4] = [
+        (0, &["a", "b", "c", "d"]),
+        (1, &["b", "d"]),
+        (2, &["d"]),
+        (3, &[]),
+    ];
+    for (most, refused) in cases {
+        let mut agent = Agent::new();
+        let desired = v1::Desired {
+            generation: 1,
+            tasks: tasks.map(task).to_vec(),
+            limits: vec![v1::RoleLimits {
+                role: "eng".into(),
+                limits: vec![(LimitName::ExecutorsPerAgent, most).into()],
+            }],
+            ..v1::Desired::default()
+        };
+        let actions = agent.core.on_desired(desired, agent.now);
+        let lines = agent.take(actions);
+        let sent = lines.iter().filter_map(|line| line.strip_prefix("send "));
+        let ended: Vec<&str> = sent
+            .flat_map(|sent| sent.split(", "))
+            .filter(|status| status.contains(" ERROR FRAMEWORK_LIMIT "))
+            .filter_map(|status| status.split('#').next())
+            .collect();
+        assert_eq!(ended, refused, "{most}: {lines:?}");
+    }
+}
+
+#[test]
 fn limits_are_held_whatever_the_worker_says() {
     let role = |name: LimitName, value: u64| v1::RoleLimits {
         role: "eng".into(),
