@@ -20,7 +20,9 @@ mod words;
 
 pub use bounds::{BOUNDS_LISTED_IN, check_bounds};
 pub use codes::{CODES_LISTED_IN, CODES_MADE_IN, check_codes};
-pub use docs::{check_module_docs, check_vocabulary};
+pub use docs::{
+    EXAMPLE_COMPILED_IN, EXAMPLE_SHOWN_IN, check_example, check_module_docs, check_vocabulary,
+};
 pub use files::{FileKind, RepoFile, clone_root, walk};
 pub use finding::{Finding, report};
 pub use layout::{ALLOWED_EDGES, WRAPPED, check_edges, check_wrapped};

@@ -8,10 +8,10 @@ use std::io::Write;
 use crate::files::{self, FileKind, RepoFile, clone_root, walk};
 use crate::words::{check_banned_words, check_marks, check_sleeps};
 use crate::{
-    BOUNDS_LISTED_IN, CODES_LISTED_IN, CODES_MADE_IN, CORES, Finding, Manifest, Source,
-    check_bounds, check_codes, check_core, check_edges, check_file_size, check_function_sizes,
-    check_guest_manifest, check_host_manifest, check_module_docs, check_vocabulary, check_wrapped,
-    manifest, over_soft_limits, report,
+    BOUNDS_LISTED_IN, CODES_LISTED_IN, CODES_MADE_IN, CORES, EXAMPLE_COMPILED_IN, EXAMPLE_SHOWN_IN,
+    Finding, Manifest, Source, check_bounds, check_codes, check_core, check_edges, check_example,
+    check_file_size, check_function_sizes, check_guest_manifest, check_host_manifest,
+    check_module_docs, check_vocabulary, check_wrapped, manifest, over_soft_limits, report,
 };
 
 /// Text of a file; bytes that are not UTF-8 are no concern of these rules.
@@ -231,6 +231,13 @@ fn codes_of_errors_are_listed() {
         );
     }
     expect_none(check_codes(&document, makers));
+}
+
+#[test]
+fn the_example_is_compiled() {
+    let read = |path: &str| fs::read_to_string(clone_root().join(path)).unwrap();
+    let (shown, compiled) = (read(EXAMPLE_SHOWN_IN), read(EXAMPLE_COMPILED_IN));
+    expect_none(check_example(&shown, &compiled));
 }
 
 #[test]

@@ -174,3 +174,24 @@ async fn everything_can_be_looked_at() -> Outcome {
     ensure(removed.status.success(), || told(&removed))?;
     cluster.finish().await
 }
+
+/// What README.md shows works as it says: one task, and what became of it.
+#[tokio::test]
+async fn the_example_of_the_readme_runs() -> Outcome {
+    let cluster = Cluster::start("readme", &[]).await?;
+    cluster.framework("once", "readme", &[]).await?;
+    until("the outcome of its task", PATIENCE, async || {
+        let answer = cluster.ask("/frameworks/once/").await;
+        let told = answer.map_err(|e| e.to_string())?.text();
+        if told.contains("FINISHED") {
+            Ok(())
+        } else {
+            Err(told)
+        }
+    })
+    .await?;
+    let tasks = cluster.rest.document("/v1/tasks?framework=once").await?;
+    let count = tasks["items"].as_array().map(Vec::len);
+    ensure(count == Some(1), || tasks.to_string())?;
+    cluster.finish().await
+}
