@@ -31,6 +31,10 @@ struct Hostile {
     notes: Vec<String>,
     turns: u64,
     launched: bool,
+    /// The newest offer of its own.
+    offer: Option<u64>,
+    /// Turns in which others' offers were tried.
+    guessed: u64,
 }
 
 thread_local! {
@@ -89,15 +93,22 @@ impl Hostile {
                     let notes = offers::on_offers(attack, &offered, &self.config);
                     self.launched = true;
                     self.notes.extend(notes);
+                    self.offer = offered.iter().map(|offer| offer.id).max().or(self.offer);
                 }
-                Event::Update(status) => self.notes.push(format!(
-                    "{} {:?} {} {} data={}",
-                    status.task,
-                    status.state,
-                    status.reason,
-                    status.message,
-                    status.data.len()
-                )),
+                Event::Update(status) => {
+                    let note = format!(
+                        "{} {:?} {} {} data={}",
+                        status.task,
+                        status.state,
+                        status.reason,
+                        status.message,
+                        status.data.len()
+                    );
+                    if status.task.starts_with("foreign-") && !note.contains("INVALID_OFFER") {
+                        self.notes.push("ESCAPED: with another's offer".to_owned());
+                    }
+                    self.notes.push(note);
+                }
                 Event::Timer(_) if self.attack == "timer-loop" => memory::spin(),
                 _ => {}
             }
@@ -132,6 +143,14 @@ impl Hostile {
             "state-scan" if self.turns <= 5 => {
                 self.notes.push(calls::scan(self.turns));
                 driver::call_again();
+            }
+            "offers-foreign" if self.guessed < 10 => {
+                if let Some(offer) = self.offer {
+                    let tried = self.guessed * offers::GUESSES;
+                    self.notes.extend(offers::guess(offer + tried));
+                    self.guessed += 1;
+                    driver::call_again();
+                }
             }
             "timers-full" if self.turns <= 4 => {
                 self.notes.push(calls::more_timers(self.turns));
