@@ -21,6 +21,15 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// Set for the process that is the agent.
 const AGENT: &str = "TESSERA_TEST_AGENT";
 
+/// Here is less than a test wants to look at. That is said past the harness, which keeps what passing
+/// tests print, and fails the test unless `TESSERA_ALLOW_SKIP` is set.
+pub fn skip(what: &str) {
+    use std::io::Write as _;
+    writeln!(std::io::stderr(), "SKIPPED: {what}").unwrap();
+    let allowed = std::env::var_os("TESSERA_ALLOW_SKIP").is_some();
+    assert!(allowed, "not tested: {what}; run as root with control groups, or set TESSERA_ALLOW_SKIP");
+}
+
 /// Not a test of its own: the process that the tests start as agent.
 #[test]
 fn agent_process() {
@@ -271,6 +280,8 @@ fn a_task_runs_reports_and_leaves_its_result_and_output() {
     if nix::unistd::Uid::effective().is_root() {
         // The first framework's own user.
         assert_eq!(cluster.output("t", "stderr"), "1879048193\n");
+    } else {
+        skip("the user of a native task, which only root gives it");
     }
     // The same by way of the master, and nothing else than that.
     let chunk = cluster.master.file("t", "stdout", 5, 3);

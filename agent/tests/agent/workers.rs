@@ -1,7 +1,7 @@
 //! Real workers under a real agent: users, groups, networks, sizes; their end; another engine; recordings.
 //! The work directory stands in one that other users may not pass through.
 
-use super::{Cluster, built, spec, task, wait_for};
+use super::{Cluster, built, skip, spec, task, wait_for};
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -180,6 +180,7 @@ fn workers_have_users_networks_and_groups_of_their_own() {
     if !is_root() {
         let missing: Vec<_> = description.missing.iter().map(|p| p.key.as_str()).collect();
         assert_eq!(missing, ["users", "network", "limits"]);
+        skip("users, networks and groups of workers, which only root gives them");
         return;
     }
     let users: BTreeSet<u32> = workers.iter().map(Process::uid).collect();
@@ -196,13 +197,16 @@ fn workers_have_users_networks_and_groups_of_their_own() {
         let networks: BTreeSet<PathBuf> = workers.iter().map(Process::network).chain([own]).collect();
         assert_eq!(networks.len(), 4, "{networks:?}");
         assert!(workers.iter().all(|worker| cluster.limit(worker).is_some()));
+    } else {
+        skip(&format!("networks and limits of workers: {:?}", description.missing));
     }
 }
 
 #[test]
 fn a_worker_is_as_large_as_what_it_hosts() {
     let mut cluster = Cluster::hosting();
-    if cluster.cgroups().unlimited_because().is_some() {
+    if let Some(why) = cluster.cgroups().unlimited_because() {
+        skip(&format!("the memory limit of a worker: {why}"));
         return;
     }
     let echo = cluster.master.has_component(guest("echo"));
@@ -348,6 +352,8 @@ fn recordings_are_listed_and_read_by_ranges() {
         let (dir, worker) = (path.parent().unwrap(), cluster.worker("schedulers"));
         assert_eq!(dir.metadata().unwrap().uid(), worker.uid());
         assert_eq!(dir.metadata().unwrap().mode() & 0o777, 0o700);
+    } else {
+        skip("the owner of recordings, which is a worker's user only under root");
     }
     cluster.desire_all(vec![], vec![]);
     wait_for("the end of the recording", || (list(&cluster)[0]["live"] == false).then_some(()));
