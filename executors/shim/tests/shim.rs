@@ -100,14 +100,11 @@ impl Task {
     }
 
     fn has_limits(&self) -> bool {
-        let has = self.cgroups.unlimited_because().is_none();
-        if !has {
-            eprintln!(
-                "no control groups here: {:?}",
-                self.cgroups.unlimited_because()
-            );
+        let because = self.cgroups.unlimited_because();
+        if let Some(because) = because {
+            skip(&format!("control groups: {because}"));
         }
-        has
+        because.is_none()
     }
 }
 
@@ -131,6 +128,15 @@ fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < deadline, "no {what} within {DEADLINE:?}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Here is less than a test wants to look at. That is said past the harness, which keeps what passing
+/// tests print, and fails the test unless `TESSERA_ALLOW_SKIP` is set.
+fn skip(what: &str) {
+    use std::io::Write as _;
+    writeln!(std::io::stderr(), "SKIPPED: {what}").unwrap();
+    let allowed = std::env::var_os("TESSERA_ALLOW_SKIP").is_some();
+    assert!(allowed, "not tested: {what}; run as root with control groups, or set TESSERA_ALLOW_SKIP");
 }
 
 #[test]
@@ -282,7 +288,7 @@ fn it_runs_as_its_user_without_new_privileges() {
         "id -un; id -G | wc -w; grep -E 'NoNewPrivs|SigIgn|SigBlk' /proc/self/status; ls /proc/self/fd | wc -l",
     );
     if !nix::unistd::Uid::effective().is_root() {
-        eprintln!("not root: the user cannot be changed");
+        skip("the user of a task, which only root can choose");
         return;
     }
     let nobody = user::resolve("nobody").unwrap();
