@@ -119,6 +119,15 @@ fn the_key_of_the_engine_is_the_same_in_every_process() {
     assert_eq!(verdict["engine"], key().trim());
 }
 
+/// Here is less than a test wants to look at. That is said past the harness, which keeps what passing
+/// tests print, and fails the test unless `TESSERA_ALLOW_SKIP` is set.
+fn skip(what: &str) {
+    use std::io::Write as _;
+    writeln!(std::io::stderr(), "SKIPPED: {what}").unwrap();
+    let allowed = std::env::var_os("TESSERA_ALLOW_SKIP").is_some();
+    assert!(allowed, "not tested: {what}; run as root with control groups, or set TESSERA_ALLOW_SKIP");
+}
+
 /// A user that nobody is.
 const COMPILER: u32 = 4_243;
 
@@ -126,6 +135,7 @@ const COMPILER: u32 = 4_243;
 fn a_compiler_has_no_rights_of_its_starter_and_writes_what_that_one_owns() {
     if !nix::unistd::Uid::effective().is_root() {
         // Nobody else can become another user.
+        skip("the user of a compiler, which only root can choose");
         return;
     }
     let dir = tempfile::tempdir().unwrap();
