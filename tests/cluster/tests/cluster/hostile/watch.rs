@@ -21,8 +21,9 @@ const QUIET_MIN: u64 = 8;
 const STORM_MIN: u64 = 10;
 /// Least CPU time of workers in one window in which a task computes.
 const LOOP_MIN_US: u64 = 50_000;
-/// The same of an executor: each of its turns waits for the agent's disk.
-const TURNS_MIN_US: u64 = 10_000;
+/// Least bytes by which the agent's checkpoint changes in one window in which an executor takes turns:
+/// ten records, each of more than the numbers in it.
+const CHECKPOINT_MIN: u64 = 10 * 24;
 
 /// Turns so far, and when they were counted.
 pub struct Count {
@@ -94,6 +95,7 @@ impl Stage {
         let computes = attack.verdict == Verdict::Computes;
         let turns = self.turns(name).await?;
         let cpu = self.tasks_cpu_us();
+        let checkpoint = self.checkpoint_bytes();
         let begin = self.count().await?;
         tokio::time::sleep_until(begin.at + WINDOW).await;
         let end = self.count().await?;
@@ -102,13 +104,15 @@ impl Stage {
             let more = self.turns(name).await? - turns;
             ensure(more >= STORM_MIN, || format!("a storm of {more} turns"))?;
         }
-        if computes {
+        if computes && attack.by == By::Executor {
+            // It grows with every turn, and shrinks by more when it is written anew.
+            let change = self.checkpoint_bytes().abs_diff(checkpoint);
+            ensure(change >= CHECKPOINT_MIN, || {
+                format!("{change} bytes of turns in the checkpoint")
+            })?;
+        } else if computes {
             let more = self.tasks_cpu_us().saturating_sub(cpu);
-            let least = match attack.by {
-                By::Executor => TURNS_MIN_US,
-                _ => LOOP_MIN_US,
-            };
-            ensure(more >= least, || format!("{more} µs of computing"))?;
+            ensure(more >= LOOP_MIN_US, || format!("{more} µs of computing"))?;
         }
         if matches!(attack.by, By::Task | By::Executor) {
             let found = self
@@ -120,6 +124,15 @@ impl Stage {
         }
         let found = view(&self.cluster, name).await?;
         ensure(found["last_error"].is_null(), || found.to_string())
+    }
+
+    /// Size of what the agent has written down.
+    fn checkpoint_bytes(&self) -> u64 {
+        let dir = self.cluster.agent_dir().join("checkpoint");
+        let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        files
+            .filter_map(|file| file.metadata().ok().map(|meta| meta.len()))
+            .sum()
     }
 
     /// CPU time of all workers of tasks and executors so far.
