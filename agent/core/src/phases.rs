@@ -45,6 +45,7 @@ impl Core {
         }
         task.attempt += 1;
         task.wasm_sent = None;
+        task.found_full = 0;
         task.phase = Phase::Waiting {
             until_ms: now.mono_ms + task.restart_pause_ms(),
         };

@@ -149,7 +149,9 @@ impl Replay {
             }
             Record::WasmSent(sent) => {
                 self.change(sent.key, |task| {
-                    task.wasm_sent = Some((sent.attempt, sent.worker))
+                    // To no worker: the one that it was sent to had no room for it.
+                    let sent = (sent.attempt, sent.worker);
+                    task.wasm_sent = (!sent.1.is_empty()).then_some(sent);
                 })?;
             }
             Record::Kill(kill) => self.change(kill.key, |task| {

@@ -77,6 +77,8 @@ pub(crate) struct Task {
     pub attempt: u32,
     pub phase: Phase,
     pub wasm_sent: Option<(u32, String)>,
+    /// How often its worker had no room for the current attempt.
+    pub found_full: u32,
     pub killing: Option<Killing>,
     pub abandoned: bool,
     pub acked: bool,
@@ -93,6 +95,10 @@ pub(crate) struct Task {
     /// The newest non-terminal state.
     pub state: TaskState,
     pub outbox: Outbox,
+}
+
+fn pause_ms(doublings: u32) -> u64 {
+    (RESTART_MIN_MS << doublings.min(16)).min(RESTART_MAX_MS)
 }
 
 /// How an attempt ended, before restarts are considered.
@@ -189,6 +195,7 @@ impl Task {
             attempt: 1,
             phase: Phase::Waiting { until_ms: 0 },
             wasm_sent: None,
+            found_full: 0,
             killing: None,
             abandoned: false,
             acked: false,
@@ -306,7 +313,11 @@ impl Task {
 
     /// The pause before the current attempt.
     pub(crate) fn restart_pause_ms(&self) -> u64 {
-        let doublings = self.attempt.saturating_sub(2).min(16);
-        (RESTART_MIN_MS << doublings).min(RESTART_MAX_MS)
+        pause_ms(self.attempt.saturating_sub(2))
+    }
+
+    /// The pause after its worker had no room for it once more.
+    pub(crate) fn full_pause_ms(&self) -> u64 {
+        pause_ms(self.found_full)
     }
 }

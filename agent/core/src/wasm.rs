@@ -2,7 +2,7 @@
 //!
 //! Invariants: before a task is sent, it is on record to which process; when that process is gone the
 //! attempt ended with it, once, as WORKER_LOST; when it lives and does not have the task, the task was
-//! never sent and is sent again. A worker forgets an end only after it is on record here. This file must
+//! never sent and is sent again; when it had no room for it, likewise, after a pause. A worker forgets an end only after it is on record here. This file must
 //! never start a worker by itself.
 
 use crate::action::{Action, Now, TaskKey, WorkerHello, WorkerKey, WorkerKind};
@@ -14,6 +14,9 @@ use tessera_types::{Digest, FrameworkId, Reason, TaskState};
 use tessera_wire::v1;
 use v1::checkpoint_record::Record;
 use v1::to_worker::Message as ToWorker;
+
+/// What a worker says of a task for which it has no room.
+const WORKER_FULL: &str = "WORKER_FULL";
 
 impl Task {
     /// The process that has the current attempt.
@@ -47,7 +50,7 @@ impl Core {
             Readiness::Ready { engine, process } => {
                 task.phase = Phase::Starting;
                 task.wasm_sent = Some((task.attempt, process.clone()));
-                let attempt = task.attempt;
+                let (attempt, first) = (task.attempt, task.found_full == 0);
                 let (role, spec, launch) =
                     (task.role.clone(), Arc::clone(&task.spec), task.launch.clone());
                 let action = Action::StartWasm {
@@ -66,7 +69,10 @@ impl Core {
                     worker: process,
                 }));
                 self.actions.push(action);
-                self.report(key, TaskState::Starting, now);
+                // That it waits for room was told, and why.
+                if first {
+                    self.report(key, TaskState::Starting, now);
+                }
             }
         }
     }
@@ -160,12 +166,39 @@ impl Core {
                 worker: worker.clone(),
                 message: ToWorker::TaskAck(ack),
             });
+        } else if state.reason == WORKER_FULL {
+            if current {
+                self.send_later(&key, state.message, now);
+            }
         } else if current {
             self.wasm_runs(&key, now);
         } else {
             self.kill_stranger(worker, state);
         }
         self.finish(now)
+    }
+
+    /// The worker had no room for a task, and has forgotten it: there may be room when others have ended.
+    fn send_later(&mut self, key: &TaskKey, why: String, now: Now) {
+        let Some(task) = self.tasks.get_mut(key) else {
+            return;
+        };
+        task.wasm_sent = None;
+        task.phase = Phase::Waiting {
+            until_ms: now.mono_ms + task.full_pause_ms(),
+        };
+        task.found_full = task.found_full.saturating_add(1);
+        let (attempt, first) = (task.attempt, task.found_full == 1);
+        // So that a worker that ends before it is sent again does not seem to have had it.
+        self.note(Record::WasmSent(v1::WasmSent {
+            key: Some(key.into()),
+            attempt,
+            worker: String::new(),
+        }));
+        if first {
+            self.report_saying(key, TaskState::Starting, &why, now);
+        }
+        self.drive_kill(key, now);
     }
 
     fn wasm_runs(&mut self, key: &TaskKey, now: Now) {
@@ -177,6 +210,7 @@ impl Core {
             return;
         };
         task.phase = Phase::Running;
+        task.found_full = 0;
         let state = if task.killing.is_some() {
             TaskState::Killing
         } else {

@@ -337,6 +337,42 @@ fn a_scheduler_for_which_a_worker_has_no_room_is_tried_again() {
 }
 
 #[test]
+fn a_task_for_which_a_worker_has_no_room_is_sent_again_and_is_not_lost() {
+    let full = || v1::WasmTaskState {
+        reason: "WORKER_FULL".into(),
+        message: "the worker is full".into(),
+        ..wasm_state("t", S::TaskStaging)
+    };
+    let mut agent = Agent::new();
+    agent.desire(false, 1, vec![desired_task("t", &wasm())]);
+    agent.worker_up(&tasks_worker(), hello("p"));
+    let sent = ["checkpoint 1 sync", "start-wasm f1/t 1 on eng/tasks"];
+    assert!(agent.supply_wasm().ends_with(&sent.map(str::to_owned)));
+    let mut told = false;
+    for pause in [100, 200, 400] {
+        let mut said = agent.wasm_says(full());
+        said.extend(agent.pass(pause - 1));
+        told |= said.iter().any(|line| line.starts_with("send t#") && line.contains(" STARTING "));
+        assert!(!said.iter().any(|line| line.starts_with("start-wasm")), "{pause}: {said:?}");
+        let said = agent.pass(1);
+        assert_eq!(said.iter().filter(|line| sent.contains(&line.as_str())).count(), 2, "{pause}: {said:?}");
+    }
+    assert!(told, "the masters hear that it waits");
+    // Neither the end of that worker nor a crash of the agent makes it one that was lost.
+    agent.wasm_says(full());
+    agent.crash();
+    let said = agent.worker_up(&tasks_worker(), hello("another"));
+    let again = agent.supply_wasm();
+    let started = said.iter().chain(&again).filter(|line| line.starts_with("start-wasm f1/t 1 "));
+    assert_eq!(started.count(), 1, "{said:?} {again:?}");
+    // While it waits it can be killed.
+    agent.wasm_says(full());
+    let said = agent.desire(true, 2, vec![]);
+    let told = said.iter().any(|line| line.contains("start-wasm"));
+    assert!(!told && agent.core.tasks().count() == 0, "{said:?}");
+}
+
+#[test]
 fn a_task_is_sent_with_the_limits_that_its_role_has_then() {
     let limit = |role: &str, value: u64| v1::RoleLimits {
         role: role.into(),

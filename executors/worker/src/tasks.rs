@@ -2,7 +2,8 @@
 //! agent has recorded how it ended.
 //!
 //! Invariants: a task is started once per (framework, task, attempt); its end is told again in every
-//! greeting until it is acknowledged. This file must never restart a task.
+//! greeting until it is acknowledged; one for which there is no room is forgotten before that is told, so
+//! that it can be sent again. This file must never restart a task.
 
 use crate::hosts::Hosts;
 use crate::thread;
@@ -14,11 +15,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tessera_types::{Reason, limits::MESSAGE_BYTES_MAX};
 use tessera_wire::v1::{self, TaskState, WasmTaskState, from_worker::Message};
 use tessera_wire::effective_limits;
-use tessera_wit_host::{Kill, Limits, THREAD_STACK_BYTES, TaskEnd, TaskImage, TaskStart, is_memory_limit};
+use tessera_wit_host::{Failure, Kill, Limits, THREAD_STACK_BYTES, TaskEnd, TaskImage, TaskStart, is_memory_limit};
 
 /// Tasks that a worker runs or remembers: each running one has a thread, and all of them have to fit
 /// into one greeting.
 pub const TASKS_MAX: usize = 4_096;
+/// Says that there is no room now.
+const WORKER_FULL: &str = "WORKER_FULL";
 
 type Key = (u64, String, u32);
 
@@ -59,6 +62,14 @@ fn state(key: &Key, state: TaskState, reason: Reason, message: &str) -> WasmTask
     }
 }
 
+/// There is no room for a task: nothing of it ran, and it may be sent again.
+fn full(key: &Key, why: &str) -> WasmTaskState {
+    WasmTaskState {
+        reason: WORKER_FULL.to_owned(),
+        ..state(key, TaskState::TaskStaging, Reason::None, &format!("the worker is full: {why}"))
+    }
+}
+
 fn ended(key: &Key, end: &TaskEnd) -> WasmTaskState {
     match end {
         TaskEnd::Exited(0) => WasmTaskState {
@@ -81,8 +92,8 @@ fn ended(key: &Key, end: &TaskEnd) -> WasmTaskState {
                 failure if is_memory_limit(failure) => Reason::MemoryLimit,
                 F::Limit(_) => Reason::GuestLimit,
                 F::Trapped(_) | F::Guest(_) => Reason::Trapped,
-                F::Unusable(_) => Reason::LaunchFailed,
-                F::NoRoom(_) => Reason::WorkerLost,
+                // Without room it was not begun, which is told otherwise.
+                F::Unusable(_) | F::NoRoom(_) => Reason::LaunchFailed,
             };
             state(key, TaskState::TaskFailed, reason, &failure.to_string())
         }
@@ -113,12 +124,7 @@ impl Tasks {
             on_thread.end(&thread_hosts, &thread_key, end);
         });
         if let Err(error) = spawned {
-            let text = format!("no thread: {error}");
-            self.end(
-                hosts,
-                &key,
-                state(&key, TaskState::TaskFailed, Reason::LaunchFailed, &text),
-            );
+            self.end(hosts, &key, full(&key, &format!("no thread for this task: {error}")));
         }
     }
 
@@ -130,13 +136,8 @@ impl Tasks {
             return Some(known.state.clone());
         }
         if tasks.len() >= TASKS_MAX {
-            let text = format!("limit worker-tasks: at most {TASKS_MAX}");
-            return Some(state(
-                key,
-                TaskState::TaskFailed,
-                Reason::LaunchFailed,
-                &text,
-            ));
+            let text = format!("it has {TASKS_MAX} tasks; this one waits until others have ended");
+            return Some(full(key, &text));
         }
         let starting = state(key, TaskState::TaskStarting, Reason::None, "");
         let task = Task {
@@ -171,19 +172,30 @@ impl Tasks {
             sandbox: PathBuf::from(start.sandbox),
             limits: Limits::of_task(&effective_limits(&start.limits), start.mem_bytes),
         };
-        let running = state(key, TaskState::TaskRunning, Reason::None, "");
-        if let Some(task) = self.tasks().get_mut(key) {
-            task.state = running.clone();
+        let mut begun = false;
+        let end = image.run(&start, kill, || {
+            begun = true;
+            let running = state(key, TaskState::TaskRunning, Reason::None, "");
+            if let Some(task) = self.tasks().get_mut(key) {
+                task.state = running.clone();
+            }
+            hosts.outbox.send(Message::TaskState(running));
+        });
+        match &end {
+            TaskEnd::Failed(Failure::NoRoom(why)) if !begun => full(key, why),
+            end => ended(key, end),
         }
-        hosts.outbox.send(Message::TaskState(running));
-        ended(key, &image.run(&start, kill))
     }
 
     fn end(&self, hosts: &Hosts, key: &Key, end: WasmTaskState) {
-        if let Some(task) = self.tasks().get_mut(key) {
+        let mut tasks = self.tasks();
+        if end.reason == WORKER_FULL {
+            tasks.remove(key);
+        } else if let Some(task) = tasks.get_mut(key) {
             task.running = false;
             task.state = end.clone();
         }
+        drop(tasks);
         hosts.outbox.send(Message::TaskState(end));
     }
 

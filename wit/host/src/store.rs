@@ -17,7 +17,7 @@ use crate::wasi;
 use std::time::Duration;
 use tessera_types::{LimitName, LogLevel};
 use wasmtime::component::{ResourceTable, ResourceTableError};
-use wasmtime::{Engine, Store, Trap, UpdateDeadline};
+use wasmtime::{Engine, Store, Trap, UpdateDeadline, WasmBacktrace};
 
 /// Why an instance is no more.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -187,9 +187,12 @@ pub(crate) fn explain(
     if let Some(refused) = refused {
         return refused.into();
     }
-    let text = format!("{error:#}");
-    if text.contains("mmap failed") {
-        return Failure::NoRoom(cut(text, limits.error_bytes));
+    // Once the guest's own code ran, names that it chose are in the text, and it is to blame.
+    if error.downcast_ref::<WasmBacktrace>().is_none() {
+        let text = format!("{error:#}");
+        if text.contains("mmap failed") {
+            return Failure::NoRoom(cut(text, limits.error_bytes));
+        }
     }
     Failure::Trapped(cut(error.root_cause().to_string(), limits.error_bytes))
 }
@@ -291,6 +294,10 @@ mod tests {
         let failure = explain(&error, None, &Limits::default());
         assert!(matches!(failure, Failure::NoRoom(_)) && !failure.is_guests(), "{failure:?}");
         let trapped = explain(&wasmtime::Error::msg("unreachable"), None, &Limits::default());
+        assert!(matches!(trapped, Failure::Trapped(_)) && trapped.is_guests(), "{trapped:?}");
+        // A guest chooses the names of its functions, which the trace of a trap tells.
+        let liar = r#"(func $"mmap failed" unreachable) (start $"mmap failed")"#;
+        let trapped = instantiate(liar, 1, Limits::default()).unwrap_err();
         assert!(matches!(trapped, Failure::Trapped(_)) && trapped.is_guests(), "{trapped:?}");
     }
 }

@@ -132,9 +132,10 @@ impl TaskHost {
 }
 
 impl TaskImage {
-    /// Run to the end, on the calling thread.
+    /// Run to the end, on the calling thread. `begun` is called when there was room for its instance, before
+    /// its program runs.
     #[must_use]
-    pub fn run(&self, start: &TaskStart, kill: &Kill) -> TaskEnd {
+    pub fn run(&self, start: &TaskStart, kill: &Kill, begun: impl FnOnce()) -> TaskEnd {
         let store = match self.store(start, kill) {
             Ok(store) => store,
             Err(error) => return TaskEnd::Failed(Failure::Unusable(format!("{error:#}"))),
@@ -152,7 +153,7 @@ impl TaskImage {
             tokio::select! {
                 biased;
                 () = kill.0.wake.notified() => TaskEnd::Killed,
-                end = self.call(store, &start.limits, kill) => end,
+                end = self.call(store, &start.limits, kill, begun) => end,
             }
         })
     }
@@ -197,9 +198,18 @@ impl TaskImage {
         Ok(store)
     }
 
-    async fn call(&self, mut store: Store<TaskGuest>, limits: &Limits, kill: &Kill) -> TaskEnd {
+    async fn call(
+        &self,
+        mut store: Store<TaskGuest>,
+        limits: &Limits,
+        kill: &Kill,
+        begun: impl FnOnce(),
+    ) -> TaskEnd {
         let ended = match self.pre.instantiate_async(&mut store).await {
-            Ok(command) => command.wasi_cli_run().call_run(&mut store).await,
+            Ok(command) => {
+                begun();
+                command.wasi_cli_run().call_run(&mut store).await
+            }
             Err(error) => Err(error),
         };
         match ended {

@@ -4,7 +4,7 @@ use crate::harness::{Worker, get};
 use std::process::Command;
 use std::time::Instant;
 use tessera_types::Event;
-use tessera_wire::v1::{self, from_worker, to_worker};
+use tessera_wire::v1::{self, TaskState, from_worker, to_worker};
 
 const MANY: u64 = 1_000;
 
@@ -56,6 +56,43 @@ fn address_space(pid: u32) -> u64 {
     pages * 4_096
 }
 
+/// Let a worker map this much more than it does now. A memory reserves more than 4 GiB.
+fn leave_room(worker: &Worker, bytes: u64) {
+    let limit = address_space(worker.pid()) + bytes;
+    let limited = Command::new("prlimit")
+        .args([format!("--pid={}", worker.pid()), format!("--as={limit}")])
+        .status()
+        .unwrap();
+    assert!(limited.success());
+}
+
+#[test]
+fn a_task_for_which_there_is_no_room_is_not_begun_and_may_be_sent_again() {
+    let worker = Worker::start();
+    let (spin, exit) = (worker.compile("task-spin"), worker.compile("task-exit"));
+    let (mut agent, _) = worker.connect();
+    agent.start_task("first", &spin, &worker.sandbox("first"), &[], 64);
+    agent.task_state("first", TaskState::TaskRunning);
+    leave_room(&worker, 1 << 30);
+    let sandbox = worker.sandbox("second");
+    // A worker that told it has forgotten it: the same attempt can be sent any number of times.
+    for _ in 0..2 {
+        agent.start_task("second", &exit, &sandbox, &["0"], 64);
+        let waits = agent.task_state("second", TaskState::TaskStaging);
+        assert_eq!(waits.reason, "WORKER_FULL", "{waits:?}");
+        assert!(waits.message.contains("the worker is full"), "{waits:?}");
+    }
+    let (mut agent, hello) = worker.connect();
+    let known: Vec<_> = hello.tasks.iter().map(|task| task.task.as_str()).collect();
+    assert_eq!(known, ["first"]);
+    let (framework, task, attempt) = (1, "first".to_owned(), 1);
+    agent.send(to_worker::Message::KillTask(v1::KillWasmTask { framework, task, attempt }));
+    agent.task_state("first", TaskState::TaskKilled);
+    agent.start_task("second", &exit, &sandbox, &["0"], 64);
+    agent.task_state("second", TaskState::TaskFinished);
+    assert_eq!(std::fs::read_to_string(sandbox.join("stdout")).unwrap(), "args: 0\n");
+}
+
 #[test]
 fn what_does_not_fit_waits_until_there_is_room() {
     let worker = Worker::start();
@@ -63,13 +100,8 @@ fn what_does_not_fit_waits_until_there_is_room() {
     let (mut agent, _) = worker.connect();
     let first = agent.start_instance(1, &image, &[], vec![]);
     agent.ready(&first);
-    // Room for a few memories, each of which reserves more than 4 GiB.
-    let limit = address_space(worker.pid()) + (14 << 30);
-    let limited = Command::new("prlimit")
-        .args([format!("--pid={}", worker.pid()), format!("--as={limit}")])
-        .status()
-        .unwrap();
-    assert!(limited.success());
+    // Room for a few memories.
+    leave_room(&worker, 14 << 30);
     let mut waiting = Vec::new();
     let mut ready = vec![first];
     for framework in 2..=6 {
