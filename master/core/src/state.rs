@@ -8,6 +8,7 @@
 use crate::api::{EventId, World};
 use crate::generation::Layer;
 use crate::lifecycle::{Failures, FrameworkVersion, Quarantine, StateVersions, Upgrade};
+use crate::limits::BOOTS_KEPT_MAX;
 use crate::repeats::{KeptRequest, RequestKey};
 use crate::upkeep::{Drain, Gone, Maintenance, UnreachablePolicy};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -95,6 +96,13 @@ pub(crate) struct Executor {
 }
 
 impl Agent {
+    /// A boot of its machine, or of a copy, is not to be heard of again.
+    pub(crate) fn end_boot(&mut self, boot: String) {
+        self.boots_before.extend(Some(boot).filter(|boot| !boot.is_empty()));
+        let excess = self.boots_before.len().saturating_sub(BOOTS_KEPT_MAX);
+        self.boots_before.drain(..excess);
+    }
+
     pub(crate) fn info(&self, id: AgentId) -> AgentInfo {
         AgentInfo {
             id,

@@ -52,6 +52,7 @@ fn one_of_each() -> Vec<C> {
         C::SetMaintenance(v1::SetMaintenance::default()),
         C::GiveUpTasks(v1::GiveUpTasks::default()),
         C::HoldExpiry(v1::HoldExpiry::default()),
+        C::RefuseBoot(v1::RefuseBoot::default()),
     ]
 }
 
@@ -216,6 +217,9 @@ fn random_upkeep(random: &mut impl FnMut(u64) -> u64, agent: u64, framework: u64
         1 | 2 => C::EndDrain(v1::EndDrain { agent }),
         3 | 4 => C::GiveUpTasks(v1::GiveUpTasks { agent, framework }),
         5 | 6 => C::MarkUnreachable(v1::MarkUnreachable { agent }),
+        7 if random(2) == 0 => {
+            C::RefuseBoot(v1::RefuseBoot { agent, boot: format!("b{}", random(3)) })
+        }
         7 => C::SetMaintenance(v1::SetMaintenance {
             agent,
             maintenance: (random(2) == 0).then(|| v1::Maintenance { start_ms: 9, end_ms: 10 }),

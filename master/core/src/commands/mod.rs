@@ -17,6 +17,7 @@ mod merge_state;
 mod place_scheduler;
 pub(crate) mod reconcile_agent;
 mod record_failure;
+mod refuse_boot;
 mod register_agent;
 mod release_framework;
 mod remove_framework;
@@ -61,6 +62,7 @@ pub(crate) fn run(apply: &mut Apply<'_>, command: C) -> Result<CommandResult, Ap
         C::MarkGone(command) => mark_gone::run(apply, command),
         C::SetMaintenance(command) => set_maintenance::run(apply, command),
         C::GiveUpTasks(command) => give_up_tasks::run(apply, command),
+        C::RefuseBoot(command) => refuse_boot::run(apply, command),
         C::HoldExpiry(command) => hold_expiry::run(apply, command),
         C::MergeState(command) => return Ok(merge_state::run(apply, command)?),
     };

@@ -5,7 +5,7 @@ use crate::api::RequestError;
 use crate::apply::{Apply, Dirty};
 use crate::codec;
 use crate::effect::{CommandResult, Effect};
-use crate::limits::{AGENT_KEY_BYTES_MAX, AGENTS_MAX, BOOTS_KEPT_MAX};
+use crate::limits::{AGENT_KEY_BYTES_MAX, AGENTS_MAX};
 use crate::state::Agent;
 use std::collections::{BTreeMap, BTreeSet};
 use tessera_types::{AgentId, Quantities};
@@ -67,9 +67,7 @@ pub(super) fn run(
     });
     if agent.boot != command.boot {
         let before = std::mem::replace(&mut agent.boot, command.boot);
-        agent.boots_before.extend(Some(before).filter(|boot| !boot.is_empty()));
-        let excess = agent.boots_before.len().saturating_sub(BOOTS_KEPT_MAX);
-        agent.boots_before.drain(..excess);
+        agent.end_boot(before);
     }
     agent.hostname.clone_from(&description.hostname);
     agent.attributes = codec::unpair(description.attributes);

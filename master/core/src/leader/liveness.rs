@@ -44,7 +44,7 @@ impl Silence {
 
 impl Leader {
     /// When an agent was heard last, as far as this leader can say.
-    fn heard_ms(&self, agent: AgentId) -> Option<u64> {
+    pub(super) fn heard_ms(&self, agent: AgentId) -> Option<u64> {
         let link = self.links.get(&agent)?;
         let session = link.session.and_then(|session| self.sessions.get(&session));
         Some(session.map_or(link.since_ms, |session| session.last_beat_ms))
@@ -96,6 +96,8 @@ impl Desk<'_> {
         for link in self.leader.links.values_mut() {
             link.since_ms = (link.since_ms + gap_ms).min(now_ms);
         }
+        // It would look as if they had been heard just now.
+        self.leader.rivals.clear();
         let text = format!("this master stood still for {gap_ms} ms; that does not count as silence of agents");
         self.leader.out.push(Output::Report { text });
     }

@@ -56,6 +56,8 @@ pub(crate) struct Leader {
     pub(crate) waiters: Waiters,
     pub(crate) throttle: Throttle,
     pub(crate) liveness: Liveness,
+    /// Agents that were claimed from another boot while they had a session: which, and when last.
+    rivals: BTreeMap<AgentId, (String, u64)>,
     /// What is due and proposed.
     due: BTreeSet<Due>,
     due_looked_ms: u64,
@@ -122,6 +124,7 @@ impl Leader {
             waiters: Waiters::default(),
             throttle: Throttle::default(),
             liveness: Liveness::default(),
+            rivals: BTreeMap::new(),
             due: BTreeSet::new(),
             due_looked_ms: 0,
             pending: BTreeMap::new(),

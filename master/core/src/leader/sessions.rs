@@ -77,26 +77,13 @@ impl Desk<'_> {
             return;
         }
         let known = self.state.agent_keys.get(&register.agent_key).copied();
-        let before = known.and_then(|agent| self.state.agents.get(&agent));
-        if let Some((agent, row)) = known.zip(before)
-            && row.boots_before.contains(&register.boot)
+        if let Some(agent) = known
+            && let Err(error) = self.check_boot(agent, &register.boot)
         {
-            let rule = format!(
-                "{agent} runs on a machine that was started after this one: two work directories are copies of \
-                 each other; empty the one of this machine, and it becomes an agent of its own"
-            );
-            self.refuse(session, &WireError::new("register.boot", rule));
+            self.refuse(session, &error);
             return;
         }
-        if let Some(agent) = known
-            && let Some(old) = self.leader.links.get(&agent).and_then(|link| link.session)
-        {
-            let other = self.leader.sessions.get(&old).map(|s| s.register.boot.clone());
-            if other.is_some_and(|boot| boot != register.boot) {
-                let rule = format!("{agent} runs already on another machine; a data directory must not be copied");
-                self.refuse(session, &WireError::new("register.agent_key", rule));
-                return;
-            }
+        if let Some(old) = known.and_then(|agent| self.session_of(agent)) {
             self.close(old, "a newer session of the agent took its place");
         }
         let unchanged = known.and_then(|agent| Some((agent, self.state.agents.get(&agent)?)));
@@ -127,6 +114,37 @@ impl Desk<'_> {
         };
         let command = v1::command::Command::RegisterAgent(command);
         self.propose("", command, Pending::Register { session });
+    }
+
+    /// Whether the agent may speak from a machine that was started so. After a reboot nothing is heard of the
+    /// boot before; who hears of both has two machines with copies of one work directory before it.
+    fn check_boot(&mut self, agent: AgentId, boot: &str) -> Result<(), WireError> {
+        let Some(row) = self.state.agents.get(&agent) else { return Ok(()) };
+        let over = row.boots_before.iter().any(|before| before == boot);
+        let heard_ms = self.leader.heard_ms(agent).unwrap_or(0);
+        let rival = self.leader.rivals.get(&agent).filter(|(rival, _)| rival == boot);
+        let copied = rival.is_some_and(|(_, at_ms)| heard_ms > *at_ms);
+        if copied && !over {
+            let command = v1::RefuseBoot { agent: agent.0, boot: boot.to_owned() };
+            let command = v1::command::Command::RefuseBoot(command);
+            self.propose("", command, Pending::Nobody);
+        }
+        if copied || over {
+            let rule = format!(
+                "{agent} runs on another machine, and this one has a copy of its work directory; empty the \
+                 directory here, and this machine becomes an agent of its own"
+            );
+            return Err(WireError::new("register.boot", rule));
+        }
+        let session = self.session_of(agent).and_then(|session| self.leader.sessions.get(&session));
+        if session.is_some_and(|session| session.register.boot != boot) {
+            self.leader.rivals.insert(agent, (boot.to_owned(), self.now.mono_ms));
+            let rule = format!(
+                "{agent} still has a session of before its machine was started anew, or of a machine with a copy of its work directory"
+            );
+            return Err(WireError::new("register.agent_key", rule));
+        }
+        Ok(())
     }
 
     /// Whether the agent was declared gone. One that this cluster gave a number, and does not know any
@@ -273,6 +291,7 @@ impl Desk<'_> {
         }
         self.leader.links.remove(&agent);
         self.leader.dirty_links.remove(&agent);
+        self.leader.rivals.remove(&agent);
     }
 
     pub(crate) fn close(&mut self, session: u64, reason: &str) {

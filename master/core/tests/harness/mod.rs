@@ -171,6 +171,7 @@ impl Cluster {
             "limits" => self.set_limits(&words),
             "upgrade" | "rollback" | "config" | "release" => self.lifecycle(verb, &words),
             "deactivate" | "activate" | "drain" | "gone" | "maintain" => self.upkeep(verb, &words),
+            "impostor" => self.impostor(&words),
             "once" => self.once(&words),
             "stand-still" => self.stand_still(duration_ms(words.plain(0))),
             "lose" => self.lose(),

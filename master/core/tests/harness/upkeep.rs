@@ -38,6 +38,14 @@ impl Cluster {
         self.request(request);
     }
 
+    /// `impostor n1 boot=copy`: another machine registers with the agent's work directory, and the agent's own
+    /// session is left alone.
+    pub(super) fn impostor(&mut self, words: &Words<'_>) {
+        let own = self.agents[words.plain(0)].session;
+        self.reopen(words);
+        self.agents.get_mut(words.plain(0)).expect("an agent").session = own;
+    }
+
     /// `stand-still 60s`: the process is stopped for so long, and looks at the time then.
     pub(super) fn stand_still(&mut self, ms: u64) {
         self.now.mono_ms += ms;
