@@ -11,7 +11,7 @@ use tessera_replica::{ClusterId, Identity, MemberRole, Membership, Standing};
 use tessera_wire::v1;
 
 /// Newest cluster version that this build understands.
-pub const UNDERSTANDS: u32 = 1;
+pub const UNDERSTANDS: u32 = tessera_master_core::CLUSTER_VERSION;
 
 /// One node of the cluster.
 #[derive(Clone, Debug, PartialEq)]

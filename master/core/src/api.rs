@@ -35,7 +35,12 @@ pub struct Config {
     pub offer_timeout_ms: u64,
     /// A request to a scheduler that is not answered for so long fails.
     pub http_timeout_ms: u64,
+    /// The newest cluster version that this build understands.
+    pub understands: u32,
 }
+
+/// The newest cluster version that this build understands.
+pub const CLUSTER_VERSION: u32 = 1;
 
 impl Default for Config {
     fn default() -> Self {
@@ -45,6 +50,7 @@ impl Default for Config {
             session_silence_ms: 5_000,
             offer_timeout_ms: 5_000,
             http_timeout_ms: 30_000,
+            understands: CLUSTER_VERSION,
         }
     }
 }
@@ -243,6 +249,11 @@ pub enum Request {
     MarkGone {
         /// Which.
         agent: AgentId,
+    },
+    /// All voting masters understand this version.
+    SetClusterVersion {
+        /// The version.
+        version: u32,
     },
     /// Say when an agent will be worked on, or that it will not.
     SetMaintenance {

@@ -42,6 +42,14 @@ pub enum LoadError {
         /// Its version.
         found: u32,
     },
+    /// Newer builds changed what the state means.
+    #[error("the state is of cluster version {found}; this build understands up to {understands}, use the newer one")]
+    NewerCluster {
+        /// The cluster's.
+        found: u32,
+        /// This build's.
+        understands: u32,
+    },
     /// A row breaks its form.
     #[error("table {table} has a row that cannot be read: {rule}")]
     Malformed {
@@ -108,6 +116,7 @@ impl Meta {
             events_last_index: self.events_last.index,
             events_last_n: self.events_last.n,
             requests_next: self.requests_next,
+            cluster_version: self.cluster_version,
         }
         .encode_to_vec()
     }
@@ -302,6 +311,7 @@ pub(crate) fn load(rows: &dyn Rows) -> Result<State, LoadError> {
             answers_next: row.answers_next,
             events_last: EventId { index: row.events_last_index, n: row.events_last_n },
             requests_next: row.requests_next,
+            cluster_version: row.cluster_version,
         };
     }
     let mut load = Load { rows, state: &mut state };
@@ -605,6 +615,7 @@ mod tests {
             answers_next: 5,
             events_last: EventId { index: 6, n: 7 },
             requests_next: 8,
+            cluster_version: 0,
         };
         assert_eq!(hex(&meta.encode()), "080112016318012002280330043805400648075008");
         let component = Component {

@@ -35,7 +35,7 @@ mod upkeep;
 pub use api::{
     AgentView, Applied, ComponentView, Config, Counts, EventId, EventRecord, EventsPage,
     FetchRefusal, FrameworkView, HttpFailure, LimitSource, LimitView, LookupError, Now, OfferView,
-    Output, Reply, Request, RequestError, TaskFilter, TaskView, Waiting, World,
+    CLUSTER_VERSION, Output, Reply, Request, RequestError, TaskFilter, TaskView, Waiting, World,
 };
 pub use apply::ApplyError;
 pub use auth::{Action, Forbidden, Object, Principal, PrincipalKind, authorize};
@@ -55,6 +55,15 @@ use state::State;
 use tessera_types::{AgentId, Epoch, FrameworkId, HttpRequest, TurnNumber};
 use tessera_wire::v1;
 
+/// A build that does not understand the state must not go on with it.
+fn check_version(state: &State, config: &Config) -> Result<(), LoadError> {
+    let (found, understands) = (state.meta.cluster_version, config.understands);
+    if found > understands {
+        return Err(LoadError::NewerCluster { found, understands });
+    }
+    Ok(())
+}
+
 /// One master.
 #[derive(Debug)]
 pub struct Core {
@@ -72,6 +81,7 @@ impl Core {
     /// When rows cannot be read, are malformed, or of a newer version.
     pub fn load(rows: &dyn Rows, config: Config) -> Result<Self, LoadError> {
         let state = codec::load(rows)?;
+        check_version(&state, &config)?;
         Ok(Self { state, config, leader: None, last_mono_ms: 0, last_wall_ms: 0 })
     }
 
@@ -86,7 +96,15 @@ impl Core {
         entry: &[u8],
         rows: &dyn Rows,
     ) -> Result<Applied, ApplyError> {
-        apply::apply(&mut self.state, index, term, entry, rows)
+        let applied = apply::apply(&mut self.state, index, term, entry, rows)?;
+        check_version(&self.state, &self.config)?;
+        Ok(applied)
+    }
+
+    /// The cluster version: the newest whose commands all masters understand.
+    #[must_use]
+    pub fn cluster_version(&self) -> u32 {
+        self.state.meta.cluster_version
     }
 
     /// One log entry of these commands, stamped with the command time.

@@ -50,6 +50,7 @@ pub(crate) struct Meta {
     pub(crate) answers_next: u64,
     pub(crate) events_last: EventId,
     pub(crate) requests_next: u64,
+    pub(crate) cluster_version: u32,
 }
 
 /// Names a stored answer.

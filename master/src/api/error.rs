@@ -5,7 +5,7 @@
 
 use crate::files::FileError;
 use crate::inspect::InspectError;
-use crate::node_loop::Stopped;
+use crate::node_loop::{NotLeading, Stopped};
 use crate::oci::OciError;
 use crate::store::UploadError;
 use crate::upkeep::components::FetchError;
@@ -162,6 +162,12 @@ impl IntoResponse for ApiError {
 impl From<Stopped> for ApiError {
     fn from(stopped: Stopped) -> Self {
         Self::unavailable(stopped.to_string())
+    }
+}
+
+impl From<NotLeading> for ApiError {
+    fn from(error: NotLeading) -> Self {
+        Self::no_leader(error.to_string())
     }
 }
 

@@ -29,9 +29,16 @@ pub async fn framework(node: &NodeHandle, text: String) -> Result<FrameworkId, A
             format!("at most {REFERENCE_BYTES_MAX} bytes"),
         ));
     }
-    Ok(node
-        .query(move |core, _| framework_in(core, &text))
-        .await??)
+    let asked = text.clone();
+    match node.query(move |core, _| framework_in(core, &asked)).await? {
+        // A master that led until a moment ago may not know of it yet: that it is not there is said only
+        // by one that still leads.
+        Err(LookupError::NotFound(_)) => {
+            node.barrier().await?;
+            Ok(node.query(move |core, _| framework_in(core, &text)).await??)
+        }
+        found => Ok(found?),
+    }
 }
 
 /// A task's id as a path names it.

@@ -59,6 +59,8 @@ pub struct MastersJson {
     term: u64,
     index: u64,
     leader: Option<u64>,
+    /// The newest version whose commands all masters understand.
+    cluster_version: u32,
     voters: usize,
     healthy_voters: usize,
     /// Voters that must answer for anything to be written.
@@ -74,7 +76,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn of(view: &Topology, status: &NodeStatus, heard: &BTreeMap<u64, Heard>) -> MastersJson {
+fn of(view: &Topology, status: &NodeStatus, cluster_version: u32, heard: &BTreeMap<u64, Heard>) -> MastersJson {
     let items: Vec<MasterJson> = view
         .members
         .iter()
@@ -118,6 +120,7 @@ fn of(view: &Topology, status: &NodeStatus, heard: &BTreeMap<u64, Heard>) -> Mas
         term: status.term,
         index: status.applied.index,
         leader: view.leader,
+        cluster_version,
         voters,
         healthy_voters,
         quorum,
@@ -147,9 +150,12 @@ fn warnings(voters: usize, healthy: usize, quorum: usize, view: &Topology) -> Ve
 
 /// All masters as the leader knows them, or, when a stale answer is asked for, as this one does.
 pub async fn list(State(api): State<Api>) -> Result<Json<MastersJson>, ApiError> {
-    let status = api.node.query_status(|_, _, status| status.clone()).await?;
+    let (status, version) = api
+        .node
+        .query_status(|core, _, status| (status.clone(), core.cluster_version()))
+        .await?;
     let view = api.node.topology().borrow().clone();
-    Ok(Json(of(&view, &status, &api.health.all())))
+    Ok(Json(of(&view, &status, version, &api.health.all())))
 }
 
 fn node_id(text: &str) -> Result<u64, ApiError> {

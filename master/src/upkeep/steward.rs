@@ -13,6 +13,7 @@ use prost::Message as _;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tessera_master_core::{Principal, Request};
 use tessera_replica::{MemberChange, PeerStatus};
 use tessera_wire::v1;
 
@@ -74,6 +75,7 @@ impl Steward {
             if view.leads {
                 self.ask(&view).await;
                 warn_of_even(&view, &mut warned_of);
+                self.raise_version(&view).await;
                 if !self.change(&view, &mut last_refusal).await {
                     return;
                 }
@@ -109,6 +111,21 @@ impl Steward {
                 }
                 Ok(_) => {}
                 Err(error) => tracing::debug!(node, %error, "a master did not say how it is"),
+            }
+        }
+    }
+
+    /// Commands of a newer version may be proposed once every voting master understands them.
+    async fn raise_version(&self, view: &Topology) {
+        let voters = view.members.values().filter(|member| member.votes);
+        let all = voters.map(|member| member.info.understands).min().unwrap_or(0);
+        let present = self.node.query(|core, _| core.cluster_version()).await;
+        if present.is_ok_and(|present| all > present) {
+            let request = Request::SetClusterVersion { version: all };
+            match self.node.request(Principal::administrator(), request).await {
+                Ok(_) => tracing::info!(version = all, "every voting master understands it: raised the cluster's version"),
+                // It is tried again in a moment.
+                Err(error) => tracing::debug!(%error, "the cluster's version is not raised yet"),
             }
         }
     }

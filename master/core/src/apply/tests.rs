@@ -3,6 +3,7 @@
 mod lifecycle;
 mod limits;
 mod repeats;
+mod version;
 
 use super::*;
 use crate::testing::MemRows;
@@ -53,6 +54,7 @@ fn one_of_each() -> Vec<C> {
         C::GiveUpTasks(v1::GiveUpTasks::default()),
         C::HoldExpiry(v1::HoldExpiry::default()),
         C::RefuseBoot(v1::RefuseBoot::default()),
+        C::SetClusterVersion(v1::SetClusterVersion::default()),
     ]
 }
 

@@ -23,6 +23,7 @@ mod release_framework;
 mod remove_framework;
 mod roll_back_framework;
 mod set_agent_mode;
+mod set_cluster_version;
 mod set_config;
 mod set_limits;
 mod set_maintenance;
@@ -36,6 +37,9 @@ use crate::api::RequestError;
 use crate::apply::{Apply, ApplyError};
 use crate::effect::CommandResult;
 use tessera_wire::v1::command::Command as C;
+
+/// What every build understands.
+pub(crate) const FIRST_VERSION: u32 = 1;
 
 /// Run one command.
 pub(crate) fn run(apply: &mut Apply<'_>, command: C) -> Result<CommandResult, ApplyError> {
@@ -64,9 +68,43 @@ pub(crate) fn run(apply: &mut Apply<'_>, command: C) -> Result<CommandResult, Ap
         C::GiveUpTasks(command) => give_up_tasks::run(apply, command),
         C::RefuseBoot(command) => refuse_boot::run(apply, command),
         C::HoldExpiry(command) => hold_expiry::run(apply, command),
+        C::SetClusterVersion(command) => set_cluster_version::run(apply, &command),
         C::MergeState(command) => return Ok(merge_state::run(apply, command)?),
     };
     Ok(result.unwrap_or_else(CommandResult::Refused))
+}
+
+/// The cluster version that a command needs: it is proposed only once every voting master understands it.
+/// A new command, or one whose meaning changes, gets the next number here.
+pub(crate) const fn since(command: &C) -> u32 {
+    match command {
+        C::InitCluster(_)
+        | C::RegisterAgent(_)
+        | C::MarkUnreachable(_)
+        | C::ReconcileAgent(_)
+        | C::UpdateStatuses(_)
+        | C::AddComponent(_)
+        | C::CreateFramework(_)
+        | C::RemoveFramework(_)
+        | C::PlaceScheduler(_)
+        | C::CommitTurn(_)
+        | C::KillTask(_)
+        | C::RecordFailure(_)
+        | C::SetLimits(_)
+        | C::UpgradeFramework(_)
+        | C::RollBackFramework(_)
+        | C::SetConfig(_)
+        | C::ReleaseFramework(_)
+        | C::MergeState(_)
+        | C::SetAgentMode(_)
+        | C::EndDrain(_)
+        | C::MarkGone(_)
+        | C::SetMaintenance(_)
+        | C::GiveUpTasks(_)
+        | C::HoldExpiry(_)
+        | C::RefuseBoot(_)
+        | C::SetClusterVersion(_) => FIRST_VERSION,
+    }
 }
 
 fn invalid<T>(field: &'static str, rule: impl Into<String>) -> Result<T, RequestError> {

@@ -5,7 +5,7 @@ use crate::api::{Output, Request, RequestError};
 use crate::repeats::Once;
 use crate::auth::{Action, Object, Principal, authorize};
 use crate::codec;
-use crate::commands::validate_config;
+use crate::commands::{FIRST_VERSION, since, validate_config};
 use crate::upkeep::UnreachablePolicy;
 use tessera_types::FrameworkId;
 use tessera_wire::v1::{self, command::Command};
@@ -19,7 +19,8 @@ impl Desk<'_> {
         request: Request,
         once: Option<Once>,
     ) {
-        match self.command(principal, request) {
+        let command = self.command(principal, request).and_then(|command| self.understood(command));
+        match command {
             Ok(command) => {
                 let origin = v1::Origin {
                     principal: principal.name.clone(),
@@ -33,6 +34,16 @@ impl Desk<'_> {
                 self.leader.out.push(Output::Reply { ticket, result: Err(error) });
             }
         }
+    }
+
+    /// What not every master understands yet is not proposed.
+    fn understood(&self, command: Command) -> Result<Command, RequestError> {
+        let (needed, present) = (since(&command), self.state.meta.cluster_version.max(FIRST_VERSION));
+        if needed > present {
+            let rule = format!("it needs version {needed} and the cluster is at {present}; upgrade all masters");
+            return Err(RequestError::Conflict { field: "cluster_version", rule });
+        }
+        Ok(command)
     }
 
     fn command(&self, principal: &Principal, request: Request) -> Result<Command, RequestError> {
@@ -98,6 +109,9 @@ impl Desk<'_> {
             Request::SetAgentMode { agent, deactivated, drain_ms } => {
                 Command::SetAgentMode(v1::SetAgentMode { agent: agent.0, deactivated, drain_ms })
             }
+            Request::SetClusterVersion { version } => {
+                Command::SetClusterVersion(v1::SetClusterVersion { version })
+            }
             Request::MarkGone { agent } => Command::MarkGone(v1::MarkGone { agent: agent.0 }),
             Request::SetMaintenance { agent, maintenance } => {
                 Command::SetMaintenance(v1::SetMaintenance {
@@ -117,6 +131,7 @@ impl Desk<'_> {
         };
         match request {
             Request::AddComponent { .. } => Object::Component,
+            Request::SetClusterVersion { .. } => Object::Cluster,
             Request::SetAgentMode { .. }
             | Request::MarkGone { .. }
             | Request::SetMaintenance { .. } => Object::Agent,
@@ -147,6 +162,7 @@ const fn action(request: &Request) -> Action {
         | Request::SetConfig { .. }
         | Request::SetAgentMode { .. }
         | Request::SetMaintenance { .. }
+        | Request::SetClusterVersion { .. }
         | Request::ReleaseFramework { .. } => Action::Change,
     }
 }

@@ -1,11 +1,15 @@
 //! Several masters: any of them answers, one of them may die, and the others go on.
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use tessera_cluster::cluster::{PATIENCE, tessera};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tessera_cluster::cluster::{PATIENCE, Process, tessera};
 use tessera_cluster::masters::Group;
 use tessera_cluster::rest::Rest;
 use tessera_cluster::wait::until;
-use tessera_cluster::{Outcome, ensure};
+use tessera_cluster::{Outcome, ensure, procfs};
 
 /// Sets a limit of a role, which is a small write that every master must have.
 async fn write(rest: &Rest, role: &str, value: u64) -> Outcome {
@@ -53,10 +57,10 @@ async fn any_master_answers_and_one_may_die() -> Outcome {
 
     group.run(leader)?;
     ensure(group.node(leader).await? == node, || "it has another number".into())?;
-    let local = format!("/v1/limits?role=after&consistency=stale");
+    let local = "/v1/limits?role=after&consistency=stale";
     until("the master that was killed has caught up", PATIENCE, async || {
         let rest = group.rest(leader).map_err(|error| error.to_string())?;
-        let answer = rest.get(&local).await.map_err(|error| error.to_string())?;
+        let answer = rest.get(local).await.map_err(|error| error.to_string())?;
         match (timers(&answer.json()), answer.headers.get("tessera-applied-index")) {
             (Some(77), Some(_)) => Ok(()),
             other => Err(format!("{other:?}")),
@@ -67,6 +71,91 @@ async fn any_master_answers_and_one_may_die() -> Outcome {
     let listed = tessera(&["operator", "raft", "list", "-o", "json"], &group.env()).await?;
     let listed: Value = serde_json::from_slice(&listed.stdout)?;
     ensure(listed["voters"] == 3 && listed["quorum"] == 2, || listed.to_string())?;
+    group.finish()
+}
+
+/// What one writer saw: the last value that was acknowledged, and the longest time between two of those.
+struct Written {
+    last: u64,
+    longest: Duration,
+    refused: Vec<String>,
+}
+
+/// Writes rising values through one master, one after the other, each once.
+async fn keep_writing(rest: Rest, role: &'static str, stop: Arc<AtomicBool>) -> Written {
+    let mut written = Written { last: 0, longest: Duration::ZERO, refused: Vec::new() };
+    let mut acknowledged = Instant::now();
+    for value in 1.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        match write(&rest, role, value).await {
+            Ok(()) => {
+                written.last = value;
+                written.longest = written.longest.max(acknowledged.elapsed());
+                acknowledged = Instant::now();
+            }
+            Err(error) => written.refused.push(error.to_string()),
+        }
+    }
+    written
+}
+
+/// Writers go through the two masters that live on: the death or the pause of the leader must cost them time
+/// only, and never a write that was acknowledged, nor may an older value come after a newer one.
+#[tokio::test]
+async fn writers_notice_a_dead_or_paused_leader_only_by_waiting() -> Outcome {
+    let mut group = Group::start("writers", 3).await?;
+    for paused in [false, true] {
+        let leader = group.leader().await?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let others = [(leader + 1) % 3, (leader + 2) % 3];
+        let writers: Vec<_> = others
+            .iter()
+            .zip([["a", "b"], ["c", "d"]][usize::from(paused)])
+            .map(|(index, role)| Ok(tokio::spawn(keep_writing(group.rest(*index)?, role, stop.clone()))))
+            .collect::<Outcome<_>>()?;
+        let reader = group.rest(others[0])?;
+        let roles = [["a", "b"], ["c", "d"]][usize::from(paused)];
+        let goes_on = async |from: [Option<u64>; 2]| {
+            until("both writers go on", PATIENCE, async || {
+                let mut now = [None; 2];
+                for (role, now) in roles.iter().zip(&mut now) {
+                    *now = read(&reader, role).await.map_err(|error| error.to_string())?;
+                }
+                // A value that was never set is the default of the limit, which is above what is written here.
+                let moved = now.iter().zip(&from).all(|(now, from)| now != from && now.is_some());
+                if moved { Ok(now) } else { Err(format!("{now:?}")) }
+            })
+            .await
+        };
+        let before = goes_on([None; 2]).await?;
+        let mut process = group.members[leader].process.take();
+        let pid = process.as_ref().map_or(0, Process::pid);
+        match paused {
+            false => process.as_mut().map_or(Ok(()), Process::kill_9)?,
+            true => procfs::signal(pid, Signal::SIGSTOP)?,
+        }
+        let after = goes_on(before).await?;
+        goes_on(after).await?;
+        if paused {
+            procfs::signal(pid, Signal::SIGCONT)?;
+            group.members[leader].process = process;
+        } else {
+            group.run(leader)?;
+        }
+        group.voters(3).await?;
+        goes_on(after).await?;
+        stop.store(true, Ordering::Relaxed);
+        for (writer, role) in writers.into_iter().zip(roles) {
+            let written = writer.await?;
+            eprintln!("paused: {paused}, {role}: {} writes, longest wait {:?}", written.last, written.longest);
+            ensure(written.refused.is_empty(), || format!("{:?}", written.refused))?;
+            let kept = read(&reader, role).await?;
+            ensure(kept == Some(written.last), || format!("{role}: {kept:?}, not {}", written.last))?;
+            ensure(written.longest < Duration::from_secs(8), || format!("{:?}", written.longest))?;
+        }
+    }
     group.finish()
 }
 
