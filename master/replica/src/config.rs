@@ -72,6 +72,10 @@ pub const MAX_JOIN_IDS: usize = 64;
 /// the disk. Entries not applied yet are kept beyond it.
 pub(crate) const ENTRY_CACHE_BYTES: usize = 8 * 1024 * 1024;
 
+/// Ticks for which a node that was told of its removal still votes, unless most of the others told
+/// it: 3 s with ticks of 50 ms, some elections. The others may be gone themselves.
+pub(crate) const REMOVED_LINGER_TICKS: u32 = 60;
+
 /// Ticks after which a snapshot whose fate nobody reported is taken for lost: 11 minutes with
 /// ticks of 50 ms. The transport reports a delivery or gives up within ten.
 pub const SNAPSHOT_RETRY_TICKS: u32 = 13_200;

@@ -170,7 +170,8 @@ pub struct Progress<E> {
     pub reads_dropped: Vec<u64>,
     /// Proposals of this replica that can no longer commit under their id.
     pub lost: Vec<EntryId>,
-    /// Proposals of this replica whose fate a snapshot hides: they may have been applied.
+    /// Proposals of this replica whose fate a snapshot or its removal from the group hides: they
+    /// may have been applied.
     pub unknown: Vec<EntryId>,
     /// Changes of the members by this replica that are applied. A replacement is applied here
     /// first and finished once [`Membership::changing`] is false again.

@@ -44,6 +44,11 @@ impl Proposals {
         }
     }
 
+    /// Nobody will tell this replica what becomes of its proposals.
+    pub(crate) fn give_up(&mut self, unknown: &mut Vec<EntryId>) {
+        unknown.extend(self.open.drain(..));
+    }
+
     /// A snapshot up to `id` was installed: what stands at or before it may have been applied.
     pub(crate) fn on_restored(
         &mut self,

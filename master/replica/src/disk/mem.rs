@@ -167,6 +167,30 @@ impl MemDisk {
         }
     }
 
+    /// Turns one bit of a stored record over, which must be noticed at the next start: one of the log,
+    /// or a meta record. `which` chooses it; says which it was, or none if nothing is stored. Rows are
+    /// left out, as a real disk guards them by checksums of its own.
+    pub fn flip(&mut self, which: u64) -> Option<String> {
+        let mut inner = self.lock();
+        let image = &mut inner.synced;
+        let count = image.meta.len() + image.log.len();
+        let at = usize::try_from(which % count.max(1) as u64).ok()?;
+        let meta = image
+            .meta
+            .iter_mut()
+            .map(|(key, record)| (format!("{key:?} record"), record));
+        let log = image
+            .log
+            .iter_mut()
+            .map(|(index, record)| (format!("log entry {index}"), record));
+        let (name, record) = meta.chain(log).nth(at)?;
+        let bit = which / count as u64;
+        let byte = usize::try_from(bit / 8).ok()? % record.len().max(1);
+        *record.get_mut(byte)? ^= 1 << (bit % 8);
+        inner.visible = inner.synced.clone();
+        Some(name)
+    }
+
     /// All rows in order: (table, key, value). For comparing replicas.
     pub fn all_rows(&self) -> Vec<(u8, Vec<u8>, Vec<u8>)> {
         let split = |(key, value): (&Vec<u8>, &Vec<u8>)| {

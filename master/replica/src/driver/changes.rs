@@ -11,6 +11,7 @@ use raft::eraftpb::{ConfChangeV2, Message, MessageType};
 
 use super::{Replica, Send};
 use crate::change::{self, MemberChange, PeerView};
+use crate::config::REMOVED_LINGER_TICKS;
 use crate::disk::Disk;
 use crate::error::{ChangeError, FatalError};
 use crate::machine::{EntryId, Progress};
@@ -114,6 +115,7 @@ impl<D: Disk> Replica<D> {
         if membership.get(me).is_none() && !self.removed {
             self.removed = true;
             progress.removed = true;
+            self.proposals.give_up(&mut progress.unknown);
             if self.node.raft.state == StateRole::Leader {
                 // Raft would go on leading a group that it is no part of.
                 let term = self.node.raft.term;
@@ -125,8 +127,8 @@ impl<D: Disk> Replica<D> {
 
     /// Takes the word of `peer` that this node was removed: it refused a message with
     /// [`crate::StepError::RemovedPeer`], so the removal is durable there. When most of the other
-    /// voters say so, the next `process` ends with [`FatalError::Removed`]: before that, one of them
-    /// may still need the vote of this node to learn what was decided.
+    /// voters say so, or some seconds later, `process` ends with [`FatalError::Removed`]: before
+    /// that, one of them may still need the vote of this node to learn what was decided.
     pub fn on_told_removed(&mut self, peer: u64) {
         self.told_by.insert(peer);
     }
@@ -134,7 +136,8 @@ impl<D: Disk> Replica<D> {
     pub(super) fn check_removed(&self) -> Result<(), FatalError> {
         let me = self.node.raft.id;
         let others = self.membership().voters().filter(|node| *node != me);
-        if self.told_by.len() <= others.count() / 2 {
+        let by_most = self.told_by.len() > others.count() / 2;
+        if !by_most && self.told_ticks < REMOVED_LINGER_TICKS {
             return Ok(());
         }
         Err(FatalError::Removed {
@@ -146,6 +149,7 @@ impl<D: Disk> Replica<D> {
     /// A removed node is sent nothing any more, and a learner that was removed while it was away
     /// does not even stand for election.
     pub(super) fn count_silence(&mut self) {
+        self.told_ticks += u32::from(!self.told_by.is_empty());
         let led = self.leader().is_some_and(|leader| self.is_active(leader));
         if self.removed || !self.node.raft.promotable() && !led {
             self.silence += 1;

@@ -68,8 +68,9 @@ pub struct Replica<D: Disk> {
     removed: bool,
     /// Ticks since a node that cannot stand for election has heard of a leader, or has asked.
     silence: usize,
-    /// Peers that know for good that this node was removed.
+    /// Peers that know for good that this node was removed, and ticks since the first said so.
     told_by: BTreeSet<u64>,
+    told_ticks: u32,
     stopped: bool,
 }
 

@@ -132,6 +132,7 @@ impl<D: Disk> Replica<D> {
             removed,
             silence: 0,
             told_by: BTreeSet::new(),
+            told_ticks: 0,
             stopped: false,
         };
         if alone {

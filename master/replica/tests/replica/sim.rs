@@ -399,7 +399,14 @@ impl Sim {
                 membership.get(*node).is_none()
                     || running.replica.status().applied.index >= id.index
             };
-            !membership.changing && sim.nodes.iter().all(caught_up)
+            // A node that was removed without hearing of it is told, and ends.
+            let unaware = |(node, running): (&u64, &Node<MemDisk>)| {
+                let status = running.replica.status();
+                membership.get(*node).is_none() && !status.removed && status.voters.contains(node)
+            };
+            !membership.changing
+                && sim.nodes.iter().all(caught_up)
+                && !sim.nodes.iter().any(unaware)
         });
         let rows = self.disks[&leader].all_rows();
         let membership = self.nodes[&leader].replica.membership().clone();
@@ -426,7 +433,18 @@ impl Sim {
                 "open proposals of node {id}"
             );
         }
-        assert!(self.open.is_empty(), "still open: {:?}", self.open);
+        let proposers: Vec<_> = self
+            .open
+            .values()
+            .filter_map(|id| self.nodes.get(id))
+            .map(|node| node.replica.status())
+            .take(1)
+            .collect();
+        assert!(
+            self.open.is_empty(),
+            "still open: {:?} of {proposers:#?}, leader {leader}, {membership:?}",
+            self.open
+        );
     }
 }
 
