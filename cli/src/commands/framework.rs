@@ -77,9 +77,10 @@ pub enum FrameworkCommand {
 /// What becomes of tasks whose agent does not answer.
 #[derive(Debug, clap::Args)]
 pub struct UnreachableArgs {
-    /// Tasks whose agent does not answer are to be replaced after so long [default: never]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    replace_unreachable_after: Option<u64>,
+    /// Tasks whose agent does not answer are to be replaced after so long, or `never`, which is what holds
+    /// for a new framework
+    #[arg(long, value_name = "TIME", value_parser = parse_wait)]
+    replace_unreachable_after: Option<Wait>,
     /// Which copy stays when the agent of the first one returns after that
     #[arg(long, value_name = "COPY", value_enum, default_value = "last", requires = "replace_unreachable_after")]
     keep: Keep,
@@ -94,12 +95,36 @@ enum Keep {
     Last,
 }
 
+/// For how long something is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wait {
+    Endless,
+    Ms(u64),
+}
+
+/// Reads a duration of at least a millisecond, or `never`.
+fn parse_wait(text: &str) -> Result<Wait, String> {
+    match text {
+        "never" => Ok(Wait::Endless),
+        text => match parse_duration(text)? {
+            0 => Err("at least 1ms, or `never`".to_owned()),
+            ms => Ok(Wait::Ms(ms)),
+        },
+    }
+}
+
 impl UnreachableArgs {
+    /// Whether nothing is said.
+    pub fn is_empty(&self) -> bool {
+        self.replace_unreachable_after.is_none()
+    }
+
     /// As the API takes it.
-    fn document(&self) -> Value {
+    pub fn document(&self) -> Value {
         match self.replace_unreachable_after {
             None => Value::Null,
-            Some(ms) => {
+            Some(Wait::Endless) => json!({"replace_after_ms": null}),
+            Some(Wait::Ms(ms)) => {
                 let keep = match self.keep {
                     Keep::First => "first",
                     Keep::Last => "last",

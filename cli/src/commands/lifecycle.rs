@@ -5,7 +5,7 @@
 use crate::api::{Config, Framework, Quarantine, Version, read};
 use crate::client::{Client, Request};
 use crate::commands::component;
-use crate::commands::framework::parse_pair;
+use crate::commands::framework::{UnreachableArgs, parse_pair};
 use crate::error::{CliError, Kind};
 use crate::follow::{Pace, Patience};
 use crate::{Context, output};
@@ -84,6 +84,8 @@ pub enum ConfigCommand {
         /// Remove everything that is not named
         #[arg(long)]
         replace: bool,
+        #[command(flatten)]
+        unreachable: UnreachableArgs,
     },
 }
 
@@ -226,14 +228,21 @@ pub async fn config(
             values,
             unset,
             replace,
+            unreachable,
         } => {
-            if values.is_empty() && unset.is_empty() && !replace {
+            if values.is_empty() && unset.is_empty() && !replace && unreachable.is_empty() {
                 return Err(CliError::new(
                     Kind::Usage,
                     "nothing to set: name KEY=VALUE or --unset KEY",
                 ));
             }
-            set_config(client, &framework, &values, &unset, replace).await?
+            let change = ConfigChange {
+                values,
+                unset,
+                replace,
+                unreachable: unreachable.document(),
+            };
+            set_config(client, &framework, &change).await?
         }
     };
     if context.is_json() {
@@ -253,25 +262,35 @@ async fn get_config(client: &Client, framework: &str) -> Result<Value, CliError>
         .await
 }
 
+/// What is to become of a configuration.
+struct ConfigChange {
+    values: Vec<(String, String)>,
+    unset: Vec<String>,
+    replace: bool,
+    unreachable: Value,
+}
+
 async fn set_config(
     client: &Client,
     framework: &str,
-    values: &[(String, String)],
-    unset: &[String],
-    replace: bool,
+    change: &ConfigChange,
 ) -> Result<Value, CliError> {
     let mut attempts = 0;
     loop {
         attempts += 1;
         let current: Config = read(&get_config(client, framework).await?)?;
-        let mut config = if replace {
+        let mut config = if change.replace {
             BTreeMap::new()
         } else {
             current.config
         };
-        config.extend(values.iter().cloned());
-        config.retain(|key, _| !unset.contains(key));
-        let document = json!({"config": config, "expected_version": current.config_version});
+        config.extend(change.values.iter().cloned());
+        config.retain(|key, _| !change.unset.contains(key));
+        let document = json!({
+            "config": config,
+            "expected_version": current.config_version,
+            "unreachable": change.unreachable,
+        });
         let request = client
             .put(&["v1", "frameworks", framework, "config"])
             .json(document);
