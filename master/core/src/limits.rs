@@ -38,8 +38,12 @@ pub const MERGE_KEYS_MAX: usize = 1_000;
 pub const MERGE_BYTES_MAX: usize = 1 << 20;
 /// Turns that a migration may take: a guest that never says that it is done is given up.
 pub const MIGRATION_TURNS_MAX: u64 = 10_000;
-/// How long a new component may take to be ready on an agent that answers, before it is given up.
+/// How long a new component may take to be ready, from when its agent has it compiled and fetches its state,
+/// before it is given up.
 pub const TRIAL_READY_MS: u64 = 60_000;
+/// How long an agent that answers may take until then: others' components may be compiled before, and its
+/// workers may be full, which is no fault of this one. Longer than two compilations may take.
+pub const TRIAL_PREPARE_MS: u64 = 45 * 60_000;
 /// Task specs of one framework that live tasks refer to.
 pub const SPECS_MAX: usize = 10_000;
 /// Bytes of those specs: they are in every master's memory.

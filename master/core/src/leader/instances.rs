@@ -20,6 +20,9 @@ use tessera_types::{
 use tessera_wire::v1::{self, master_message::Message as Out};
 use tessera_wire::WireError;
 
+/// The reason of a failure for want of room on the agent.
+const WORKER_FULL: &str = "WORKER_FULL";
+
 /// What an instance is told first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum First {
@@ -179,6 +182,7 @@ impl Desk<'_> {
             self.forget_filters(id);
             self.fail_all_http(id);
             self.leader.instances.remove(&id);
+            self.leader.room_came = true;
         }
     }
 
@@ -311,6 +315,11 @@ impl Desk<'_> {
         };
         instance.ready = false;
         instance.failed = true;
+        if reason == WORKER_FULL {
+            // It is built anew, with its state, when there is room.
+            instance.fetched = false;
+            instance.care.no_room();
+        }
         let after_turn = std::mem::take(&mut instance.after_turn);
         instance.failures += 1;
         instance.given_up_ms = (!failed.will_retry).then_some(now_ms);

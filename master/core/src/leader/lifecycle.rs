@@ -5,7 +5,7 @@
 //! never decide that an upgrade is final, which only a committed turn does.
 
 use super::{Desk, Pending};
-use crate::limits::{MIGRATION_TURNS_MAX, TRIAL_READY_MS};
+use crate::limits::{MIGRATION_TURNS_MAX, TRIAL_PREPARE_MS, TRIAL_READY_MS};
 use crate::state::Framework;
 use tessera_types::FrameworkId;
 use tessera_wire::v1::{self, command::Command};
@@ -17,6 +17,8 @@ pub(crate) struct Care {
     pub(super) failed: Option<String>,
     /// Since when the new component has not been ready, on an agent that answers.
     waiting_ms: Option<u64>,
+    /// Since when it is being built there: it is compiled, and its state was asked for.
+    building_ms: Option<u64>,
     pub(super) rolling_back: bool,
     pub(super) merging: bool,
 }
@@ -25,6 +27,21 @@ impl Care {
     /// What outlives the instance: commands that are under way.
     pub(super) fn under_way(&self) -> Self {
         Self { rolling_back: self.rolling_back, merging: self.merging, ..Self::default() }
+    }
+
+    /// There was no room for the new component where it was to be built: its time has not begun.
+    pub(super) fn no_room(&mut self) {
+        self.building_ms = None;
+    }
+
+    /// Why the new component is too late, if it is. It `builds` when its agent has all that it needs.
+    fn too_late(&mut self, builds: bool, now_ms: u64) -> Option<String> {
+        let since = |begun: &mut Option<u64>| now_ms.saturating_sub(*begun.get_or_insert(now_ms));
+        if builds && since(&mut self.building_ms) >= TRIAL_READY_MS {
+            return Some(format!("not ready within {TRIAL_READY_MS} ms"));
+        }
+        let late = since(&mut self.waiting_ms) >= TRIAL_PREPARE_MS;
+        late.then(|| format!("its agent could not begin to build it within {TRIAL_PREPARE_MS} ms"))
     }
 }
 
@@ -59,21 +76,21 @@ impl Desk<'_> {
         let Some(upgrade) = &framework.upgrade else { return };
         let Some(instance) = self.leader.instances.get_mut(&id) else { return };
         let care = &mut instance.care;
-        if instance.ready || !answers {
-            care.waiting_ms = None;
-        }
-        let late = answers && !instance.ready && {
-            now_ms.saturating_sub(*care.waiting_ms.get_or_insert(now_ms)) >= TRIAL_READY_MS
+        let late = if instance.ready || !answers {
+            (care.waiting_ms, care.building_ms) = (None, None);
+            None
+        } else {
+            care.too_late(instance.fetched, now_ms)
         };
         let turns = framework.next_turn().0.saturating_sub(upgrade.first_turn.0);
         let reason = if let Some(failed) = &care.failed {
             failed.clone()
         } else if upgrade.migrating && turns >= MIGRATION_TURNS_MAX {
             format!("the migration took {MIGRATION_TURNS_MAX} turns and was not done")
-        } else if late {
+        } else if let Some(late) = late {
             match instance.last_error.as_ref().filter(|_| instance.failed) {
-                Some(error) => format!("not ready within {TRIAL_READY_MS} ms: {error}"),
-                None => format!("not ready within {TRIAL_READY_MS} ms"),
+                Some(error) => format!("{late}: {error}"),
+                None => late,
             }
         } else {
             return;

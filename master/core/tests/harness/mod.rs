@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use tessera_master_core::testing::MemRows;
 use tessera_master_core::{Config, Core, Effect, Now, Output, Principal, Request, StateVersions, World};
-use tessera_types::{Consumed, Digest, FrameworkId, HttpRequest, TaskSpec};
+use tessera_types::{AgentId, Consumed, Digest, Epoch, FrameworkId, HttpRequest, TaskSpec};
 use tessera_wire::v1::{self, agent_message::Message as In};
 
 /// Everything that a script acts on.
@@ -146,6 +146,7 @@ impl Cluster {
             }
             "ready" => self.ready(&words),
             "failed" => self.failed(&words),
+            "fetch" => self.fetch(&words),
             "turn" => self.turn(rest),
             "turns" => self.turns(rest),
             "repeat-turn" => self.repeat_turn(&words),
@@ -445,6 +446,16 @@ impl Cluster {
             next_turn: u64::try_from(words.number("next", next)).expect("positive"),
         };
         self.from_agent(&agent, In::InstanceReady(ready));
+    }
+
+    /// The host of a framework has its component compiled, and asks for its state.
+    fn fetch(&mut self, words: &Words<'_>) {
+        let (agent, key) = self.instance(words);
+        let session = self.agents.get(&agent).expect("an agent").session;
+        let agent = agent.trim_start_matches('n').parse().expect("a number");
+        let (framework, epoch) = (FrameworkId(key.framework), Epoch(key.epoch));
+        let fetched = self.core.state_fetch(AgentId(agent), session, framework, epoch);
+        fetched.expect("it is the host's to fetch");
     }
 
     fn failed(&mut self, words: &Words<'_>) {
