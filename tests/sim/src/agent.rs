@@ -24,6 +24,8 @@ const TICK_US: u64 = 100_000;
 const BEAT_US: u64 = 500_000;
 /// Longest pause before an agent connects again, in us.
 const RECONNECT_MAX_US: u64 = 800_000;
+/// Hints who leads that are followed in a row, as the real agent does.
+const HINTS_MAX: u32 = 4;
 /// Records after which a checkpoint is compacted at the next start.
 const COMPACT_AFTER: usize = 40;
 
@@ -69,6 +71,10 @@ pub(crate) struct Agent {
     waits_for_write: Option<u64>,
     pub(crate) linked: BTreeSet<WorkerKey>,
     pub(crate) conn: Option<ConnId>,
+    /// Masters that are tried next.
+    masters: VecDeque<usize>,
+    /// Hints who leads that were followed in a row.
+    hints: u32,
     pub(crate) registered: bool,
     beat_us: u64,
     pub(crate) fetches: BTreeMap<u64, Fetch>,
@@ -97,6 +103,8 @@ impl Agent {
             waits_for_write: None,
             linked: BTreeSet::new(),
             conn: None,
+            masters: VecDeque::new(),
+            hints: 0,
             registered: false,
             beat_us: 0,
             fetches: BTreeMap::new(),
@@ -350,13 +358,18 @@ impl World {
         if agent.core.is_none() || agent.conn.is_some() {
             return;
         }
-        let there = self.master.node.is_some() && self.net.reachable(now_us, index);
-        if !there {
-            let at_us = now_us + agent.rng.range(50_000, RECONNECT_MAX_US);
+        if agent.masters.is_empty() {
+            agent.masters.extend(0..self.masters.len());
+        }
+        let Some(slot) = agent.masters.pop_front() else { return };
+        let master = &self.masters[slot];
+        if master.node.is_none() || !self.net.reachable(now_us, index, slot) {
+            let most_us = if agent.masters.is_empty() { RECONNECT_MAX_US } else { RECONNECT_MAX_US / 4 };
+            let at_us = now_us + agent.rng.range(10_000, most_us);
             self.queue.at(at_us, Event::Connect { agent: index, life });
             return;
         }
-        let conn = self.net.connect(now_us, index, (life, self.master.life));
+        let conn = self.net.connect(now_us, (index, life), (slot, master.life));
         agent.conn = Some(conn);
         let register = agent.register();
         self.net.up(&mut self.queue, now_us, conn, Up::Register(register));
@@ -389,6 +402,20 @@ impl World {
         }
     }
 
+    /// A master does not lead: the one that it names is next, unless they point at each other.
+    fn agent_is_sent_on(&mut self, index: usize, leader: Option<usize>) {
+        let Some(agent) = self.agents.get_mut(index) else { return };
+        match leader {
+            Some(leader) if agent.hints < HINTS_MAX => {
+                agent.hints += 1;
+                agent.masters.retain(|other| *other != leader);
+                agent.masters.push_front(leader);
+            }
+            _ => agent.hints = 0,
+        }
+        self.agent_hangs_up(index, "this master does not lead");
+    }
+
     pub(crate) fn fetch_failed(&mut self, index: usize, fetch: &Fetch) {
         let key = v1::InstanceKey { framework: fetch.framework, epoch: fetch.epoch };
         self.agent_input(index, |core, now| core.on_state_failed(key, now));
@@ -412,6 +439,7 @@ impl World {
             }
             Down::Control(_) => self.oracle.violate("the master sends an empty message".to_owned()),
             Down::Beat => {}
+            Down::Elsewhere { leader } => self.agent_is_sent_on(index, leader),
             Down::State { serial, chunk, asked } => self.on_state_chunk(index, serial, chunk, asked),
         }
     }
@@ -428,6 +456,7 @@ impl World {
                 let known = agent.number();
                 agent.identity = Some((number, registered.cluster));
                 agent.registered = true;
+                agent.hints = 0;
                 if known.is_some_and(|known| known != number) {
                     self.oracle.violate(format!("agent #{index} gets another number: {number}"));
                 }

@@ -1,7 +1,7 @@
-//! The master's disk: the replica's simulated one, with faults on demand.
+//! A master's disk: the replica's simulated one, with faults on demand.
 //!
-//! Owns: a countdown to a failing sync, and the planted bugs of disks. Invariant: without fault or
-//! mutation it behaves exactly like [`MemDisk`]. Must never decide when a fault happens.
+//! Owns: a countdown to a failing sync, a disk that is full, and the planted bugs of disks. Invariant:
+//! without fault or mutation it behaves exactly like [`MemDisk`]. Must never decide when a fault happens.
 
 use crate::mutation::Mutation;
 use std::cell::RefCell;
@@ -12,14 +12,18 @@ use tessera_replica::{
     StageWriter,
 };
 
-/// Batches with rows that are written before the one whose rows are dropped.
+/// Batches with rows that are written before the one whose rows are dropped, or that is forgotten.
 const ROWS_BEFORE_DROP: u64 = 40;
+/// Of so many synced writes one is not synced, where that is planted.
+const SYNCS_PER_SKIP: u64 = 3;
 
 #[derive(Debug, Default)]
 struct Faults {
     /// Synced writes that still succeed before one fails.
     syncs_before_failure: Option<u64>,
+    full: bool,
     batches_with_rows: u64,
+    syncs: u64,
 }
 
 /// A handle to the disk; clones share it.
@@ -42,6 +46,11 @@ impl FaultyDisk {
         self.faults.borrow_mut().syncs_before_failure = Some(syncs);
     }
 
+    /// Whether every write fails.
+    pub fn set_full(&self, full: bool) {
+        self.faults.borrow_mut().full = full;
+    }
+
     /// Power loss; see [`MemDisk::crash`].
     pub fn crash(&mut self, survivors: usize) {
         self.faults.borrow_mut().syncs_before_failure = None;
@@ -52,6 +61,17 @@ impl FaultyDisk {
     #[must_use]
     pub fn unsynced_batches(&self) -> usize {
         self.disk.unsynced_batches()
+    }
+
+    /// A bit of what is stored turns over; `which` chooses it. Says where.
+    pub fn flip(&mut self, which: u64) -> Option<String> {
+        self.disk.flip(which)
+    }
+
+    /// All rows, for comparing masters.
+    #[must_use]
+    pub fn all_rows(&self) -> Vec<(u8, Vec<u8>, Vec<u8>)> {
+        self.disk.all_rows()
     }
 }
 
@@ -74,12 +94,19 @@ impl RowReader for FaultyDisk {
 impl Disk for FaultyDisk {
     fn write(&mut self, mut batch: DiskBatch, mut durability: Durability) -> Result<(), DiskError> {
         let mut faults = self.faults.borrow_mut();
+        if faults.full {
+            return Err(DiskError::Io { operation: "write", detail: "the disk is full".to_owned() });
+        }
         if !batch.rows.is_empty() {
             faults.batches_with_rows += 1;
-            if self.mutation == Some(Mutation::RowsDropped)
-                && faults.batches_with_rows == ROWS_BEFORE_DROP
-            {
+            let at = faults.batches_with_rows == ROWS_BEFORE_DROP;
+            if self.mutation == Some(Mutation::RowsDropped) && at {
                 batch.rows.clear();
+            }
+            let again = faults.batches_with_rows.is_multiple_of(ROWS_BEFORE_DROP);
+            if self.mutation == Some(Mutation::BatchAppliedTwice) && again {
+                // The rows are there, and the note that they are is not.
+                batch.meta.retain(|(key, _)| *key != MetaKey::Applied);
             }
         }
         if durability == Durability::Synced {
@@ -91,7 +118,11 @@ impl Disk for FaultyDisk {
                 Some(left) => *left -= 1,
                 None => {}
             }
-            if self.mutation == Some(Mutation::SyncedBatchLost) {
+            faults.syncs += 1;
+            let skip = faults.syncs.is_multiple_of(SYNCS_PER_SKIP);
+            if self.mutation == Some(Mutation::SyncedBatchLost)
+                || self.mutation == Some(Mutation::FsyncSkipped) && skip
+            {
                 durability = Durability::Replayable;
             }
         }

@@ -1,35 +1,44 @@
-//! The master's process: the real node on a simulated disk, in place of its loop and its sessions.
+//! A master's process: the real node on a simulated disk, in place of its loop and its sessions.
 //!
 //! Invariants: inputs are taken in batches and settled together a little later, as the real loop does;
 //! a crash forgets everything but the disk; while it is stopped, what arrives waits. Must never change
 //! what goes in or comes out, unless a mutation is planted.
 
+use crate::calls::Answer;
 use crate::disk::FaultyDisk;
 use crate::mutation::Mutation;
 use crate::network::ConnId;
-use crate::queue::{Down, Event, Up};
+use crate::queue::{Down, Event, Letter, Up};
 use crate::rng::Rng;
 use crate::world::World;
 use std::collections::{BTreeMap, VecDeque};
 use tessera_master::node::{Node, Settled};
-use tessera_master_core::{
-    Config, HttpFailure, Now, Output, Principal, Reply, Request, RequestError,
+use tessera_master_core::{Config, Now, Output};
+use tessera_replica::{
+    ClusterId, ElectionTimeout, FatalError, Identity, Limits, MemDisk, ReplicaConfig,
 };
-use tessera_replica::{ClusterId, ElectionTimeout, Identity, Limits, MemDisk, Replica, ReplicaConfig};
-use tessera_types::{AgentId, Epoch, FrameworkId, HttpAnswer, HttpRequest};
-use tessera_wire::v1::{self, agent_message::Message as AgentSays, master_message::Message as MasterSays};
+use tessera_types::{AgentId, Epoch, FrameworkId};
+use tessera_wire::v1::{self, master_message::Message as MasterSays};
 
 /// The wall clock at virtual time zero, in ms: any moment will do.
 const EPOCH_MS: u64 = 1_700_000_000_000;
 /// One tick of the loop, in us.
-const TICK_US: u64 = 50_000;
+pub(crate) const TICK_US: u64 = 50_000;
 /// Inputs taken before what they caused is persisted, as in the real loop.
 const INPUTS_PER_ROUND_MAX: usize = 512;
 /// Entries of a framework's state in one chunk.
 const STATE_PAGE: usize = 7;
+/// How long a master goes on that was told that it is no member, as the real loop does.
+const REMOVED_LINGER_US: u64 = 3_000_000;
 
-fn identity() -> Identity {
-    Identity { cluster: ClusterId([7; 16]), node: 1 }
+/// Whose disk one is.
+pub(crate) const fn identity(node: u64) -> Identity {
+    Identity { cluster: ClusterId([7; 16]), node }
+}
+
+/// What a member says of itself: its slot.
+pub(crate) fn attributes(slot: usize) -> Vec<u8> {
+    format!("m{slot}").into_bytes()
 }
 
 /// Something that waits for the master's loop.
@@ -37,8 +46,8 @@ fn identity() -> Identity {
 pub(crate) enum Inbound {
     Up { conn: ConnId, message: Up },
     Gone { conn: ConnId },
-    Request { request: Request },
-    Http { framework: FrameworkId, request: HttpRequest },
+    Ask { call: u64, forwarded: bool },
+    Raft { letter: Letter },
 }
 
 /// What the crash that is coming spares.
@@ -52,58 +61,81 @@ pub(crate) enum CrashPoint {
     BeforeSend,
 }
 
-/// The process and its disk.
+/// A process and its disk.
 pub(crate) struct Master {
+    /// Its address.
+    pub(crate) slot: usize,
+    /// Its node on this disk; none while it joins.
+    pub(crate) number: Option<u64>,
+    /// Disks that this address has had: names the attempt to join.
+    pub(crate) disks: u8,
     pub(crate) node: Option<Node<FaultyDisk>>,
-    disk: FaultyDisk,
+    pub(crate) disk: FaultyDisk,
+    mutation: Option<Mutation>,
     pub(crate) life: u64,
     started_us: u64,
     pub(crate) paused_until_us: u64,
+    pub(crate) full_until_us: u64,
+    pub(crate) slow_until_us: u64,
     pub(crate) wall_offset_ms: i64,
     inbox: VecDeque<Inbound>,
     take_scheduled: bool,
     settle_scheduled: bool,
     pub(crate) crash_at: Option<CrashPoint>,
+    /// Leaderships of this life and all before.
+    pub(crate) led: u64,
+    leads: bool,
+    told_removed_us: Option<u64>,
     next_number: u64,
-    sessions: BTreeMap<u64, ConnId>,
-    requests: BTreeMap<u64, Request>,
-    https: BTreeMap<u64, FrameworkId>,
+    pub(crate) sessions: BTreeMap<u64, ConnId>,
+    /// Requests by their tickets, reads by their rounds.
+    pub(crate) requests: BTreeMap<u64, u64>,
+    pub(crate) https: BTreeMap<u64, u64>,
+    pub(crate) reads: BTreeMap<u64, u64>,
     pub(crate) config: Config,
-    rng: Rng,
+    pub(crate) rng: Rng,
 }
 
 impl Master {
-    pub(crate) fn new(mut rng: Rng, mutation: Option<Mutation>) -> Result<Self, String> {
-        let mut disk = MemDisk::new();
-        Replica::bootstrap(&mut disk, identity(), Vec::new()).map_err(|error| error.to_string())?;
-        let config = Config {
-            agent_timeout_ms: rng.range(5_000, 9_000),
-            scheduler_grace_ms: rng.range(1_200, 3_000),
-            session_silence_ms: 2_500,
-            offer_timeout_ms: rng.range(1_500, 5_000),
-            http_timeout_ms: 6_000,
-        };
-        Ok(Self {
+    pub(crate) fn new(slot: usize, config: Config, rng: Rng, mutation: Option<Mutation>) -> Self {
+        Self {
+            slot,
+            number: None,
+            disks: 0,
             node: None,
-            disk: FaultyDisk::new(disk, mutation),
+            disk: FaultyDisk::new(MemDisk::new(), mutation),
+            mutation,
             life: 0,
             started_us: 0,
             paused_until_us: 0,
+            full_until_us: 0,
+            slow_until_us: 0,
             wall_offset_ms: 0,
             inbox: VecDeque::new(),
             take_scheduled: false,
             settle_scheduled: false,
             crash_at: None,
-            next_number: 1,
+            led: 0,
+            leads: false,
+            told_removed_us: None,
+            next_number: 0,
             sessions: BTreeMap::new(),
             requests: BTreeMap::new(),
             https: BTreeMap::new(),
+            reads: BTreeMap::new(),
             config,
             rng,
-        })
+        }
     }
 
-    fn number(&mut self) -> u64 {
+    /// Another disk, which belongs to this node of the cluster, or to none yet.
+    pub(crate) fn put_disk(&mut self, disk: MemDisk, number: Option<u64>) {
+        self.disk = FaultyDisk::new(disk, self.mutation);
+        self.disks += 1;
+        self.number = number;
+    }
+
+    pub(crate) fn number(&mut self) -> u64 {
         self.next_number += 1;
         self.next_number
     }
@@ -113,41 +145,41 @@ impl Master {
         Now { wall_ms, mono_ms: now_us.saturating_sub(self.started_us) / 1_000 }
     }
 
-    /// Requests to schedulers that nobody has answered.
-    pub(crate) fn waiting_https(&self) -> usize {
-        self.https.len()
+    /// Whether it serves.
+    pub(crate) fn leads(&self) -> bool {
+        self.node.as_ref().is_some_and(|node| node.core().is_leader())
     }
-}
 
-/// Mutation: a turn whose launches stand alone.
-fn torn_apart(mut message: v1::AgentMessage) -> v1::AgentMessage {
-    if let Some(AgentSays::Turn(turn)) = &mut message.message {
-        for operation in &mut turn.operations {
-            if let Some(v1::operation::Operation::Accept(accept)) = &mut operation.operation {
-                accept.groups.clear();
-                accept.gang = 0;
-            }
-        }
+    /// Whether it looks at anything now.
+    pub(crate) fn runs(&self, now_us: u64) -> bool {
+        self.node.is_some() && now_us >= self.paused_until_us
     }
-    message
+
+    fn forget(&mut self) {
+        self.sessions.clear();
+        self.https.clear();
+        self.reads.clear();
+        self.requests.clear();
+    }
 }
 
 impl World {
-    pub(crate) fn master_start(&mut self) {
+    pub(crate) fn master_start(&mut self, slot: usize) {
         let now_us = self.now_us;
-        let master = &mut self.master;
-        if master.node.is_some() {
-            return;
-        }
+        let master = &mut self.masters[slot];
+        let Some(number) = master.number.filter(|_| master.node.is_none()) else { return };
         let limits = Limits {
             log_compact_after_entries: 120,
             log_keep_entries: 40,
+            // Followers that were away for long need snapshots.
+            log_hold_entries: 60,
+            snapshot_retry_ticks: 100,
             ..Limits::default()
         };
         let replica = ReplicaConfig {
-            election_timeout: ElectionTimeout::Fixed(12),
+            election_timeout: ElectionTimeout::Seeded(self.plan.elections),
             limits,
-            ..ReplicaConfig::new(identity())
+            ..ReplicaConfig::new(identity(number))
         };
         match Node::open(master.config.clone(), replica, master.disk.clone()) {
             Ok(node) => {
@@ -155,22 +187,32 @@ impl World {
                 master.started_us = now_us;
                 master.node = Some(node);
                 master.next_number = 0;
+                master.leads = false;
+                master.told_removed_us = None;
                 let life = master.life;
-                self.journal.line(now_us, &format!("master: life {life} begins"));
-                self.oracle.on_master_open(self.master.node.as_ref());
-                self.queue.at(now_us, Event::MasterTick { life });
+                self.journal.line(now_us, &format!("master {slot}: life {life} of node {number} begins"));
+                self.oracle.on_master_open(slot, self.masters[slot].node.as_ref());
+                self.queue.at(now_us, Event::MasterTick { master: slot, life });
             }
             Err(error) => {
-                self.oracle.violate(format!("after a crash the master's disk is refused: {error}"));
+                let line = format!("master {slot}: its disk is refused: {error}");
+                self.journal.line(now_us, &line);
+                if self.oracle.flipped.remove(&slot) {
+                    // What the refusal says is what the operator does.
+                    self.master_loses_disk(slot);
+                } else {
+                    self.oracle.violate(format!("after a crash a master's disk is refused: {error}"));
+                }
             }
         }
     }
 
-    pub(crate) fn master_crash(&mut self) {
+    /// The process ends; says whether there was one.
+    pub(crate) fn master_ends(&mut self, slot: usize) -> bool {
         let now_us = self.now_us;
-        let master = &mut self.master;
+        let master = &mut self.masters[slot];
         if master.node.take().is_none() {
-            return;
+            return false;
         }
         let survivors = master.rng.index(master.disk.unsynced_batches() + 1);
         master.disk.crash(survivors);
@@ -179,208 +221,182 @@ impl World {
         master.settle_scheduled = false;
         master.crash_at = None;
         master.paused_until_us = 0;
-        master.sessions.clear();
-        master.requests.clear();
-        master.https.clear();
-        let back_us = now_us + master.rng.range(50_000, 2_500_000);
-        self.journal.line(now_us, "master: crashes");
-        self.user.on_master_crash();
-        self.queue.at(back_us, Event::MasterStart);
-        let ended: Vec<ConnId> =
-            self.net.conns.iter().filter(|(_, conn)| conn.master_open).map(|(id, _)| *id).collect();
+        master.forget();
+        let ended: Vec<ConnId> = self
+            .net
+            .conns
+            .iter()
+            .filter(|(_, conn)| conn.master == slot && conn.master_open)
+            .map(|(id, _)| *id)
+            .collect();
         for id in ended {
             self.net.close_by_master(&mut self.queue, now_us, id);
         }
+        true
     }
 
-    /// Something arrives at the master's process.
-    pub(crate) fn master_inbound(&mut self, inbound: Inbound) {
-        if self.master.node.is_none() {
+    pub(crate) fn master_crash(&mut self, slot: usize) {
+        let now_us = self.now_us;
+        if self.master_ends(slot) {
+            let back_us = now_us + self.masters[slot].rng.range(50_000, 2_500_000);
+            self.journal.line(now_us, &format!("master {slot}: crashes"));
+            self.queue.at(back_us, Event::MasterStart { master: slot });
+        }
+    }
+
+    /// Something arrives at a master's process.
+    pub(crate) fn master_inbound(&mut self, slot: usize, inbound: Inbound) {
+        if self.masters[slot].node.is_none() {
             return;
         }
         if let Inbound::Up { conn, message: Up::Control(message) } = &inbound {
             self.plant_at_arrival(*conn, message.clone());
         }
-        self.master.inbox.push_back(inbound);
-        if !self.master.take_scheduled {
-            self.master.take_scheduled = true;
-            let at_us = self.now_us.max(self.master.paused_until_us) + self.master.rng.range(5, 300);
-            self.queue.at(at_us, Event::MasterTake { life: self.master.life });
+        let master = &mut self.masters[slot];
+        master.inbox.push_back(inbound);
+        if !master.take_scheduled {
+            master.take_scheduled = true;
+            let at_us = self.now_us.max(master.paused_until_us) + master.rng.range(5, 300);
+            self.queue.at(at_us, Event::MasterTake { master: slot, life: master.life });
         }
     }
 
-    /// Mutations: answers that leave before anything is committed.
-    fn plant_at_arrival(&mut self, conn: ConnId, message: v1::AgentMessage) {
-        let now_us = self.now_us;
-        let answer = match (self.mutation, message.message) {
-            (Some(Mutation::StatusesAcknowledgedEarly), Some(AgentSays::Statuses(statuses))) => {
-                let acks = statuses.updates.into_iter().map(|update| v1::StatusAck {
-                    framework: update.framework,
-                    task: update.status.unwrap_or_default().task,
-                    sequence: update.sequence,
-                });
-                MasterSays::StatusAcks(v1::StatusAcks { acks: acks.collect() })
-            }
-            (Some(Mutation::TurnAnsweredEarly), Some(AgentSays::Turn(turn))) => {
-                if turn.writes.is_empty() {
-                    return;
-                }
-                let key = v1::InstanceKey { framework: turn.framework, epoch: turn.epoch };
-                let outcome = v1::turn_outcome::Outcome::Next(turn.number + 1);
-                MasterSays::TurnResult(v1::TurnResult {
-                    key: Some(key),
-                    number: turn.number,
-                    outcome: Some(v1::TurnOutcome { outcome: Some(outcome) }),
-                })
-            }
-            _ => return,
-        };
-        let down = Down::Control(v1::MasterMessage { message: Some(answer) });
-        self.net.down(&mut self.queue, now_us, conn, down);
-    }
-
-    pub(crate) fn master_take(&mut self, life: u64) {
-        if self.master.life != life || self.master.node.is_none() {
+    pub(crate) fn master_take(&mut self, slot: usize, life: u64) {
+        let master = &mut self.masters[slot];
+        if master.life != life || master.node.is_none() {
             return;
         }
-        if self.now_us < self.master.paused_until_us {
-            self.queue.at(self.master.paused_until_us, Event::MasterTake { life });
+        if self.now_us < master.paused_until_us {
+            self.queue.at(master.paused_until_us, Event::MasterTake { master: slot, life });
             return;
         }
-        self.master.take_scheduled = false;
+        master.take_scheduled = false;
         for _ in 0..INPUTS_PER_ROUND_MAX {
-            let Some(inbound) = self.master.inbox.pop_front() else { break };
-            self.master_input(inbound);
+            let Some(inbound) = self.masters[slot].inbox.pop_front() else { break };
+            self.master_input(slot, inbound);
+            if self.masters[slot].node.is_none() {
+                return;
+            }
         }
-        self.settle_soon();
+        self.settle_soon(slot);
     }
 
-    fn settle_soon(&mut self) {
-        if self.master.settle_scheduled {
+    pub(crate) fn settle_soon(&mut self, slot: usize) {
+        let now_us = self.now_us;
+        let master = &mut self.masters[slot];
+        if master.settle_scheduled {
             return;
         }
-        self.master.settle_scheduled = true;
+        master.settle_scheduled = true;
         // The time of an fsync, which is sometimes slow.
-        let slow = self.master.rng.chance(4);
-        let latency_us = self.master.rng.range(100, if slow { 60_000 } else { 4_000 });
-        self.queue.at(self.now_us + latency_us, Event::MasterSettle { life: self.master.life });
+        let slow = master.rng.chance(4);
+        let most_us = match master.slow_until_us > now_us {
+            true => 1_000_000,
+            false if slow => 60_000,
+            false => 4_000,
+        };
+        let latency_us = master.rng.range(100, most_us);
+        self.queue.at(now_us + latency_us, Event::MasterSettle { master: slot, life: master.life });
     }
 
-    pub(crate) fn master_tick(&mut self, life: u64) {
-        if self.master.life != life || self.master.node.is_none() {
+    pub(crate) fn master_tick(&mut self, slot: usize, life: u64) {
+        let now_us = self.now_us;
+        let master = &mut self.masters[slot];
+        if master.life != life || master.node.is_none() {
             return;
         }
-        let next_us = self.now_us.max(self.master.paused_until_us) + TICK_US;
-        self.queue.at(next_us, Event::MasterTick { life });
-        if self.now_us < self.master.paused_until_us {
+        let next_us = now_us.max(master.paused_until_us) + TICK_US;
+        self.queue.at(next_us, Event::MasterTick { master: slot, life });
+        if now_us < master.paused_until_us {
             return;
         }
-        let now = self.master.now(self.now_us);
-        if let Some(node) = &mut self.master.node {
+        if master.told_removed_us.is_some_and(|told| now_us > told + REMOVED_LINGER_US) {
+            return self.master_is_removed(slot);
+        }
+        let now = master.now(now_us);
+        if let Some(node) = &mut master.node {
             node.tick();
             node.input(|core| core.on_tick(now));
         }
-        self.settle_soon();
+        self.settle_soon(slot);
     }
 
-    fn master_input(&mut self, inbound: Inbound) {
-        let now = self.master.now(self.now_us);
+    /// It is no member any more, and joins anew.
+    fn master_is_removed(&mut self, slot: usize) {
+        self.journal.line(self.now_us, &format!("master {slot}: was removed"));
+        self.master_ends(slot);
+        self.master_loses_disk(slot);
+    }
+
+    fn master_input(&mut self, slot: usize, inbound: Inbound) {
+        let now = self.masters[slot].now(self.now_us);
         match inbound {
-            Inbound::Up { conn, message } => self.master_up(conn, message, now),
+            Inbound::Up { conn, message } => self.master_up(slot, conn, message, now),
             Inbound::Gone { conn } => {
                 let open = self.net.conns.get_mut(&conn).filter(|conn| conn.master_open);
                 let Some(open) = open else { return };
                 open.master_open = false;
                 if let Some(session) = open.session {
-                    self.master.sessions.remove(&session);
-                    self.feed(|core| core.on_session_closed(session, now));
+                    self.masters[slot].sessions.remove(&session);
+                    self.feed(slot, |core| core.on_session_closed(session, now));
                 }
             }
-            Inbound::Request { request } => {
-                let ticket = self.master.number();
-                self.master.requests.insert(ticket, request.clone());
-                let principal = Principal::administrator();
-                self.feed(|core| core.on_request(ticket, &principal, request, now));
-            }
-            Inbound::Http { framework, request } => {
-                let ticket = self.master.number();
-                self.master.https.insert(ticket, framework);
-                let principal = Principal::administrator();
-                if let Some(node) = &mut self.master.node {
-                    node.input_with_rows(|core, rows| {
-                        core.on_http(ticket, &principal, framework, request, rows, now)
-                    });
-                }
-            }
+            Inbound::Ask { call, forwarded } => self.master_asked(slot, call, forwarded, now),
+            Inbound::Raft { letter } => self.master_steps(slot, &letter),
         }
     }
 
-    fn feed(&mut self, input: impl FnOnce(&mut tessera_master_core::Core) -> Vec<Output>) {
-        if let Some(node) = &mut self.master.node {
+    pub(crate) fn feed(
+        &mut self,
+        slot: usize,
+        input: impl FnOnce(&mut tessera_master_core::Core) -> Vec<Output>,
+    ) {
+        if let Some(node) = &mut self.masters[slot].node {
             node.input(input);
         }
     }
 
-    fn master_up(&mut self, id: ConnId, message: Up, now: Now) {
+    fn master_up(&mut self, slot: usize, id: ConnId, message: Up, now: Now) {
         let Some(conn) = self.net.conns.get_mut(&id).filter(|conn| conn.master_open) else { return };
         match (message, conn.session) {
+            (Up::Register(_), None) if !self.masters[slot].leads() => {
+                let leader = self.leader_known_to(slot);
+                let down = Down::Elsewhere { leader };
+                self.net.down(&mut self.queue, self.now_us, id, down);
+                self.net.close_by_master(&mut self.queue, self.now_us, id);
+            }
             (Up::Register(register), None) => {
-                let session = self.master.number();
+                let session = self.masters[slot].number();
                 conn.session = Some(session);
-                let line = format!("master: session {session} opens for agent #{}", conn.agent);
+                let line = format!("master {slot}: session {session} opens for agent #{}", conn.agent);
                 self.journal.line(self.now_us, &line);
-                self.master.sessions.insert(session, id);
-                self.feed(|core| core.on_session_open(session, register, now));
+                self.masters[slot].sessions.insert(session, id);
+                self.feed(slot, |core| core.on_session_open(session, register, now));
             }
             (Up::Control(message), Some(session)) => {
-                if self.master.sessions.contains_key(&session) {
-                    let (session, message) = self.plant_at_input(session, message);
-                    self.feed(|core| core.on_agent_message(session, message, now));
+                if self.masters[slot].sessions.contains_key(&session) {
+                    let (session, message) = self.plant_at_input(slot, session, message);
+                    self.feed(slot, |core| core.on_agent_message(session, message, now));
                 }
             }
             (Up::Beat, Some(session)) => {
-                self.feed(|core| {
+                self.feed(slot, |core| {
                     core.on_beat(session, now);
                     Vec::new()
                 });
                 self.net.down(&mut self.queue, self.now_us, id, Down::Beat);
             }
             (Up::Fetch { framework, epoch, serial, after, next_turn }, Some(session)) => {
-                self.master_fetch(id, session, (framework, epoch, serial), after, next_turn);
+                self.master_fetch(slot, id, session, (framework, epoch, serial), after, next_turn);
             }
             _ => {}
         }
     }
 
-    /// Mutation: a turn of a fenced instance is taken for one of the instance that took its place.
-    fn plant_at_input(&self, session: u64, message: v1::AgentMessage) -> (u64, v1::AgentMessage) {
-        let unchanged = (session, message.clone());
-        if self.mutation == Some(Mutation::UnitsTornApart) {
-            return (session, torn_apart(message));
-        }
-        if self.mutation != Some(Mutation::StaleEpochRelabelled) {
-            return unchanged;
-        }
-        let (Some(AgentSays::Turn(mut turn)), Some(node)) = (message.message, &self.master.node) else {
-            return unchanged;
-        };
-        let view = node.core().framework(FrameworkId(turn.framework));
-        let Some(view) = view.filter(|view| view.epoch.0 > turn.epoch) else { return unchanged };
-        let host = view.agent.and_then(|agent| {
-            let hosts = |conn: &&ConnId| {
-                self.net.conns.get(conn).is_some_and(|c| self.agent_number(c.agent) == Some(agent))
-            };
-            self.master.sessions.iter().find(|(_, conn)| hosts(conn)).map(|(session, _)| *session)
-        });
-        let Some(host) = host else { return unchanged };
-        turn.epoch = view.epoch.0;
-        turn.number = view.last_turn.0 + 1;
-        (host, v1::AgentMessage { message: Some(AgentSays::Turn(turn)) })
-    }
-
     /// The bulk lane: one page of a framework's state, or the end of it.
     fn master_fetch(
         &mut self,
+        slot: usize,
         id: ConnId,
         session: u64,
         (framework, epoch, serial): (u64, u64, u64),
@@ -390,7 +406,7 @@ impl World {
         let Some(agent) = self.net.conns.get(&id).and_then(|c| self.agent_number(c.agent)) else {
             return;
         };
-        let Some(node) = &mut self.master.node else { return };
+        let Some(node) = &mut self.masters[slot].node else { return };
         let mut fetched = None;
         node.input(|core| {
             fetched = Some(core.state_fetch(agent, session, FrameworkId(framework), Epoch(epoch)));
@@ -413,57 +429,97 @@ impl World {
         self.net.down(&mut self.queue, self.now_us, id, down);
     }
 
-    pub(crate) fn master_settle(&mut self, life: u64) {
-        if self.master.life != life || self.master.node.is_none() {
+    pub(crate) fn master_settle(&mut self, slot: usize, life: u64) {
+        let now_us = self.now_us;
+        let master = &mut self.masters[slot];
+        if master.life != life || master.node.is_none() {
             return;
         }
-        if self.now_us < self.master.paused_until_us {
-            self.queue.at(self.master.paused_until_us, Event::MasterSettle { life });
+        if now_us < master.paused_until_us {
+            self.queue.at(master.paused_until_us, Event::MasterSettle { master: slot, life });
             return;
         }
-        self.master.settle_scheduled = false;
-        match self.master.crash_at {
-            Some(CrashPoint::BeforeSettle) => return self.master_crash(),
-            Some(CrashPoint::InSync) => self.master.disk.fail_sync_after(self.master.rng.below(3)),
+        master.settle_scheduled = false;
+        match master.crash_at {
+            Some(CrashPoint::BeforeSettle) => return self.master_crash(slot),
+            Some(CrashPoint::InSync) => master.disk.fail_sync_after(master.rng.below(3)),
             Some(CrashPoint::BeforeSend) | None => {}
         }
-        let now = self.master.now(self.now_us);
-        let Some(node) = &mut self.master.node else { return };
-        match node.settle(now) {
+        master.disk.set_full(master.full_until_us > now_us);
+        let now = master.now(now_us);
+        let Some(node) = &mut master.node else { return };
+        // What leaves before the disk fails has left.
+        let mut messages = Vec::new();
+        let result = node.settle_sending(now, &mut |to, bytes| messages.push((to, bytes)));
+        let crashes = self.masters[slot].crash_at == Some(CrashPoint::BeforeSend);
+        if !crashes {
+            self.post(slot, messages);
+        }
+        match result {
+            Err(FatalError::Removed { .. }) => self.master_is_removed(slot),
             Err(error) => {
-                let line = format!("master: the replica stops: {error}");
-                self.journal.line(self.now_us, &line);
-                self.master_crash();
+                let line = format!("master {slot}: the replica stops: {error}");
+                self.journal.line(now_us, &line);
+                if !matches!(error, FatalError::Disk(_)) {
+                    self.oracle.violate(format!("master {slot} stops: {error}"));
+                }
+                self.master_crash(slot);
             }
             Ok(settled) => {
-                let checked = self.oracle.on_settled(self.now_us, self.master.node.as_ref(), &settled);
+                let master = &self.masters[slot];
+                let checked = self.oracle.on_settled(master, &settled);
                 for line in checked {
-                    self.journal.line(self.now_us, &line);
+                    self.journal.line(now_us, &line);
                 }
-                if self.master.crash_at == Some(CrashPoint::BeforeSend) {
-                    return self.master_crash();
+                if crashes {
+                    return self.master_crash(slot);
                 }
-                self.master_perform(settled);
+                self.master_perform(slot, settled);
             }
         }
     }
 
-    fn master_perform(&mut self, settled: Settled) {
+    fn master_perform(&mut self, slot: usize, settled: Settled) {
         if settled.more {
-            self.settle_soon();
+            self.settle_soon(slot);
         }
+        self.send_snapshots(slot, settled.snapshots);
+        for (id, done) in settled.changes {
+            let what = if done { "is made" } else { "is lost" };
+            self.journal.line(self.now_us, &format!("master {slot}: change {id} of the members {what}"));
+        }
+        for round in settled.reads {
+            if let Some(call) = self.masters[slot].reads.remove(&round) {
+                self.serve_read(slot, call);
+            }
+        }
+        for round in settled.reads_dropped {
+            if let Some(call) = self.masters[slot].reads.remove(&round) {
+                self.answer(call, Answer::NoLeader);
+            }
+        }
+        self.note_leadership(slot, settled.stepped_down);
         for output in settled.outputs {
             match output {
-                Output::SendAgent { session, message } => self.master_send(session, message),
+                Output::SendAgent { session, message } => self.master_send(slot, session, message),
                 Output::CloseSession { session, reason } => {
-                    let line = format!("master: closes session {session}: {reason}");
+                    let line = format!("master {slot}: closes session {session}: {reason}");
                     self.journal.line(self.now_us, &line);
-                    self.master_close(session);
+                    self.master_close(slot, session);
                 }
-                Output::Answer { ticket, answer } => self.on_answer(ticket, answer),
-                Output::Reply { ticket, result } => self.on_reply(ticket, result),
+                Output::Answer { ticket, answer } => match self.masters[slot].https.remove(&ticket) {
+                    Some(call) => self.answer(call, Answer::Http(answer)),
+                    // It was let go with all others.
+                    None if settled.stepped_down => {}
+                    None => self.oracle.violate(format!("an answer of a scheduler to nobody: {answer:?}")),
+                },
+                Output::Reply { ticket, result } => match self.masters[slot].requests.remove(&ticket) {
+                    Some(call) => self.answer(call, Answer::Reply(result)),
+                    None if settled.stepped_down => {}
+                    None => self.oracle.violate(format!("a reply to nobody: {result:?}")),
+                },
                 Output::Report { text } => {
-                    self.journal.line(self.now_us, &format!("master: reports {text}"));
+                    self.journal.line(self.now_us, &format!("master {slot}: reports {text}"));
                 }
                 Output::Propose(_) | Output::ReadIndex { .. } => {
                     self.oracle.violate("the node hands on what it should have done".to_owned());
@@ -472,50 +528,85 @@ impl World {
         }
     }
 
-    fn master_send(&mut self, session: u64, message: v1::MasterMessage) {
-        let Some(id) = self.master.sessions.get(&session).copied() else { return };
-        if let (Some(MasterSays::Desired(desired)), Some(conn)) =
-            (&message.message, self.net.conns.get(&id))
-        {
-            self.oracle.on_desired_sent(conn.agent, desired.generation);
+    /// Who stops leading lets everybody go.
+    fn note_leadership(&mut self, slot: usize, stepped_down: bool) {
+        let now_us = self.now_us;
+        if stepped_down {
+            let master = &mut self.masters[slot];
+            master.leads = false;
+            let conns: Vec<ConnId> = master.sessions.values().copied().collect();
+            let calls = [&master.requests, &master.https, &master.reads];
+            let calls: Vec<u64> = calls.into_iter().flat_map(|map| map.values().copied()).collect();
+            master.forget();
+            self.journal.line(now_us, &format!("master {slot}: does not lead any more"));
+            for conn in conns {
+                self.net.close_by_master(&mut self.queue, now_us, conn);
+            }
+            for call in calls {
+                self.answer(call, Answer::NoLeader);
+            }
+        }
+        let master = &mut self.masters[slot];
+        if !master.leads && master.leads() {
+            master.leads = true;
+            master.led += 1;
+            self.plan.leaderships += 1;
+            let term = master.node.as_ref().map_or(0, |node| node.status().term);
+            self.journal.line(now_us, &format!("master {slot}: leads in term {term}"));
+        }
+    }
+
+    fn master_send(&mut self, slot: usize, session: u64, message: v1::MasterMessage) {
+        let Some(id) = self.masters[slot].sessions.get(&session).copied() else { return };
+        let message = self.plant_at_output(message);
+        let term = self.masters[slot].node.as_ref().map_or(0, |node| node.status().term);
+        match (&message.message, self.net.conns.get(&id)) {
+            (Some(MasterSays::Desired(desired)), Some(conn)) => {
+                self.oracle.on_desired_sent(conn.agent, term, desired.generation);
+            }
+            (Some(MasterSays::Batch(batch)), Some(_)) => self.oracle.on_batch_sent(batch),
+            _ => {}
         }
         self.net.down(&mut self.queue, self.now_us, id, Down::Control(message));
     }
 
-    fn master_close(&mut self, session: u64) {
-        if let Some(id) = self.master.sessions.remove(&session) {
+    fn master_close(&mut self, slot: usize, session: u64) {
+        if let Some(id) = self.masters[slot].sessions.remove(&session) {
             self.net.close_by_master(&mut self.queue, self.now_us, id);
-            let now = self.master.now(self.now_us);
-            self.feed(|core| core.on_session_closed(session, now));
-            self.settle_soon();
+            let now = self.masters[slot].now(self.now_us);
+            self.feed(slot, |core| core.on_session_closed(session, now));
+            self.settle_soon(slot);
         }
     }
 
-    fn on_answer(&mut self, ticket: u64, answer: Result<HttpAnswer, HttpFailure>) {
-        if self.master.https.remove(&ticket).is_none() {
-            self.oracle.violate(format!("a request to a scheduler was answered twice: {answer:?}"));
-            return;
+    /// Another master told this node that it is no member.
+    pub(crate) fn master_told_removed(&mut self, slot: usize, node: u64) {
+        let now_us = self.now_us;
+        let master = &mut self.masters[slot];
+        if master.number == Some(node) && master.node.is_some() {
+            master.told_removed_us.get_or_insert(now_us);
         }
-        let line = match answer {
-            Ok(answer) => format!("user: a scheduler answers {}", answer.status),
-            Err(failure) => format!("user: no answer of a scheduler: {failure}"),
-        };
-        self.journal.line(self.now_us, &line);
     }
 
-    fn on_reply(&mut self, ticket: u64, result: Result<Reply, RequestError>) {
-        match self.master.requests.remove(&ticket) {
-            Some(request) => self.user.on_reply(&request, &result),
-            None => self.oracle.violate(format!("a request was answered twice: {result:?}")),
-        }
-        let line = match result {
-            Ok(reply) => format!("user: done: {reply:?}"),
-            Err(error) => format!("user: refused: {error}"),
-        };
-        self.journal.line(self.now_us, &line);
+    /// The slot of the leader that a master knows of, unless it is itself.
+    pub(crate) fn leader_known_to(&self, slot: usize) -> Option<usize> {
+        let leader = self.masters[slot].node.as_ref()?.leader()?;
+        self.slot_of(leader).filter(|leader| *leader != slot)
     }
 
-    /// The number that the master gave an agent of the simulation.
+    /// The master that leads in the newest term, if one does.
+    pub(crate) fn leader(&self) -> Option<usize> {
+        let leads = self.masters.iter().filter(|master| master.leads());
+        let term = |master: &&Master| master.node.as_ref().map_or(0, |node| node.status().term);
+        leads.max_by_key(term).map(|master| master.slot)
+    }
+
+    /// The node of the leader, if there is one.
+    pub(crate) fn leading(&self) -> Option<&Node<FaultyDisk>> {
+        self.masters[self.leader()?].node.as_ref()
+    }
+
+    /// The number that the cluster gave an agent of the simulation.
     pub(crate) fn agent_number(&self, agent: usize) -> Option<AgentId> {
         self.agents.get(agent).and_then(|agent| agent.number())
     }

@@ -59,6 +59,24 @@ mutations! {
     MessagesDoubled = "messages-doubled",
     /// Whoever sees a scheduler quarantined ends its tasks.
     QuarantineEndsTasks = "quarantine-ends-tasks",
+    /// Some synced writes of a master's disk are not synced.
+    FsyncSkipped = "fsync-skipped",
+    /// A user is told that a request is done when it has only arrived.
+    AcknowledgedBeforeCommit = "acknowledged-before-commit",
+    /// A master answers reads without asking the others whether it still leads.
+    ReadWithoutIndex = "read-without-index",
+    /// After a failover instances are started under the epoch before theirs.
+    EpochReused = "epoch-reused",
+    /// After a failover nobody remembers who wants no offers.
+    SuppressForgotten = "suppress-forgotten",
+    /// What a batch of entries changed is kept, and that it was applied is not.
+    BatchAppliedTwice = "batch-applied-twice",
+    /// An agent that comes back is not told which of its tasks are to end.
+    KillIntentDropped = "kill-intent-dropped",
+    /// A request is repeated as if it were another one.
+    RepeatedWithoutKey = "repeated-without-key",
+    /// A member that lost its disk comes back under its old number.
+    NodeReused = "node-reused",
 }
 
 impl fmt::Display for Mutation {

@@ -1,13 +1,14 @@
-//! Connections between agents and the master.
+//! Connections between agents and masters, and the ways among masters.
 //!
 //! Invariants, which are those of a gRPC stream: within one connection and direction messages arrive in
 //! order and none is missing, until the connection breaks; then what is under way is lost, and the two
 //! ends learn of it at different times, or not at all before their own time-outs. Between connections
-//! nothing is ordered. Must never look into a message.
+//! nothing is ordered. Messages among masters may be lost, doubled, late and out of order. Must never look
+//! into a message.
 
 use crate::queue::{Down, Event, Queue, Up};
 use crate::rng::Rng;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Names a connection for good.
 pub(crate) type ConnId = u64;
@@ -20,6 +21,7 @@ pub(crate) const SILENCE_US: u64 = 2_500_000;
 pub(crate) struct Conn {
     pub(crate) agent: usize,
     pub(crate) agent_life: u64,
+    pub(crate) master: usize,
     pub(crate) master_life: u64,
     /// Number of the session at the master.
     pub(crate) session: Option<u64>,
@@ -41,8 +43,14 @@ pub(crate) struct Network {
     rng: Rng,
     /// Largest ordinary delay of a message, in us.
     pub(crate) delay_us: u64,
-    /// Agents that cannot reach the master until then.
-    pub(crate) partitioned_until_us: BTreeMap<usize, u64>,
+    /// Agents that cannot reach a master until then.
+    parted_until_us: BTreeMap<(usize, usize), u64>,
+    /// Masters whose messages do not reach another one until then.
+    cut_until_us: BTreeMap<(usize, usize), u64>,
+    /// Of 100 messages among masters so many are lost.
+    pub(crate) loss: u64,
+    /// Of 100 messages among masters so many come twice.
+    pub(crate) doubles: u64,
 }
 
 impl Network {
@@ -52,17 +60,26 @@ impl Network {
             next: 0,
             rng,
             delay_us,
-            partitioned_until_us: BTreeMap::new(),
+            parted_until_us: BTreeMap::new(),
+            cut_until_us: BTreeMap::new(),
+            loss: 0,
+            doubles: 0,
         }
     }
 
     /// A new connection.
-    pub(crate) fn connect(&mut self, now_us: u64, agent: usize, lives: (u64, u64)) -> ConnId {
+    pub(crate) fn connect(
+        &mut self,
+        now_us: u64,
+        (agent, agent_life): (usize, u64),
+        (master, master_life): (usize, u64),
+    ) -> ConnId {
         self.next += 1;
         let conn = Conn {
             agent,
-            agent_life: lives.0,
-            master_life: lives.1,
+            agent_life,
+            master,
+            master_life,
             session: None,
             cut_up_us: None,
             cut_down_us: None,
@@ -76,9 +93,52 @@ impl Network {
         self.next
     }
 
-    /// Whether an agent can reach the master.
-    pub(crate) fn reachable(&self, now_us: u64, agent: usize) -> bool {
-        self.partitioned_until_us.get(&agent).is_none_or(|until| *until <= now_us)
+    /// Whether an agent can reach a master.
+    pub(crate) fn reachable(&self, now_us: u64, agent: usize, master: usize) -> bool {
+        self.parted_until_us.get(&(agent, master)).is_none_or(|until| *until <= now_us)
+    }
+
+    /// Agents and masters do not reach each other for a while: what they have is cut silently.
+    pub(crate) fn part(&mut self, queue: &mut Queue, now_us: u64, pairs: &BTreeSet<(usize, usize)>, until_us: u64) {
+        for pair in pairs {
+            self.parted_until_us.insert(*pair, until_us);
+        }
+        for id in self.alive() {
+            if self.conns.get(&id).is_some_and(|conn| pairs.contains(&(conn.agent, conn.master))) {
+                self.cut(queue, now_us, id, true);
+            }
+        }
+    }
+
+    /// What one master says does not reach another one for a while.
+    pub(crate) fn cut_masters(&mut self, from: usize, to: usize, until_us: u64) {
+        self.cut_until_us.insert((from, to), until_us);
+    }
+
+    /// Whether what one master says reaches another one now.
+    pub(crate) fn hears(&self, now_us: u64, from: usize, to: usize) -> bool {
+        self.cut_until_us.get(&(from, to)).is_none_or(|until| *until <= now_us)
+    }
+
+    /// When the copies of a message between two masters arrive; none if it is lost.
+    pub(crate) fn between(&mut self, now_us: u64, from: usize, to: usize) -> Vec<u64> {
+        if !self.hears(now_us, from, to) || self.rng.chance(self.loss) {
+            return Vec::new();
+        }
+        let copies = 1 + u64::from(self.rng.chance(self.doubles));
+        (0..copies).map(|_| now_us + self.delay()).collect()
+    }
+
+    /// When a message that is not lost arrives.
+    pub(crate) fn soon(&mut self, now_us: u64) -> u64 {
+        now_us + self.delay()
+    }
+
+    /// The weather is good again.
+    pub(crate) fn heal(&mut self) {
+        self.parted_until_us.clear();
+        self.cut_until_us.clear();
+        (self.loss, self.doubles) = (0, 0);
     }
 
     fn delay(&mut self) -> u64 {

@@ -7,6 +7,8 @@
 use crate::agent::Agent;
 use crate::disk::FaultyDisk;
 use crate::executor::{CHILD_PREFIX, Name};
+use crate::group::Group;
+use crate::master::Master;
 use crate::model;
 use std::collections::{BTreeMap, BTreeSet};
 use tessera_master::node::{Node, Settled};
@@ -53,6 +55,8 @@ struct Shadow {
     /// Turns that were given up with an upgrade.
     given_up: u64,
     config_seen: u64,
+    /// Since this turn it wants no offers.
+    suppressed: Option<u64>,
     /// Since when it is quarantined.
     quarantined_ms: Option<u64>,
 }
@@ -92,9 +96,11 @@ pub(crate) struct Oracle {
     /// Frameworks that the user wants removed: nobody hears of their turns and tasks any more.
     leaving: BTreeSet<u64>,
     removed: BTreeSet<u64>,
-    generations: BTreeMap<usize, u64>,
-    settled_in_life: bool,
-    last_index: u64,
+    /// Newest term and generation that was sent to each agent.
+    generations: BTreeMap<usize, (u64, u64)>,
+    group: Group,
+    /// Masters of whose disk a bit turned over.
+    pub(crate) flipped: BTreeSet<usize>,
     last_applied: u64,
     events_last: EventId,
     steps: u64,
@@ -352,50 +358,75 @@ impl Oracle {
         self.orphans.extend(lost);
     }
 
-    pub(crate) fn on_desired_sent(&mut self, agent: usize, generation: u64) {
-        let before = self.generations.insert(agent, generation).unwrap_or(0);
-        self.ensure(generation > before, || {
-            format!("generations fall: {generation} after {before} for agent #{agent}")
+    pub(crate) fn on_desired_sent(&mut self, agent: usize, term: u64, generation: u64) {
+        let before = self.generations.get(&agent).copied().unwrap_or_default();
+        if term < before.0 {
+            // It does not know yet that another one leads.
+            return;
+        }
+        self.generations.insert(agent, (term, generation));
+        self.ensure(generation > before.1, || {
+            format!("generations fall: {generation} after {} for agent #{agent}", before.1)
         });
     }
 
-    pub(crate) fn on_master_open(&mut self, node: Option<&Node<FaultyDisk>>) {
-        self.settled_in_life = false;
-        let Some(node) = node else { return };
-        let status = node.status();
-        let (last, before) = (status.last_index, self.last_index);
-        self.ensure(last >= before, || {
-            format!("the log is shorter after a crash: {last} entries, {before} were durable")
+    /// Events are sent to a scheduler.
+    pub(crate) fn on_batch_sent(&mut self, batch: &v1::Batch) {
+        let framework = batch.key.as_ref().map_or(0, |key| key.framework);
+        let offers = |event: &v1::Event| matches!(event.event, Some(v1::event::Event::Offers(_)));
+        // What was offered before the turn was committed comes with the next batch.
+        let offered = batch.events.iter().any(offers);
+        let shadow = self.frameworks.get(&framework);
+        let unwanted = shadow.and_then(|f| f.suppressed).is_some_and(|turn| batch.number > turn + 1);
+        self.ensure(!offered || !unwanted, || {
+            format!("f{framework} wants no offers, and gets some in batch {}", batch.number)
         });
-        let core = node.core().check();
-        if let Err(what) = core {
+    }
+
+    /// What a framework counted so far, and how many turns were given up with its upgrades.
+    pub(crate) fn counted(&self, framework: u64) -> (u64, u64) {
+        let shadow = self.frameworks.get(&framework);
+        shadow.map_or((0, 0), |f| (f.last_turn - f.given_up.min(f.last_turn), f.given_up))
+    }
+
+    /// A scheduler answered with its count, which was asked for when it stood at least at this.
+    pub(crate) fn on_count(&mut self, framework: u64, body: &[u8], (floor, given_up): (u64, u64)) {
+        let answered = std::str::from_utf8(body).ok().and_then(|text| text.parse::<u64>().ok());
+        let comparable = self.counted(framework).1 == given_up && self.frameworks.contains_key(&framework);
+        self.ensure(!comparable || answered.is_some_and(|count| count >= floor), || {
+            format!("the scheduler of f{framework} answers {answered:?}, and {floor} turns were committed when it was asked")
+        });
+    }
+
+    pub(crate) fn on_master_open(&mut self, slot: usize, node: Option<&Node<FaultyDisk>>) {
+        let Some(node) = node else { return };
+        self.group.on_open(slot);
+        if let Err(what) = node.core().check() {
             self.violate(format!("after a crash: {what}"));
         }
     }
 
-    /// A step of the master is done. Returns lines for the journal.
-    pub(crate) fn on_settled(
-        &mut self,
-        _now_us: u64,
-        node: Option<&Node<FaultyDisk>>,
-        settled: &Settled,
-    ) -> Vec<String> {
-        let Some(node) = node else { return Vec::new() };
+    /// A step of a master is done. Returns lines for the journal.
+    pub(crate) fn on_settled(&mut self, master: &Master, settled: &Settled) -> Vec<String> {
+        let Some(node) = &master.node else { return Vec::new() };
+        let status = node.status();
+        match self.group.on_settled(master.slot, node, &master.disk, &status, self.last_applied) {
+            Ok(true) => {}
+            Ok(false) => return Vec::new(),
+            Err(what) => {
+                self.violate(what);
+                return Vec::new();
+            }
+        }
         let core = node.core();
         if let Err(what) = core.check() {
             self.violate(what);
         }
-        let status = node.status();
         let index = status.applied.index;
-        if index == self.last_applied && self.settled_in_life {
+        if index <= self.last_applied {
             return Vec::new();
         }
-        self.settled_in_life = true;
-        let (before, last) = (self.last_applied, self.last_index);
-        self.ensure(index >= before, || format!("the applied index falls from {before} to {index}"));
-        self.ensure(status.last_index >= last, || "the log's last index falls".to_owned());
         self.last_applied = index;
-        self.last_index = status.last_index;
         let mut lines = Vec::new();
         self.check_events(node, settled, &mut lines);
         self.check_removals(core, &mut lines);
@@ -709,12 +740,25 @@ impl Oracle {
         self.ensure(made.turn.migration.is_none() || alone, || {
             format!("turn {} of f{id} migrates and does something else", view.last_turn)
         });
+        self.note_wishes(id, &made.turn);
         self.check_units(id, &made.turn);
         self.consume(id, &made);
         if let Some(shadow) = self.frameworks.get_mut(&id) {
             shadow.last_turn = view.last_turn.0;
             shadow.state = state;
             shadow.turns.insert(view.last_turn.0, made.turn);
+        }
+    }
+
+    /// Whether it wants offers.
+    fn note_wishes(&mut self, id: u64, turn: &Turn) {
+        let Some(shadow) = self.frameworks.get_mut(&id) else { return };
+        for operation in &turn.operations {
+            match operation {
+                Operation::Suppress => shadow.suppressed = Some(turn.header.number.0),
+                Operation::Revive => shadow.suppressed = None,
+                _ => {}
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 //! Owns every kind of thing that can happen at a moment. Invariants: time never goes back; things of
 //! the same moment happen in the order in which they were scheduled. Must never decide anything.
 
+use crate::calls::Answer;
 use crate::executor::Name;
 use crate::network::ConnId;
 use std::collections::BTreeMap;
@@ -14,14 +15,26 @@ use tessera_wire::v1;
 /// another one it is nothing.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
-    /// The master's process begins.
-    MasterStart,
+    /// A master's process begins.
+    MasterStart { master: usize },
     /// It takes what waits for it.
-    MasterTake { life: u64 },
+    MasterTake { master: usize, life: u64 },
     /// It persists, applies and performs.
-    MasterSettle { life: u64 },
+    MasterSettle { master: usize, life: u64 },
     /// Its tick.
-    MasterTick { life: u64 },
+    MasterTick { master: usize, life: u64 },
+    /// A message among masters arrives; nodes have slots, and may lose them.
+    Raft { letter: Letter },
+    /// A snapshot among masters makes its next step.
+    Snapshot { transfer: u64 },
+    /// Somebody looks after the members.
+    Steward,
+    /// A user's request arrives at a master.
+    Ask { master: usize, call: u64, forwarded: bool },
+    /// The answer to one arrives at the user, or the news that there is none.
+    Answer { call: u64, answer: Box<Answer> },
+    /// A request without an answer is sent again.
+    AskAgain { call: u64, attempt: u64 },
     /// An agent's process begins.
     AgentStart { agent: usize },
     /// An agent's tick.
@@ -56,6 +69,16 @@ pub(crate) enum Event {
     Heal,
 }
 
+/// A message of one master to another.
+#[derive(Clone, Debug)]
+pub(crate) struct Letter {
+    /// Slot and node of the sender.
+    pub(crate) from: (usize, u64),
+    /// Slot and node of the addressee.
+    pub(crate) to: (usize, u64),
+    pub(crate) bytes: Vec<u8>,
+}
+
 /// From agents to the master.
 #[derive(Clone, Debug)]
 pub(crate) enum Up {
@@ -76,6 +99,8 @@ pub(crate) enum Down {
     Control(v1::MasterMessage),
     /// Liveness lane.
     Beat,
+    /// It does not lead; another one may.
+    Elsewhere { leader: Option<usize> },
     /// Bulk lane: a part of a framework's state; the last one has the number of the next turn.
     State { serial: u64, chunk: Option<v1::StateChunk>, asked: Option<u64> },
 }

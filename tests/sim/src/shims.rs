@@ -99,7 +99,7 @@ impl World {
             }
             Action::Forgotten { .. } => {}
             Action::EnsureComponent { digest } => self.later(index, 30_000, Later::Component(digest)),
-            Action::EnsureImage { digest, engine } => {
+            Action::EnsureImage { digest, engine, .. } => {
                 self.later(index, 200_000, Later::Image(digest, engine));
             }
             Action::EnsureWorker { worker } => self.later(index, 60_000, Later::Worker(worker)),
@@ -183,7 +183,9 @@ impl World {
             return Ok(());
         }
         let number = agent.number();
-        let allowed = self.master.node.as_ref().zip(number).is_some_and(|(node, number)| {
+        let master = agent.conn.and_then(|conn| self.net.conns.get(&conn)).map(|conn| conn.master);
+        let node = master.and_then(|master| self.masters[master].node.as_ref());
+        let allowed = node.zip(number).is_some_and(|(node, number)| {
             agent.registered && node.core().may_fetch_component(number, &digest)
         });
         if !allowed {
@@ -487,7 +489,7 @@ impl World {
     }
 
     fn frameworks_of(&self, tenant: &str) -> BTreeSet<u64> {
-        let node = self.master.node.as_ref();
+        let node = self.leading();
         let known = node.map(|node| node.core().frameworks()).unwrap_or_default();
         let here: BTreeSet<u64> =
             known.iter().filter(|f| f.role.tenant() == tenant).map(|f| f.id.0).collect();

@@ -5,26 +5,28 @@
 //! an earlier request whose reply was lost. Must never look into the cluster, but for what it lists.
 
 use crate::builds::Build;
-use crate::master::Inbound;
+use crate::calls::Ask;
 use crate::model::{self, NOTE_KEY};
 use crate::mutation::Mutation;
 use crate::queue::Event;
 use crate::world::World;
 use tessera_master_core::{
-    Keep, Reply, Request, RequestError, StateVersions, TaskFilter, UnreachablePolicy,
+    FrameworkView, Keep, Reply, Request, RequestError, StateVersions, TaskFilter, UnreachablePolicy,
     World as ComponentWorld,
 };
 use tessera_types::{Digest, FrameworkId, HttpRequest};
 
-/// Time after which a request without a reply is made again, in us.
-const REPEAT_US: u64 = 1_500_000;
+/// Requests that one user has under way: more would only wait for each other.
+const OPEN_MAX: usize = 8;
 
 /// What is still to be done.
 #[derive(Debug)]
 pub(crate) struct User {
     steps: Vec<Request>,
-    /// The step at hand was asked for at that time.
-    asked_us: Option<u64>,
+    /// The call by which the step at hand was asked for.
+    asked: Option<u64>,
+    /// The step at hand was refused before; what was asked then may be done late.
+    again: bool,
     /// Frameworks that exist.
     pub(crate) frameworks: u64,
     wanted: u64,
@@ -82,7 +84,8 @@ impl User {
         }
         Self {
             steps,
-            asked_us: None,
+            asked: None,
+            again: false,
             frameworks: 0,
             wanted: frameworks,
             notes: 0,
@@ -105,23 +108,26 @@ impl User {
         self.frameworks >= self.wanted
     }
 
-    pub(crate) const fn on_master_crash(&mut self) {
-        self.asked_us = None;
-    }
-
-    pub(crate) fn on_reply(&mut self, request: &Request, result: &Result<Reply, RequestError>) {
-        if self.steps.last() != Some(request) {
-            return;
+    /// A request was answered. Returns what cannot be.
+    pub(crate) fn on_reply(
+        &mut self,
+        call: u64,
+        request: &Request,
+        result: &Result<Reply, RequestError>,
+    ) -> Option<String> {
+        if self.asked != Some(call) {
+            return None;
         }
-        self.asked_us = None;
-        let done = match result {
-            Ok(_) | Err(RequestError::Conflict { .. }) => true,
-            Err(_) => false,
-        };
-        if done {
-            self.steps.pop();
-            self.frameworks += u64::from(matches!(request, Request::CreateFramework { .. }));
+        self.asked = None;
+        let taken = matches!(result, Err(RequestError::Conflict { .. }));
+        if result.is_err() && !taken {
+            self.again = true;
+            return None;
         }
+        let again = std::mem::take(&mut self.again);
+        self.steps.pop();
+        self.frameworks += u64::from(matches!(request, Request::CreateFramework { .. }));
+        (taken && !again).then(|| format!("what was asked once is said to be there: {request:?}"))
     }
 }
 
@@ -129,9 +135,13 @@ impl User {
 const REMOVE_AFTER_US: u64 = 8_000_000;
 
 impl World {
+    fn change(&mut self, request: Request) {
+        self.ask(Ask::Change(request), None);
+    }
+
     /// The user ends some task of a framework; its scheduler has to see to a replacement.
     fn user_kills(&mut self, framework: FrameworkId) {
-        let Some(node) = &self.master.node else { return };
+        let Some(node) = self.leading() else { return };
         let filter = TaskFilter {
             framework: Some(framework),
             live_only: true,
@@ -145,11 +155,15 @@ impl World {
         self.oracle.on_user_kill(framework.0, &task);
         let grace_ms = self.rng.chance(50).then_some(200);
         let request = Request::KillTask { framework, task, grace_ms };
-        self.master_inbound(Inbound::Request { request });
+        self.change(request);
     }
 
     /// The user changes what a framework runs.
     fn user_changes(&mut self, framework: FrameworkId) {
+        let seen = self.leading().and_then(|node| node.core().framework(framework));
+        if let Some(view) = seen.filter(|_| self.rng.chance(30)) {
+            return self.user_swaps(&view, false);
+        }
         let request = match self.rng.below(20) {
             0..8 => {
                 let component = Build::ALL[self.rng.index(Build::ALL.len())].component();
@@ -165,23 +179,34 @@ impl World {
                 Request::SetConfig { framework, config, expected_version: None, unreachable: None }
             }
         };
-        self.master_inbound(Inbound::Request { request });
+        self.change(request);
+    }
+
+    /// The user replaces a configuration, if it is still the one that was seen.
+    fn user_swaps(&mut self, view: &FrameworkView, traps: bool) {
+        let request = Request::SetConfig {
+            framework: view.id,
+            config: self.user.config(traps),
+            expected_version: Some(view.config_version),
+            unreachable: None,
+        };
+        self.ask(Ask::Change(request), Some(&view.config));
     }
 
     /// The user lets schedulers that were told to trap work again. Returns whether there was one.
     fn user_repairs(&mut self) -> bool {
-        let Some(node) = &self.master.node else { return false };
+        let Some(node) = self.leading() else { return false };
         let held = node.core().frameworks().into_iter().find(|view| {
             let traps = model::tells_to_trap(&view.config);
             !view.removing && (view.quarantine.is_some() || (traps && !self.faults_on))
         });
         let Some(view) = held else { return false };
+        let filter = TaskFilter { framework: Some(view.id), live_only: true, ..TaskFilter::default() };
+        let tasks = node.core().tasks(&filter);
         if self.mutation == Some(Mutation::QuarantineEndsTasks) && self.rng.chance(50) {
-            let filter = TaskFilter { framework: Some(view.id), live_only: true, ..TaskFilter::default() };
-            let tasks = node.core().tasks(&filter);
             if let Some(task) = tasks.first().map(|task| task.launch.task.clone()) {
                 let request = Request::KillTask { framework: view.id, task, grace_ms: None };
-                self.master_inbound(Inbound::Request { request });
+                self.change(request);
             }
             return true;
         }
@@ -189,25 +214,18 @@ impl World {
             return false;
         }
         let framework = view.id;
-        let request = if model::tells_to_trap(&view.config) {
-            let config = self.user.config(false);
-            Request::SetConfig {
-                framework,
-                config,
-                expected_version: Some(view.config_version),
-                unreachable: None,
-            }
+        if model::tells_to_trap(&view.config) {
+            self.user_swaps(&view, false);
         } else {
-            Request::ReleaseFramework { framework }
-        };
-        self.master_inbound(Inbound::Request { request });
+            self.change(Request::ReleaseFramework { framework });
+        }
         true
     }
 
     /// The user takes agents out of use, has them emptied, and puts them to use again; all of them at the
     /// end. Returns whether there was something to do.
     fn user_tends_agents(&mut self) -> bool {
-        let Some(node) = &self.master.node else { return false };
+        let Some(node) = self.leading() else { return false };
         let agents = node.core().agents();
         let out = agents.iter().find(|view| view.deactivated).map(|view| view.id);
         let request = match out {
@@ -221,26 +239,29 @@ impl World {
             }
             Some(_) | None => return false,
         };
-        self.master_inbound(Inbound::Request { request });
+        self.change(request);
         true
     }
 
     pub(crate) fn user_acts(&mut self) {
         let now_us = self.now_us;
         self.queue.at(now_us + self.rng.range(100_000, 500_000), Event::User);
-        let due = self.user.asked_us.is_none_or(|asked| now_us >= asked + REPEAT_US);
+        let due = self.user.asked.is_none();
         if let Some(request) = self.user.steps.last().filter(|_| due).cloned() {
-            if self.master.node.is_some() {
-                self.user.asked_us = Some(now_us);
-                self.master_inbound(Inbound::Request { request });
-            }
+            self.user.asked = Some(self.ask(Ask::Change(request), None));
+        } else if self.calls.open() > OPEN_MAX {
+            return;
         } else if self.user.is_done() && self.faults_on {
             let framework = FrameworkId(1 + self.rng.below(self.user.frameworks));
             if self.rng.chance(10) {
                 return self.user_kills(framework);
             }
-            if self.rng.chance(12) {
+            if self.rng.chance(15) {
                 return self.user_changes(framework);
+            }
+            if self.rng.chance(50) {
+                self.ask(Ask::Read(framework), None);
+                return;
             }
             if self.user.removes.is_none() && self.now_us > REMOVE_AFTER_US && self.rng.chance(2) {
                 self.user.removes = Some(framework);
@@ -250,7 +271,10 @@ impl World {
             && self.oracle.removed() == 0
         {
             // Asked again until it is done: asking twice is harmless.
-            return self.master_inbound(Inbound::Request { request: Request::RemoveFramework { framework } });
+            if !self.calls.asks(|request| matches!(request, Request::RemoveFramework { .. })) {
+                self.change(Request::RemoveFramework { framework });
+            }
+            return;
         }
         if self.user.is_done() && (self.user_repairs() || self.user_tends_agents()) {
             return;
@@ -263,7 +287,7 @@ impl World {
                 idempotency_key: None,
                 ..HttpRequest::default()
             };
-            self.master_inbound(Inbound::Http { framework, request });
+            self.ask(Ask::Http(framework, request), None);
         }
     }
 }

@@ -1,20 +1,25 @@
 //! A whole cluster in one thread on virtual time.
 //!
-//! Owns: the master, the agents with their workers and processes, the network, the user and the order
+//! Owns: the masters, the agents with their workers and processes, the network, the user and the order
 //! of everything. Invariants: a run is a function of its options alone; the first violation ends it.
 //! Must never use real time, threads, files or sockets.
 
 use crate::agent::Agent;
+use crate::calls::Calls;
 use crate::journal::Journal;
-use crate::master::{Inbound, Master};
+use crate::master::{Inbound, Master, attributes, identity};
 use crate::mutation::Mutation;
 use crate::network::Network;
 use crate::oracle::Oracle;
+use crate::peers::Transfer;
 use crate::queue::{Event, Queue, Up};
 use crate::rng::Rng;
 use crate::shims::Process;
 use crate::user::User;
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use tessera_master_core::Config;
+use tessera_replica::{MemDisk, Replica};
 
 /// One run.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +45,9 @@ pub struct Outcome {
     pub tail: Vec<String>,
     /// Turns that committed.
     pub commits: u64,
-    /// Lives of the master.
+    /// Addresses of masters.
+    pub masters: usize,
+    /// Lives of all masters.
     pub master_lives: u64,
     /// Virtual time at the end, in ms.
     pub ended_ms: u64,
@@ -57,6 +64,10 @@ pub(crate) struct Plan {
     pub(crate) fault_us: u64,
     /// When everything must be done.
     deadline_us: u64,
+    /// Elections follow from it.
+    pub(crate) elections: u64,
+    /// Leaderships so far.
+    pub(crate) leaderships: u64,
 }
 
 /// Everything.
@@ -66,7 +77,9 @@ pub(crate) struct World {
     pub(crate) journal: Journal,
     pub(crate) rng: Rng,
     pub(crate) net: Network,
-    pub(crate) master: Master,
+    pub(crate) masters: Vec<Master>,
+    pub(crate) transfers: BTreeMap<u64, Transfer>,
+    pub(crate) calls: Calls,
     pub(crate) agents: Vec<Agent>,
     pub(crate) oracle: Oracle,
     pub(crate) user: User,
@@ -77,28 +90,77 @@ pub(crate) struct World {
     pub(crate) turns_twice: u32,
     pub(crate) processes: BTreeMap<u64, Process>,
     numbers: u64,
+    next_look_us: u64,
 }
 
 /// Time for everything to agree again after the last fault, in us: the longest time-out that may have
 /// begun, twice, and the work that is left.
 const CONVERGENCE_US: u64 = 60_000_000;
 
+/// Time between two looks whether everything agrees, in us: it is much work.
+const LOOK_US: u64 = 50_000;
+
 /// Run one seed to its end.
 #[must_use]
 pub fn run(options: Options) -> Outcome {
-    match World::new(options) {
-        Ok(mut world) => world.play(),
-        Err(violation) => Outcome {
-            violation: Some(violation),
-            fingerprint: 0,
-            lines: 0,
-            tail: Vec::new(),
-            commits: 0,
-            master_lives: 0,
-            ended_ms: 0,
-            converged_ms: 0,
-        },
+    let mut world = match World::new(options) {
+        Ok(world) => world,
+        Err(violation) => {
+            return Outcome {
+                violation: Some(violation),
+                fingerprint: 0,
+                lines: 0,
+                tail: Vec::new(),
+                commits: 0,
+                masters: 0,
+                master_lives: 0,
+                ended_ms: 0,
+                converged_ms: 0,
+            };
+        }
+    };
+    // A process that panics is a violation like others, and its journal is wanted.
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| world.play())) {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text");
+        world.oracle.violate(format!("a process panics: {text}"));
     }
+    world.finish()
+}
+
+/// How many masters a world has: one in a third of the seeds.
+fn masters_of(rng: &mut Rng) -> usize {
+    match rng.below(12) {
+        0..4 => 1,
+        4..10 => 3,
+        _ => 5,
+    }
+}
+
+/// Addresses with disks that form a cluster.
+fn first_masters(
+    count: usize,
+    rng: &mut Rng,
+    mutation: Option<Mutation>,
+) -> Result<Vec<Master>, String> {
+    let config = Config {
+        agent_timeout_ms: rng.range(5_000, 9_000),
+        scheduler_grace_ms: rng.range(1_200, 3_000),
+        session_silence_ms: 2_500,
+        offer_timeout_ms: rng.range(1_500, 5_000),
+        http_timeout_ms: 6_000,
+        ..Config::default()
+    };
+    let list: Vec<(u64, Vec<u8>)> = (0..count).map(|slot| (slot as u64 + 1, attributes(slot))).collect();
+    let mut masters = Vec::new();
+    for (slot, (number, _)) in list.iter().enumerate() {
+        let mut disk = MemDisk::new();
+        Replica::bootstrap_voters(&mut disk, identity(*number), &list).map_err(|error| error.to_string())?;
+        let mut master = Master::new(slot, config.clone(), rng.fork(1_000 + number), mutation);
+        master.put_disk(disk, Some(*number));
+        masters.push(master);
+    }
+    Ok(masters)
 }
 
 impl World {
@@ -110,10 +172,12 @@ impl World {
             tasks: rng.range(12, 36),
             fault_us: rng.range(400_000, 4_000_000),
             deadline_us: heal_us + CONVERGENCE_US,
+            elections: rng.next(),
+            leaderships: 0,
         };
         let delay_us = rng.range(200, 8_000);
         let net = Network::new(rng.fork(1), delay_us);
-        let master = Master::new(rng.fork(2), options.mutation)?;
+        let masters = first_masters(masters_of(&mut rng), &mut rng, options.mutation)?;
         let count = rng.range(2, 4);
         let agents = (0..count).map(|n| Agent::new(n, rng.fork(100 + n))).collect();
         let user = User::new(plan.frameworks, plan.tasks);
@@ -123,7 +187,9 @@ impl World {
             journal: Journal::new(options.print),
             rng,
             net,
-            master,
+            masters,
+            transfers: BTreeMap::new(),
+            calls: Calls::default(),
             agents,
             oracle: Oracle::default(),
             user,
@@ -133,8 +199,12 @@ impl World {
             turns_twice: 0,
             processes: BTreeMap::new(),
             numbers: 0,
+            next_look_us: 0,
         };
-        world.queue.at(0, Event::MasterStart);
+        for master in 0..world.masters.len() {
+            world.queue.at(0, Event::MasterStart { master });
+        }
+        world.queue.at(500_000, Event::Steward);
         world.queue.at(50_000, Event::User);
         world.queue.at(1_000_000, Event::Fault);
         world.queue.at(heal_us, Event::Heal);
@@ -151,14 +221,18 @@ impl World {
         self.numbers
     }
 
-    fn play(&mut self) -> Outcome {
+    fn play(&mut self) {
         while let Some((at_us, event)) = self.queue.pop() {
             self.now_us = at_us;
             self.step(event);
             if self.oracle.violation().is_some() {
                 break;
             }
-            if !self.faults_on && self.is_converged() {
+            let looks = !self.faults_on && at_us >= self.next_look_us;
+            if looks {
+                self.next_look_us = at_us + LOOK_US;
+            }
+            if looks && self.is_converged() {
                 self.journal.line(at_us, "everything agrees");
                 break;
             }
@@ -168,14 +242,16 @@ impl World {
                 break;
             }
         }
-        self.finish()
     }
 
     fn finish(&mut self) -> Outcome {
+        if self.oracle.violation().is_none() {
+            self.compare_masters();
+        }
         if self.oracle.violation().is_none()
-            && let Some(node) = &self.master.node
+            && let Some(violation) = self.calls.judge()
         {
-            self.oracle.compare(node);
+            self.oracle.violate(violation);
         }
         Outcome {
             violation: self.oracle.violation().cloned(),
@@ -183,7 +259,8 @@ impl World {
             lines: self.journal.count(),
             tail: self.journal.tail(),
             commits: self.oracle.commits(),
-            master_lives: self.master.life,
+            masters: self.masters.len(),
+            master_lives: self.masters.iter().map(|master| master.life).sum(),
             ended_ms: self.now_us / 1_000,
             converged_ms: (self.now_us + CONVERGENCE_US).saturating_sub(self.plan.deadline_us) / 1_000,
         }
@@ -191,10 +268,18 @@ impl World {
 
     fn step(&mut self, event: Event) {
         match event {
-            Event::MasterStart => self.master_start(),
-            Event::MasterTake { life } => self.master_take(life),
-            Event::MasterSettle { life } => self.master_settle(life),
-            Event::MasterTick { life } => self.master_tick(life),
+            Event::MasterStart { master } => self.master_start(master),
+            Event::MasterTake { master, life } => self.master_take(master, life),
+            Event::MasterSettle { master, life } => self.master_settle(master, life),
+            Event::MasterTick { master, life } => self.master_tick(master, life),
+            Event::Raft { letter } => self.letter_arrives(letter),
+            Event::Snapshot { transfer } => self.snapshot_goes_on(transfer),
+            Event::Steward => self.look_after_members(),
+            Event::Ask { master, call, forwarded } => {
+                self.master_inbound(master, Inbound::Ask { call, forwarded });
+            }
+            Event::Answer { call, answer } => self.answered(call, *answer),
+            Event::AskAgain { call, attempt } => self.ask_again(call, attempt),
             Event::AgentStart { agent } => self.agent_start(agent),
             Event::AgentTick { agent, life } => self.agent_tick(agent, life),
             Event::AgentSynced { agent, life, write } => self.agent_synced(agent, life, write),
@@ -205,7 +290,11 @@ impl World {
                     self.agent_hears(conn, message);
                 }
             }
-            Event::MasterSideGone { conn } => self.master_inbound(Inbound::Gone { conn }),
+            Event::MasterSideGone { conn } => {
+                if let Some(master) = self.net.conns.get(&conn).map(|conn| conn.master) {
+                    self.master_inbound(master, Inbound::Gone { conn });
+                }
+            }
             Event::AgentSideGone { conn } => self.agent_side_gone(conn),
             Event::Built { agent, framework, serial } => self.worker_built(agent, framework, serial),
             Event::Handled { agent, framework, serial } => {
@@ -225,22 +314,57 @@ impl World {
     }
 
     fn arrive_at_master(&mut self, conn: u64, message: Up) {
-        let lives = self.net.conns.get(&conn).map(|conn| conn.master_life);
-        if lives == Some(self.master.life) && self.net.arrives_up(self.now_us, conn) {
-            self.master_inbound(Inbound::Up { conn, message });
+        let Some(there) = self.net.conns.get(&conn) else { return };
+        let (master, life) = (there.master, there.master_life);
+        if self.masters[master].life == life && self.net.arrives_up(self.now_us, conn) {
+            self.master_inbound(master, Inbound::Up { conn, message });
         }
     }
 
     fn is_converged(&self) -> bool {
         self.user.is_done()
-            && self.master.node.is_some()
+            && self.leader().is_some()
             && self.oracle.unfinished(self.plan.tasks).is_none()
             && self.disagreement().is_none()
     }
 
-    /// What master and agents do not agree on.
+    /// What masters do not agree on.
+    fn masters_disagree(&self) -> Option<String> {
+        let Some(leader) = self.leading() else { return Some("no master leads".to_owned()) };
+        if !self.all_vote() {
+            return Some(format!("not every master votes: {:?}", leader.membership().members));
+        }
+        let last = leader.status().applied;
+        let behind = self.masters.iter().find(|master| {
+            master.node.as_ref().is_none_or(|node| node.status().applied != last)
+        });
+        behind.map(|master| format!("master {} has not applied {last}", master.slot))
+    }
+
+    /// At the end all masters hold the same.
+    fn compare_masters(&mut self) {
+        let mut rows: Option<(u64, Vec<_>)> = None;
+        for master in &self.masters {
+            let Some(node) = &master.node else { continue };
+            self.oracle.compare(node);
+            let (index, found) = (node.status().applied.index, master.disk.all_rows());
+            match &rows {
+                Some((at, known)) if *at == index && *known != found => {
+                    let slot = master.slot;
+                    self.oracle.violate(format!("master {slot} has other rows than others at entry {index}"));
+                }
+                Some((at, _)) if *at >= index => {}
+                _ => rows = Some((index, found)),
+            }
+        }
+    }
+
+    /// What masters and agents do not agree on.
     fn disagreement(&self) -> Option<String> {
-        let node = self.master.node.as_ref()?;
+        if let Some(why) = self.masters_disagree() {
+            return Some(why);
+        }
+        let node = self.leading()?;
         let core = node.core();
         let counts = core.counts();
         let removed = self.oracle.removed();
@@ -256,8 +380,9 @@ impl World {
         if counts.tasks_live != 0 || !counts.used.is_empty() {
             return Some(format!("{} tasks live, {} used", counts.tasks_live, counts.used));
         }
-        if self.master.waiting_https() != 0 {
-            return Some(format!("{} requests are not answered", self.master.waiting_https()));
+        let waiting: usize = self.masters.iter().map(|master| master.https.len()).sum();
+        if waiting != 0 {
+            return Some(format!("{waiting} requests to schedulers are not answered"));
         }
         for view in core.frameworks() {
             let id = view.id;
@@ -279,8 +404,10 @@ impl World {
             return "the user's requests are not all done".to_owned();
         }
         let why = self.oracle.unfinished(self.plan.tasks).or_else(|| self.disagreement());
-        let mut why = why.unwrap_or_else(|| "the master is away".to_owned());
-        if let Some(node) = &mut self.master.node {
+        let mut why = why.unwrap_or_else(|| "no master leads".to_owned());
+        why.push_str(&self.calls.waiting());
+        let leader = self.leader();
+        if let Some(node) = leader.and_then(|leader| self.masters[leader].node.as_mut()) {
             node.input(|core| {
                 for framework in core.frameworks() {
                     for waiting in core.explain(framework.id) {
