@@ -72,20 +72,15 @@ fn one_grows_to_three_and_survives_the_first() {
     sim.heal_and_compare();
 }
 
-#[test]
-fn changes_that_do_not_fit_are_refused_and_change_nothing() {
-    let (mut sim, leader) = led(&[1, 2, 3]);
-    let learner = grow(&mut sim, leader);
-    let other = [1, 2, 3].into_iter().find(|id| *id != leader);
-    let other = other.expect("three nodes");
+/// Changes that a group of three with one learner refuses; `next` is the id of the next node.
+fn refusals(leader: u64, other: u64, learner: u64, next: u64) -> Vec<(MemberChange, ChangeError)> {
     let add_learner = |node, attributes: Vec<u8>| MemberChange::AddLearner {
         node,
         attributes,
         join: join_id(9),
     };
     let bytes = MAX_ATTRIBUTES_BYTES + 1;
-    let next = 5;
-    let cases = [
+    vec![
         (
             add_learner(9, Vec::new()),
             ChangeError::WrongNodeId { node: 9, next },
@@ -146,9 +141,18 @@ fn changes_that_do_not_fit_are_refused_and_change_nothing() {
             },
             ChangeError::AttributesTooLarge { bytes },
         ),
-    ];
+    ]
+}
+
+#[test]
+fn changes_that_do_not_fit_are_refused_and_change_nothing() {
+    let (mut sim, leader) = led(&[1, 2, 3]);
+    let learner = grow(&mut sim, leader);
+    let other = [1, 2, 3].into_iter().find(|id| *id != leader);
+    let other = other.expect("three nodes");
+    let next = 5;
     let before = sim.nodes[&leader].replica.membership().clone();
-    for (change, error) in cases {
+    for (change, error) in refusals(leader, other, learner, next) {
         assert_eq!(sim.change(leader, &change), Err(error), "{change:?}");
     }
     let not_leader = Err(ChangeError::NotLeader {

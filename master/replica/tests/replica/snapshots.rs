@@ -334,6 +334,39 @@ fn other_rows_than_the_messages_are_not_adopted() {
     );
 }
 
+#[test]
+fn no_bytes_of_a_snapshot_panic_a_replica() {
+    let (mut sim, _, away) = with_snapshot(small_log());
+    let Some((.., Packet::Snapshot(mut snapshot, _))) = sim.network.pop_front() else {
+        panic!("no snapshot");
+    };
+    let bytes = bytes_of(&mut snapshot.source);
+    let node = sim.nodes.get_mut(&away).expect("it runs");
+    let mut random = Seeded::new(6);
+    let mut damage = |sound: &[u8]| {
+        let mut damaged = sound.to_vec();
+        let at = random.below(damaged.len() as u64) as usize;
+        damaged[at] ^= 1 + random.below(255) as u8;
+        damaged
+    };
+    for _ in 0..4_000 {
+        // A message with another term is no damage: its rows are.
+        let message = damage(&snapshot.message);
+        let _ = node.replica.step(&message);
+        let Ok(mut staging) = node.replica.begin_install(&message) else {
+            continue;
+        };
+        let written = staging.write(0, &damage(&bytes));
+        assert!(written.is_err() || staging.finish().is_err());
+    }
+    assert!(node.process().restored.is_none());
+    let message = snapshot.message.clone();
+    let mut staging = node.replica.begin_install(&message).expect("it is needed");
+    staging.write(0, &bytes).expect("it is whole");
+    let staged = staging.finish().expect("it is whole");
+    assert_eq!(node.replica.step_snapshot(&message, staged), Ok(()));
+}
+
 /// Copies a database while nobody writes to it: what a crash at this moment leaves.
 pub fn copy(from: &std::path::Path) -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a temporary directory");
