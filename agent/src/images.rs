@@ -2,8 +2,10 @@
 //!
 //! Invariants: machine code never comes from elsewhere; an image's name says which bytes it was made
 //! from and by which engine and policy, so that another engine compiles anew; an image is whole when it
-//! gets its name; one compilation runs at a time, so that it takes one core from the tasks at most.
+//! gets its name; one compilation runs at a time, so that it takes one core from the tasks at most, and
+//! tenants take turns with it.
 
+use crate::in_turn::InTurn;
 use crate::worker_link::engine_tag;
 use serde::Deserialize;
 use std::collections::BTreeSet;
@@ -15,10 +17,12 @@ use std::process::Stdio;
 use std::time::Duration;
 use tessera_types::Digest;
 use tokio::process::Command;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::OnceCell;
 
 /// Wall time of one compilation; the process limits its own CPU time and memory.
 const COMPILE_TIMEOUT: Duration = Duration::from_secs(900);
+/// Compilations that wait; whoever is one too many asks again later.
+const WAITING_MAX: usize = 1_024;
 /// The master compiled the component under the cluster's limits before it took it. A slower machine, or one
 /// that is told of raised limits later, must not refuse what was accepted; a bound stands all the same.
 const JUDGED_ALREADY: [&str; 2] = [
@@ -70,7 +74,7 @@ pub struct Images {
     engine: OnceCell<String>,
     /// How the compiler is kept apart from everything else, as arguments.
     isolation: Vec<String>,
-    permit: Semaphore,
+    turns: InTurn,
 }
 
 impl Images {
@@ -96,7 +100,7 @@ impl Images {
             program,
             engine: OnceCell::new(),
             isolation: Vec::new(),
-            permit: Semaphore::const_new(1),
+            turns: InTurn::new(WAITING_MAX),
         })
     }
 
@@ -182,11 +186,16 @@ impl Images {
         command
     }
 
-    /// The image of a component; compiled now if this engine has not done so before.
+    /// The image of a component; compiled in the tenant's turn if this engine has not done so before.
     ///
     /// # Errors
     /// When the component is refused, or cannot be compiled now.
-    pub async fn ensure(&self, digest: Digest, component: &Path) -> Result<PathBuf, CompileError> {
+    pub async fn ensure(
+        &self,
+        digest: Digest,
+        component: &Path,
+        tenant: &str,
+    ) -> Result<PathBuf, CompileError> {
         let image = self
             .dir
             .join(format!("{}-{}.cwasm", digest.hex(), self.engine().await?));
@@ -194,11 +203,8 @@ impl Images {
             return Ok(image);
         }
         let failed = |text: String| CompileError::Failed { digest, text };
-        let _permit = self
-            .permit
-            .acquire()
-            .await
-            .map_err(|closed| failed(closed.to_string()))?;
+        let turn = self.turns.get(tenant).await;
+        let _turn = turn.ok_or_else(|| failed(format!("{WAITING_MAX} others wait to be compiled")))?;
         if image.is_file() {
             return Ok(image);
         }
@@ -263,8 +269,8 @@ mod tests {
         let mut images = Images::open(dir.path(), dir.path()).unwrap();
         images.isolate(true, Some(7));
         let digest = Digest::of(b"code");
-        let image = images.ensure(digest, &component).await.unwrap();
-        assert_eq!(images.ensure(digest, &component).await.unwrap(), image);
+        let image = images.ensure(digest, &component, "t").await.unwrap();
+        assert_eq!(images.ensure(digest, &component, "t").await.unwrap(), image);
         let asked = std::fs::read_to_string(dir.path().join("asked")).unwrap();
         assert_eq!(asked.lines().count(), 1, "{asked}");
         assert!(asked.ends_with(" --own-network --uid=7\n"), "{asked}");
@@ -290,19 +296,19 @@ mod tests {
         let refusing = "case $1 in engine-key) echo 1;; compile) echo '{\"ok\":false,\"error\":\"bad\"}'; exit 1;; esac";
         worker(dir.path(), refusing);
         let images = Images::open(dir.path(), dir.path()).unwrap();
-        let error = images.ensure(digest, &component).await.unwrap_err();
+        let error = images.ensure(digest, &component, "t").await.unwrap_err();
         assert!(matches!(error, CompileError::Unusable { .. }), "{error}");
         worker(
             dir.path(),
             "case $1 in engine-key) echo 1;; compile) kill -9 $$;; esac",
         );
-        let error = images.ensure(digest, &component).await.unwrap_err();
+        let error = images.ensure(digest, &component, "t").await.unwrap_err();
         assert!(matches!(error, CompileError::Failed { .. }), "{error}");
         worker(
             dir.path(),
             "case $1 in engine-key) echo 1;; compile) echo half > \"$5\"; exit 1;; esac",
         );
-        images.ensure(digest, &component).await.unwrap_err();
+        images.ensure(digest, &component, "t").await.unwrap_err();
         let left = std::fs::read_dir(dir.path().join("images")).unwrap();
         assert_eq!(left.count(), 0, "what is not whole has no name and does not stay");
     }

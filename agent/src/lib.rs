@@ -12,6 +12,7 @@ mod config;
 mod file_lane;
 mod identity;
 mod images;
+mod in_turn;
 mod input;
 mod masters;
 mod native;

@@ -73,6 +73,11 @@ pub struct WasmStart {
     pub limits: Vec<v1::Limit>,
 }
 
+fn tenant_of(role: &str) -> Result<String, String> {
+    let role: RoleName = role.parse().map_err(|error: NameError| error.to_string())?;
+    Ok(role.tenant().to_owned())
+}
+
 fn wasm_refused(of: Attempt, message: String) -> Input {
     Input::WasmRefused {
         key: of.key,
@@ -127,12 +132,12 @@ impl Supply {
     }
 
     /// Have a component compiled.
-    pub fn ensure_image(&self, digest: Digest, engine: String) {
+    pub fn ensure_image(&self, digest: Digest, engine: String, tenant: String) {
         let supply = self.clone();
         tokio::spawn(async move {
             let result = match supply.components.get(&digest) {
                 None => Err(SupplyFailure::Retry("the component is gone".into())),
-                Some(component) => match supply.images.ensure(digest, &component).await {
+                Some(component) => match supply.images.ensure(digest, &component, &tenant).await {
                     Ok(_) => Ok(()),
                     Err(error @ CompileError::Unusable { .. }) => {
                         Err(SupplyFailure::Unusable(error.to_string()))
@@ -147,14 +152,14 @@ impl Supply {
         });
     }
 
-    async fn image(&self, digest: Digest) -> Result<String, String> {
+    async fn image(&self, digest: Digest, tenant: &str) -> Result<String, String> {
         let component = self
             .components
             .get(&digest)
             .ok_or("the component is gone")?;
         let image = self
             .images
-            .ensure(digest, &component)
+            .ensure(digest, &component, tenant)
             .await
             .map_err(|error| error.to_string())?;
         Ok(self.near(&image))
@@ -208,7 +213,7 @@ impl Supply {
     fn prepare_with_image(&self, start: WasmStart, runtime: &Handle) {
         let supply = self.clone();
         runtime.spawn(async move {
-            let input = match supply.image(start.component).await {
+            let input = match supply.image(start.component, &start.worker.tenant).await {
                 Ok(image) => {
                     let (supply, of) = (supply.clone(), start.of.clone());
                     let made = tokio::task::spawn_blocking(move || supply.wasm_input(start, image));
@@ -331,7 +336,7 @@ impl Supply {
         component: Digest,
         link: mpsc::Sender<v1::ToWorker>,
     ) -> Result<(), String> {
-        start.image = self.image(component).await?;
+        start.image = self.image(component, &tenant_of(&start.role)?).await?;
         let mut state = state.into_iter().peekable();
         loop {
             let mut bytes = 0;
@@ -414,7 +419,7 @@ impl Supply {
             session,
         } = session.ok_or("there is no session with a master")?;
         let digest = Digest::from_slice(&instance.component).map_err(|error| error.to_string())?;
-        let image = self.image(digest).await?;
+        let image = self.image(digest, &tenant_of(&instance.role)?).await?;
         let recordings = self.recordings_of(&instance).await?;
         let send = async |message| {
             let message = v1::ToWorker {

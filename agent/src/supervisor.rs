@@ -544,7 +544,9 @@ impl Supervisor {
                 self.supply
                     .ensure_component(digest, self.line.session.clone());
             }
-            Action::EnsureImage { digest, engine } => self.supply.ensure_image(digest, engine),
+            Action::EnsureImage { digest, engine, tenant } => {
+                self.supply.ensure_image(digest, engine, tenant);
+            }
             Action::EnsureWorker { worker } => self.workers.ensure(worker),
             Action::SizeWorker { worker, load } => self.workers.size(&worker, load),
             Action::StopWorker { worker } => self.workers.stop(&worker),

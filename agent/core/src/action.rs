@@ -346,6 +346,8 @@ pub enum Action {
         digest: Digest,
         /// For which engine.
         engine: String,
+        /// Of the tenant that needs it first, in whose turn it is compiled.
+        tenant: String,
     },
     /// Have a worker running and connected; answer with `on_worker_up` or `on_worker_down`.
     EnsureWorker {

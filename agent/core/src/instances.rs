@@ -307,6 +307,7 @@ impl Core {
                             reason: "COMPONENT_UNUSABLE".to_owned(),
                             message,
                             will_retry: false,
+                            guest: true,
                             ..Default::default()
                         })));
                 }

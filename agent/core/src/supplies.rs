@@ -167,6 +167,7 @@ impl Supplies {
             actions.push(Action::EnsureImage {
                 digest,
                 engine: engine.clone(),
+                tenant: worker.tenant.clone(),
             });
         }
         match image {
