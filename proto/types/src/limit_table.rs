@@ -118,6 +118,8 @@ limit_table! {
     LiveTasks "live-tasks" Count fixed::TASKS_LIVE_MAX as u64, 1, 1_000_000; "tasks of a framework that have not ended; a launch beyond is dropped"
     TurnsPerSecond "turns-per-second" Count 2_000, 1, 100_000; "turns of a tenant's schedulers in a second, with a burst of as many; further turns wait"
     TurnBytesPerSecond "turn-bytes-per-second" Bytes 16 * MIB, 64 * KIB, 1_024 * MIB; "bytes of a tenant's turns in a second, with a burst of as many; further turns wait"
+    // One tenant. The default is what 1,024 schedulers with default limits may take.
+    TenantMemoryBytes "tenant-memory-bytes" Bytes 147_456 * MIB, 0, 1_024 * 1_024 * 1_024 * MIB; "what a tenant's schedulers may take together, each counted with its `memory-bytes`, `state-bytes` and `spec-bytes`; only what is set for the tenant, the first part of a role, or for the cluster counts. One more than fits waits for a place; one that has a place keeps it"
     // One role.
     Frameworks "frameworks" Count 1_000, 0, 100_000; "frameworks of a role; one more is refused"
     // Failure.

@@ -182,6 +182,7 @@ impl Desk<'_> {
             self.forget_filters(id);
             self.fail_all_http(id);
             self.leader.instances.remove(&id);
+            self.leader.room_came = true;
         }
     }
 

@@ -15,6 +15,7 @@ impl Desk<'_> {
     pub(super) fn limits_changed(&mut self) {
         self.leader.limits_generation += 1;
         self.leader.limits = None;
+        self.leader.room_came = true;
         let links = self.leader.links.iter().filter(|(_, link)| link.session.is_some());
         let connected: Vec<_> = links.map(|(agent, _)| *agent).collect();
         self.leader.dirty_links.extend(connected);

@@ -17,6 +17,7 @@ mod requests;
 mod results;
 mod sessions;
 mod tasks;
+mod tenant_memory;
 mod throttle;
 mod turns;
 mod upkeep;
@@ -61,6 +62,8 @@ pub(crate) struct Leader {
     /// What is due and proposed.
     due: BTreeSet<Due>,
     due_looked_ms: u64,
+    /// Room may have come for schedulers without a place.
+    room_came: bool,
     pub(crate) pending: BTreeMap<u64, Pending>,
     /// Messages between schedulers and executors that could not be delivered.
     pub(crate) messages_dropped: u64,
@@ -127,6 +130,7 @@ impl Leader {
             rivals: BTreeMap::new(),
             due: BTreeSet::new(),
             due_looked_ms: 0,
+            room_came: false,
             pending: BTreeMap::new(),
             messages_dropped: 0,
             dirty_frameworks: state.frameworks.keys().copied().collect(),

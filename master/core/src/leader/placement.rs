@@ -3,10 +3,11 @@
 //! Level-triggered: a framework without a place gets one as soon as there is room; one whose agent is
 //! away for too long, or gave it up, gets another. Must never place beside a placement in flight.
 
+use super::tenant_memory::Lack;
 use super::{Desk, Pending};
 use crate::api::Waiting;
 use crate::limits::{REPLACE_AFTER_MS, SCHEDULER_MEM_MIB};
-use tessera_types::{AgentId, FrameworkId};
+use tessera_types::{AgentId, FrameworkId, LimitName};
 use tessera_wire::v1;
 
 impl Desk<'_> {
@@ -50,6 +51,9 @@ impl Desk<'_> {
 
     fn place(&mut self, id: FrameworkId) {
         let Some(framework) = self.state.frameworks.get(&id) else { return };
+        if self.tenant_lacks(id).is_some() {
+            return;
+        }
         let Some(agent) = self.choose(id) else { return };
         let command =
             v1::PlaceScheduler { framework: id.0, agent: agent.0, epoch: framework.epoch.0 };
@@ -123,6 +127,11 @@ impl Desk<'_> {
                 let connected = self.leader.links.values().filter(|l| l.session.is_some()).count();
                 let why = if connected == 0 {
                     "no agent is connected".to_owned()
+                } else if let Some(Lack { needs, taken, max }) = self.tenant_lacks(id) {
+                    let (tenant, name) = (framework.role.tenant(), LimitName::TenantMemoryBytes);
+                    format!(
+                        "it may take {needs} bytes, and tenant {tenant}'s other schedulers may take {taken}; limit {name}: at most {max} together"
+                    )
                 } else {
                     format!(
                         "none of {connected} connected agents has {SCHEDULER_MEM_MIB} MiB left of its slice for schedulers"

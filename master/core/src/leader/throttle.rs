@@ -99,7 +99,7 @@ impl Throttle {
 }
 
 impl Desk<'_> {
-    fn tenant_limits(&self, tenant: &str) -> EffectiveLimits {
+    pub(super) fn tenant_limits(&self, tenant: &str) -> EffectiveLimits {
         match RoleName::try_from(tenant.to_owned()) {
             Ok(role) => self.state.limits_of(&role),
             Err(_) => self.state.cluster_limits(),

@@ -43,7 +43,8 @@ impl Desk<'_> {
         }
     }
 
-    /// Schedulers on agents that are drained move as soon as there is room elsewhere.
+    /// Schedulers on agents that are drained move as soon as there is room elsewhere, and those without a
+    /// place are looked at again when others went or limits changed.
     fn look_for_room(&mut self) {
         let drained = |agent: AgentId| {
             self.state.agents.get(&agent).is_some_and(|row| row.drain.is_some())
@@ -52,6 +53,9 @@ impl Desk<'_> {
         let stuck = frameworks.filter(|(_, f)| f.agent.is_some_and(drained));
         let stuck: Vec<FrameworkId> = stuck.map(|(id, _)| *id).collect();
         self.leader.dirty_frameworks.extend(stuck);
+        if std::mem::take(&mut self.leader.room_came) {
+            self.touch_unplaced();
+        }
     }
 
     fn drains_due(&self) -> Vec<Due> {
