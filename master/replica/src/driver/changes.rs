@@ -146,27 +146,29 @@ impl<D: Disk> Replica<D> {
         })
     }
 
-    /// A removed node is sent nothing any more, and a learner that was removed while it was away
-    /// does not even stand for election.
+    /// A removed node is sent nothing any more. One that was removed while it was away asks voters
+    /// that may be gone themselves, and a learner does not even stand for election.
     pub(super) fn count_silence(&mut self) {
         self.told_ticks += u32::from(!self.told_by.is_empty());
         let led = self.leader().is_some_and(|leader| self.is_active(leader));
-        if self.removed || !self.node.raft.promotable() && !led {
+        let leads = self.node.raft.state == StateRole::Leader;
+        if self.removed || !leads && !led {
             self.silence += 1;
         } else {
             self.silence = 0;
         }
     }
 
-    /// A node that hears of no leader and cannot become one says something harmless to every voter
-    /// from time to time; those that know of its removal refuse it.
+    /// A node that hears of no leader says something harmless to every member from time to time;
+    /// those that know of its removal refuse it.
     pub(super) fn ask_whether_removed(&mut self, send: Send<'_>) {
         if self.silence < self.config.election_ticks {
             return;
         }
         self.silence = 0;
         let raft = &self.node.raft;
-        for peer in self.membership().voters() {
+        let members = self.membership().members.iter().map(|member| member.node);
+        for peer in members.filter(|node| *node != raft.id) {
             let mut message = Message {
                 to: peer,
                 from: raft.id,

@@ -66,7 +66,7 @@ pub struct Replica<D: Disk> {
     staged: Option<Staged>,
     /// This node has applied its own removal.
     removed: bool,
-    /// Ticks since a node that cannot stand for election has heard of a leader, or has asked.
+    /// Ticks since this node has heard of a leader, or has asked whether it was removed.
     silence: usize,
     /// Peers that know for good that this node was removed, and ticks since the first said so.
     told_by: BTreeSet<u64>,

@@ -14,7 +14,8 @@ const MAX_NODE: u64 = 9;
 /// Seeds of changes of members that failed once. 7657: a removed node went before the only other
 /// voter knew of the removal for good. 34486: an answer of a node that a pending snapshot removes.
 /// 101005: what a removed leader had proposed stayed open.
-const FOUND: [u64; 3] = [7_657, 34_486, 101_005];
+/// 199310: a removed node asked only voters that had gone as well.
+const FOUND: [u64; 4] = [7_657, 34_486, 101_005, 199_310];
 
 /// What a run does.
 #[derive(Clone, Copy)]
