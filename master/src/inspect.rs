@@ -1,7 +1,8 @@
 //! Judging an upload: `tessera-worker inspect` in a limited process of its own.
 //!
 //! Invariants: no byte of a component is parsed in this process; one judgement runs at a time, and it
-//! ends within [`INSPECT_TIMEOUT`].
+//! ends within [`INSPECT_TIMEOUT`]; whoever asks has an answer, or is told to come again, within
+//! [`ANSWER_MAX`].
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -14,6 +15,14 @@ use tokio::sync::Semaphore;
 
 /// Wall time of one judgement; the process limits its own CPU time and memory.
 const INSPECT_TIMEOUT: Duration = Duration::from_secs(120);
+/// Uploads that wait to be judged: each is a file on disk and a connection.
+const WAITING_MAX: usize = 8;
+/// How long one waits: an ordinary judgement takes seconds.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+/// When whoever is sent away may come again, in seconds.
+pub const COME_AGAIN_S: u32 = 10;
+/// How long the answer takes at most. Connections may be silent for longer.
+pub const ANSWER_MAX: Duration = WAIT_MAX.saturating_add(INSPECT_TIMEOUT);
 
 /// Limits that the judge enforces. Only what is set for the whole cluster counts: a component belongs to
 /// no role.
@@ -103,6 +112,9 @@ pub enum InspectError {
     /// The component is at fault.
     #[error("{0}")]
     Unusable(String),
+    /// Others are judged before it, and it is not its fault.
+    #[error("uploads are judged one at a time, and {0}")]
+    Busy(String),
     /// The judgement could not be made.
     #[error("running {program}")]
     Spawn {
@@ -130,6 +142,9 @@ fn limit_arguments(limits: &EffectiveLimits) -> Vec<String> {
 pub struct Inspector {
     program: PathBuf,
     permit: Semaphore,
+    /// Places of those that wait, and of the one that is judged.
+    places: Semaphore,
+    wait_max: Duration,
 }
 
 /// A refusal as the worker prints it.
@@ -145,6 +160,8 @@ impl Inspector {
         Self {
             program: bin_dir.join("tessera-worker"),
             permit: Semaphore::const_new(1),
+            places: Semaphore::const_new(1 + WAITING_MAX),
+            wait_max: WAIT_MAX,
         }
     }
 
@@ -159,10 +176,12 @@ impl Inspector {
         made: &Path,
         limits: &EffectiveLimits,
     ) -> Result<Inspection, InspectError> {
-        let _permit = self
-            .permit
-            .acquire()
+        let Ok(_place) = self.places.try_acquire() else {
+            return Err(InspectError::Busy(format!("{WAITING_MAX} others wait")));
+        };
+        let _permit = tokio::time::timeout(self.wait_max, self.permit.acquire())
             .await
+            .map_err(|_| InspectError::Busy(format!("others took longer than {:?}", self.wait_max)))?
             .map_err(|closed| InspectError::NoVerdict(closed.to_string()))?;
         let spawned = Command::new(&self.program)
             .arg("inspect")
@@ -233,5 +252,38 @@ mod tests {
             report["imports"].as_str().unwrap().starts_with("left out"),
             "{report}"
         );
+    }
+
+    #[tokio::test]
+    async fn uploads_wait_for_each_other_within_bounds_and_are_sent_away_beyond() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let judge = dir.path().join("tessera-worker");
+        std::fs::write(&judge, "#!/bin/sh\necho '{\"world\":\"command\"}'").unwrap();
+        std::fs::set_permissions(&judge, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let mut inspector = Inspector::new(dir.path());
+        inspector.wait_max = Duration::from_millis(200);
+        let limits = EffectiveLimits::default();
+        let ask = || inspector.inspect(Path::new("in"), Path::new("out"), &limits);
+        // Somebody's upload takes as long as it may.
+        let judged = inspector.permit.acquire().await.unwrap();
+        let mut waiting: Vec<_> = (0..=WAITING_MAX).map(|_| Box::pin(ask())).collect();
+        for wait in &mut waiting {
+            assert!(tokio::time::timeout(Duration::ZERO, wait).await.is_err(), "it waits");
+        }
+        let busy = |answer: Result<Inspection, InspectError>| match answer {
+            Err(InspectError::Busy(text)) => text,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(busy(ask().await), "8 others wait");
+        // One gives up, and leaves its place to another.
+        drop(waiting.pop());
+        let mut last = Box::pin(ask());
+        assert!(tokio::time::timeout(Duration::ZERO, &mut last).await.is_err());
+        for wait in waiting.into_iter().chain([last]) {
+            assert_eq!(busy(wait.await), "others took longer than 200ms");
+        }
+        drop(judged);
+        assert_eq!(ask().await.unwrap().world, "command");
     }
 }

@@ -3,6 +3,7 @@
 //! Invariants: a port never holds more than its bound of connections, whoever opens them; one on which
 //! nothing moves in either direction for [`IDLE_MAX`] is given up. This file must never look at bytes.
 
+use crate::inspect::ANSWER_MAX;
 use futures::Stream;
 use std::future::Future;
 use std::io;
@@ -17,9 +18,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
-/// Longest silence of a connection: longer than a scheduler may take to answer (30 s) and than the pauses
-/// between signs of life of watchers (15 s) and agents, and short enough that a slot comes back.
-const IDLE_MAX: Duration = Duration::from_secs(75);
+/// Longest silence of a connection: longer than the judgement of an upload, waiting for it included (180 s),
+/// than a scheduler may take to answer (30 s) and than the pauses between signs of life of watchers (15 s) and
+/// agents, and short enough that a slot comes back.
+const IDLE_MAX: Duration = Duration::from_secs(200);
+const _: () = assert!(IDLE_MAX.as_secs() > ANSWER_MAX.as_secs());
 /// Pause after the system refused a connection: it has no descriptors, and may have some later.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

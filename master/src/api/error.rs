@@ -4,7 +4,7 @@
 //! rule, and the way out. Layers below know nothing of status codes.
 
 use crate::files::FileError;
-use crate::inspect::InspectError;
+use crate::inspect::{COME_AGAIN_S, InspectError};
 use crate::node_loop::{NotLeading, Stopped};
 use crate::oci::OciError;
 use crate::store::UploadError;
@@ -327,6 +327,12 @@ impl From<InspectError> for ApiError {
     fn from(error: InspectError) -> Self {
         match error {
             InspectError::Unusable(text) => Self::invalid("component", text),
+            InspectError::Busy(_) => {
+                let mut busy = Self::unavailable(error.to_string());
+                busy.retry_after_s = Some(COME_AGAIN_S);
+                busy.hint = Some(format!("send it again in {COME_AGAIN_S} s"));
+                busy
+            }
             InspectError::Spawn { .. } | InspectError::NoVerdict(_) => {
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
