@@ -3,7 +3,7 @@
 //! Invariants: a [`MasterConfig`] that passed [`MasterConfig::validate`] is safe to run: without TLS it
 //! listens on loopback only, unless the operator said otherwise in so many words.
 
-use crate::join::check_info;
+use crate::join::check_address;
 use crate::members::UNDERSTANDS;
 use crate::oci::is_registry;
 use std::net::SocketAddr;
@@ -92,13 +92,9 @@ impl MasterConfig {
                     rule: format!("{listen} says not where others reach this master; name it, as HOST:PORT"),
                 });
             }
-        }
-        if let Err(rule) = check_info(&member_info(self)) {
-            let field = match rule.starts_with("rest") {
-                true => "rest-address",
-                false => "peer-address",
-            };
-            return Err(InvalidConfig { field, rule });
+            if let Some(given) = given {
+                check_address(field, given).map_err(|rule| InvalidConfig { field, rule })?;
+            }
         }
         if !self.join.is_empty() && self.token_file.is_none() {
             return Err(InvalidConfig {

@@ -6,7 +6,7 @@
 
 use crate::config::MasterConfig;
 use crate::members::Topology;
-use crate::node_loop::{ChangeRefused, NodeHandle};
+use crate::node_handle::{ChangeRefused, NodeHandle};
 use crate::peer::call::Client;
 use crate::peer::{CallError, Caller, Peers};
 use prost::Message as _;

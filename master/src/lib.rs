@@ -15,6 +15,7 @@ mod join;
 mod listener;
 mod members;
 pub mod node;
+mod node_handle;
 mod node_loop;
 mod oci;
 mod peer;
@@ -27,7 +28,7 @@ mod upkeep;
 pub use backup::{BackupError, Summary, inspect as inspect_snapshot};
 pub use config::{InvalidConfig, MasterConfig};
 pub use join::JoinError;
-pub use node_loop::LoopError;
+pub use node_handle::LoopError;
 pub use oci::KeyError;
 pub use token::{TOKEN_FILE, TokenError};
 
@@ -38,7 +39,8 @@ use crate::forward::Forwarder;
 use crate::inspect::Inspector;
 use crate::listener::Bounded;
 use crate::node::NodeOpenError;
-use crate::node_loop::{NodeHandle, NodeLoop, Stopped};
+use crate::node_handle::{NodeHandle, Stopped};
+use crate::node_loop::NodeLoop;
 use crate::oci::{Key, Puller};
 use crate::peer::{Caller, Incoming, PEER_MESSAGE_BYTES_MAX, PeerService, Peers};
 use crate::sessions::{AgentService, MESSAGE_BYTES_MAX, check_token};
@@ -60,8 +62,9 @@ use tonic::service::interceptor::InterceptedService;
 /// Connections of clients, watchers included: far below the descriptors that a process usually has, as
 /// the database needs some, too.
 const CLIENTS_MAX: usize = 1_024;
-/// Connections of agents; each has one for all its lanes.
-const AGENTS_MAX: usize = 4_096;
+/// Connections of agents, each of which has one for all its lanes, and of other masters: more than the largest
+/// cluster that is planned for. The process's descriptors may end before.
+const AGENTS_MAX: usize = 49_152;
 
 /// The database in a data directory.
 const DB_DIR: &str = "db";
@@ -182,7 +185,7 @@ pub fn is_initialised(data_dir: &std::path::Path) -> bool {
 ///
 /// # Errors
 /// When it cannot start, or cannot go on.
-pub async fn run(config: MasterConfig, shutdown: CancellationToken) -> Result<(), RunError> {
+pub async fn run(mut config: MasterConfig, shutdown: CancellationToken) -> Result<(), RunError> {
     config.validate()?;
     if config.join.is_empty() && !is_initialised(&config.data_dir) {
         // Nothing is made in a directory that may be the wrong one.
@@ -197,6 +200,9 @@ pub async fn run(config: MasterConfig, shutdown: CancellationToken) -> Result<()
     let key = config.component_key.as_deref().map(Key::load).transpose()?;
     let rest = listen("listen", config.listen).await?;
     let agents = listen("agent-listen", config.agent_listen).await?;
+    // Any free port may have been asked for; the others are told the one that it is.
+    config.listen = rest.local_addr().unwrap_or(config.listen);
+    config.agent_listen = agents.local_addr().unwrap_or(config.agent_listen);
     let data_dir = |source| RunError::DataDir {
         path: config.data_dir.clone(),
         source,

@@ -5,7 +5,8 @@
 //! change state: it only carries messages.
 
 use crate::files::FileLane;
-use crate::node_loop::{NodeHandle, SESSION_QUEUE_MAX, Stopped};
+use crate::node_handle::{NodeHandle, Stopped};
+use crate::node_loop::SESSION_QUEUE_MAX;
 use crate::store::ComponentStore;
 use crate::token::Token;
 use std::pin::Pin;

@@ -4,6 +4,8 @@
 
 use crate::Context;
 use crate::error::{CliError, Kind, io_error};
+use crate::output;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -95,6 +97,7 @@ impl DeliveryArgs {
 /// When the master cannot start or has to stop.
 pub async fn run(context: &Context, args: MasterArgs) -> Result<ExitCode, CliError> {
     start_logging();
+    allow_descriptors();
     // Only a master that joins is given a token; others have theirs, whatever the environment says.
     let token_file = context.connection.token_file.clone().filter(|_| !args.join.is_empty());
     let config = MasterConfig {
@@ -121,6 +124,15 @@ pub async fn run(context: &Context, args: MasterArgs) -> Result<ExitCode, CliErr
             kind(&error),
             format!("the master stopped: {}", with_causes(&error)),
         )),
+    }
+}
+
+/// Every agent's connection takes a descriptor; take as many as the system allows.
+fn allow_descriptors() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        output::note(&format!("the limit of open files stays as it is: {error}"));
     }
 }
 

@@ -4,7 +4,7 @@ use super::Api;
 use super::error::ApiError;
 use super::extract::{Document, Path};
 use super::views::{AgentJson, List};
-use crate::node_loop::Asker;
+use crate::node_handle::Asker;
 use axum::Json;
 use axum::extract::{Extension, State};
 use serde::{Deserialize, Serialize};

@@ -5,7 +5,7 @@
 
 use crate::files::FileError;
 use crate::inspect::{COME_AGAIN_S, InspectError};
-use crate::node_loop::{NotLeading, Stopped};
+use crate::node_handle::{NotLeading, Stopped};
 use crate::oci::OciError;
 use crate::store::UploadError;
 use crate::upkeep::components::FetchError;

@@ -5,7 +5,7 @@
 
 use super::Api;
 use super::error::ApiError;
-use crate::node_loop::NodeHandle;
+use crate::node_handle::NodeHandle;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::sse::{Event, KeepAlive, Sse};

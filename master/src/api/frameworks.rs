@@ -7,7 +7,7 @@ use super::extract::{Document, Path, Query};
 use super::views::{FrameworkJson, List, PolicyJson, file_response};
 use super::{lookup, views::RangeQuery};
 use crate::files::Range;
-use crate::node_loop::Asker;
+use crate::node_handle::Asker;
 use axum::Json;
 use axum::extract::{Extension, State};
 use axum::http::StatusCode;

@@ -29,7 +29,8 @@ pub async fn health(State(api): State<Api>) -> Response {
         .node
         .query_status(|core, _, status| Health {
             status: "ok",
-            leader: core.is_leader(),
+            // It may have lost the lead a moment ago, and its core hears of that next.
+            leader: core.is_leader() && status.leader == Some(status.node),
             node: status.node,
             leader_node: status.leader,
             term: status.term,

@@ -7,7 +7,7 @@
 
 use super::Api;
 use super::error::ApiError;
-use crate::node_loop::Asker;
+use crate::node_handle::Asker;
 use axum::Json;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};

@@ -6,7 +6,7 @@ use super::error::ApiError;
 use super::extract::{Document, Path};
 use super::views::{FrameworkJson, PolicyJson};
 use super::{frameworks, lookup};
-use crate::node_loop::Asker;
+use crate::node_handle::Asker;
 use axum::Json;
 use axum::extract::{Extension, State};
 use axum::http::StatusCode;

@@ -1,7 +1,7 @@
 //! Finding what a path names.
 
 use super::error::ApiError;
-use crate::node_loop::NodeHandle;
+use crate::node_handle::NodeHandle;
 use tessera_master_core::{Core, LookupError};
 use tessera_types::{FrameworkId, TaskId};
 

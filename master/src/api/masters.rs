@@ -4,7 +4,7 @@ use super::Api;
 use super::error::ApiError;
 use super::extract::{Document, Path};
 use crate::members::Topology;
-use crate::node_loop::{ChangeRefused, NodeStatus, TransferRefused};
+use crate::node_handle::{ChangeRefused, NodeStatus, TransferRefused};
 use crate::upkeep::steward::{Heard, SILENT_AFTER, waits_for};
 use axum::Json;
 use axum::extract::State;

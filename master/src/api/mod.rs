@@ -25,7 +25,7 @@ mod views;
 use crate::files::FileLane;
 use crate::forward::Forwarder;
 use crate::inspect::Inspector;
-use crate::node_loop::NodeHandle;
+use crate::node_handle::NodeHandle;
 use crate::oci::Puller;
 use crate::store::ComponentStore;
 use crate::token::Token;

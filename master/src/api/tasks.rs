@@ -7,7 +7,7 @@ use super::extract::{Document, Path, Query};
 use super::lookup;
 use super::views::{List, RangeQuery, TaskJson, file_response};
 use crate::files::Range;
-use crate::node_loop::Asker;
+use crate::node_handle::Asker;
 use axum::Json;
 use axum::extract::{Extension, State};
 use axum::http::StatusCode;

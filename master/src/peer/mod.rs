@@ -16,7 +16,7 @@ pub use service::{PeerService, status_request};
 pub use snapshots::Incoming;
 
 use crate::members::Topology;
-use crate::node_loop::{NodeHandle, Stopped};
+use crate::node_handle::{NodeHandle, Stopped};
 use queue::Queue;
 use snapshots::{Outgoing, Sending};
 use std::collections::BTreeMap;

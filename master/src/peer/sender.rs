@@ -7,7 +7,7 @@
 use super::queue::Queue;
 use super::{Caller, envelope};
 use crate::members::Topology;
-use crate::node_loop::NodeHandle;
+use crate::node_handle::NodeHandle;
 use std::sync::Arc;
 use std::time::Duration;
 use tessera_wire::v1;

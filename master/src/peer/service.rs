@@ -9,7 +9,7 @@ use super::snapshots::Incoming;
 use super::{Peers, envelope, gone};
 use crate::join::check_address;
 use crate::members::{Topology, UNDERSTANDS};
-use crate::node_loop::NodeHandle;
+use crate::node_handle::NodeHandle;
 use crate::sessions::file_chunks;
 use crate::store::ComponentStore;
 use crate::upkeep::components::Fetcher;

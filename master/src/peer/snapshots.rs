@@ -7,7 +7,7 @@
 use super::call::{CallError, Caller};
 use super::{PeerService, envelope, gone};
 use crate::members::Topology;
-use crate::node_loop::NodeHandle;
+use crate::node_handle::NodeHandle;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

@@ -5,7 +5,7 @@
 //! time. Must never change state.
 
 use crate::members::Topology;
-use crate::node_loop::{NodeHandle, Stopped};
+use crate::node_handle::{NodeHandle, Stopped};
 use crate::peer::{CallError, Caller, envelope};
 use crate::store::{ComponentStore, UploadError};
 use futures::StreamExt;

@@ -6,7 +6,7 @@
 //! answers under that one's address. Must never remove a member for being silent.
 
 use crate::members::{MasterNode, Topology};
-use crate::node_loop::NodeHandle;
+use crate::node_handle::NodeHandle;
 use crate::peer::{Caller, Peers, status_request};
 use futures::future::join_all;
 use prost::Message as _;

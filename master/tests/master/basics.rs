@@ -3,7 +3,7 @@
 use crate::harness::{FakeAgent, Master, an_offer, config, empty_turn, launching_turn, report};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
-use tessera_master::{MasterConfig, RunError, run};
+use tessera_master::{MasterConfig, RunError, init, run};
 use tessera_types::{Digest, Operation, TaskState};
 use tessera_wire::v1;
 use tessera_wire::v1::agent_message::Message as Up;
@@ -256,6 +256,12 @@ async fn what_is_unknown_or_not_usable_is_refused() {
         data_dir: dir.path().join("other"),
         ..master.config.clone()
     };
+    // Nobody made a cluster there, and it is not told of one.
+    let none = run(elsewhere.clone(), CancellationToken::new()).await;
+    assert!(matches!(none, Err(RunError::NoCluster { .. })), "{none:?}");
+    init(&elsewhere).unwrap();
+    let twice = init(&elsewhere);
+    assert!(matches!(twice, Err(RunError::Bootstrap(_))), "{twice:?}");
     let port = run(elsewhere, CancellationToken::new()).await;
     assert!(
         matches!(

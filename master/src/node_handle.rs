@@ -1,0 +1,482 @@
+//! The handle by which everything else talks to the node's loop: what can be asked, and the answers.
+//!
+//! Invariants: the queue into the loop is bounded and makes senders wait; whoever goes away before the answer is
+//! forgotten. Must never hold state of the cluster.
+
+use crate::beats::{BeatRefused, Beats};
+use crate::members::Topology;
+use std::sync::Arc;
+use std::time::Instant;
+use tessera_master_core::{
+    Core, EventId, HttpFailure, Once, Principal, Reply, Request, RequestError, Rows,
+};
+use tessera_replica::{
+    ChangeError, DiskError, FatalError, MemberChange, SnapshotSource, Staged, Staging, StepError,
+};
+use tessera_types::{Digest, FrameworkId, HttpAnswer, HttpRequest};
+use tessera_wire::v1;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// A question answered by the loop between two inputs.
+pub(crate) type Query = Box<dyn FnOnce(&mut Core, &dyn Rows, &NodeStatus) + Send>;
+
+/// What the replica says of itself, for health and metrics.
+pub type NodeStatus = tessera_replica::Status;
+
+/// Who asks for a change, and how a repetition of it is known.
+#[derive(Clone, Debug)]
+pub struct Asker {
+    /// Who.
+    pub principal: Principal,
+    /// Absent when the request is not known again.
+    pub once: Option<Once>,
+}
+
+impl From<Principal> for Asker {
+    fn from(principal: Principal) -> Self {
+        Self {
+            principal,
+            once: None,
+        }
+    }
+}
+
+/// Everything that can wake the loop, besides time.
+pub(crate) enum Input {
+    SessionOpen {
+        session: u64,
+        register: v1::Register,
+        sender: mpsc::Sender<v1::MasterMessage>,
+    },
+    AgentMessage {
+        session: u64,
+        message: v1::AgentMessage,
+    },
+    SessionClosed {
+        session: u64,
+    },
+    Request {
+        asker: Asker,
+        request: Request,
+        reply: ReplySender,
+    },
+    Http {
+        principal: Principal,
+        framework: FrameworkId,
+        request: HttpRequest,
+        answer: AnswerSender,
+        ticket: u64,
+    },
+    HttpGone {
+        ticket: u64,
+    },
+    Query(Query),
+    /// Messages of another master's replica.
+    Raft { from: u64, messages: Vec<Vec<u8>> },
+    /// What was sent to another master is lost.
+    Unreachable { node: u64 },
+    /// Another master says that this one is no member any more.
+    Removed { reason: String },
+    /// Answered once everything that was committed before is in the rows here.
+    Barrier(BarrierSender),
+    /// Leadership is to go to another node.
+    Transfer {
+        node: Option<u64>,
+        reply: oneshot::Sender<Result<u64, TransferRefused>>,
+    },
+    /// How sending a snapshot ended.
+    SnapshotSent { node: u64, delivered: bool },
+    /// A snapshot is offered by another master.
+    BeginInstall {
+        message: Vec<u8>,
+        reply: oneshot::Sender<Result<Staging, StepError>>,
+    },
+    /// It is here as a whole.
+    StepSnapshot {
+        message: Vec<u8>,
+        staged: Staged,
+        reply: oneshot::Sender<Result<(), StepError>>,
+    },
+    /// The whole state is to be saved, with the components that it names.
+    Snapshot(oneshot::Sender<Result<(SnapshotSource, Vec<Digest>), DiskError>>),
+    /// The members are to be changed.
+    Change {
+        change: MemberChange,
+        reply: ChangeSender,
+    },
+    Stop,
+}
+
+pub(crate) type ChangeSender = oneshot::Sender<Result<(), ChangeRefused>>;
+
+/// Why the members were not changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeRefused {
+    /// The replica refuses.
+    #[error(transparent)]
+    Replica(#[from] ChangeError),
+    /// Leadership was lost meanwhile.
+    #[error("another master leads now, and it is not known whether the change was made; look, and try again")]
+    Lost,
+    /// The loop is gone.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+pub(crate) type BarrierSender = oneshot::Sender<Result<(), NotLeading>>;
+
+/// Another master leads, or nobody does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this master does not lead")]
+pub struct NotLeading;
+
+/// Why leadership was not handed over.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransferRefused {
+    /// The replica refuses.
+    #[error(transparent)]
+    Replica(#[from] tessera_replica::TransferError),
+    /// There is nobody.
+    #[error("no other voter has kept up with the log")]
+    Nobody,
+    /// The loop is gone.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+/// Why a loop ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum LoopError {
+    /// The replica cannot go on.
+    #[error("the replica cannot go on: {0}")]
+    Fatal(#[from] FatalError),
+    /// What this master acknowledged is not on its disk.
+    #[error(
+        "{0}; remove the data directory and start with --join: it comes back under a new id"
+    )]
+    LostLog(StepError),
+    /// It is no member any more.
+    #[error(
+        "this master was removed from its cluster ({0}); to come back, remove the data directory and start with --join"
+    )]
+    Removed(String),
+}
+
+pub(crate) type ReplySender = oneshot::Sender<Result<Reply, RequestError>>;
+pub(crate) type AnswerSender = oneshot::Sender<Result<HttpAnswer, HttpFailure>>;
+
+/// The loop is gone: the process is ending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the master is shutting down")]
+pub struct Stopped;
+
+/// How everything else talks to the loop.
+#[derive(Clone)]
+pub struct NodeHandle {
+    pub(crate) inputs: mpsc::Sender<Input>,
+    pub(crate) events: watch::Receiver<EventId>,
+    pub(crate) topology: watch::Receiver<Topology>,
+    pub(crate) tickets: Arc<std::sync::atomic::AtomicU64>,
+    pub(crate) beats: Arc<Beats>,
+}
+
+impl NodeHandle {
+    async fn send(&self, input: Input) -> Result<(), Stopped> {
+        self.inputs.send(input).await.map_err(|_| Stopped)
+    }
+
+    pub(crate) fn next_ticket(&self) -> u64 {
+        self.tickets
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// A number for a new session, never used before in this process.
+    #[must_use]
+    pub fn new_session(&self) -> u64 {
+        self.next_ticket()
+    }
+
+    /// An agent opened a session; messages for it go to `sender`, which is dropped to close it.
+    ///
+    /// # Errors
+    /// When the loop is gone, as for all of these.
+    pub async fn session_open(
+        &self,
+        session: u64,
+        register: v1::Register,
+        sender: mpsc::Sender<v1::MasterMessage>,
+    ) -> Result<(), Stopped> {
+        self.send(Input::SessionOpen {
+            session,
+            register,
+            sender,
+        })
+        .await
+    }
+
+    /// An agent said something.
+    ///
+    /// # Errors
+    /// When the loop is gone.
+    pub async fn agent_message(
+        &self,
+        session: u64,
+        message: v1::AgentMessage,
+    ) -> Result<(), Stopped> {
+        self.send(Input::AgentMessage { session, message }).await
+    }
+
+    /// An agent is alive. Waits for nothing.
+    ///
+    /// # Errors
+    /// When the session is over, or the loop is stuck.
+    pub fn beat(&self, session: u64) -> Result<(), BeatRefused> {
+        self.beats.beat(session, Instant::now())
+    }
+
+    /// A session ended.
+    ///
+    /// # Errors
+    /// When the loop is gone.
+    pub async fn session_closed(&self, session: u64) -> Result<(), Stopped> {
+        self.send(Input::SessionClosed { session }).await
+    }
+
+    /// Ask for a change; answered once it is committed or refused.
+    ///
+    /// # Errors
+    /// When it was refused, or the loop is gone.
+    pub async fn request(
+        &self,
+        asker: impl Into<Asker> + Send,
+        request: Request,
+    ) -> Result<Reply, RequestError> {
+        let (reply, answered) = oneshot::channel();
+        let gone = |_| {
+            let text = "leadership was lost before it was acknowledged; it may have been done";
+            RequestError::Unavailable(text.to_owned())
+        };
+        self.send(Input::Request {
+            asker: asker.into(),
+            request,
+            reply,
+        })
+        .await
+        .map_err(|stopped| RequestError::Unavailable(stopped.to_string()))?;
+        answered.await.map_err(gone)?
+    }
+
+    /// Pass a request on to a scheduler. Dropping the future tells the loop that the caller is gone.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn http(
+        &self,
+        principal: Principal,
+        framework: FrameworkId,
+        request: HttpRequest,
+    ) -> Result<HttpAnswer, HttpFailure> {
+        let ticket = self.next_ticket();
+        let (answer, answered) = oneshot::channel();
+        let gone = || HttpFailure {
+            status: 503,
+            retry_after_s: Some(1),
+            code: "NO_LEADER",
+            message: "leadership was lost before the scheduler answered; it may have acted".into(),
+        };
+        let guard = HangUp {
+            handle: self.clone(),
+            ticket,
+            armed: true,
+        };
+        self.send(Input::Http {
+            principal,
+            framework,
+            request,
+            answer,
+            ticket,
+        })
+        .await
+        .map_err(|Stopped| gone())?;
+        let result = answered.await.map_err(|_| gone())?;
+        guard.disarm();
+        result
+    }
+
+    /// Ask a question of the state.
+    ///
+    /// # Errors
+    /// When the loop is gone.
+    pub async fn query<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Core, &dyn Rows) -> T + Send + 'static,
+    ) -> Result<T, Stopped> {
+        self.query_status(|core, rows, _| question(core, rows))
+            .await
+    }
+
+    /// Ask a question of the state and the replica.
+    ///
+    /// # Errors
+    /// When the loop is gone.
+    pub async fn query_status<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Core, &dyn Rows, &NodeStatus) -> T + Send + 'static,
+    ) -> Result<T, Stopped> {
+        let (answer, answered) = oneshot::channel();
+        let query: Query = Box::new(move |core, rows, status| {
+            // The asker may have gone away, which is its own affair.
+            let _ = answer.send(question(core, rows, status));
+        });
+        self.send(Input::Query(query)).await?;
+        answered.await.map_err(|_| Stopped)
+    }
+
+    /// Messages of another master's replica.
+    ///
+    /// # Errors
+    /// When the loop is gone.
+    pub async fn raft(&self, from: u64, messages: Vec<Vec<u8>>) -> Result<(), Stopped> {
+        self.send(Input::Raft { from, messages }).await
+    }
+
+    /// What was sent to another master is lost.
+    ///
+    /// # Errors
+    /// When the loop is gone.
+    pub async fn unreachable(&self, node: u64) -> Result<(), Stopped> {
+        self.send(Input::Unreachable { node }).await
+    }
+
+    /// Another master says that this one is no member any more.
+    ///
+    /// # Errors
+    /// When the loop is gone.
+    pub async fn removed(&self, reason: String) -> Result<(), Stopped> {
+        self.send(Input::Removed { reason }).await
+    }
+
+    /// Wait until the rows here hold everything that was committed before this call. Many share one round
+    /// among the masters; with one master it costs nothing.
+    ///
+    /// # Errors
+    /// When this master does not lead, or not any more.
+    pub async fn barrier(&self) -> Result<(), NotLeading> {
+        let (reply, answered) = oneshot::channel();
+        self.send(Input::Barrier(reply))
+            .await
+            .map_err(|Stopped| NotLeading)?;
+        answered.await.map_err(|_| NotLeading)?
+    }
+
+    /// Hand leadership to a node, or to the one that is best suited; the node.
+    ///
+    /// # Errors
+    /// When this master does not lead, or the other one cannot.
+    pub async fn transfer(&self, node: Option<u64>) -> Result<u64, TransferRefused> {
+        let (reply, answered) = oneshot::channel();
+        self.send(Input::Transfer { node, reply }).await?;
+        answered.await.map_err(|_| Stopped)?
+    }
+
+    /// Change the members; answered once the change is applied here.
+    ///
+    /// # Errors
+    /// When this master does not lead, the change is not sensible now, or its fate is not known.
+    pub async fn change(&self, change: MemberChange) -> Result<(), ChangeRefused> {
+        let (reply, answered) = oneshot::channel();
+        self.send(Input::Change { change, reply }).await?;
+        answered.await.map_err(|_| Stopped)?
+    }
+
+    /// The whole state as it is now, to be read on another thread, and the components that it names.
+    ///
+    /// # Errors
+    /// When the loop is gone.
+    pub async fn snapshot(
+        &self,
+    ) -> Result<Result<(SnapshotSource, Vec<Digest>), DiskError>, Stopped> {
+        let (reply, answered) = oneshot::channel();
+        self.send(Input::Snapshot(reply)).await?;
+        answered.await.map_err(|_| Stopped)
+    }
+
+    /// How sending a snapshot ended.
+    ///
+    /// # Errors
+    /// When the loop is gone.
+    pub async fn snapshot_sent(&self, node: u64, delivered: bool) -> Result<(), Stopped> {
+        self.send(Input::SnapshotSent { node, delivered }).await
+    }
+
+    /// Another master offers a snapshot; where its rows are to be staged, or why it is not wanted.
+    ///
+    /// # Errors
+    /// When the loop is gone.
+    pub async fn begin_install(
+        &self,
+        message: Vec<u8>,
+    ) -> Result<Result<Staging, StepError>, Stopped> {
+        let (reply, answered) = oneshot::channel();
+        self.send(Input::BeginInstall { message, reply }).await?;
+        answered.await.map_err(|_| Stopped)
+    }
+
+    /// The rows of a snapshot are staged; whether it is taken.
+    ///
+    /// # Errors
+    /// When the loop is gone.
+    pub async fn step_snapshot(
+        &self,
+        message: Vec<u8>,
+        staged: Staged,
+    ) -> Result<Result<(), StepError>, Stopped> {
+        let (reply, answered) = oneshot::channel();
+        let input = Input::StepSnapshot { message, staged, reply };
+        self.send(input).await?;
+        answered.await.map_err(|_| Stopped)
+    }
+
+    /// Follows who the masters are and who leads.
+    #[must_use]
+    pub fn topology(&self) -> watch::Receiver<Topology> {
+        self.topology.clone()
+    }
+
+    /// Follows the newest event's id.
+    #[must_use]
+    pub fn events(&self) -> watch::Receiver<EventId> {
+        self.events.clone()
+    }
+
+    /// End the loop after the inputs that are queued.
+    pub async fn stop(&self) {
+        // A loop that is gone has stopped.
+        let _ = self.send(Input::Stop).await;
+    }
+}
+
+/// Tells the loop when a caller goes away before its answer.
+struct HangUp {
+    handle: NodeHandle,
+    ticket: u64,
+    armed: bool,
+}
+
+impl HangUp {
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for HangUp {
+    fn drop(&mut self) {
+        if self.armed {
+            // Best effort: a full queue only means that the answer is made for nobody, and the
+            // core bounds those by its own time-out.
+            let _ = self.handle.inputs.try_send(Input::HttpGone {
+                ticket: self.ticket,
+            });
+        }
+    }
+}
