@@ -100,15 +100,28 @@ pub fn widen_for_run() -> Result<(), JailError> {
     limit(Resource::RLIMIT_AS, most, most, "address space")
 }
 
-/// Limit a process that replays a recording, with a component of whoever asks for it: room for what
-/// compiling it may take and for an instance, and all the time that it takes.
+/// Limit a process that replays a recording, with a component that somebody else made: it is compiled under
+/// the most that any cluster may allow, on the machine of whoever asks.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn enter_replay() -> Result<(), JailError> {
     harden()?;
-    limit(Resource::RLIMIT_AS, RUN_BYTES, RUN_BYTES, "address space")?;
-    limit(Resource::RLIMIT_NOFILE, 64, 64, "open files")
+    let bytes = LimitName::CompileBytes.row().max;
+    limit(Resource::RLIMIT_AS, bytes, bytes.saturating_add(RUN_BYTES), "address space")?;
+    let seconds = LimitName::CompileCpuMs.row().max.div_ceil(1_000);
+    limit(Resource::RLIMIT_CPU, seconds, u64::MAX, "CPU time")?;
+    limit(Resource::RLIMIT_NOFILE, 64, 64, "open files")?;
+    give_up_calls()
+}
+
+/// After compiling what is to be replayed: room for an instance, and all the time that its turns take.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn widen_for_replay() -> Result<(), JailError> {
+    widen_for_run()?;
+    limit(Resource::RLIMIT_CPU, u64::MAX, u64::MAX, "CPU time")
 }
 
 /// Limit a worker.

@@ -216,7 +216,6 @@ fn run(mode: Mode) -> Result<ExitCode, String> {
             component,
             component_changed,
         } => {
-            jail::enter_replay().map_err(|error| error.to_string())?;
             let report = replay::run(&replay::Plan {
                 recording,
                 component,

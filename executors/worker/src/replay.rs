@@ -285,6 +285,7 @@ fn load(path: &Path) -> Result<(SchedulerImage, Digest, String), Stop> {
     check_bytes(&bytes).map_err(cannot(&path.display().to_string()))?;
     let component = Component::from_binary(&engine, &bytes)
         .map_err(|error| Stop::Cannot(format!("{}: {error:#}", path.display())))?;
+    jail::widen_for_replay().map_err(cannot("this process"))?;
     let ticker = Arc::new(Ticker::start(&engine).map_err(cannot("the engine"))?);
     let host = SchedulerHost::new(&engine, ticker, thread::CONTROL).map_err(cannot("the engine"))?;
     let image = host.link(&component).map_err(cannot(&path.display().to_string()))?;

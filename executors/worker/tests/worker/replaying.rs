@@ -1,10 +1,11 @@
 //! Recordings and replay: a life that is run again in another process, byte for byte.
 
-use crate::harness::{Agent, Instance, Worker, get, guest, run};
+use crate::harness::{Agent, Instance, WORKER, Worker, get, guest, run};
 use crate::schedulers::{entry, subscribed};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use tessera_types::Event;
+use std::process::Command;
+use tessera_types::{Event, LimitName};
 use tessera_wire::recording::{Sealer, Unsealed, Unsealer};
 use tessera_wire::v1;
 use v1::recording_item::Item;
@@ -234,4 +235,37 @@ fn changed_limits_and_failures_that_depend_on_nothing_else_are_replayed() {
     assert!(is_second, "lives are counted in the directory");
     let (code, said) = replay(&path, "limits", false);
     assert_eq!((code, &said["turns"]), (0, &0.into()), "{said}");
+}
+
+#[test]
+fn a_replay_has_given_up_what_it_does_not_need_before_it_reads_anything() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("recording");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    // It waits for somebody to write the recording.
+    let mut replay = Command::new(WORKER)
+        .arg("replay")
+        .arg("--recording")
+        .arg(&pipe)
+        .arg("--component")
+        .arg(&pipe)
+        .spawn()
+        .unwrap();
+    let of = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", replay.id())).unwrap();
+    let until = std::time::Instant::now() + crate::harness::DEADLINE;
+    while !of("status").contains("Seccomp:\t2") {
+        assert!(std::time::Instant::now() < until, "{}", of("status"));
+        std::thread::yield_now();
+    }
+    let (status, limits) = (of("status"), of("limits"));
+    replay.kill().unwrap();
+    replay.wait().unwrap();
+    assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+    let limit = |name: &str| {
+        let line = limits.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap().split_whitespace().next().unwrap().to_owned()
+    };
+    let most = |name: LimitName| name.row().max;
+    assert_eq!(limit("Max cpu time"), (most(LimitName::CompileCpuMs) / 1_000).to_string());
+    assert_eq!(limit("Max address space"), most(LimitName::CompileBytes).to_string());
 }
