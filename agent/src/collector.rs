@@ -71,7 +71,7 @@ impl Collector {
 }
 
 /// The folders of a framework's tasks, and of the children of its executors.
-fn sandboxes_in(dir: &Path, framework: FrameworkId) -> io::Result<Vec<(PathBuf, TaskKey)>> {
+pub(crate) fn sandboxes_in(dir: &Path, framework: FrameworkId) -> io::Result<Vec<(PathBuf, TaskKey)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;

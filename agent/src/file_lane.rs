@@ -1,8 +1,11 @@
 //! The agent's end of the bulk lane for files: answers the master's questions for ranges.
 //!
-//! Invariants: only sandboxes of tasks, and logs and recordings of schedulers can be read, whatever a question says;
+//! Invariants: only sandboxes of tasks, logs and recordings of schedulers, and lists of recordings and of executors'
+//! children can be read, whatever a question says;
 //! a question that cannot be answered is answered by why.
 
+use crate::children;
+use crate::input::Input;
 use crate::recordings::{LISTING, Recordings};
 use crate::sandbox::{Range, Sandboxes, read_range};
 use crate::scheduler_log::SchedulerLogs;
@@ -11,7 +14,7 @@ use std::io;
 use std::sync::Arc;
 use tessera_types::FrameworkId;
 use tessera_wire::v1;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
@@ -30,6 +33,8 @@ pub struct Files {
     pub logs: Arc<SchedulerLogs>,
     /// Of schedulers' lives.
     pub recordings: Recordings,
+    /// The agent's loop, which knows how executors' children are.
+    pub inputs: mpsc::Sender<Input>,
 }
 
 impl Files {
@@ -38,11 +43,15 @@ impl Files {
         let length = request.length.min(RANGE_BYTES_MAX);
         if request.task.is_empty() && request.path == LISTING {
             let listing = self.recordings.listing(framework)?;
-            let size = listing.len() as u64;
-            let from = usize::try_from(request.offset).unwrap_or(usize::MAX);
-            let rest = listing.into_iter().skip(from);
-            let data = rest.take(length as usize).collect();
-            return Ok(Range { data, size });
+            return Ok(part_of(listing, request.offset, length));
+        }
+        if request.task.is_empty() && request.path == children::LISTING {
+            let (asker, known) = oneshot::channel();
+            let asked = self.inputs.blocking_send(Input::Children(framework, asker));
+            let known = asked.ok().and_then(|()| known.blocking_recv().ok());
+            let known = known.ok_or_else(|| io::Error::other("the agent is ending"))?;
+            let listing = children::listing(&self.sandboxes, framework, known)?;
+            return Ok(part_of(listing, request.offset, length));
         }
         if let (true, Some(name)) = (
             request.task.is_empty(),
@@ -90,6 +99,15 @@ impl Files {
         }
         chunk
     }
+}
+
+/// A range of what is made when it is asked for.
+fn part_of(listing: Vec<u8>, offset: u64, length: u32) -> Range {
+    let size = listing.len() as u64;
+    let from = usize::try_from(offset).unwrap_or(usize::MAX);
+    let rest = listing.into_iter().skip(from);
+    let data = rest.take(length as usize).collect();
+    Range { data, size }
 }
 
 /// Keep the lane open for as long as the session stands.

@@ -2,9 +2,10 @@
 //!
 //! This file must never hold behaviour.
 
-use tessera_agent_core::{ExecutorKey, NativeObservation, SupplyFailure, TaskKey, WorkerKey};
-use tessera_types::Digest;
+use tessera_agent_core::{ChildSeen, ExecutorKey, NativeObservation, SupplyFailure, TaskKey, WorkerKey};
+use tessera_types::{Digest, FrameworkId};
 use tessera_wire::v1;
+use tokio::sync::oneshot;
 
 /// Inputs that wait for the loop. Each comes from a step that the loop itself began, and a sender waits
 /// when it is full.
@@ -34,6 +35,8 @@ pub enum Input {
     EndDue(WorkerKey, String),
     /// Room that a worker does not need is to be taken back.
     RoomDue(WorkerKey),
+    /// Somebody asks for the children of a framework's executors.
+    Children(FrameworkId, oneshot::Sender<Vec<ChildSeen>>),
     /// The state of an instance did not come.
     StateFailed(v1::InstanceKey),
     /// The sandbox of a member of a task group is made, or cannot be.

@@ -6,6 +6,7 @@
 //! never hold a rule about tasks, instances or resources.
 
 mod checkpoint;
+mod children;
 mod collector;
 mod components;
 mod config;
@@ -202,7 +203,7 @@ async fn open(
         recordings: recordings.clone(),
         tenants: hosting.tenants,
         work_dir: dir.to_owned(),
-        inputs,
+        inputs: inputs.clone(),
     };
     let collector = collector::Collector::open(sandboxes.clone(), &known, collector::KEPT_MAX)
         .map_err(disk("looking through tasks/"))?;
@@ -226,6 +227,7 @@ async fn open(
             sandboxes,
             logs,
             recordings,
+            inputs,
         },
         began,
         line: supervisor::Line::default(),

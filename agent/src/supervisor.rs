@@ -478,6 +478,11 @@ impl Supervisor {
                 self.workers.give_back(&key);
                 Vec::new()
             }
+            Input::Children(framework, asker) => {
+                // Who asked may have gone away.
+                let _ = asker.send(self.core.children_of(framework));
+                Vec::new()
+            }
             Input::StateFailed(key) => self.core.on_state_failed(key, now),
             Input::Prepared {
                 key,

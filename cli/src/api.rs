@@ -382,6 +382,36 @@ pub struct Missing {
     pub why: String,
 }
 
+/// A custom executor on one agent.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Executor {
+    /// Its id.
+    pub executor: String,
+    /// Where.
+    pub agent: String,
+    /// A task of it has not ended.
+    pub live: bool,
+    /// How many of those there are.
+    pub tasks: u64,
+    /// What it started, as far as its agent still has it.
+    pub children: Vec<Child>,
+    /// There are more.
+    pub children_more: bool,
+    /// Why they are not known.
+    pub children_unknown: Option<String>,
+}
+
+/// A child of an executor.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Child {
+    /// Its id.
+    pub child: String,
+    /// None when only its sandbox is left.
+    pub state: Option<String>,
+}
+
 /// An event of `/v1/events`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]

@@ -19,6 +19,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub struct Tail {
     segments: Vec<String>,
+    agent: Option<String>,
     offset: u64,
 }
 
@@ -27,8 +28,15 @@ impl Tail {
     pub fn new(segments: &[&str]) -> Self {
         Self {
             segments: segments.iter().map(|&segment| segment.to_owned()).collect(),
+            agent: None,
             offset: 0,
         }
+    }
+
+    /// On this agent, where the master cannot know which.
+    pub fn on_agent(mut self, agent: Option<&str>) -> Self {
+        self.agent = agent.map(str::to_owned);
+        self
     }
 
     /// The output of a task: `stdout`, `stderr` or another file of its sandbox.
@@ -40,10 +48,22 @@ impl Tail {
 
     fn request(&self, client: &Client) -> Request {
         let segments: Vec<&str> = self.segments.iter().map(String::as_str).collect();
-        client
+        let request = client
             .get(&segments)
             .query("offset", self.offset)
-            .query("length", CHUNK_BYTES)
+            .query("length", CHUNK_BYTES);
+        match &self.agent {
+            Some(agent) => request.query("agent", agent),
+            None => request,
+        }
+    }
+
+    /// See whether the file is there.
+    ///
+    /// # Errors
+    /// When it is not, or the cluster refuses or cannot be reached.
+    pub async fn check(&self, client: &Client) -> Result<(), CliError> {
+        client.send(self.request(client)).await.map(drop)
     }
 
     /// What has come since the last call, at most a chunk; nothing while the file is not there.

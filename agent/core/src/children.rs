@@ -11,7 +11,7 @@ use crate::executor_records::remember;
 use crate::executors::Executor;
 use crate::killing::Why;
 use tessera_types::{
-    Digest, ExecutorId, Launch, LimitName, Quantities, Reason, TaskBody, TaskId, TaskSpec,
+    Digest, ExecutorId, FrameworkId, Launch, LimitName, Quantities, Reason, TaskBody, TaskId, TaskSpec,
     TaskState, TaskStatus, limits,
 };
 use tessera_wire::v1;
@@ -21,7 +21,35 @@ const REFUSALS_MAX: usize = 10_000;
 /// Bytes of the rule that each of them names: all of them together are in one record of a checkpoint.
 const RULE_BYTES_MAX: usize = 256;
 
+/// A child of a live executor, as people are shown it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChildSeen {
+    /// Whose.
+    pub parent: Parent,
+    /// Its id in that life of its executor.
+    pub child: TaskId,
+    /// The newest state that is known.
+    pub state: TaskState,
+}
+
 impl Core {
+    /// Children of a framework's live executors, as far as they are on record.
+    #[must_use]
+    pub fn children_of(&self, framework: FrameworkId) -> Vec<ChildSeen> {
+        let executors = self.executors.live.iter();
+        let of_framework = executors.filter(|(key, _)| key.framework == framework);
+        let children = of_framework.flat_map(|(_, executor)| &executor.children);
+        let seen = children.filter_map(|key| {
+            let task = self.tasks.get(key)?;
+            Some(ChildSeen {
+                parent: key.parent.clone()?,
+                child: key.task.clone(),
+                state: task.over().map_or(task.state, |status| status.state),
+            })
+        });
+        seen.collect()
+    }
+
     /// Children that have not ended.
     pub(crate) fn live_children(&self, executor: &Executor) -> Vec<TaskKey> {
         let children = executor.children.iter();

@@ -30,5 +30,6 @@ pub use action::{
     Action, ExecutorKey, NativeExit, NativeObservation, Now, Parent, SupplyFailure, TaskKey,
     WorkerHello, WorkerKey, WorkerKind, WorkerLoad,
 };
+pub use children::ChildSeen;
 pub use core::{Core, CoreConfig, WORKER_IDLE_MS};
 pub use records::{CHECKPOINT_VERSION, RecordError};

@@ -1,12 +1,12 @@
 //! `tessera framework`: create, list, inspect, remove, and read the scheduler's log. What changes a
-//! framework that runs is in `lifecycle`, its recordings in `replay`.
+//! framework that runs is in `lifecycle`, its recordings in `replay`, its executors in `executor`.
 //!
 //! Must never decide whether a change is possible.
 
 use crate::api::{Framework, read, read_items};
 use crate::client::Client;
 use crate::commands::upkeep::parse_duration;
-use crate::commands::{component, lifecycle, replay};
+use crate::commands::{component, executor, lifecycle, replay};
 use crate::error::{CliError, Kind};
 use crate::follow::{Pace, Patience, Tail};
 use crate::{Context, output};
@@ -68,6 +68,10 @@ pub enum FrameworkCommand {
         /// Name or id
         framework: String,
     },
+    /// List custom executors and their children
+    Executors(executor::ExecutorsArgs),
+    /// Show what a child of an executor wrote
+    ChildLogs(executor::ChildLogsArgs),
     /// List what was recorded of a scheduler's instances
     Recordings(replay::RecordingsArgs),
     /// Run a recording again on this machine, and say where it goes another way
@@ -205,6 +209,8 @@ pub async fn run(context: &Context, command: FrameworkCommand) -> Result<ExitCod
         FrameworkCommand::Release { framework } => {
             lifecycle::release(context, &client, &framework).await?;
         }
+        FrameworkCommand::Executors(args) => executor::executors(context, &client, &args).await?,
+        FrameworkCommand::ChildLogs(args) => executor::child_logs(&client, &args).await?,
         FrameworkCommand::Recordings(args) => replay::recordings(context, &client, &args).await?,
         FrameworkCommand::Replay(args) => replay::replay(context, &client, args).await?,
     }

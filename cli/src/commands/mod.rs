@@ -6,6 +6,7 @@ pub mod agent;
 pub mod component;
 pub mod dev;
 pub mod events;
+pub mod executor;
 pub mod framework;
 pub mod lifecycle;
 pub mod master;

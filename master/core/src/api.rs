@@ -570,6 +570,21 @@ pub struct TaskView {
     pub executor: Option<ExecutorId>,
 }
 
+/// A custom executor on one agent; there while a live task names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecutorView {
+    /// Its id in the framework.
+    pub executor: ExecutorId,
+    /// Where it is, or will be.
+    pub agent: AgentId,
+    /// What it runs.
+    pub component: Digest,
+    /// What it is charged for beside its tasks.
+    pub resources: Quantities,
+    /// Its tasks that have not ended.
+    pub tasks: Vec<TaskId>,
+}
+
 /// Which tasks to list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TaskFilter {

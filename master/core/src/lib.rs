@@ -33,7 +33,7 @@ pub mod testing;
 mod upkeep;
 
 pub use api::{
-    AgentView, Applied, ComponentView, Config, Counts, EventId, EventRecord, EventsPage,
+    AgentView, Applied, ComponentView, Config, Counts, EventId, EventRecord, EventsPage, ExecutorView,
     FetchRefusal, FrameworkView, HttpFailure, LimitSource, LimitView, LookupError, Now, OfferView,
     CLUSTER_VERSION, Output, Reply, Request, RequestError, TaskFilter, TaskView, Waiting, World,
 };

@@ -2,7 +2,7 @@
 
 use crate::Core;
 use crate::api::{
-    AgentView, ComponentView, Counts, EventId, EventRecord, EventsPage, FrameworkView, LimitSource,
+    AgentView, ComponentView, Counts, EventId, EventRecord, EventsPage, ExecutorView, FrameworkView, LimitSource,
     LimitView, LookupError, OfferView, Reply, RequestError, TaskFilter, TaskView, Waiting, World,
 };
 use crate::auth::Principal;
@@ -353,6 +353,22 @@ impl Core {
             }
         }
         found
+    }
+
+    /// Executors of a framework, by agent.
+    #[must_use]
+    pub fn executors(&self, framework: FrameworkId) -> Vec<ExecutorView> {
+        let on_agents = self.state.agents.iter().flat_map(|(agent, row)| {
+            let executors = row.executors.iter().filter(move |((of, _), _)| *of == framework);
+            executors.map(|((_, id), executor)| ExecutorView {
+                executor: id.clone(),
+                agent: *agent,
+                component: executor.component,
+                resources: executor.resources,
+                tasks: executor.tasks.iter().cloned().collect(),
+            })
+        });
+        on_agents.collect()
     }
 
     /// One task, in the history too.

@@ -8,6 +8,7 @@ mod agents;
 mod components;
 mod error;
 mod events;
+mod executors;
 mod extract;
 mod frameworks;
 mod health;
@@ -93,7 +94,7 @@ const fn framework() -> Object {
 
 /// Every route there is.
 fn routes() -> Vec<Route> {
-    let parts = [master_routes(), cluster_routes(), agent_routes(), framework_routes(), lifecycle_routes(), task_routes()];
+    let parts = [master_routes(), cluster_routes(), agent_routes(), framework_routes(), lifecycle_routes(), executor_routes(), task_routes()];
     parts.into_iter().flatten().collect()
 }
 
@@ -299,6 +300,23 @@ fn lifecycle_routes() -> Vec<Route> {
             Action::ReadLogs,
             framework(),
             get(recordings::content),
+        ),
+    ]
+}
+
+fn executor_routes() -> Vec<Route> {
+    vec![
+        route(
+            "/v1/frameworks/{framework}/executors",
+            Action::Read,
+            framework(),
+            get(executors::list),
+        ),
+        route(
+            "/v1/frameworks/{framework}/executors/{executor}/children/{child}/files/{*path}",
+            Action::ReadLogs,
+            framework(),
+            get(executors::file),
         ),
     ]
 }

@@ -495,8 +495,8 @@ impl TaskJson {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RangeQuery {
-    offset: Option<u64>,
-    length: Option<u32>,
+    pub(super) offset: Option<u64>,
+    pub(super) length: Option<u32>,
 }
 
 impl RangeQuery {

@@ -26,12 +26,25 @@ const ROUTES: &[(&str, &str)] = &[
     ("PUT", "/v1/frameworks/{framework}/config"),
     ("GET", "/v1/frameworks/{framework}/recordings"),
     ("GET", "/v1/frameworks/{framework}/recordings/{recording}"),
+    ("GET", "/v1/frameworks/{framework}/executors"),
+    ("GET", "/v1/frameworks/{framework}/executors/{executor}/children/{child}/files/{*path}"),
     ("GET", "/v1/tasks"),
     ("GET", "/v1/tasks/{framework}/{task}"),
     ("POST", "/v1/tasks/{framework}/{task}/kill"),
     ("GET", "/v1/tasks/{framework}/{task}/files/{*path}"),
     ("GET", "/v1/agents"),
     ("GET", "/v1/agents/{agent}"),
+    ("POST", "/v1/agents/{agent}/deactivate"),
+    ("POST", "/v1/agents/{agent}/activate"),
+    ("POST", "/v1/agents/{agent}/drain"),
+    ("POST", "/v1/agents/{agent}/gone"),
+    ("POST", "/v1/agents/{agent}/maintenance"),
+    ("DELETE", "/v1/agents/{agent}/maintenance"),
+    ("GET", "/v1/masters"),
+    ("DELETE", "/v1/masters/{node}"),
+    ("POST", "/v1/masters/{node}/promote"),
+    ("POST", "/v1/masters/transfer"),
+    ("GET", "/v1/snapshot"),
     ("GET", "/v1/events"),
     ("GET", "/frameworks/{framework}"),
     ("GET", "/frameworks/{framework}/"),
@@ -111,6 +124,9 @@ async fn no_route_works_without_the_token() -> Outcome {
                 .replace("{task}", "run-1")
                 .replace("{agent}", "a1")
                 .replace("{recording}", "e1-1")
+                .replace("{node}", "1")
+                .replace("{executor}", "main")
+                .replace("{child}", "c")
                 .replace("{*path}", "stdout");
             let path = path.replace("{digest}", &format!("sha256:{}", "0".repeat(64)));
             let answer = stranger.send(method, &path, &[], Vec::new()).await?;

@@ -36,7 +36,7 @@ async fn an_executor_outlives_its_worker_and_its_agent() -> Outcome {
     };
     let (go, pid) = (cluster.dir().join("go"), cluster.scene.open_file("pid")?);
     let wait = format!("while [ ! -e {} ]; do sleep 0.05; done", go.display());
-    let native = format!("native echo $$ >> {}; {wait}; exit 0", pid.display());
+    let native = format!("native echo $$ >> {}; echo a line; {wait}; exit 0", pid.display());
     let task = |id: &str, data: &str| json!([{"id": id, "run": executor, "executor": "main", "data": data, "cpus": 0.2}]);
     launcher.job("single", task("native", &native)).await?;
     launcher.until_state("native", "TASK_RUNNING").await?;
@@ -52,6 +52,7 @@ async fn an_executor_outlives_its_worker_and_its_agent() -> Outcome {
         .job("single", task("short", &format!("wasm {wasm} 0")))
         .await?;
     launcher.until_state("short", "TASK_FINISHED").await?;
+    children_are_shown(&cluster).await?;
     let counted = count(&launcher, "count-1", &executor).await?;
     ensure(counted["seen"] == 4 && counted["instance"] == 4, || {
         counted.to_string()
@@ -106,7 +107,82 @@ async fn an_executor_outlives_its_worker_and_its_agent() -> Outcome {
         },
     )
     .await?;
+    what_is_left_is_shown(&cluster).await?;
     cluster.finish().await
+}
+
+/// Children of `main`, as `name state live`.
+async fn children(cluster: &Cluster, flags: &[&str]) -> Outcome<Vec<String>> {
+    let mut args = vec!["framework", "executors", "launcher", "-o", "json"];
+    args.extend(flags);
+    let output = cluster.tessera(&args).await?;
+    let list: Value = serde_json::from_slice(&output.stdout)?;
+    let mut found = Vec::new();
+    for item in list["items"].as_array().into_iter().flatten() {
+        ensure(item["executor"] == "main" && item["agent"] == "a1", || {
+            format!("another executor: {item}")
+        })?;
+        for child in item["children"].as_array().into_iter().flatten() {
+            let [name, state, live] = ["child", "state", "live"].map(|name| &child[name]);
+            found.push(format!("{name} {state} {live}").replace('"', ""));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+async fn child_logs(cluster: &Cluster, args: &[&str]) -> Outcome<(bool, String)> {
+    let output = cluster
+        .tessera(&[&["framework", "child-logs", "launcher"], args].concat())
+        .await?;
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    Ok((output.status.success(), text))
+}
+
+/// While the executor lives, with a native and a Wasm child that run, and one that has ended.
+async fn children_are_shown(cluster: &Cluster) -> Outcome {
+    until("the children in a list", PATIENCE, async || {
+        let found = children(cluster, &[]).await.map_err(|e| e.to_string())?;
+        let running = ["native TASK_RUNNING true", "wasm TASK_RUNNING true"];
+        if running.iter().all(|child| found.contains(&(*child).to_owned())) {
+            Ok(())
+        } else {
+            Err(format!("{found:?}"))
+        }
+    })
+    .await?;
+    for (args, works, expected) in [
+        (&["main", "native"] as &[&str], true, "a line\n"),
+        (&["main", "wasm"], true, "args: 0 sleep 600000\n"),
+        (&["main", "nobody"], false, "no sandbox here"),
+        (&["other", "native"], false, "--agent"),
+        (&["main", "native", "--file", "none"], false, "none"),
+    ] {
+        let (worked, text) = child_logs(cluster, args).await?;
+        ensure(worked == works && text.contains(expected), || {
+            format!("{args:?}: {worked}: {text}")
+        })?;
+    }
+    Ok(())
+}
+
+/// When the executor has ended, its agent has what its children wrote, and nobody knows their states.
+async fn what_is_left_is_shown(cluster: &Cluster) -> Outcome {
+    until("the sandboxes in a list", PATIENCE, async || {
+        let living = children(cluster, &[]).await.map_err(|e| e.to_string())?;
+        let left = children(cluster, &["--agent", "a1"]).await.map_err(|e| e.to_string())?;
+        if living.is_empty() && left.contains(&"native null false".to_owned()) {
+            Ok(())
+        } else {
+            Err(format!("{living:?}, {left:?}"))
+        }
+    })
+    .await?;
+    let (found, text) = child_logs(cluster, &["main", "native"]).await?;
+    ensure(!found, || format!("nobody said on which agent: {text}"))?;
+    let (found, text) = child_logs(cluster, &["--agent", "a1", "main", "native"]).await?;
+    ensure(found && text == "a line\n", || text.clone())
 }
 
 #[tokio::test]
