@@ -6,6 +6,9 @@
 use std::fmt;
 use tessera_types::{Digest, TimeMs, TurnNumber};
 
+/// The reason of a failure for want of room on the agent.
+pub(crate) const WORKER_FULL: &str = "WORKER_FULL";
+
 /// What a scheduler component says of the state that it keeps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StateVersions {

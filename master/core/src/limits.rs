@@ -43,7 +43,7 @@ pub const MIGRATION_TURNS_MAX: u64 = 10_000;
 pub const TRIAL_READY_MS: u64 = 60_000;
 /// How long an agent that answers may take until then: others' components may be compiled before, and its
 /// workers may be full, which is no fault of this one. Longer than two compilations may take.
-pub const TRIAL_PREPARE_MS: u64 = 45 * 60_000;
+pub const TRIAL_PREPARE_MS: u64 = 2_700_000;
 /// Task specs of one framework that live tasks refer to.
 pub const SPECS_MAX: usize = 10_000;
 /// Bytes of those specs: they are in every master's memory.

@@ -7,6 +7,7 @@ use super::executors::ExecutorEvents;
 use super::lifecycle::Care;
 use super::{Desk, Pending};
 use crate::api::FetchRefusal;
+use crate::lifecycle::WORKER_FULL;
 use crate::limits::{FAILURE_RECORD_MS, NOTICES_MAX, REPEAT_WAIT_MS};
 use crate::state::{Agent, Framework};
 use crate::upkeep::{inverse_ids, inverse_offers};
@@ -19,9 +20,6 @@ use tessera_types::{
 };
 use tessera_wire::v1::{self, master_message::Message as Out};
 use tessera_wire::WireError;
-
-/// The reason of a failure for want of room on the agent.
-const WORKER_FULL: &str = "WORKER_FULL";
 
 /// What an instance is told first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
