@@ -66,6 +66,7 @@ const ELSEWHERE: &[&str] = &[
     "live-tasks",
     "turns-per-second",
     "turn-bytes-per-second",
+    "tenant-memory-bytes",
     "frameworks",
     "failures",
     "failures-per-window",
