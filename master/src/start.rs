@@ -16,6 +16,7 @@ use prost::Message as _;
 use std::fs::{DirBuilder, File, TryLockError};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
+use std::time::Duration;
 use tessera_master_core::Config;
 use tessera_replica::{ClusterId, Identity, Replica, ReplicaConfig, RestoreError, RocksDisk};
 use tessera_wire::v1;
@@ -23,6 +24,11 @@ use tokio_util::sync::CancellationToken;
 
 /// The id of a cluster's first node.
 const FIRST_NODE: u64 = 1;
+
+/// How often the lock is tried, and the pause between: a child process that was just being started when the
+/// lock was let go holds it until it runs its own program.
+const LOCK_TRIES: usize = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Makes the directory, private to its owner, and locks it for as long as the file lives.
 pub fn lock_data_dir(dir: &Path) -> Result<File, RunError> {
@@ -36,13 +42,16 @@ pub fn lock_data_dir(dir: &Path) -> Result<File, RunError> {
         .create(dir)
         .map_err(error)?;
     let lock = File::create(dir.join("LOCK")).map_err(error)?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(RunError::InUse {
-            path: dir.to_owned(),
-        }),
-        Err(TryLockError::Error(source)) => Err(error(source)),
+    for _ in 0..LOCK_TRIES {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::Error(source)) => return Err(error(source)),
+        }
     }
+    Err(RunError::InUse {
+        path: dir.to_owned(),
+    })
 }
 
 /// Makes a cluster of one in a directory that has none yet; its identity.

@@ -102,7 +102,7 @@ impl Master {
             init(&config).unwrap();
         }
         let shutdown = CancellationToken::new();
-        let task = tokio::spawn(run(config.clone(), shutdown.clone()));
+        let mut task = tokio::spawn(run(config.clone(), shutdown.clone()));
         let client = Client::new();
         let url = format!("http://{}/health", config.listen);
         let healthy = async {
@@ -111,6 +111,9 @@ impl Master {
                     && answer.status() == StatusCode::OK
                 {
                     return;
+                }
+                if task.is_finished() {
+                    panic!("the master ended: {:?}", (&mut task).await);
                 }
                 // Bounded by the deadline below; a busy loop would take a core from the master.
                 let deadline = tokio::time::Instant::now() + POLL;
