@@ -152,6 +152,16 @@ async fn children_are_shown(cluster: &Cluster) -> Outcome {
         }
     })
     .await?;
+    let output = cluster
+        .tessera(&["framework", "executors", "launcher"])
+        .await?;
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    let words: Vec<Vec<&str>> = table.lines().map(|l| l.split_whitespace().collect()).collect();
+    for row in [&["main", "a1", "2", "lives"][..], &["main", "a1", "native", "TASK_RUNNING"]] {
+        ensure(words.iter().any(|words| words == row), || {
+            format!("{row:?} is not in the table:\n{table}")
+        })?;
+    }
     for (args, works, expected) in [
         (&["main", "native"] as &[&str], true, "a line\n"),
         (&["main", "wasm"], true, "args: 0 sleep 600000\n"),
