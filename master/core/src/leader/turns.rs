@@ -7,15 +7,15 @@
 use super::limits::validate_operations;
 use super::plan::After;
 use super::throttle::Submission;
-use super::{Desk, Pending};
+use super::{Desk, Pending, TERM_SHIFT};
 use crate::api::Output;
 use crate::commands::validate_turn;
 use crate::effect::CommandResult;
 use crate::limits::COMMAND_BYTES_MAX;
 use prost::Message;
 use tessera_types::{
-    AgentId, Digest, Epoch, FrameworkId, HttpAnswer, Turn, TurnHeader, TurnNumber, TurnOutcome,
-    TurnRefusal,
+    AgentId, Digest, Epoch, FrameworkId, HttpAnswer, Operation, Turn, TurnHeader, TurnNumber,
+    TurnOutcome, TurnRefusal,
 };
 use tessera_wire::WireError;
 use tessera_wire::v1::{self, master_message::Message as Out};
@@ -169,6 +169,12 @@ impl Desk<'_> {
         let role = self.state.frameworks.get(&id).map(|framework| &framework.role);
         let limits = role.map(|role| self.state.limits_of(role)).unwrap_or_default();
         validate_turn(&command, &limits)?;
+        if !first && turn.changes_state() && self.answers_former_leaders(&turn) {
+            // Under which keys its requests came is not known any more, and they may come again. Nothing of
+            // it was committed, so the instance is built anew, and handles them then.
+            let number = turn.header.number;
+            return Err(TurnRefusal::WrongNumber { given: number, expected: number });
+        }
         let mut plan = self.plan(&turn);
         if !first && !turn.changes_state() {
             // Nothing tells whether its messages were sent already, and they are sent at most once.
@@ -214,6 +220,14 @@ impl Desk<'_> {
             instance.in_flight = Some((turn.header.number, hash));
         }
         Ok(())
+    }
+
+    /// Whether a turn answers requests that came to another leader.
+    fn answers_former_leaders(&self, turn: &Turn) -> bool {
+        turn.operations.iter().any(|operation| match operation {
+            Operation::Respond { request, .. } => request >> TERM_SHIFT != self.leader.term,
+            _ => false,
+        })
     }
 
     fn note_taken(&mut self, session: u64, turn: &Turn) {
