@@ -121,10 +121,6 @@ impl Process {
         uid: Option<u32>,
         env: &[(&str, &str)],
     ) -> Outcome<Self> {
-        let out = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(log)?;
         let mut command = match uid {
             None => Command::new(program("tessera")?),
             Some(uid) => {
@@ -135,9 +131,20 @@ impl Process {
                 command
             }
         };
+        command.args(args).envs(env.iter().copied());
+        Self::spawn(log, command)
+    }
+
+    /// Start a command; its output goes to a file.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(log: &Path, mut command: Command) -> Outcome<Self> {
+        let out = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(log)?;
         let child = command
-            .args(args)
-            .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)
             .stderr(out)

@@ -6,11 +6,14 @@
 //! that is known comes from REST, files and /proc.
 
 pub mod cluster;
+pub mod disk;
 pub mod guests;
 pub mod masters;
+pub mod net;
 pub mod procfs;
 pub mod random;
 pub mod rest;
+pub mod site;
 pub mod wait;
 
 /// What tests and measurements fail with.

@@ -93,37 +93,44 @@ pub fn signal(pid: i32, signal: Signal) -> Outcome {
     Ok(kill(Pid::from_raw(pid), signal)?)
 }
 
-/// Removes the empty control groups of the agents whose work directories are in this directory or
-/// one below it. They are named by the beginning of the key that an agent wrote down.
-pub fn remove_groups(dir: &Path) {
-    let below = |dir: &Path| -> Vec<PathBuf> {
-        std::fs::read_dir(dir)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path())
-            .collect()
-    };
+/// What is in a directory; nothing if it is not there.
+#[must_use]
+pub fn below(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
+}
+
+/// Control groups of the agents whose work directories are in this directory or one below it. They are
+/// named by the beginning of the key that an agent wrote down.
+#[must_use]
+pub fn groups(dir: &Path) -> Vec<PathBuf> {
     let dirs = below(dir);
-    for candidate in dirs.iter().flat_map(|dir| below(dir)).chain(dirs.clone()) {
-        let Ok(text) = std::fs::read(candidate.join("agent.json")) else {
+    let agents = dirs.iter().flat_map(|dir| below(dir)).chain(dirs.clone());
+    let mut found = Vec::new();
+    for agent in agents {
+        let Ok(text) = std::fs::read(agent.join("agent.json")) else {
             continue;
         };
         let identity: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
         let Some(name) = identity["key"].as_str().and_then(|key| key.get(..16)) else {
             continue;
         };
-        for mount in below(Path::new("/sys/fs/cgroup"))
-            .into_iter()
-            .chain(["/sys/fs/cgroup".into()])
-        {
-            let group = mount.join("tessera").join(name);
-            for child in below(&group) {
-                // One that is still in use stays; it is seen by whoever looks at the machine.
-                let _ = std::fs::remove_dir(child);
-            }
-            let _ = std::fs::remove_dir(group);
+        let mounts = below(Path::new("/sys/fs/cgroup"));
+        let mounts = mounts.into_iter().chain(["/sys/fs/cgroup".into()]);
+        let groups = mounts.map(|mount| mount.join("tessera").join(name));
+        found.extend(groups.filter(|group| group.is_dir()));
+    }
+    found
+}
+
+/// Removes these groups as far as they are empty.
+pub fn remove_groups(dir: &Path) {
+    for group in groups(dir) {
+        for child in below(&group) {
+            // One that is still in use stays; it is seen by whoever looks at the machine.
+            let _ = std::fs::remove_dir(child);
         }
+        let _ = std::fs::remove_dir(group);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Waiting for a condition with a deadline.
 //!
-//! Must never wait for time to pass: the only pause is the one between two looks.
+//! Must never wait for time to pass in the hope that something has happened: that is what [`until`] is for.
 
 use crate::{Outcome, failure};
 use std::time::{Duration, Instant};
@@ -29,4 +29,9 @@ where
             Err(_) => tokio::time::sleep(POLL).await,
         }
     }
+}
+
+/// Passes time that is part of what is tested: how long a fault lasts, how often something is asked.
+pub async fn pass(time: Duration) {
+    tokio::time::sleep(time).await;
 }

@@ -1,0 +1,125 @@
+//! Three masters and three agents on machines of their own, under a workload that never pauses: processes are
+//! killed and paused, the network is cut in every way, disks are full or slow, one at a time and two at a
+//! time. Then the books are balanced.
+//!
+//! `TESSERA_SEED` repeats a run: seed, plan and history are printed and kept. `make chaos` runs it for longer.
+
+use crate::chaos_books::balance;
+use crate::chaos_faults::{ALL, Fault, Lasts, carry_out, plan};
+use crate::chaos_load::Load;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use tessera_cluster::disk::Disk;
+use tessera_cluster::random::Random;
+use tessera_cluster::site::Site;
+use tessera_cluster::{Outcome, ensure, skipped};
+
+const MASTERS: usize = 3;
+const AGENTS: usize = 3;
+/// Small machines: tasks are spread over all of them.
+pub const AGENT_FLAGS: [&str; 6] = ["--cpus-milli", "2000", "--mem-mib", "2048", "--worker-idle-s", "2"];
+
+/// How long faults last in the short form.
+const SHORT: Lasts = Lasts(800, 3_000);
+/// And in the long form, where agents are given up and schedulers move.
+const LONG: Lasts = Lasts(500, 15_000);
+/// Faults of a round of the long form: a round's tasks have to fit into one page.
+const LONG_FAULTS: usize = 7;
+
+/// A number of the environment.
+pub fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+fn seed() -> u64 {
+    number("TESSERA_SEED").unwrap_or_else(|| {
+        let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        time.map_or(1, |time| u64::from(time.subsec_nanos()))
+    })
+}
+
+/// Where histories are kept: a directory that was asked for, or the scene's, which goes when all went well.
+fn kept(site: &Site) -> Outcome<PathBuf> {
+    match std::env::var_os("TESSERA_CHAOS_DIR") {
+        None => Ok(site.scene.dir().to_owned()),
+        Some(dir) => {
+            std::fs::create_dir_all(&dir)?;
+            Ok(dir.into())
+        }
+    }
+}
+
+async fn round(site: &mut Site, number: usize, seed: u64, faults: &[Fault], lasts: Lasts) -> Outcome {
+    let began = Instant::now();
+    let mut random = Random::new(seed.wrapping_add(number as u64));
+    let ran = site.scene.open_file(&format!("ran-{number}"))?;
+    let mut load = Load::start(site.clients()?, number, &ran, random.next()).await?;
+    let planned = plan(&mut random, faults, lasts);
+    let words: Vec<String> = planned.iter().map(ToString::to_string).collect();
+    eprintln!("round {number} of seed {seed}: {}", words.join(", "));
+    carry_out(site, &planned, &mut random).await?;
+    let history = kept(site)?.join(format!("history-{seed}-{number}.jsonl"));
+    let balance = balance(site, &mut load, &history).await?;
+    eprintln!("round {number}: {} ({:.0} s)", balance.text, began.elapsed().as_secs_f64());
+    load.remove().await
+}
+
+/// Which faults this machine can make.
+fn possible(site: &Site) -> Vec<Fault> {
+    let disks = site.masters.iter().all(|master| master.disk.is_some());
+    let possible = |fault: &Fault| match fault {
+        Fault::DiskFull => disks,
+        Fault::DiskSlow => disks && Disk::can_be_slow(),
+        _ => true,
+    };
+    for fault in ALL.iter().filter(|fault| !possible(fault)) {
+        eprintln!("{fault:?} is left out: no loop devices, or no control groups that limit writes");
+    }
+    ALL.into_iter().filter(possible).collect()
+}
+
+fn said(seed: u64, test: &str) {
+    eprintln!(
+        "seed {seed}; again with: TESSERA_SEED={seed} cargo test -p tessera-cluster --test cluster {test} -- --include-ignored --nocapture"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_notices_what_happens_to_masters_and_agents() -> Outcome {
+    if !nix::unistd::geteuid().is_root() {
+        return skipped("machines in network namespaces need root");
+    }
+    let seed = seed();
+    said(seed, "nobody_notices");
+    let mut site = Site::start("net", MASTERS, AGENTS, &AGENT_FLAGS).await?;
+    let faults = possible(&site);
+    round(&mut site, 0, seed, &faults, SHORT).await?;
+    site.idle().await?;
+    site.finish()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "as long as one likes: make chaos MINUTES=10 SEED=…"]
+async fn rounds_of_faults_for_as_long_as_asked() -> Outcome {
+    let seed = seed();
+    said(seed, "rounds_of_faults");
+    let minutes = number("TESSERA_CHAOS_MINUTES").unwrap_or(10);
+    let masters = number("TESSERA_CHAOS_MASTERS").unwrap_or(MASTERS as u64);
+    ensure((3..=9).contains(&masters), || "3 to 9 masters".to_owned())?;
+    let mut site = Site::start("net", usize::try_from(masters)?, AGENTS, &AGENT_FLAGS).await?;
+    let mut faults = possible(&site);
+    let end = Instant::now() + Duration::from_secs(minutes * 60);
+    let mut number = 0;
+    while Instant::now() < end {
+        let mut random = Random::new(seed ^ number as u64);
+        random.shuffle(&mut faults);
+        let some = &faults[..LONG_FAULTS.min(faults.len())];
+        round(&mut site, number, seed, some, LONG).await?;
+        number += 1;
+    }
+    site.idle().await?;
+    site.finish()?;
+    eprintln!("{number} rounds of seed {seed} in {minutes} minutes: all books balanced");
+    Ok(())
+}
+
