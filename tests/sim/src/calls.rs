@@ -1,7 +1,7 @@
 //! Requests of users on their way: to any master, on to the leader, and back; again until there is an
 //! answer.
 //!
-//! Invariants: a request keeps its key over all its attempts; its first answer counts, and any other one
+//! Invariants: a change keeps its key over all its attempts; what only asks is asked once; its first answer counts, and any other one
 //! must say the same. What was asked of configurations is noted for the check of linearizability. Must
 //! never decide what is asked.
 
@@ -66,16 +66,16 @@ pub(crate) struct Calls {
 }
 
 impl Calls {
-    /// Requests that are asked until they are answered, and were not.
+    /// Changes that were not answered.
     pub(crate) fn open(&self) -> usize {
-        let waits = |call: &&Call| call.answer.is_none() && !matches!(call.ask, Ask::Http(..));
+        let waits = |call: &&Call| call.answer.is_none() && matches!(call.ask, Ask::Change(_));
         self.calls.values().filter(waits).count()
     }
 
     /// What was not answered, in words.
     pub(crate) fn waiting(&self) -> String {
         let open = self.calls.iter().filter(|(_, call)| call.answer.is_none());
-        let open = open.filter(|(_, call)| !matches!(call.ask, Ask::Http(..)));
+        let open = open.filter(|(_, call)| matches!(call.ask, Ask::Change(_)));
         open.map(|(id, call)| format!("; {id} asks {:?} for time {}", call.ask, call.attempts)).collect()
     }
 
@@ -148,7 +148,7 @@ impl World {
         if call.attempts > 1 && self.mutation == Some(Mutation::RepeatedWithoutKey) {
             call.key = format!("key-{id}-{}", call.attempts);
         }
-        let again = !matches!(call.ask, Ask::Http(..));
+        let again = matches!(call.ask, Ask::Change(_));
         let attempt = call.attempts;
         let master = self.rng.index(self.masters.len());
         if !(self.faults_on && self.rng.chance(LOSS)) {
@@ -184,9 +184,7 @@ impl World {
             Ask::Change(request) => {
                 let fingerprint = Digest::of(format!("{request:?}").as_bytes());
                 let once = Once { key: call.key.clone(), fingerprint };
-                if self.mutation == Some(Mutation::AcknowledgedBeforeCommit)
-                    && matches!(request, Request::SetConfig { expected_version: None, .. })
-                {
+                if self.mutation == Some(Mutation::AcknowledgedBeforeCommit) {
                     self.answer(id, Answer::Reply(Ok(Reply::Done)));
                 }
                 let ticket = self.masters[slot].number();
@@ -239,7 +237,7 @@ impl World {
         let now_us = self.now_us;
         let Some(call) = self.calls.calls.get_mut(&id) else { return };
         if !is_lasting(&answer) {
-            if call.answer.is_none() && !matches!(call.ask, Ask::Http(..)) {
+            if call.answer.is_none() && matches!(call.ask, Ask::Change(_)) {
                 let again = Event::AskAgain { call: id, attempt: call.attempts };
                 self.queue.at(now_us + NO_LEADER_US, again);
             }

@@ -12,7 +12,7 @@ use tessera_replica::{
     StageWriter,
 };
 
-/// Batches with rows that are written before the one whose rows are dropped, or that is forgotten.
+/// Batches with rows that are written before the one whose rows are dropped.
 const ROWS_BEFORE_DROP: u64 = 40;
 /// Of so many synced writes one is not synced, where that is planted.
 const SYNCS_PER_SKIP: u64 = 3;
@@ -24,6 +24,8 @@ struct Faults {
     full: bool,
     batches_with_rows: u64,
     syncs: u64,
+    /// The record of what was applied before the newest batch with rows.
+    applied_before: Option<Vec<u8>>,
 }
 
 /// A handle to the disk; clones share it.
@@ -103,10 +105,9 @@ impl Disk for FaultyDisk {
             if self.mutation == Some(Mutation::RowsDropped) && at {
                 batch.rows.clear();
             }
-            let again = faults.batches_with_rows.is_multiple_of(ROWS_BEFORE_DROP);
-            if self.mutation == Some(Mutation::BatchAppliedTwice) && again {
-                // The rows are there, and the note that they are is not.
-                batch.meta.retain(|(key, _)| *key != MetaKey::Applied);
+            // The rows are there, and the note that they are is one too old.
+            if self.mutation == Some(Mutation::BatchAppliedTwice) {
+                faults.applied_before = self.disk.meta(MetaKey::Applied)?;
             }
         }
         if durability == Durability::Synced {
@@ -131,6 +132,11 @@ impl Disk for FaultyDisk {
     }
 
     fn meta(&self, key: MetaKey) -> Result<Option<Vec<u8>>, DiskError> {
+        if key == MetaKey::Applied
+            && let Some(before) = &self.faults.borrow().applied_before
+        {
+            return Ok(Some(before.clone()));
+        }
         self.disk.meta(key)
     }
 

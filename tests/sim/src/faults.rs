@@ -3,7 +3,7 @@
 //! Invariants: every fault is drawn from the seed; none happens after the healing, and the healing
 //! undoes all that lasts. Must never break what the design says cannot break.
 
-use crate::master::{CrashPoint, Master};
+use crate::master::CrashPoint;
 use crate::mutation::Mutation;
 use crate::queue::Event;
 use crate::world::World;
@@ -24,6 +24,9 @@ impl World {
         }
         let now_us = self.now_us;
         self.queue.at(now_us + self.rng.range(self.plan.fault_us / 5, self.plan.fault_us), Event::Fault);
+        if !self.plan.strikes() {
+            return;
+        }
         let several = self.masters.len() > 1;
         if several && self.rng.chance(40) {
             return self.masters_suffer();
@@ -103,7 +106,7 @@ impl World {
         let (count, master) = (self.masters.len(), self.some_master());
         let away_us = self.rng.range(200_000, 5_000_000);
         let until_us = now_us + away_us;
-        match self.rng.below(11) {
+        match self.rng.below(13) {
             0 | 1 => {
                 // Alone, or with a part of the agents.
                 let with = self.rng.index(self.agents.len() / 2 + 1);
@@ -156,14 +159,19 @@ impl World {
                 self.masters[master].slow_until_us = until_us;
             }
             9 => self.disk_suffers(master),
+            10 | 11 => {
+                // Long enough for another one to lead when it goes on.
+                let Some(leader) = self.leader() else { return };
+                self.journal.line(now_us, &format!("fault: the leader, master {leader}, stops for {away_us} us"));
+                self.masters[leader].paused_until_us = until_us;
+            }
             _ => self.member_is_removed(master),
         }
     }
 
     /// A disk is lost, or damaged: only where all others are well, as nothing could be done otherwise.
     fn disk_suffers(&mut self, master: usize) {
-        let well = |other: &Master| other.slot == master || other.node.is_some();
-        if !self.all_vote() || !self.masters.iter().all(well) || !self.oracle.flipped.is_empty() {
+        if !self.all_well() {
             return;
         }
         let now_us = self.now_us;
@@ -185,7 +193,7 @@ impl World {
 
     fn member_is_removed(&mut self, master: usize) {
         let Some(leader) = self.leader().filter(|leader| *leader != master) else { return };
-        let Some(node) = self.masters[master].number.filter(|_| self.all_vote()) else { return };
+        let Some(node) = self.masters[master].number.filter(|_| self.all_well()) else { return };
         self.journal.line(self.now_us, &format!("fault: master {master} is removed"));
         self.change_members(leader, &MemberChange::Remove { node });
     }

@@ -4,9 +4,11 @@
 //! leaves a quorum; an address that lost its disk comes back under a new node. Must never write to a disk
 //! that has an owner.
 
-use crate::master::{attributes, identity};
+use crate::disk::FaultyDisk;
+use crate::master::{Master, attributes, identity};
 use crate::queue::Event;
 use crate::world::World;
+use tessera_master::node::Node;
 use tessera_replica::{JoinId, MemDisk, MemberChange, MemberRole, Replica};
 
 /// How often somebody looks after the members, as the real leader does.
@@ -23,6 +25,19 @@ impl World {
         !membership.changing
             && membership.members.len() == self.masters.len()
             && self.masters.iter().all(|master| master.number.is_some_and(votes))
+    }
+
+    /// Whether every address votes and runs, and no log holds anything that is not applied everywhere, such
+    /// as another change of the members: then one of them may be lost.
+    pub(crate) fn all_well(&self) -> bool {
+        let Some(leader) = self.leading().filter(|_| self.all_vote()) else { return false };
+        let index = leader.status().applied.index;
+        let even = |node: &Node<FaultyDisk>| {
+            let status = node.status();
+            status.applied.index == index && status.last_index == index
+        };
+        let well = |master: &Master| master.node.as_ref().is_some_and(even);
+        self.oracle.flipped.is_empty() && self.masters.iter().all(well)
     }
 
     /// The disk of an address that is down is lost.

@@ -113,6 +113,8 @@ pub(crate) struct Oracle {
     heard: BTreeMap<(u64, String, Vec<u8>), u64>,
     /// Tasks that the user wanted ended.
     user_kills: BTreeSet<TaskName>,
+    /// Agents that the user has had emptied.
+    pub(crate) drained: BTreeSet<AgentId>,
     /// Tasks that somebody wants ended.
     killing: BTreeSet<TaskName>,
     /// Members of task groups that could not be prepared, by framework and unit.
@@ -517,7 +519,9 @@ impl Oracle {
             self.placed.insert(name.clone(), view.agent);
             if view.kill_requested && self.killing.insert(name.clone()) {
                 let held = self.frameworks.get(&name.0).is_some_and(|f| f.quarantined_ms.is_some());
-                let asked = self.user_kills.contains(&name) || self.leaving.contains(&name.0);
+                let asked = self.user_kills.contains(&name)
+                    || self.leaving.contains(&name.0)
+                    || self.drained.contains(&view.agent);
                 self.ensure(!held || asked, || {
                     format!("f{} is quarantined, and its task {} is to end", name.0, name.1)
                 });

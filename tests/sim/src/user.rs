@@ -193,6 +193,17 @@ impl World {
         self.ask(Ask::Change(request), Some(&view.config));
     }
 
+    /// The user reads and writes configurations beside everything else, so that histories are dense.
+    fn user_looks(&mut self, framework: FrameworkId) {
+        if self.rng.chance(20) {
+            let config = self.user.config(false);
+            self.change(Request::SetConfig { framework, config, expected_version: None, unreachable: None });
+        }
+        for _ in 0..self.rng.below(4) {
+            self.ask(Ask::Read(framework), None);
+        }
+    }
+
     /// The user lets schedulers that were told to trap work again. Returns whether there was one.
     fn user_repairs(&mut self) -> bool {
         let Some(node) = self.leading() else { return false };
@@ -235,6 +246,7 @@ impl World {
             None if self.faults_on && !agents.is_empty() && self.rng.chance(5) => {
                 let agent = agents[self.rng.index(agents.len())].id;
                 let drain_ms = self.rng.chance(50).then(|| self.rng.range(0, 4_000));
+                self.oracle.drained.insert(agent);
                 Request::SetAgentMode { agent, deactivated: true, drain_ms }
             }
             Some(_) | None => return false,
@@ -245,7 +257,7 @@ impl World {
 
     pub(crate) fn user_acts(&mut self) {
         let now_us = self.now_us;
-        self.queue.at(now_us + self.rng.range(100_000, 500_000), Event::User);
+        self.queue.at(now_us + self.rng.range(60_000, 400_000), Event::User);
         let due = self.user.asked.is_none();
         if let Some(request) = self.user.steps.last().filter(|_| due).cloned() {
             self.user.asked = Some(self.ask(Ask::Change(request), None));
@@ -259,10 +271,7 @@ impl World {
             if self.rng.chance(15) {
                 return self.user_changes(framework);
             }
-            if self.rng.chance(50) {
-                self.ask(Ask::Read(framework), None);
-                return;
-            }
+            self.user_looks(framework);
             if self.user.removes.is_none() && self.now_us > REMOVE_AFTER_US && self.rng.chance(2) {
                 self.user.removes = Some(framework);
             }

@@ -30,6 +30,16 @@ pub struct Options {
     pub mutation: Option<Mutation>,
     /// Print the whole log.
     pub print: bool,
+    /// Faults that do not strike: bit n stands for the n-th.
+    pub spared: u128,
+}
+
+impl Options {
+    /// A seed and nothing else.
+    #[must_use]
+    pub const fn of(seed: u64) -> Self {
+        Self { seed, mutation: None, print: false, spared: 0 }
+    }
 }
 
 /// How a run ended.
@@ -49,6 +59,8 @@ pub struct Outcome {
     pub masters: usize,
     /// Lives of all masters.
     pub master_lives: u64,
+    /// Faults that struck, or would have.
+    pub faults: u32,
     /// Virtual time at the end, in ms.
     pub ended_ms: u64,
     /// Time from the last fault until everything agreed, in ms.
@@ -68,6 +80,18 @@ pub(crate) struct Plan {
     pub(crate) elections: u64,
     /// Leaderships so far.
     pub(crate) leaderships: u64,
+    /// Faults so far.
+    pub(crate) faults: u32,
+    spared: u128,
+}
+
+impl Plan {
+    /// Whether the next fault strikes.
+    pub(crate) fn strikes(&mut self) -> bool {
+        let bit = 1_u128.checked_shl(self.faults).unwrap_or(0);
+        self.faults += 1;
+        self.spared & bit == 0
+    }
 }
 
 /// Everything.
@@ -114,6 +138,7 @@ pub fn run(options: Options) -> Outcome {
                 commits: 0,
                 masters: 0,
                 master_lives: 0,
+                faults: 0,
                 ended_ms: 0,
                 converged_ms: 0,
             };
@@ -174,6 +199,8 @@ impl World {
             deadline_us: heal_us + CONVERGENCE_US,
             elections: rng.next(),
             leaderships: 0,
+            faults: 0,
+            spared: options.spared,
         };
         let delay_us = rng.range(200, 8_000);
         let net = Network::new(rng.fork(1), delay_us);
@@ -261,6 +288,7 @@ impl World {
             commits: self.oracle.commits(),
             masters: self.masters.len(),
             master_lives: self.masters.iter().map(|master| master.life).sum(),
+            faults: self.plan.faults,
             ended_ms: self.now_us / 1_000,
             converged_ms: (self.now_us + CONVERGENCE_US).saturating_sub(self.plan.deadline_us) / 1_000,
         }

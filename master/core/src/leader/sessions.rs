@@ -122,7 +122,8 @@ impl Desk<'_> {
         let Some(row) = self.state.agents.get(&agent) else { return Ok(()) };
         let over = row.boots_before.iter().any(|before| before == boot);
         let heard_ms = self.leader.heard_ms(agent).unwrap_or(0);
-        let rival = self.leader.rivals.get(&agent).filter(|(rival, _)| rival == boot);
+        // What speaks for the boot that was taken meanwhile is no rival of it.
+        let rival = self.leader.rivals.get(&agent).filter(|(rival, _)| rival == boot && row.boot != *boot);
         let copied = rival.is_some_and(|(_, at_ms)| heard_ms > *at_ms);
         if copied && !over {
             let command = v1::RefuseBoot { agent: agent.0, boot: boot.to_owned() };

@@ -1,21 +1,23 @@
-//! Replays seeds of the simulation: `sim --seed N [--count N] [--mutation NAME] [-v]`.
+//! Replays seeds of the simulation: `sim --seed N [--count N] [--mutation NAME] [--spare BITS] [-v]`.
 //!
 //! Invariant: prints what the tests see, and exits with 1 if anything was violated.
 
 use std::process::ExitCode;
-use tessera_sim::{Mutation, Options, report, run};
+use tessera_sim::{Mutation, Options, report, run, shrink};
 
-const USAGE: &str = "usage: sim --seed N [--count N] [--mutation NAME] [-v]";
+const USAGE: &str = "usage: sim --seed N [--count N] [--mutation NAME] [--spare BITS] [-v]";
 
 struct Arguments {
     first: u64,
     count: u64,
     mutation: Option<Mutation>,
+    /// Faults that do not strike.
+    spared: u128,
     print: bool,
 }
 
 fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
-    let mut arguments = Arguments { first: 1, count: 1, mutation: None, print: false };
+    let mut arguments = Arguments { first: 1, count: 1, mutation: None, spared: 0, print: false };
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value; {USAGE}"));
         let number = |text: String| text.parse().map_err(|_| format!("{text} is no number"));
@@ -23,6 +25,11 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
             "--seed" => arguments.first = number(value()?)?,
             "--count" => arguments.count = number(value()?)?,
             "--mutation" => arguments.mutation = Some(value()?.parse()?),
+            "--spare" => {
+                let text = value()?;
+                arguments.spared = u128::from_str_radix(&text, 16)
+                    .map_err(|_| format!("{text} is no hexadecimal number"))?;
+            }
             "-v" => arguments.print = true,
             _ => return Err(USAGE.to_owned()),
         }
@@ -41,12 +48,17 @@ fn main() -> ExitCode {
     let mut failed = 0;
     let mut slowest = (0, 0);
     for seed in arguments.first..arguments.first.saturating_add(arguments.count) {
-        let options = Options { seed, mutation: arguments.mutation, print: arguments.print };
+        let Arguments { mutation, print, spared, .. } = arguments;
+        let options = Options { seed, mutation, print, spared };
         let outcome = run(options);
         slowest = slowest.max((outcome.converged_ms, seed));
         if outcome.violation.is_some() {
             failed += 1;
             println!("{}", report(&options, &outcome));
+            if spared == 0 && mutation.is_none() {
+                let (options, outcome) = shrink(options, outcome);
+                println!("with fewer faults:\n{}", report(&options, &outcome));
+            }
         } else if arguments.count == 1 {
             println!(
                 "seed {seed}: nothing violated in {} ms, {} turns, {} lines, fingerprint {:016x}",
