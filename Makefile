@@ -6,7 +6,7 @@ export CARGO_TARGET_DIR
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup guests build demo test chaos bench deny fmt
+.PHONY: help setup guests build demo test sim chaos bench deny fmt
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,12 @@ demo: build ## start a cluster on this machine and run the demo on it
 
 test: ## set up, build and run every test; prints the time of each tier
 	@scripts/test
+
+SEEDS ?= 5000
+FROM ?= 1
+
+sim: setup ## run so many seeds of the simulation, going on where it was: SEEDS=5000 FROM=1
+	@scripts/sim $(SEEDS) $(FROM)
 
 chaos: build ## masters and agents under faults: MINUTES=10 SEED=… MASTERS=3, or FAILOVERS=30
 	@scripts/chaos
