@@ -103,6 +103,15 @@ async fn a_wiped_master_takes_its_place_again_under_another_number() -> Outcome 
 #[tokio::test]
 async fn what_would_harm_a_cluster_is_refused() -> Outcome {
     let mut group = Group::start("refuse", 3).await?;
+    let leader = group.leader().await?;
+    until("all are well", PATIENCE, async || {
+        let view = group.view(leader).await.map_err(|error| error.to_string())?;
+        match view["healthy_voters"] == 3 {
+            true => Ok(()),
+            false => Err(view.to_string()),
+        }
+    })
+    .await?;
     // Without --join an empty directory is no cluster's.
     let empty = group.scene.dir().join("empty").display().to_string();
     let port = format!("127.0.0.1:{}", free_port()?);
@@ -113,6 +122,7 @@ async fn what_would_harm_a_cluster_is_refused() -> Outcome {
 
     // A second cluster in a directory that has one.
     let used = group.members[0].dir.display().to_string();
+    let dead = group.node(2).await?;
     group.members[2].kill_9()?;
     let third = group.members[2].dir.display().to_string();
     let output = tessera(&["operator", "init", "--data-dir", &third], &[]).await?;
@@ -133,7 +143,9 @@ async fn what_would_harm_a_cluster_is_refused() -> Outcome {
     let leader = group.leader().await?;
     until("the leader misses the dead one", PATIENCE, async || {
         let view = group.view(leader).await.map_err(|error| error.to_string())?;
-        match view["healthy_voters"] == 2 {
+        let items = view["items"].as_array().cloned().unwrap_or_default();
+        let missed = items.iter().any(|item| item["node"] == dead && item["healthy"] == false);
+        match missed && view["healthy_voters"] == 2 {
             true => Ok(()),
             false => Err(view.to_string()),
         }
