@@ -23,6 +23,13 @@ const QUEUE_MAX: usize = 4_096;
 /// How long a connection may take: with several masters another one answers sooner.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How often a master is probed. One that stands still keeps its connections, and nothing is placed on an
+/// agent that waits for it.
+const PROBE_EVERY: Duration = Duration::from_millis(1_500);
+
+/// How long it may take to answer: longer than a busy machine holds back any process.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// First and longest wait between two tries.
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_millis(800);
@@ -138,8 +145,8 @@ async fn connect(master: &str, token: &WithToken) -> Result<Client, String> {
         .map_err(|error| error.to_string())?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
-        .http2_keep_alive_interval(Duration::from_secs(5))
-        .keep_alive_timeout(Duration::from_secs(5));
+        .http2_keep_alive_interval(PROBE_EVERY)
+        .keep_alive_timeout(PROBE_TIMEOUT);
     // The time-out above is for the connection alone: one that is accepted and says nothing counts, too.
     let channel = tokio::time::timeout(CONNECT_TIMEOUT * 2, endpoint.connect())
         .await
