@@ -67,7 +67,8 @@ async fn succeeds(masters: &[&Rest], since: Instant, (method, path): (&str, &str
 /// When a task has written its id.
 async fn has_run(ran: &Path, id: &str, since: Instant) -> Outcome<Duration> {
     let line = format!("{id}\n");
-    while since.elapsed() < PATIENCE {
+    let deadline = since + PATIENCE;
+    while Instant::now() < deadline {
         if std::fs::read_to_string(ran)?.contains(&line) {
             return Ok(since.elapsed());
         }

@@ -201,9 +201,10 @@ impl Client {
         self.value
     }
 
-    fn key(&mut self) -> String {
+    /// Rounds on one cluster have other places, and keys with them.
+    fn key(&mut self, place: &Place) -> String {
         self.requests += 1;
-        format!("c{}-{}", self.process, self.requests)
+        format!("{}-c{}-{}", place.key(), self.process, self.requests)
     }
 
     /// Read a register; its value and version.
@@ -240,7 +241,7 @@ impl Client {
             Some((from, _)) => RegisterCall::Cas { from: Some(from.clone()), to },
         };
         let body = place.write(value, swap.as_ref().map(|(_, version)| *version));
-        let (key, first) = (self.key(), self.pick());
+        let (key, first) = (self.key(place), self.pick());
         let id = lock(&self.ledger.noted).called(self.process, place.key(), input, self.ledger.now());
         let asked = ask(&self.masters, first, place.method(), &place.path(), &key, &body).await;
         let now = self.ledger.now();
