@@ -3,10 +3,11 @@
 //! Invariants: every fault is drawn from the seed; none happens after the healing, and the healing
 //! undoes all that lasts. Must never break what the design says cannot break.
 
-use crate::master::CrashPoint;
+use crate::master::{CrashPoint, Master};
 use crate::mutation::Mutation;
 use crate::queue::Event;
 use crate::world::World;
+use tessera_master_core::CLUSTER_VERSION;
 use tessera_replica::MemberChange;
 
 /// How far the master's clock may be behind: timers wait for as long as it takes to catch up.
@@ -14,6 +15,9 @@ const CLOCK_BEHIND_MAX_MS: i64 = 5_000;
 /// How far it may be ahead.
 const CLOCK_AHEAD_MAX_MS: i64 = 15_000;
 
+/// So often a master that flaps is cut off, and for so long each time, in us: about as long as an election.
+const FLAPS: u64 = 6;
+const FLAP_US: u64 = 400_000;
 /// Of 100 messages among masters so many are lost in bad weather.
 const LOSS_MAX: u64 = 25;
 
@@ -106,7 +110,7 @@ impl World {
         let (count, master) = (self.masters.len(), self.some_master());
         let away_us = self.rng.range(200_000, 5_000_000);
         let until_us = now_us + away_us;
-        match self.rng.below(13) {
+        match self.rng.below(16) {
             0 | 1 => {
                 // Alone, or with a part of the agents.
                 let with = self.rng.index(self.agents.len() / 2 + 1);
@@ -159,6 +163,22 @@ impl World {
                 self.masters[master].slow_until_us = until_us;
             }
             9 => self.disk_suffers(master),
+            13 => {
+                self.journal.line(now_us, &format!("fault: master {master} flaps"));
+                for n in 0..FLAPS {
+                    let (from_us, to_us) = (now_us + n * 2 * FLAP_US, now_us + (n * 2 + 1) * FLAP_US);
+                    self.queue.at(from_us, Event::Flap { master, until_us: to_us });
+                }
+            }
+            14 => {
+                // A rolling upgrade, one master after the other.
+                let old = |master: &&mut Master| master.understands == CLUSTER_VERSION;
+                let Some(master) = self.masters.iter_mut().find(old) else { return };
+                master.understands += 1;
+                let slot = master.slot;
+                self.journal.line(now_us, &format!("fault: master {slot} is started with a newer build"));
+                self.master_crash(slot);
+            }
             10 | 11 => {
                 // Long enough for another one to lead when it goes on.
                 let Some(leader) = self.leader() else { return };
@@ -166,6 +186,17 @@ impl World {
                 self.masters[leader].paused_until_us = until_us;
             }
             _ => self.member_is_removed(master),
+        }
+    }
+
+    /// A master is cut off from the others for a moment.
+    pub(crate) fn master_flaps(&mut self, master: usize, until_us: u64) {
+        if !self.faults_on {
+            return;
+        }
+        for other in 0..self.masters.len() {
+            self.net.cut_masters(master, other, until_us);
+            self.net.cut_masters(other, master, until_us);
         }
     }
 

@@ -13,7 +13,7 @@ use crate::rng::Rng;
 use crate::world::World;
 use std::collections::{BTreeMap, VecDeque};
 use tessera_master::node::{Node, Settled};
-use tessera_master_core::{Config, Now, Output};
+use tessera_master_core::{CLUSTER_VERSION, Config, Now, Output};
 use tessera_replica::{
     ClusterId, ElectionTimeout, FatalError, Identity, Limits, MemDisk, ReplicaConfig,
 };
@@ -72,6 +72,8 @@ pub(crate) struct Master {
     pub(crate) node: Option<Node<FaultyDisk>>,
     pub(crate) disk: FaultyDisk,
     mutation: Option<Mutation>,
+    /// The newest cluster version that its build understands.
+    pub(crate) understands: u32,
     pub(crate) life: u64,
     started_us: u64,
     pub(crate) paused_until_us: u64,
@@ -105,6 +107,7 @@ impl Master {
             node: None,
             disk: FaultyDisk::new(MemDisk::new(), mutation),
             mutation,
+            understands: CLUSTER_VERSION,
             life: 0,
             started_us: 0,
             paused_until_us: 0,
@@ -181,7 +184,8 @@ impl World {
             limits,
             ..ReplicaConfig::new(identity(number))
         };
-        match Node::open(master.config.clone(), replica, master.disk.clone()) {
+        let config = Config { understands: master.understands, ..master.config.clone() };
+        match Node::open(config, replica, master.disk.clone()) {
             Ok(node) => {
                 master.life += 1;
                 master.started_us = now_us;

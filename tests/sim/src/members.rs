@@ -4,11 +4,14 @@
 //! leaves a quorum; an address that lost its disk comes back under a new node. Must never write to a disk
 //! that has an owner.
 
+use crate::calls::Ask;
 use crate::disk::FaultyDisk;
 use crate::master::{Master, attributes, identity};
+use crate::mutation::Mutation;
 use crate::queue::Event;
 use crate::world::World;
 use tessera_master::node::Node;
+use tessera_master_core::{CLUSTER_VERSION, Request};
 use tessera_replica::{JoinId, MemDisk, MemberChange, MemberRole, Replica};
 
 /// How often somebody looks after the members, as the real leader does.
@@ -71,8 +74,24 @@ impl World {
                 self.master_joins(leader, slot);
             }
         }
+        self.raise_version(leader);
         let Some(change) = self.next_change(leader) else { return };
         self.change_members(leader, &change);
+    }
+
+    /// Once all builds understand the next version of the cluster, it is raised.
+    fn raise_version(&mut self, leader: usize) {
+        let early = self.mutation == Some(Mutation::VersionRaisedEarly);
+        let understand = self.masters.iter().filter(|master| master.understands > CLUSTER_VERSION).count();
+        let enough = if early { understand > 0 } else { understand == self.masters.len() };
+        let raised = self.masters[leader].node.as_ref().is_some_and(|node| {
+            node.core().cluster_version() > CLUSTER_VERSION
+        });
+        let asked = self.calls.asks(|request| matches!(request, Request::SetClusterVersion { .. }));
+        if enough && !raised && !asked {
+            let version = CLUSTER_VERSION + 1;
+            self.ask(Ask::Change(Request::SetClusterVersion { version }), None);
+        }
     }
 
     pub(crate) fn change_members(&mut self, leader: usize, change: &MemberChange) {

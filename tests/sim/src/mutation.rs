@@ -75,6 +75,8 @@ mutations! {
     KillIntentDropped = "kill-intent-dropped",
     /// A request is repeated as if it were another one.
     RepeatedWithoutKey = "repeated-without-key",
+    /// The version of the cluster is raised before all masters understand it.
+    VersionRaisedEarly = "version-raised-early",
     /// A member that lost its disk comes back under its old number.
     NodeReused = "node-reused",
 }

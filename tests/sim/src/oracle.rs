@@ -12,7 +12,7 @@ use crate::master::Master;
 use crate::model;
 use std::collections::{BTreeMap, BTreeSet};
 use tessera_master::node::{Node, Settled};
-use tessera_master_core::{Core, EventId, FrameworkView, TaskFilter, VersionOutcome};
+use tessera_master_core::{Config, Core, EventId, FrameworkView, TaskFilter, VersionOutcome};
 use tessera_types::{
     AgentId, Consumed, FrameworkId, Operation, Quantities, Reason, TaskId, TaskState,
     TaskStatus, Turn, check_transition,
@@ -445,7 +445,9 @@ impl Oracle {
 
     /// Memory is exactly what the rows make.
     pub(crate) fn compare(&mut self, node: &Node<FaultyDisk>) {
-        match Core::load(&node.rows(), tessera_master_core::Config::default()) {
+        // It understands whatever the masters are upgraded to.
+        let config = Config { understands: u32::MAX, ..Config::default() };
+        match Core::load(&node.rows(), config) {
             Ok(loaded) => {
                 if let Some(difference) = node.core().diff(&loaded) {
                     self.violate(format!("memory and rows differ: {difference}"));

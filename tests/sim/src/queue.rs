@@ -65,6 +65,8 @@ pub(crate) enum Event {
     User,
     /// Something breaks.
     Fault,
+    /// A master is cut off from the others until then.
+    Flap { master: usize, until_us: u64 },
     /// From now on nothing breaks any more.
     Heal,
 }

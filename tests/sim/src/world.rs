@@ -337,6 +337,7 @@ impl World {
             Event::AgentLater { agent, life, what } => self.agent_later(agent, life, what),
             Event::User => self.user_acts(),
             Event::Fault => self.fault_strikes(),
+            Event::Flap { master, until_us } => self.master_flaps(master, until_us),
             Event::Heal => self.heal(),
         }
     }

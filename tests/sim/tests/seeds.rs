@@ -201,3 +201,8 @@ fn repeating_a_request_without_its_key_is_found() {
 fn giving_a_lost_disks_number_to_an_empty_one_is_found() {
     is_found(Mutation::NodeReused);
 }
+
+#[test]
+fn raising_the_clusters_version_early_is_found() {
+    is_found(Mutation::VersionRaisedEarly);
+}
