@@ -87,14 +87,20 @@ impl Calls {
         })
     }
 
-    /// Judges what was seen of configurations.
-    pub(crate) fn judge(&mut self) -> Option<String> {
+    /// Judges what was seen of configurations: what is wrong with it, and all of it as JSON lines.
+    pub(crate) fn judge(&mut self) -> (Option<String>, Vec<u8>) {
+        let mut lines = Vec::new();
         let history = std::mem::take(&mut self.history).finish();
-        match history.map(|history| check(&Register, &history)) {
+        let verdict = history.and_then(|history| {
+            history.write(&mut lines)?;
+            Ok(check(&Register, &history))
+        });
+        let wrong = match verdict {
             Ok(Verdict::Linearizable { .. }) => None,
             Ok(verdict) => Some(format!("what users saw of configurations: {verdict}")),
             Err(error) => Some(error.to_string()),
-        }
+        };
+        (wrong, lines)
     }
 }
 

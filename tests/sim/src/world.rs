@@ -63,6 +63,8 @@ pub struct Outcome {
     pub faults: u32,
     /// Virtual time at the end, in ms.
     pub ended_ms: u64,
+    /// What users saw of configurations, as JSON lines for `tessera-linear`.
+    pub history: Vec<u8>,
     /// Time from the last fault until everything agreed, in ms.
     pub converged_ms: u64,
 }
@@ -140,6 +142,7 @@ pub fn run(options: Options) -> Outcome {
                 master_lives: 0,
                 faults: 0,
                 ended_ms: 0,
+                history: Vec::new(),
                 converged_ms: 0,
             };
         }
@@ -275,9 +278,8 @@ impl World {
         if self.oracle.violation().is_none() {
             self.compare_masters();
         }
-        if self.oracle.violation().is_none()
-            && let Some(violation) = self.calls.judge()
-        {
+        let (wrong, history) = self.calls.judge();
+        if let Some(violation) = wrong {
             self.oracle.violate(violation);
         }
         Outcome {
@@ -290,6 +292,7 @@ impl World {
             master_lives: self.masters.iter().map(|master| master.life).sum(),
             faults: self.plan.faults,
             ended_ms: self.now_us / 1_000,
+            history,
             converged_ms: (self.now_us + CONVERGENCE_US).saturating_sub(self.plan.deadline_us) / 1_000,
         }
     }

@@ -1,11 +1,12 @@
-//! Replays seeds of the simulation: `sim --seed N [--count N] [--mutation NAME] [--spare BITS] [-v]`.
+//! Replays seeds of the simulation: `sim --seed N [--count N] [--mutation NAME] [--spare BITS]
+//! [--history FILE] [-v]`.
 //!
 //! Invariant: prints what the tests see, and exits with 1 if anything was violated.
 
 use std::process::ExitCode;
 use tessera_sim::{Mutation, Options, report, run, shrink};
 
-const USAGE: &str = "usage: sim --seed N [--count N] [--mutation NAME] [--spare BITS] [-v]";
+const USAGE: &str = "usage: sim --seed N [--count N] [--mutation NAME] [--spare BITS] [--history FILE] [-v]";
 
 struct Arguments {
     first: u64,
@@ -14,10 +15,12 @@ struct Arguments {
     /// Faults that do not strike.
     spared: u128,
     print: bool,
+    /// Where the history of the last seed goes.
+    history: Option<String>,
 }
 
 fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
-    let mut arguments = Arguments { first: 1, count: 1, mutation: None, spared: 0, print: false };
+    let mut arguments = Arguments { first: 1, count: 1, mutation: None, spared: 0, print: false, history: None };
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value; {USAGE}"));
         let number = |text: String| text.parse().map_err(|_| format!("{text} is no number"));
@@ -30,6 +33,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
                 arguments.spared = u128::from_str_radix(&text, 16)
                     .map_err(|_| format!("{text} is no hexadecimal number"))?;
             }
+            "--history" => arguments.history = Some(value()?),
             "-v" => arguments.print = true,
             _ => return Err(USAGE.to_owned()),
         }
@@ -51,6 +55,12 @@ fn main() -> ExitCode {
         let Arguments { mutation, print, spared, .. } = arguments;
         let options = Options { seed, mutation, print, spared };
         let outcome = run(options);
+        if let Some(path) = &arguments.history
+            && let Err(error) = std::fs::write(path, &outcome.history)
+        {
+            eprintln!("{path}: {error}");
+            return ExitCode::from(2);
+        }
         slowest = slowest.max((outcome.converged_ms, seed));
         if outcome.violation.is_some() {
             failed += 1;
