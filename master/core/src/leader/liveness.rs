@@ -50,6 +50,12 @@ impl Leader {
         Some(session.map_or(link.since_ms, |session| session.last_beat_ms))
     }
 
+    /// Whether this process stood still and has not looked at the time since: what it hears now may be old.
+    pub(super) fn stands_still(&self, now_ms: u64) -> bool {
+        let looked_ms = self.liveness.last_tick_ms.unwrap_or(now_ms);
+        now_ms.saturating_sub(looked_ms) >= STOOD_STILL_MS
+    }
+
     /// For how long an agent has not been heard.
     pub(crate) fn silent_ms(&self, agent: AgentId, now_ms: u64) -> Option<u64> {
         self.heard_ms(agent).map(|heard_ms| now_ms.saturating_sub(heard_ms))

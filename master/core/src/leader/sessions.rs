@@ -65,6 +65,10 @@ impl Link {
     }
 }
 
+/// A beat that was under way when its machine went down may come so long after the first words of the machine
+/// that was started anew; what is heard later is a second machine.
+const LATE_BEAT_MS: u64 = 3_000;
+
 impl Desk<'_> {
     /// A session begins with its registration.
     pub(crate) fn session_open(&mut self, session: u64, register: v1::Register) {
@@ -124,7 +128,8 @@ impl Desk<'_> {
         let heard_ms = self.leader.heard_ms(agent).unwrap_or(0);
         // What speaks for the boot that was taken meanwhile is no rival of it.
         let rival = self.leader.rivals.get(&agent).filter(|(rival, _)| rival == boot && row.boot != *boot);
-        let copied = rival.is_some_and(|(_, at_ms)| heard_ms > *at_ms);
+        let since_ms = rival.map(|(_, at_ms)| *at_ms).filter(|_| !self.leader.stands_still(self.now.mono_ms));
+        let copied = since_ms.is_some_and(|at_ms| heard_ms > at_ms + LATE_BEAT_MS);
         if copied && !over {
             let command = v1::RefuseBoot { agent: agent.0, boot: boot.to_owned() };
             let command = v1::command::Command::RefuseBoot(command);
@@ -139,7 +144,8 @@ impl Desk<'_> {
         }
         let session = self.session_of(agent).and_then(|session| self.leader.sessions.get(&session));
         if session.is_some_and(|session| session.register.boot != boot) {
-            self.leader.rivals.insert(agent, (boot.to_owned(), self.now.mono_ms));
+            let since_ms = since_ms.unwrap_or(self.now.mono_ms);
+            self.leader.rivals.insert(agent, (boot.to_owned(), since_ms));
             let rule = format!(
                 "{agent} still has a session of before its machine was started anew, or of a machine with a copy of its work directory"
             );
