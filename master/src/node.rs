@@ -299,6 +299,11 @@ impl<D: Disk> Node<D> {
         self.replica.report_unreachable(node);
     }
 
+    /// Another node says that this one was removed; once most of the others do, [`Node::settle`] ends with it.
+    pub fn on_told_removed(&mut self, by: u64) {
+        self.replica.on_told_removed(by);
+    }
+
     /// Hand leadership to another node.
     ///
     /// # Errors

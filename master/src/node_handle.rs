@@ -76,7 +76,7 @@ pub(crate) enum Input {
     /// What was sent to another master is lost.
     Unreachable { node: u64 },
     /// Another master says that this one is no member any more.
-    Removed { reason: String },
+    ToldRemoved { by: u64 },
     /// Answered once everything that was committed before is in the rows here.
     Barrier(BarrierSender),
     /// Leadership is to go to another node.
@@ -149,17 +149,24 @@ pub enum TransferRefused {
 pub enum LoopError {
     /// The replica cannot go on.
     #[error("the replica cannot go on: {0}")]
-    Fatal(#[from] FatalError),
+    Fatal(FatalError),
     /// What this master acknowledged is not on its disk.
     #[error(
         "{0}; remove the data directory and start with --join: it comes back under a new id"
     )]
     LostLog(StepError),
     /// It is no member any more.
-    #[error(
-        "this master was removed from its cluster ({0}); to come back, remove the data directory and start with --join"
-    )]
-    Removed(String),
+    #[error("this master was removed from its cluster: {0}")]
+    Removed(FatalError),
+}
+
+impl From<FatalError> for LoopError {
+    fn from(error: FatalError) -> Self {
+        match error {
+            FatalError::Removed { .. } => Self::Removed(error),
+            error => Self::Fatal(error),
+        }
+    }
 }
 
 pub(crate) type ReplySender = oneshot::Sender<Result<Reply, RequestError>>;
@@ -352,8 +359,8 @@ impl NodeHandle {
     ///
     /// # Errors
     /// When the loop is gone.
-    pub async fn removed(&self, reason: String) -> Result<(), Stopped> {
-        self.send(Input::Removed { reason }).await
+    pub async fn told_removed(&self, by: u64) -> Result<(), Stopped> {
+        self.send(Input::ToldRemoved { by }).await
     }
 
     /// Wait until the rows here hold everything that was committed before this call. Many share one round

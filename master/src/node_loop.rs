@@ -32,9 +32,6 @@ pub const SESSION_QUEUE_MAX: usize = 4_096;
 /// One tick of the replica; elections take 10 to 20 of them.
 const TICK: Duration = Duration::from_millis(50);
 
-/// How long a master goes on that was told that it is no member: others may need it to learn of it.
-const REMOVED_LINGER: Duration = Duration::from_secs(3);
-
 /// The loop: a node and the ends of everything it answers to.
 pub struct NodeLoop<D: Disk> {
     node: Node<D>,
@@ -50,8 +47,6 @@ pub struct NodeLoop<D: Disk> {
     /// Who waits for a change of the members; one is under way at a time.
     changes: HashMap<EntryId, ChangeSender>,
     ended: Option<LoopError>,
-    /// Another master says that this one is no member: since when, and in which words.
-    removed: Option<(Instant, String)>,
     sessions: HashMap<u64, mpsc::Sender<v1::MasterMessage>>,
     replies: HashMap<u64, ReplySender>,
     answers: HashMap<u64, AnswerSender>,
@@ -85,7 +80,6 @@ impl<D: Disk> NodeLoop<D> {
             last_barrier: 0,
             changes: HashMap::new(),
             ended: None,
-            removed: None,
             sessions: HashMap::new(),
             replies: HashMap::new(),
             answers: HashMap::new(),
@@ -144,11 +138,6 @@ impl<D: Disk> NodeLoop<D> {
             if self.last_tick.elapsed() >= TICK {
                 self.last_tick = Instant::now();
                 self.node.tick();
-                if self.removed.as_ref().is_some_and(|(at, _)| at.elapsed() >= REMOVED_LINGER)
-                    && let Some((_, reason)) = self.removed.take()
-                {
-                    self.ended = Some(LoopError::Removed(reason));
-                }
                 let now = self.now();
                 self.hear();
                 self.node.input(|core| core.on_tick(now));
@@ -324,9 +313,7 @@ impl<D: Disk> NodeLoop<D> {
             Input::Query(query) => self.node.query(query),
             Input::Raft { from, messages } => self.step(from, &messages),
             Input::Unreachable { node } => self.node.report_unreachable(node),
-            Input::Removed { reason } => {
-                self.removed.get_or_insert_with(|| (Instant::now(), reason));
-            }
+            Input::ToldRemoved { by } => self.node.on_told_removed(by),
             Input::Snapshot(reply) => {
                 let components = self.node.core().components().into_iter();
                 let components = components.map(|view| view.digest).collect();

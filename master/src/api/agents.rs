@@ -46,14 +46,16 @@ async fn show(api: &Api, id: AgentId) -> Result<Json<AgentJson>, ApiError> {
         .ok_or_else(|| ApiError::not_found("agent", id))
 }
 
+/// Have what is asked of an agent done, and show it.
 async fn change(
     api: &Api,
     asker: Asker,
-    id: AgentId,
-    request: Request,
+    agent: &str,
+    request: impl FnOnce(AgentId) -> Request,
 ) -> Result<Json<AgentJson>, ApiError> {
-    api.node.request(asker, request).await?;
-    show(api, id).await
+    let agent = parse(agent)?;
+    api.node.request(asker, request(agent)).await?;
+    show(api, agent).await
 }
 
 /// Place nothing new on an agent.
@@ -62,13 +64,12 @@ pub async fn deactivate(
     Extension(asker): Extension<Asker>,
     Path(agent): Path<String>,
 ) -> Result<Json<AgentJson>, ApiError> {
-    let agent = parse(&agent)?;
-    let request = Request::SetAgentMode {
+    change(&api, asker, &agent, |agent| Request::SetAgentMode {
         agent,
         deactivated: true,
         drain_ms: None,
-    };
-    change(&api, asker, agent, request).await
+    })
+    .await
 }
 
 /// Put an agent to use again; a drain is called off.
@@ -77,13 +78,12 @@ pub async fn activate(
     Extension(asker): Extension<Asker>,
     Path(agent): Path<String>,
 ) -> Result<Json<AgentJson>, ApiError> {
-    let agent = parse(&agent)?;
-    let request = Request::SetAgentMode {
+    change(&api, asker, &agent, |agent| Request::SetAgentMode {
         agent,
         deactivated: false,
         drain_ms: None,
-    };
-    change(&api, asker, agent, request).await
+    })
+    .await
 }
 
 /// How an agent is emptied.
@@ -100,13 +100,12 @@ pub async fn drain(
     Path(agent): Path<String>,
     Document(drain): Document<Drain>,
 ) -> Result<Json<AgentJson>, ApiError> {
-    let agent = parse(&agent)?;
-    let request = Request::SetAgentMode {
+    change(&api, asker, &agent, |agent| Request::SetAgentMode {
         agent,
         deactivated: true,
         drain_ms: Some(drain.within_ms.unwrap_or(DRAIN_DEFAULT_MS)),
-    };
-    change(&api, asker, agent, request).await
+    })
+    .await
 }
 
 /// An agent that is no more.
@@ -123,9 +122,7 @@ pub async fn gone(
     Path(agent): Path<String>,
 ) -> Result<Json<Gone>, ApiError> {
     let agent = parse(&agent)?;
-    api.node
-        .request(asker, Request::MarkGone { agent })
-        .await?;
+    api.node.request(asker, Request::MarkGone { agent }).await?;
     Ok(Json(Gone {
         id: agent.to_string(),
         state: "gone",
@@ -147,11 +144,13 @@ pub async fn maintain(
     Path(agent): Path<String>,
     Document(window): Document<Window>,
 ) -> Result<Json<AgentJson>, ApiError> {
-    let agent = parse(&agent)?;
     let Window { start_ms, end_ms } = window;
     let maintenance = Some(Maintenance { start_ms, end_ms });
-    let request = Request::SetMaintenance { agent, maintenance };
-    change(&api, asker, agent, request).await
+    change(&api, asker, &agent, |agent| Request::SetMaintenance {
+        agent,
+        maintenance,
+    })
+    .await
 }
 
 /// Call maintenance off.
@@ -160,10 +159,10 @@ pub async fn cancel_maintenance(
     Extension(asker): Extension<Asker>,
     Path(agent): Path<String>,
 ) -> Result<Json<AgentJson>, ApiError> {
-    let agent = parse(&agent)?;
-    let request = Request::SetMaintenance {
+    let maintenance = None;
+    change(&api, asker, &agent, |agent| Request::SetMaintenance {
         agent,
-        maintenance: None,
-    };
-    change(&api, asker, agent, request).await
+        maintenance,
+    })
+    .await
 }

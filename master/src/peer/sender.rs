@@ -119,7 +119,7 @@ impl Sender {
             && status.metadata().contains_key(REMOVED);
         if removed {
             // A loop that is gone has ended anyway.
-            let _ = self.handle.removed(status.message().to_owned()).await;
+            let _ = self.handle.told_removed(self.node).await;
         }
         status.message().to_owned()
     }

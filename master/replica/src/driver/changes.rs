@@ -64,13 +64,7 @@ impl<D: Disk> Replica<D> {
         self.node
             .propose_conf_change(Vec::new(), told)
             .map_err(|_| ChangeError::InProgress)?;
-        let raft = &self.node.raft;
-        let id = EntryId {
-            term: raft.term,
-            index: raft.raft_log.last_index(),
-        };
-        self.proposals.add(id);
-        Ok(id)
+        Ok(self.note_proposal())
     }
 
     /// Ends a replacement that is half done, whoever began it.

@@ -221,13 +221,18 @@ impl<D: Disk> Replica<D> {
         self.node
             .propose(Vec::new(), entry)
             .map_err(|_| ProposeError::Busy)?;
+        Ok(self.note_proposal())
+    }
+
+    /// Takes note of the entry that was just appended as one of this node's.
+    fn note_proposal(&mut self) -> EntryId {
         let raft = &self.node.raft;
         let id = EntryId {
             term: raft.term,
             index: raft.raft_log.last_index(),
         };
         self.proposals.add(id);
-        Ok(id)
+        id
     }
 
     /// Starts a linearizable read. `context`, chosen by the caller, comes back in
