@@ -40,7 +40,7 @@ pub struct Config {
 }
 
 /// The newest cluster version that this build understands.
-pub const CLUSTER_VERSION: u32 = 1;
+pub const CLUSTER_VERSION: u32 = 2;
 
 impl Default for Config {
     fn default() -> Self {
@@ -174,6 +174,11 @@ pub enum Request {
         source: String,
         /// What its inspection found, as JSON; at most 64 KiB.
         report: String,
+    },
+    /// Forget a component that nothing uses.
+    RemoveComponent {
+        /// Digest of its bytes.
+        digest: Digest,
     },
     /// Create a framework.
     CreateFramework {

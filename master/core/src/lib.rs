@@ -4,8 +4,8 @@
 //! Map: `apply` runs one log entry, `commands` has one file per command, `state` the tables, `codec`
 //! their rows, `ledger` what tasks and executors are charged, `leader` sessions, offers, batches and
 //! turns, `allocator` who is offered what, `lifecycle` what a framework has run and how it failed,
-//! `generation` the state under an upgrade, `query` the views, `check` the whole-state self-check, `auth`
-//! the one `authorize`.
+//! `generation` the state under an upgrade, `uses` who uses which component, `query` the views, `check`
+//! the whole-state self-check, `auth` the one `authorize`.
 //!
 //! Invariants: replicated state changes only in [`Core::apply`]; leader-only state is dropped by
 //! [`Core::follow`]; time, ids of clusters and rows are arguments; input from users, guests and peers is
@@ -31,6 +31,7 @@ pub mod rows;
 mod state;
 pub mod testing;
 mod upkeep;
+mod uses;
 
 pub use api::{
     AgentView, Applied, ComponentView, Config, Counts, EventId, EventRecord, EventsPage, ExecutorView,
@@ -48,6 +49,7 @@ pub use lifecycle::{
 pub use repeats::Once;
 pub use rows::{RowChange, Rows, RowsError};
 pub use upkeep::{Drain, Keep, Maintenance, UnreachablePolicy};
+pub use uses::{ComponentUse, UsedAs};
 
 use leader::{Desk, Leader};
 use prost::Message;

@@ -23,6 +23,8 @@ pub const AGENTS_MAX: usize = 50_000;
 pub const FRAMEWORKS_MAX: usize = 10_000;
 /// Components of a cluster: every master keeps all files.
 pub const COMPONENTS_MAX: usize = 10_000;
+/// Uses that the refusal to remove a component names: enough to go on with, in one message.
+pub const USES_NAMED_MAX: usize = 8;
 /// Bytes of what is said of where a component came from: in every master's memory.
 pub const SOURCE_BYTES_MAX: usize = 1 << 10;
 /// Bytes of the report of a component's inspection: on disk only.

@@ -4,8 +4,9 @@
 use super::Api;
 use super::error::ApiError;
 use super::extract::{Document, Path, Query};
-use super::views::{ComponentJson, List};
+use super::views::{ComponentJson, List, UsesJson};
 use crate::inspect::Inspection;
+use crate::node_handle::Asker;
 use crate::oci::Reference;
 use crate::store::{Staged, UploadError};
 use axum::Json;
@@ -14,7 +15,7 @@ use axum::extract::{Extension, FromRequest, Request as HttpRequest, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tessera_master_core::{Principal, Reply, Request, StateVersions, World};
 use tessera_types::{Digest, LimitName};
 use tokio_util::io::ReaderStream;
@@ -203,13 +204,16 @@ async fn keep(
 
 /// All components.
 pub async fn list(State(api): State<Api>) -> Result<Json<List<ComponentJson>>, ApiError> {
-    let (index, components) = api
+    let (index, components, uses) = api
         .node
-        .query_status(|core, _, status| (status.applied.index, core.components()))
+        .query_status(|core, _, status| (status.applied.index, core.components(), core.component_uses()))
         .await?;
     let items = components
         .into_iter()
-        .map(|view| ComponentJson::of(view, false))
+        .map(|view| {
+            let uses = uses.get(&view.digest).map_or(&[][..], Vec::as_slice);
+            ComponentJson::of(view, false).used_by(uses)
+        })
         .collect();
     Ok(Json(List { index, items }))
 }
@@ -220,18 +224,68 @@ pub async fn inspect(
     Path(text): Path<String>,
 ) -> Result<Json<ComponentJson>, ApiError> {
     let digest = digest(&text)?;
-    let (view, report) = api
+    let (view, report, uses) = api
         .node
         .query(move |core, rows| {
             (
                 core.component(&digest),
                 core.component_report(&digest, rows),
+                core.uses_of_component(&digest),
             )
         })
         .await?;
     let view = view.ok_or_else(|| ApiError::not_found("component", digest))?;
     let report = report?.unwrap_or_default();
-    Ok(Json(ComponentJson::of(view, false).with_report(&report)))
+    let shown = ComponentJson::of(view, false).used_by(&uses);
+    Ok(Json(shown.with_report(&report)))
+}
+
+/// Parameters of a removal.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveQuery {
+    #[serde(default)]
+    dry_run: bool,
+}
+
+/// What became of a removal, or would.
+#[derive(Serialize)]
+pub struct Removal {
+    digest: String,
+    /// It is no more.
+    removed: bool,
+    /// It was only asked what would be.
+    dry_run: bool,
+    #[serde(flatten)]
+    uses: UsesJson,
+}
+
+/// Forget a component that nothing uses.
+pub async fn remove(
+    State(api): State<Api>,
+    Extension(asker): Extension<Asker>,
+    Path(text): Path<String>,
+    Query(query): Query<RemoveQuery>,
+) -> Result<Json<Removal>, ApiError> {
+    let digest = digest(&text)?;
+    let uses = if query.dry_run {
+        let known = api.node.query(move |core, _| {
+            core.component(&digest).map(|_| core.uses_of_component(&digest))
+        });
+        let uses = known.await?;
+        uses.ok_or_else(|| ApiError::not_found("component", digest))?
+    } else {
+        api.node
+            .request(asker, Request::RemoveComponent { digest })
+            .await?;
+        Vec::new()
+    };
+    Ok(Json(Removal {
+        digest: digest.to_string(),
+        removed: !query.dry_run,
+        dry_run: query.dry_run,
+        uses: UsesJson::of(&uses),
+    }))
 }
 
 /// The bytes of a component.

@@ -162,6 +162,12 @@ fn cluster_routes() -> Vec<Route> {
             get(components::inspect),
         ),
         route(
+            "/v1/components/{digest}",
+            Action::Remove,
+            Object::Component,
+            delete(components::remove),
+        ),
+        route(
             "/v1/components/{digest}/content",
             Action::Read,
             Object::Component,

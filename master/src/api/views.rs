@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use tessera_master_core::{
-    AgentView, ComponentView, Core, Failures, FrameworkVersion, FrameworkView, Keep,
-    Quarantine, TaskFilter, TaskView, UnreachablePolicy, Upgrade, World,
+    AgentView, ComponentUse, ComponentView, Core, Failures, FrameworkVersion, FrameworkView, Keep,
+    Quarantine, TaskFilter, TaskView, UnreachablePolicy, Upgrade, UsedAs, World,
 };
 use tessera_types::{AgentId, Digest, Quantities};
 
@@ -187,6 +187,64 @@ pub struct ComponentJson {
     /// What its judgement found; in the answer about one component only.
     #[serde(skip_serializing_if = "Option::is_none")]
     report: Option<serde_json::Value>,
+    #[serde(flatten)]
+    uses: Option<UsesJson>,
+}
+
+/// Uses of a component that one document names: enough to find them, and a bound on lists.
+const USES_SHOWN_MAX: usize = 16;
+
+/// Who uses a component.
+#[derive(Serialize)]
+pub struct UsesJson {
+    /// How many there are.
+    uses: usize,
+    /// The first of them.
+    used_by: Vec<UseJson>,
+}
+
+#[derive(Serialize)]
+struct UseJson {
+    framework: String,
+    name: String,
+    role: String,
+    #[serde(rename = "as")]
+    used_as: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tasks: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    executor: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    agent: Option<String>,
+}
+
+impl UsesJson {
+    /// Of one component.
+    pub fn of(uses: &[ComponentUse]) -> Self {
+        Self {
+            uses: uses.len(),
+            used_by: uses.iter().take(USES_SHOWN_MAX).map(UseJson::of).collect(),
+        }
+    }
+}
+
+impl UseJson {
+    fn of(used: &ComponentUse) -> Self {
+        let (tasks, executor) = match &used.used_as {
+            UsedAs::Current | UsedAs::Next | UsedAs::Previous => (None, None),
+            UsedAs::Spec { tasks } => (Some(*tasks), None),
+            UsedAs::Executor { executor, agent } => (None, Some((executor, agent))),
+        };
+        Self {
+            framework: used.framework.to_string(),
+            name: used.name.clone(),
+            role: used.role.to_string(),
+            used_as: used.used_as.name(),
+            tasks,
+            executor: executor.map(|(executor, _)| executor.to_string()),
+            agent: executor.map(|(_, agent)| agent.to_string()),
+        }
+    }
 }
 
 /// What a scheduler says of the state that it keeps.
@@ -216,12 +274,19 @@ impl ComponentJson {
             state,
             componentized_from: None,
             report: None,
+            uses: None,
         }
     }
 
     /// With the digest of what was sent.
     pub fn made_from(mut self, sent: Option<Digest>) -> Self {
         self.componentized_from = sent.map(|digest| digest.to_string());
+        self
+    }
+
+    /// With who uses it.
+    pub fn used_by(mut self, uses: &[ComponentUse]) -> Self {
+        self.uses = Some(UsesJson::of(uses));
         self
     }
 

@@ -35,6 +35,7 @@ fn one_of_each() -> Vec<C> {
         C::ReconcileAgent(v1::ReconcileAgent::default()),
         C::UpdateStatuses(v1::UpdateStatuses::default()),
         C::AddComponent(v1::AddComponent::default()),
+        C::RemoveComponent(v1::RemoveComponent::default()),
         C::CreateFramework(v1::CreateFramework::default()),
         C::RemoveFramework(v1::RemoveFramework::default()),
         C::PlaceScheduler(v1::PlaceScheduler::default()),

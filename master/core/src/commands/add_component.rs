@@ -41,7 +41,7 @@ pub(super) fn run(
         return invalid("size_bytes", format!("limit {}: 1 to {max}", LimitName::ComponentBytes));
     }
     if apply.state.components.len() >= COMPONENTS_MAX {
-        let rule = format!("at most {COMPONENTS_MAX}");
+        let rule = format!("at most {COMPONENTS_MAX}; `tessera component prune` removes those that nothing uses");
         return Err(RequestError::Limit { name: "COMPONENTS_MAX", rule });
     }
     let component = Component {

@@ -20,6 +20,7 @@ mod record_failure;
 mod refuse_boot;
 mod register_agent;
 mod release_framework;
+mod remove_component;
 mod remove_framework;
 mod roll_back_framework;
 mod set_agent_mode;
@@ -32,6 +33,7 @@ mod upgrade_framework;
 
 pub(crate) use commit_turn::validate as validate_turn;
 pub(crate) use create_framework::validate_config;
+pub(crate) use roll_back_framework::before as version_before;
 
 use crate::api::RequestError;
 use crate::apply::{Apply, ApplyError};
@@ -50,6 +52,7 @@ pub(crate) fn run(apply: &mut Apply<'_>, command: C) -> Result<CommandResult, Ap
         C::ReconcileAgent(command) => reconcile_agent::run(apply, command),
         C::UpdateStatuses(command) => update_statuses::run(apply, command),
         C::AddComponent(command) => add_component::run(apply, command),
+        C::RemoveComponent(command) => remove_component::run(apply, &command),
         C::CreateFramework(command) => create_framework::run(apply, command),
         C::RemoveFramework(command) => remove_framework::run(apply, command),
         C::PlaceScheduler(command) => place_scheduler::run(apply, command),
@@ -104,6 +107,7 @@ pub(crate) const fn since(command: &C) -> u32 {
         | C::HoldExpiry(_)
         | C::RefuseBoot(_)
         | C::SetClusterVersion(_) => FIRST_VERSION,
+        C::RemoveComponent(_) => 2,
     }
 }
 

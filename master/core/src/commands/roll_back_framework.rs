@@ -51,17 +51,20 @@ pub(super) fn run(
     begin(apply, id, component, VersionOrigin::RolledBack)
 }
 
-/// The component of a version of the history; 0 is the newest that is another one than the current and
-/// did not fail.
+/// The newest version of the history that has another component than the current and did not fail: where a
+/// rollback without a number goes.
+pub(crate) fn before(framework: &Framework) -> Option<&FrameworkVersion> {
+    framework.versions.iter().rev().find(|old| {
+        old.component != framework.component && !matches!(old.outcome, VersionOutcome::Failed(_))
+    })
+}
+
+/// The component of a version of the history; 0 is the one that ran before.
 fn target(framework: &Framework, version: u64) -> Result<Digest, RequestError> {
-    let mut older = framework.versions.iter().rev();
     let found = if version == 0 {
-        older.find(|old| {
-            old.component != framework.component
-                && !matches!(old.outcome, VersionOutcome::Failed(_))
-        })
+        before(framework)
     } else {
-        older.find(|old| old.version == version)
+        framework.versions.iter().rev().find(|old| old.version == version)
     };
     match found {
         Some(found) => Ok(found.component),

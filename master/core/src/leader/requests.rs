@@ -59,6 +59,9 @@ impl Desk<'_> {
                     report,
                 })
             }
+            Request::RemoveComponent { digest } => {
+                Command::RemoveComponent(v1::RemoveComponent { digest: digest.0.to_vec() })
+            }
             Request::CreateFramework { name, role, component, config, unreachable } => {
                 validate_config(&config)?;
                 Command::CreateFramework(v1::CreateFramework {
@@ -130,7 +133,7 @@ impl Desk<'_> {
             role: self.state.frameworks.get(id).map(|framework| framework.role.to_string()),
         };
         match request {
-            Request::AddComponent { .. } => Object::Component,
+            Request::AddComponent { .. } | Request::RemoveComponent { .. } => Object::Component,
             Request::SetClusterVersion { .. } => Object::Cluster,
             Request::SetAgentMode { .. }
             | Request::MarkGone { .. }
@@ -154,7 +157,9 @@ impl Desk<'_> {
 const fn action(request: &Request) -> Action {
     match request {
         Request::AddComponent { .. } | Request::CreateFramework { .. } => Action::Create,
-        Request::RemoveFramework { .. } | Request::MarkGone { .. } => Action::Remove,
+        Request::RemoveComponent { .. }
+        | Request::RemoveFramework { .. }
+        | Request::MarkGone { .. } => Action::Remove,
         Request::KillTask { .. } => Action::Kill,
         Request::SetLimits { .. }
         | Request::UpgradeFramework { .. }

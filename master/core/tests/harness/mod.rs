@@ -133,6 +133,7 @@ impl Cluster {
         match verb {
             "agent" => self.agent(&words),
             "component" => self.component(&words),
+            "remove-component" | "cluster-version" => self.components_upkeep(verb, &words),
             "spec" => self.spec(&words),
             "framework" => self.framework(&words),
             "remove" => {

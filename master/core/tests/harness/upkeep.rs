@@ -38,6 +38,17 @@ impl Cluster {
         self.request(request);
     }
 
+    /// `remove-component sched`, and `cluster-version 2`, which it needs.
+    pub(super) fn components_upkeep(&mut self, verb: &str, words: &Words<'_>) {
+        let request = match verb {
+            "cluster-version" => {
+                Request::SetClusterVersion { version: words.plain(0).parse().expect("a version") }
+            }
+            _ => Request::RemoveComponent { digest: Digest::of(words.plain(0).as_bytes()) },
+        };
+        self.request(request);
+    }
+
     /// `impostor n1 boot=copy`: another machine registers with the agent's work directory, and the agent's own
     /// session is left alone.
     pub(super) fn impostor(&mut self, words: &Words<'_>) {

@@ -1,7 +1,7 @@
 //! The cluster version: it only rises, and a build that does not understand it stops.
 
 use super::*;
-use crate::{Config, Core, LoadError};
+use crate::{CLUSTER_VERSION, Config, Core, LoadError};
 
 /// Applies one change of the version; whether this build goes on, and what the rows say then.
 fn set(core: &mut Core, rows: &mut MemRows, index: u64, version: u32) -> Result<u32, ApplyError> {
@@ -17,22 +17,23 @@ fn set(core: &mut Core, rows: &mut MemRows, index: u64, version: u32) -> Result<
 
 #[test]
 fn a_version_only_rises_and_stops_builds_that_do_not_understand_it() {
-    let newer = Config { understands: 2, ..Config::default() };
+    let next = CLUSTER_VERSION + 1;
+    let newer = Config { understands: next, ..Config::default() };
     let mut rows = MemRows::default();
     let mut core = Core::load(&rows, newer.clone()).unwrap();
     assert_eq!(core.cluster_version(), 0);
-    for (index, (version, then)) in [(1, 1), (2, 2), (1, 2), (2, 2)].into_iter().enumerate() {
+    for (index, (version, then)) in [(1, 1), (next, next), (1, next), (next, next)].into_iter().enumerate() {
         assert_eq!(set(&mut core, &mut rows, index as u64 + 1, version).unwrap(), then);
     }
     assert!(Core::load(&rows, newer).is_ok());
     // The build before it: neither from the rows nor by the entry.
     let refused = |error: &LoadError| {
-        matches!(error, LoadError::NewerCluster { found: 2, understands: 1 })
+        matches!(error, LoadError::NewerCluster { found, understands: CLUSTER_VERSION } if *found == next)
     };
     assert!(refused(&Core::load(&rows, Config::default()).unwrap_err()));
     let mut rows = MemRows::default();
     let mut core = Core::load(&rows, Config::default()).unwrap();
     assert_eq!(set(&mut core, &mut rows, 1, 1).unwrap(), 1);
-    let error = set(&mut core, &mut rows, 2, 2).unwrap_err();
+    let error = set(&mut core, &mut rows, 2, next).unwrap_err();
     assert!(matches!(&error, ApplyError::Row(error) if refused(error)), "{error}");
 }
