@@ -45,6 +45,27 @@ pub struct Component {
     pub componentized_from: Option<String>,
     /// What its judgement found; in the document of one component only.
     pub report: Option<Value>,
+    /// How many uses there are.
+    pub uses: usize,
+    /// The first of them.
+    pub used_by: Vec<ComponentUse>,
+}
+
+/// One use of a component.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ComponentUse {
+    /// Name of the framework.
+    pub name: String,
+    /// `current`, `next`, `previous`, `spec` or `executor`.
+    #[serde(rename = "as")]
+    pub used_as: String,
+    /// Of a spec.
+    pub tasks: Option<usize>,
+    /// Which executor.
+    pub executor: Option<String>,
+    /// Where it is.
+    pub agent: Option<String>,
 }
 
 /// What a scheduler says of the state that it keeps.

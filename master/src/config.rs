@@ -8,6 +8,7 @@ use crate::members::UNDERSTANDS;
 use crate::oci::is_registry;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 use tessera_wire::v1;
 
 /// Everything that a master is told.
@@ -44,6 +45,8 @@ pub struct MasterConfig {
     pub component_key: Option<PathBuf>,
     /// With a key: take components as plain bytes all the same, which nobody signed.
     pub allow_unsigned_uploads: bool,
+    /// How long the file of a component that the state does not name is kept.
+    pub component_grace: Duration,
 }
 
 /// A setting that breaks a rule.
@@ -58,6 +61,13 @@ pub struct InvalidConfig {
 
 /// Shortest time-out of an agent: below it, one slow disk write would look like a dead machine.
 const AGENT_TIMEOUT_MIN_MS: u64 = 2_000;
+
+/// How long files of removed components are kept when nothing is said: a day, in which a mistake is found and
+/// the component added again.
+pub const COMPONENT_GRACE: Duration = Duration::from_secs(24 * 3600);
+
+/// Shortest such time: what is being uploaded is held, but the other masters' clocks are seconds apart.
+const COMPONENT_GRACE_MIN: Duration = Duration::from_secs(1);
 
 impl MasterConfig {
     /// Check every rule.
@@ -116,6 +126,12 @@ impl MasterConfig {
                 });
             }
         }
+        if self.component_grace < COMPONENT_GRACE_MIN {
+            return Err(InvalidConfig {
+                field: "component-grace-s",
+                rule: format!("at least {}", COMPONENT_GRACE_MIN.as_secs()),
+            });
+        }
         if self.allow_unsigned_uploads && self.component_key.is_none() {
             return Err(InvalidConfig {
                 field: "allow-unsigned-uploads",
@@ -171,6 +187,7 @@ mod tests {
             component_registries: vec!["ghcr.io".into(), "localhost:5000".into()],
             component_key: None,
             allow_unsigned_uploads: false,
+            component_grace: COMPONENT_GRACE,
         }
     }
 

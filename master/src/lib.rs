@@ -26,7 +26,7 @@ mod token;
 mod upkeep;
 
 pub use backup::{BackupError, Summary, inspect as inspect_snapshot};
-pub use config::{InvalidConfig, MasterConfig};
+pub use config::{COMPONENT_GRACE, InvalidConfig, MasterConfig};
 pub use join::JoinError;
 pub use node_handle::LoopError;
 pub use oci::KeyError;
@@ -248,7 +248,7 @@ pub async fn run(mut config: MasterConfig, shutdown: CancellationToken) -> Resul
     };
     let serve_agents = serve_agents(agents, agent_service, peer_service, token.clone());
     let greet = join::greet(&config.join, &caller, &peers, &handle, &info.peer_address);
-    let reconcile = reconcile(fetcher.clone(), handle.clone());
+    let reconcile = reconcile(fetcher.clone(), handle.clone(), config.component_grace);
     let api = Api {
         node: handle.clone(),
         store,

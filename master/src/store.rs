@@ -1,17 +1,19 @@
 //! Component bytes: content-addressed files in the master's data directory.
 //!
 //! Invariants: a file under its digest's name is complete and has that digest: it is written under
-//! another name, synced, and renamed. Nothing here looks inside: that is done by `tessera-worker
-//! inspect` in a process of its own.
+//! another name, synced, and renamed; a file goes only after a grace in which nothing named it, written
+//! down beside it so that a restart does not end it, and never while it is held. Nothing here looks
+//! inside: that is done by `tessera-worker inspect` in a process of its own.
 
 use sha2::{Digest as _, Sha256};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 use tessera_types::Digest;
-use tokio::fs::{self, File};
+use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Bytes read at once of what the judge wrote.
@@ -22,6 +24,27 @@ const PIECE_BYTES: usize = 64 << 10;
 pub struct ComponentStore {
     dir: PathBuf,
     uploads: AtomicU64,
+    /// How many need a file although no state names it yet. Locked while files get and lose their names.
+    held: Mutex<BTreeMap<Digest, usize>>,
+}
+
+/// A file that is not collected as long as this is there.
+#[derive(Debug)]
+pub struct Held {
+    store: Arc<ComponentStore>,
+    digest: Digest,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut held = self.store.held();
+        if let Some(count) = held.get_mut(&self.digest) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(&self.digest);
+            }
+        }
+    }
 }
 
 /// Why bytes were not stored.
@@ -121,7 +144,35 @@ impl ComponentStore {
         Ok(Self {
             dir,
             uploads: AtomicU64::new(0),
+            held: Mutex::default(),
         })
+    }
+
+    fn held(&self) -> MutexGuard<'_, BTreeMap<Digest, usize>> {
+        // A panic while holding the lock cannot leave the table half changed.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keep the file of a digest from being collected, whether it is there yet or not.
+    #[must_use]
+    pub fn hold(self: &Arc<Self>, digest: Digest) -> Held {
+        *self.held().entry(digest).or_default() += 1;
+        Held { store: Arc::clone(self), digest }
+    }
+
+    /// Whether a file is here; if it is, its grace begins again.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn claim(&self, digest: &Digest) -> io::Result<bool> {
+        let _names = self.held();
+        remove_if_there(&self.unnamed(digest))?;
+        Ok(self.has(digest))
+    }
+
+    /// A mark beside a file that no state names: it is as old as that was first seen.
+    fn unnamed(&self, digest: &Digest) -> PathBuf {
+        self.dir.join(format!("unnamed-{}", digest.hex()))
     }
 
     /// Where the bytes of a digest are, or would be.
@@ -136,31 +187,60 @@ impl ComponentStore {
         self.path(digest).is_file()
     }
 
-    /// Remove files of digests that are not among these and were written longer ago than `grace`; how many.
+    /// Remove files of digests that are not among these, are held by nobody, and were first seen so longer
+    /// ago than `grace`; which.
     ///
     /// # Errors
     /// Those of the disk.
-    pub fn remove_unknown(
+    pub fn collect(
         &self,
         known: &BTreeSet<Digest>,
         now: SystemTime,
         grace: Duration,
-    ) -> io::Result<usize> {
-        let names: BTreeSet<PathBuf> = known.iter().map(|digest| self.path(digest)).collect();
-        let mut removed = 0;
-        for entry in std::fs::read_dir(&self.dir)? {
-            let entry = entry?;
-            let ours = entry.file_name().to_string_lossy().starts_with("sha256-");
-            if !ours || names.contains(&entry.path()) {
+    ) -> io::Result<Vec<Digest>> {
+        let mut removed = Vec::new();
+        let (files, marks) = self.names()?;
+        for digest in files.iter().filter(|digest| !known.contains(digest)) {
+            // From here on nobody can begin to need it: whoever does takes the lock first.
+            let held = self.held();
+            let mark = self.unnamed(digest);
+            if held.contains_key(digest) {
+                remove_if_there(&mark)?;
                 continue;
             }
-            let written = entry.metadata()?.modified()?;
-            if now.duration_since(written).is_ok_and(|age| age >= grace) {
-                std::fs::remove_file(entry.path())?;
-                removed += 1;
+            let since = match std::fs::metadata(&mark) {
+                Ok(mark) => mark.modified()?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    std::fs::File::create(&mark)?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            if now.duration_since(since).is_ok_and(|age| age >= grace) {
+                std::fs::remove_file(self.path(digest))?;
+                remove_if_there(&mark)?;
+                removed.push(*digest);
             }
         }
+        for digest in marks.iter().filter(|d| known.contains(d) || !files.contains(d)) {
+            let _names = self.held();
+            remove_if_there(&self.unnamed(digest))?;
+        }
         Ok(removed)
+    }
+
+    /// Digests of which there are files, and of which there are marks.
+    fn names(&self) -> io::Result<(BTreeSet<Digest>, BTreeSet<Digest>)> {
+        let (mut files, mut marks) = (BTreeSet::new(), BTreeSet::new());
+        for entry in std::fs::read_dir(&self.dir)? {
+            let name = entry?.file_name();
+            let name = name.to_string_lossy();
+            let parse = |hex: &str| format!("sha256:{hex}").parse::<Digest>().ok();
+            let file = name.strip_prefix("sha256-").and_then(|rest| rest.strip_suffix(".wasm"));
+            files.extend(file.and_then(parse));
+            marks.extend(name.strip_prefix("unnamed-").and_then(parse));
+        }
+        Ok((files, marks))
     }
 
     /// A path for something that may be dropped again, and is when the process ends.
@@ -222,9 +302,20 @@ impl ComponentStore {
     /// # Errors
     /// Those of the disk.
     pub async fn keep(&self, staged: Staged) -> Result<(), UploadError> {
-        fs::rename(&staged.path, self.path(&staged.digest)).await?;
+        {
+            let _names = self.held();
+            std::fs::rename(&staged.path, self.path(&staged.digest))?;
+            remove_if_there(&self.unnamed(&staged.digest))?;
+        }
         File::open(&self.dir).await?.sync_all().await?;
         Ok(())
+    }
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -307,20 +398,42 @@ mod tests {
     const MOST: u64 = 5;
 
     #[tokio::test]
-    async fn files_that_nothing_names_go_after_their_grace() {
+    async fn files_go_after_a_grace_in_which_nothing_named_or_held_them() {
         let dir = tempfile::tempdir().unwrap();
-        let store = ComponentStore::open(dir.path()).unwrap();
-        for bytes in [b"a", b"b"] {
+        let open = || Arc::new(ComponentStore::open(dir.path()).unwrap());
+        let store = open();
+        let keep = async |store: &ComponentStore, bytes: &[u8]| {
             let mut upload = store.begin(MOST).await.unwrap();
             upload.write(bytes).await.unwrap();
             store.keep(upload.finish(None).await.unwrap()).await.unwrap();
+        };
+        for bytes in [b"a", b"b", b"c", b"d"] {
+            keep(&store, bytes).await;
         }
-        let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
+        let [a, b, c, d] = [b"a", b"b", b"c", b"d"].map(|bytes| Digest::of(bytes));
         let (grace, now) = (Duration::from_secs(60), SystemTime::now());
-        let known = BTreeSet::from([a]);
-        assert_eq!(store.remove_unknown(&known, now, grace).unwrap(), 0);
-        assert_eq!(store.remove_unknown(&known, now + 2 * grace, grace).unwrap(), 1);
-        assert_eq!((store.has(&a), store.has(&b)), (true, false));
+        let (known, later) = (BTreeSet::from([a]), now + 2 * grace);
+        let none = Vec::<Digest>::new();
+        // However old a file is, its grace begins when it is first seen without a name.
+        assert_eq!(store.collect(&known, later, grace).unwrap(), none);
+        assert_eq!(store.collect(&known, now, grace).unwrap(), none);
+        // A restart does not begin it anew; being held, asked for and uploaded again does.
+        let store = open();
+        let held = store.hold(b);
+        assert!(store.claim(&c).unwrap());
+        assert!(!store.claim(&Digest::of(b"e")).unwrap());
+        assert_eq!(store.collect(&known, later, grace).unwrap(), vec![d]);
+        assert_eq!([a, b, c, d].map(|digest| store.has(&digest)), [true, true, true, false]);
+        drop(held);
+        assert_eq!(store.collect(&known, later, grace).unwrap(), vec![c]);
+        keep(&store, b"b").await;
+        assert_eq!(store.collect(&known, later, grace).unwrap(), none);
+        // What is named again in time stays, and has a whole grace when it is not any more.
+        assert_eq!(store.collect(&BTreeSet::from([a, b]), later, grace).unwrap(), none);
+        assert_eq!(store.collect(&known, later, grace).unwrap(), none);
+        assert_eq!(store.collect(&known, later, grace).unwrap(), vec![b]);
+        let left: Vec<_> = std::fs::read_dir(dir.path().join("components")).unwrap().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
     }
 
     #[tokio::test]

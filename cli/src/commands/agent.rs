@@ -4,7 +4,7 @@
 //! Invariants: a flag wins over the configuration file, which wins over what is found on the machine;
 //! an unknown key in the file is refused. Must never contain decisions of an agent.
 
-use crate::api::{Agent, read, read_items};
+use crate::api::{Agent, Resources, read, read_items};
 use crate::client::Client;
 use crate::commands::framework::parse_pair;
 use crate::commands::master::{bin_dir, shutdown_on_signals, start_logging, with_causes};
@@ -236,14 +236,17 @@ async fn list(context: &Context, client: &Client) -> Result<(), CliError> {
     let rows = read_items::<Agent>(&list)?
         .into_iter()
         .map(|a| {
-            let (used, free) = (output::resources(&a.used), output::resources(&a.free));
+            let amounts = [&a.total, &a.used, &a.offered, &a.free].map(short);
             let age = output::age(a.registered_ms, now);
             let state = state(&a);
+            let [total, used, offered, free] = amounts;
             vec![
                 a.id,
                 a.hostname,
                 state,
+                total,
                 used,
+                offered,
                 free,
                 a.tasks.to_string(),
                 a.schedulers.to_string(),
@@ -255,13 +258,23 @@ async fn list(context: &Context, client: &Client) -> Result<(), CliError> {
         "ID",
         "HOST",
         "STATE",
+        "TOTAL",
         "USED",
+        "OFFERED",
         "FREE",
         "TASKS",
         "SCHEDULERS",
         "AGE",
     ];
     output::table(&header, rows, "no agents; `tessera agent` runs one")
+}
+
+/// Amounts in a column: what is not there is told apart at a glance.
+fn short(amounts: &Resources) -> String {
+    if amounts.cpus_milli == 0 && amounts.mem_mib == 0 && amounts.disk_mib == 0 {
+        return "-".to_owned();
+    }
+    output::resources(amounts)
 }
 
 /// What an agent is doing, with what is out of the ordinary about it.

@@ -1,10 +1,11 @@
-//! `tessera component`: add, list, inspect and fetch components.
+//! `tessera component`: add, list, inspect and fetch components. Removing them is in `component_end`.
 //!
 //! Invariants: a component is named by the digest of its bytes, computed here too, so that a
 //! transfer that went wrong is noticed. Must never judge a component.
 
 use crate::api::{Component, read, read_items};
 use crate::client::Client;
+use crate::commands::component_end::{self, PruneArgs, RmArgs, digest_of};
 use crate::error::{CliError, Kind, io_error};
 use crate::{Context, output};
 use serde_json::{Value, json};
@@ -41,16 +42,24 @@ pub enum ComponentCommand {
         plain_http: bool,
     },
     /// List the components that the cluster has
-    Ls,
-    /// Show what a component is, what it asks for, and where it came from
+    Ls {
+        /// Only those that no framework, task or executor uses
+        #[arg(long)]
+        unused: bool,
+    },
+    /// Show what a component is, what it asks for, who uses it, and where it came from
     Inspect {
-        /// Its digest
+        /// Its digest, or how it begins
         digest: String,
     },
+    /// Remove components that nothing uses
+    Rm(RmArgs),
+    /// Remove schedulers that nothing uses, and with --all other components too
+    Prune(PruneArgs),
     /// Fetch the bytes of a component
     #[command(after_help = "Example:\n  tessera component get sha256:0f3a… wordcount.wasm")]
     Get {
-        /// Its digest
+        /// Its digest, or how it begins
         digest: String,
         /// Where to write them
         file: PathBuf,
@@ -75,8 +84,11 @@ pub async fn run(context: &Context, command: ComponentCommand) -> Result<ExitCod
             };
             added(context, &source, &value)?;
         }
-        ComponentCommand::Ls => list(context, &client).await?,
+        ComponentCommand::Ls { unused } => list(context, &client, unused).await?,
+        ComponentCommand::Rm(args) => component_end::remove(context, &client, &args).await?,
+        ComponentCommand::Prune(args) => component_end::prune(context, &client, &args).await?,
         ComponentCommand::Inspect { digest } => {
+            let digest = digest_of(&client, &digest).await?;
             let value = client
                 .json(client.get(&["v1", "components", &digest]))
                 .await?;
@@ -87,6 +99,7 @@ pub async fn run(context: &Context, command: ComponentCommand) -> Result<ExitCod
             }
         }
         ComponentCommand::Get { digest, file } => {
+            let digest = digest_of(&client, &digest).await?;
             fetch(&client, &digest, &file).await?;
             if context.is_json() {
                 output::json(&json!({"digest": digest, "file": file}))?;
@@ -119,8 +132,11 @@ fn added(context: &Context, source: &str, value: &Value) -> Result<(), CliError>
     output::line(&component.digest)
 }
 
-async fn list(context: &Context, client: &Client) -> Result<(), CliError> {
-    let list = client.json(client.get(&["v1", "components"])).await?;
+async fn list(context: &Context, client: &Client, unused: bool) -> Result<(), CliError> {
+    let mut list = client.json(client.get(&["v1", "components"])).await?;
+    if unused && let Some(Value::Array(items)) = list.get_mut("items") {
+        items.retain(|item| item.get("uses").and_then(Value::as_u64) == Some(0));
+    }
     if context.is_json() {
         return output::json(&list);
     }
@@ -133,14 +149,18 @@ async fn list(context: &Context, client: &Client) -> Result<(), CliError> {
                 c.world,
                 output::bytes(c.size),
                 output::age(c.uploaded_ms, now),
+                c.uses.to_string(),
                 c.source.unwrap_or_default(),
             ]
         })
         .collect();
     output::table(
-        &["DIGEST", "WORLD", "SIZE", "AGE", "SOURCE"],
+        &["DIGEST", "WORLD", "SIZE", "AGE", "USES", "SOURCE"],
         rows,
-        "no components; `tessera component add FILE` adds one",
+        match unused {
+            true => "no component is unused",
+            false => "no components; `tessera component add FILE` adds one",
+        },
     )
 }
 
@@ -167,6 +187,7 @@ fn inspect(c: &Component) -> Result<(), CliError> {
         ("added", output::time(c.uploaded_ms)),
         ("by", c.uploaded_by.clone()),
     ])?;
+    component_end::show_uses(c)?;
     let Some(Value::Object(report)) = &c.report else {
         return Ok(());
     };

@@ -10,7 +10,8 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tessera_master::{JoinError, MasterConfig, RunError};
+use std::time::Duration;
+use tessera_master::{COMPONENT_GRACE, JoinError, MasterConfig, RunError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -72,6 +73,9 @@ pub struct DeliveryArgs {
     /// Take uploads of plain bytes, which nobody signed, in spite of --component-key
     #[arg(long)]
     allow_unsigned_uploads: bool,
+    /// Files of components that were removed are kept for so long
+    #[arg(long = "component-grace-s", default_value_t = COMPONENT_GRACE.as_secs(), value_name = "SECONDS")]
+    grace_s: u64,
 }
 
 impl DeliveryArgs {
@@ -87,6 +91,7 @@ impl DeliveryArgs {
         if self.allow_unsigned_uploads {
             args.push("--allow-unsigned-uploads".into());
         }
+        args.extend(["--component-grace-s".into(), self.grace_s.to_string().into()]);
         args
     }
 }
@@ -116,6 +121,7 @@ pub async fn run(context: &Context, args: MasterArgs) -> Result<ExitCode, CliErr
         component_registries: args.delivery.registries,
         component_key: args.delivery.key,
         allow_unsigned_uploads: args.delivery.allow_unsigned_uploads,
+        component_grace: Duration::from_secs(args.delivery.grace_s),
     };
     let shutdown = shutdown_on_signals(args.supervised)?;
     match tessera_master::run(config, shutdown).await {

@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod component;
+pub mod component_end;
 pub mod dev;
 pub mod events;
 pub mod executor;

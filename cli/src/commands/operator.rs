@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use tessera_master::{MasterConfig, Summary};
+use tessera_master::{COMPONENT_GRACE, MasterConfig, Summary};
 
 /// What to do with masters.
 #[derive(Debug, clap::Subcommand)]
@@ -185,6 +185,7 @@ fn config(args: InitArgs) -> Result<MasterConfig, CliError> {
         component_registries: Vec::new(),
         component_key: None,
         allow_unsigned_uploads: false,
+        component_grace: COMPONENT_GRACE,
     })
 }
 

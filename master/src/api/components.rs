@@ -172,6 +172,8 @@ async fn keep(
     if let Some(known) = known(api, digest).await? {
         return Ok((StatusCode::OK, Json(known.made_from(sent))).into_response());
     }
+    // Until the state names it, or the upload has failed.
+    let _held = api.store.hold(digest);
     api.store.keep(staged).await?;
     api.fetcher.spread(digest, size_bytes).await?;
     let request = Request::AddComponent {

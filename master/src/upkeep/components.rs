@@ -1,8 +1,8 @@
 //! Component files on every master: what the state names is there, and what it does not name goes.
 //!
 //! Invariants: a file is kept only with the digest that its name says, synced; a file that no state names
-//! stays for [`GRACE`], because the command that will name it may be on its way; one file is fetched at a
-//! time. Must never change state.
+//! stays for the operator's grace, because the command that will name it may be on its way, and who removed
+//! it may have been wrong; one file is fetched at a time. Must never change state.
 
 use crate::members::Topology;
 use crate::node_handle::{NodeHandle, Stopped};
@@ -18,17 +18,15 @@ use tessera_wire::v1;
 use tokio::sync::{Mutex, watch};
 use tonic::Status;
 
-/// How long a file without a name in the state is kept.
-const GRACE: Duration = Duration::from_secs(24 * 3600);
-
 /// How often files and state are compared, if no event asks for it before.
 const COMPARE_EVERY: Duration = Duration::from_secs(2);
 
 /// Shortest time between two comparisons.
 const COMPARE_PAUSE: Duration = Duration::from_millis(200);
 
-/// How often files that nobody names are looked for.
-const COLLECT_EVERY: Duration = Duration::from_secs(600);
+/// Shortest and longest time between two looks for files that nobody names; a quarter of the grace if it is
+/// between them.
+const COLLECT_EVERY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(600));
 
 /// How long fetching one file may take: the largest component on a slow line.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(60);
@@ -110,7 +108,9 @@ impl Fetcher {
         sources: &[u64],
     ) -> Result<(), FetchError> {
         let _turn = self.one_at_a_time.lock().await;
-        if self.store.has(&digest) {
+        // Somebody is about to name it: it must not go meanwhile.
+        let _held = self.store.hold(digest);
+        if self.store.claim(&digest).unwrap_or(false) {
             return Ok(());
         }
         let mut reason = "there is no other master".to_owned();
@@ -215,10 +215,12 @@ impl Fetcher {
     }
 }
 
-/// Keeps files and state together until the loop is gone.
-pub async fn reconcile(fetcher: Arc<Fetcher>, node: NodeHandle) -> Stopped {
+/// Keeps files and state together until the loop is gone; what the state does not name goes after `grace`.
+pub async fn reconcile(fetcher: Arc<Fetcher>, node: NodeHandle, grace: Duration) -> Stopped {
     let mut events = node.events();
-    let mut collected = tokio::time::Instant::now();
+    let (least, most) = COLLECT_EVERY;
+    let every = (grace / 4).clamp(least, most);
+    let mut collected: Option<tokio::time::Instant> = None;
     let mut last_reason = String::new();
     loop {
         let missing = match fetcher.missing(&node).await {
@@ -235,9 +237,9 @@ pub async fn reconcile(fetcher: Arc<Fetcher>, node: NodeHandle) -> Stopped {
                 }
             }
         }
-        if collected.elapsed() >= COLLECT_EVERY {
-            collected = tokio::time::Instant::now();
-            if let Err(stopped) = collect(&fetcher.store, &node, GRACE).await {
+        if collected.is_none_or(|at| at.elapsed() >= every) {
+            collected = Some(tokio::time::Instant::now());
+            if let Err(stopped) = collect(&fetcher.store, &node, grace).await {
                 return stopped;
             }
         }
@@ -247,15 +249,22 @@ pub async fn reconcile(fetcher: Arc<Fetcher>, node: NodeHandle) -> Stopped {
     }
 }
 
-/// Removes files that the state does not name and that are older than the grace.
-async fn collect(store: &ComponentStore, node: &NodeHandle, grace: Duration) -> Result<(), Stopped> {
+/// Removes files that the state has not named for the grace.
+async fn collect(store: &Arc<ComponentStore>, node: &NodeHandle, grace: Duration) -> Result<(), Stopped> {
     let known: BTreeSet<Digest> = node
         .query(|core, _| core.components().into_iter().map(|view| view.digest).collect())
         .await?;
-    match store.remove_unknown(&known, SystemTime::now(), grace) {
-        Ok(0) => {}
-        Ok(removed) => tracing::info!(removed, "removed component files that nothing names"),
-        Err(error) => tracing::warn!(%error, "looking for component files that nothing names"),
+    let store = Arc::clone(store);
+    let collected = tokio::task::spawn_blocking(move || store.collect(&known, SystemTime::now(), grace));
+    match collected.await {
+        Ok(Ok(removed)) => {
+            for digest in removed {
+                tracing::info!(%digest, "removed a component file that nothing names");
+            }
+        }
+        Ok(Err(error)) => tracing::warn!(%error, "looking for component files that nothing names"),
+        // The process is ending.
+        Err(_) => {}
     }
     Ok(())
 }

@@ -91,6 +91,7 @@ pub fn config(dir: &Path) -> MasterConfig {
         component_registries: Vec::new(),
         component_key: None,
         allow_unsigned_uploads: false,
+        component_grace: tessera_master::COMPONENT_GRACE,
     }
 }
 
