@@ -1,7 +1,8 @@
 //! Sandboxes: the directory of one attempt of one task, its files, and reading from it safely.
 //!
-//! Layout: `tasks/f<framework>/<task>/<attempt>/sandbox` belongs to the task; `…/state` beside it
-//! belongs to the agent and the shim, and is there for native ones only. Children of an executor stand in
+//! Layout: `tasks/f<framework>/<task>/<attempt>` belongs to the task; `<attempt>.state` beside it
+//! belongs to the agent and the shim, and is there for native ones only: of what a short Wasm task costs, each
+//! directory is a twentieth. Children of an executor stand in
 //! `tasks/f<framework>/@<executor>/<life>/<child>/…`: no task's id begins with `@`. Invariants: what a task put into its sandbox never leads out of
 //! it: every path is resolved by the kernel beneath the sandbox, without following links; only ordinary
 //! files are read, and never more than asked for.
@@ -18,10 +19,17 @@ use tessera_agent_core::{Parent, TaskKey};
 use tessera_types::limits::RESULT_BYTES_MAX;
 use tessera_types::{ExecutorId, FileSpec, FrameworkId, NameError, TaskBody, TaskId, TaskSpec};
 
+/// Name of the folder of all tasks in the work directory.
+pub const TASKS_DIR: &str = "tasks";
 /// Beginning of the folder of an executor's children.
 pub(crate) const EXECUTOR_PREFIX: char = '@';
 /// Attempts of one task whose directories are kept: a task may be restarted without end, its disk not.
 const ATTEMPTS_KEPT: u32 = 3;
+
+/// End of the name of the folder of a shim's records.
+const STATE_SUFFIX: &str = ".state";
+/// What a task writes to its standard output and error.
+const OUTPUTS: [&str; 2] = ["stdout", "stderr"];
 
 /// Why a sandbox could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +73,7 @@ impl Sandboxes {
     /// # Errors
     /// Those of the disk.
     pub fn open(work_dir: &Path) -> io::Result<Self> {
-        let tasks = work_dir.join("tasks");
+        let tasks = work_dir.join(TASKS_DIR);
         // Others may pass through to a sandbox that is theirs, but not look around.
         fs::DirBuilder::new()
             .recursive(true)
@@ -80,7 +88,7 @@ impl Sandboxes {
         &self.tasks
     }
 
-    /// The folder of a task, with one folder per attempt in it.
+    /// The folder of a task, with the folders of its attempts in it.
     #[must_use]
     pub fn task(&self, key: &TaskKey) -> PathBuf {
         let framework = self.tasks.join(key.framework.to_string());
@@ -124,10 +132,10 @@ impl Sandboxes {
     /// The directories of an attempt.
     #[must_use]
     pub fn attempt(&self, key: &TaskKey, attempt: u32) -> TaskDirs {
-        let dir = self.task(key).join(attempt.to_string());
+        let task = self.task(key);
         TaskDirs {
-            sandbox: dir.join("sandbox"),
-            state: dir.join("state"),
+            sandbox: task.join(attempt.to_string()),
+            state: task.join(format!("{attempt}{STATE_SUFFIX}")),
         }
     }
 
@@ -139,6 +147,21 @@ impl Sandboxes {
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
             .max()?;
         Some(self.attempt(key, newest).sandbox)
+    }
+
+    /// Read a range of a file of the newest attempt. Output that a Wasm task has not begun to write is empty.
+    ///
+    /// # Errors
+    /// When there is no such ordinary file, or no sandbox any more.
+    pub fn read(&self, key: &TaskKey, path: &str, offset: u64, length: u32) -> io::Result<Range> {
+        let gone = || io::Error::new(io::ErrorKind::NotFound, "the task has no sandbox here (any more)");
+        let sandbox = self.newest(key).ok_or_else(gone)?;
+        match read_range(&sandbox, path, offset, length) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && OUTPUTS.contains(&path) => {
+                Ok(Range { data: Vec::new(), size: 0 })
+            }
+            read => read,
+        }
     }
 
     /// Make the directories of an attempt and place the spec's files. Doing it again is no error.
@@ -161,7 +184,7 @@ impl Sandboxes {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o711)
-            .create(self.task(key).join(attempt.to_string()))
+            .create(self.task(key))
             .map_err(|e| fail("making the directory", e))?;
         self.drop_older(key, attempt);
         // Only a shim has something to write down.
@@ -193,10 +216,10 @@ impl Sandboxes {
             return;
         };
         for entry in entries.flatten() {
-            let number = entry
-                .file_name()
+            let name = entry.file_name();
+            let number = name
                 .to_str()
-                .and_then(|name| name.parse::<u32>().ok());
+                .and_then(|name| name.strip_suffix(STATE_SUFFIX).unwrap_or(name).parse::<u32>().ok());
             if number.is_some_and(|number| number <= newest_gone)
                 && let Err(error) = fs::remove_dir_all(entry.path())
             {
@@ -350,7 +373,7 @@ mod tests {
             sandboxes.prepare(&key(), attempt, &spec, None).unwrap();
         }
         let sandbox = sandboxes.newest(&key()).unwrap();
-        assert!(sandbox.ends_with("tasks/f1/t/10/sandbox"));
+        assert!(sandbox.ends_with("tasks/f1/t/10"));
         let range = read_range(&sandbox, "a/b/c", 6, 100).unwrap();
         assert_eq!(
             range,
@@ -360,6 +383,10 @@ mod tests {
             }
         );
         assert_eq!(read_range(&sandbox, "a/b/c", 99, 5).unwrap().data, b"");
+        let read = |path| sandboxes.read(&key(), path, 0, 100);
+        assert_eq!(read("a/b/c").unwrap().size, 11);
+        assert_eq!(read("stderr").unwrap(), Range { data: vec![], size: 0 }, "not begun");
+        assert!(read("missing").is_err());
         let mode = sandbox
             .join("run.sh")
             .metadata()
@@ -379,9 +406,12 @@ mod tests {
                 .unwrap();
             symlink(dir.path(), dirs.sandbox.join("link")).unwrap();
         }
-        let kept = |attempt| sandboxes.attempt(&key(), attempt).sandbox.exists();
-        let kept: Vec<u32> = (1..=10).filter(|&attempt| kept(attempt)).collect();
-        assert_eq!(kept, [8, 9, 10]);
+        let kept = |of: fn(TaskDirs) -> PathBuf| -> Vec<u32> {
+            let exists = |attempt: &u32| of(sandboxes.attempt(&key(), *attempt)).exists();
+            (1..=10).filter(exists).collect()
+        };
+        assert_eq!(kept(|dirs| dirs.sandbox), [8, 9, 10]);
+        assert_eq!(kept(|dirs| dirs.state), [8, 9, 10]);
     }
 
     #[test]

@@ -164,7 +164,7 @@ impl Cluster {
     fn sandbox(&self, task: &str) -> PathBuf {
         self.home
             .path()
-            .join(format!("work/tasks/f1/{task}/1/sandbox"))
+            .join(format!("work/tasks/f1/{task}/1"))
     }
 
     fn output(&self, task: &str, name: &str) -> String {

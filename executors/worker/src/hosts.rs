@@ -8,18 +8,26 @@ use crate::outbox::Outbox;
 use crate::thread;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tessera_types::Digest;
-use tessera_wit_host::{ExecutorHost, SchedulerHost, TaskHost, Ticker, new_engine};
+use tessera_wit_host::{ExecutorHost, SchedulerHost, TaskHost, TaskImage, Ticker, new_engine};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
 /// Images kept loaded for further instances and tasks: a tenant rarely runs more kinds at a time.
 const IMAGES_MAX: usize = 32;
 
+struct Loaded {
+    component: Component,
+    source: Digest,
+    /// Linked as a task, once it was started as one: linking costs as much as a short task.
+    task: Option<TaskImage>,
+    used: u64,
+}
+
 #[derive(Default)]
 struct Images {
-    loaded: BTreeMap<PathBuf, (Component, Digest, u64)>,
+    loaded: BTreeMap<PathBuf, Loaded>,
     uses: u64,
 }
 
@@ -60,6 +68,26 @@ impl Hosts {
         })
     }
 
+    fn images(&self) -> MutexGuard<'_, Images> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An image, linked as a task.
+    ///
+    /// # Errors
+    /// When it is no image of this host's, or no command; for people.
+    pub fn task_image(&self, path: &Path) -> Result<TaskImage, String> {
+        let (component, _) = self.image(path).map_err(|error| error.to_string())?;
+        if let Some(task) = self.images().loaded.get(path).and_then(|loaded| loaded.task.clone()) {
+            return Ok(task);
+        }
+        let task = self.tasks.link(&component).map_err(|failure| failure.to_string())?;
+        if let Some(loaded) = self.images().loaded.get_mut(path) {
+            loaded.task = Some(task.clone());
+        }
+        Ok(task)
+    }
+
     /// The component of an image that is to be of the component with this digest; `whose` it is, for the
     /// refusal.
     ///
@@ -78,21 +106,20 @@ impl Hosts {
     /// # Errors
     /// When the image is not one that this host's compiler wrote for this engine.
     pub fn image(&self, path: &Path) -> Result<(Component, Digest), LoadError> {
-        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut images = self.images();
         images.uses += 1;
         let now = images.uses;
-        if let Some((component, source, used)) = images.loaded.get_mut(path) {
-            *used = now;
-            return Ok((component.clone(), *source));
+        if let Some(loaded) = images.loaded.get_mut(path) {
+            loaded.used = now;
+            return Ok((loaded.component.clone(), loaded.source));
         }
         drop(images);
         let (component, source) = image::load(&self.engine, path)?;
-        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
-        images
-            .loaded
-            .insert(path.to_owned(), (component.clone(), source, now));
+        let mut images = self.images();
+        let loaded = Loaded { component: component.clone(), source, task: None, used: now };
+        images.loaded.insert(path.to_owned(), loaded);
         if images.loaded.len() > IMAGES_MAX {
-            let oldest = images.loaded.iter().min_by_key(|(_, (_, _, used))| *used);
+            let oldest = images.loaded.iter().min_by_key(|(_, loaded)| loaded.used);
             if let Some(path) = oldest.map(|(path, _)| path.clone()) {
                 images.loaded.remove(&path);
             }

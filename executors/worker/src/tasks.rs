@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tessera_types::{Reason, limits::MESSAGE_BYTES_MAX};
 use tessera_wire::v1::{self, TaskState, WasmTaskState, from_worker::Message};
 use tessera_wire::effective_limits;
-use tessera_wit_host::{Failure, Kill, Limits, THREAD_STACK_BYTES, TaskEnd, TaskImage, TaskStart, is_memory_limit};
+use tessera_wit_host::{Failure, Kill, Limits, THREAD_STACK_BYTES, TaskEnd, TaskStart, is_memory_limit};
 
 /// Tasks that a worker runs or remembers: each running one has a thread, and all of them have to fit
 /// into one greeting.
@@ -157,7 +157,7 @@ impl Tasks {
         kill: &Kill,
     ) -> WasmTaskState {
         thread::step_back();
-        let image = match link(hosts, Path::new(&start.image)) {
+        let image = match hosts.task_image(Path::new(&start.image)) {
             Ok(image) => image,
             Err(text) => return state(key, TaskState::TaskFailed, Reason::LaunchFailed, &text),
         };
@@ -229,12 +229,4 @@ impl Tasks {
     pub fn any_running(&self) -> bool {
         self.tasks().values().any(|task| task.running)
     }
-}
-
-fn link(hosts: &Hosts, image: &Path) -> Result<TaskImage, String> {
-    let (component, _) = hosts.image(image).map_err(|error| error.to_string())?;
-    hosts
-        .tasks
-        .link(&component)
-        .map_err(|failure| failure.to_string())
 }

@@ -38,7 +38,7 @@ pub struct TaskStart {
     pub args: Vec<String>,
     /// The whole environment.
     pub env: Vec<(String, String)>,
-    /// Seen by the task as `/`; holds `stdout` and `stderr`.
+    /// Seen by the task as `/`; holds `stdout` and `stderr`, each once something was written to it.
     pub sandbox: PathBuf,
     /// What it may use.
     pub limits: Limits,
@@ -162,8 +162,8 @@ impl TaskImage {
         let mut builder = WasiCtxBuilder::new();
         builder
             .allow_blocking_current_thread(true)
-            .stdout(Output::open(&start.sandbox.join("stdout"))?)
-            .stderr(Output::open(&start.sandbox.join("stderr"))?)
+            .stdout(Output::to(start.sandbox.join("stdout")))
+            .stderr(Output::to(start.sandbox.join("stderr")))
             .arg(&start.name)
             .args(&start.args)
             .envs(&start.env)
@@ -235,6 +235,13 @@ pub fn is_memory_limit(failure: &Failure) -> bool {
 
 #[derive(Debug)]
 struct OutputFile {
+    path: PathBuf,
+    /// Opened by the first write: most tasks say nothing, and a file costs more than such a task.
+    open: Option<OpenFile>,
+}
+
+#[derive(Debug)]
+struct OpenFile {
     file: std::fs::File,
     written: u64,
     cut: bool,
@@ -245,19 +252,8 @@ struct OutputFile {
 struct Output(Arc<Mutex<OutputFile>>);
 
 impl Output {
-    fn open(path: &Path) -> std::io::Result<Self> {
-        let file = std::fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o644)
-            .custom_flags(O_NOFOLLOW)
-            .open(path)?;
-        let written = file.metadata()?.len();
-        Ok(Self(Arc::new(Mutex::new(OutputFile {
-            file,
-            written,
-            cut: false,
-        }))))
+    fn to(path: PathBuf) -> Self {
+        Self(Arc::new(Mutex::new(OutputFile { path, open: None })))
     }
 
     fn file(&self) -> MutexGuard<'_, OutputFile> {
@@ -266,6 +262,27 @@ impl Output {
 }
 
 impl OutputFile {
+    fn append(&mut self, bytes: &[u8], max: u64) -> std::io::Result<()> {
+        let open = match &mut self.open {
+            Some(open) => open,
+            none => none.insert(OpenFile::open(&self.path)?),
+        };
+        open.append(bytes, max)
+    }
+}
+
+impl OpenFile {
+    fn open(path: &Path) -> std::io::Result<Self> {
+        let file = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o644)
+            .custom_flags(O_NOFOLLOW)
+            .open(path)?;
+        let written = file.metadata()?.len();
+        Ok(Self { file, written, cut: false })
+    }
+
     fn append(&mut self, bytes: &[u8], max: u64) -> std::io::Result<()> {
         let room = usize::try_from(max.saturating_sub(self.written)).unwrap_or(usize::MAX);
         let kept = &bytes[..bytes.len().min(room)];
@@ -327,7 +344,8 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("tessera-output-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let path = dir.join("stdout");
-        let output = Output::open(&path).unwrap();
+        let output = Output::to(path.clone());
+        assert!(!path.exists(), "who writes nothing has no file");
         for _ in 0..3 {
             output.file().append(b"123456", 10).unwrap();
         }
@@ -335,7 +353,8 @@ mod tests {
         assert_eq!(text, "1234561234\n[output over the limit is dropped]\n");
         let link = dir.join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
-        assert!(Output::open(&link).is_err(), "links are not followed");
+        let refused = Output::to(link).file().append(b"x", 10);
+        assert!(refused.is_err(), "links are not followed");
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -289,10 +289,10 @@ pub fn exec_us(cluster: &Cluster) -> Outcome<f64> {
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder)? {
             let path = entry?.path();
-            if path.ends_with("state/exit.json") {
+            if path.ends_with("exit.json") && folder.extension().is_some_and(|end| end == "state") {
                 let record: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
                 times.extend(record["exec_us"].as_f64().filter(|us| *us > 0.0));
-            } else if path.is_dir() && !path.ends_with("sandbox") {
+            } else if path.is_dir() {
                 folders.push(path);
             }
         }
