@@ -492,6 +492,18 @@ mod tests {
 
     #[test]
     fn states_are_known_by_name() {
+/// A key of a framework's state.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct StateKey {
+    /// Its name.
+    pub key: String,
+    /// Bytes of its value.
+    pub bytes: u64,
+    /// Names its value.
+    pub etag: String,
+}
+
         assert!(
             is_terminal("TASK_LOST")
                 && !is_terminal("TASK_RUNNING")

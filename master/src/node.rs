@@ -435,8 +435,16 @@ impl<D: Disk> Node<D> {
                         self.input(|core| core.on_propose_failed(&[ticket], now));
                     }
                 }
-                Output::SendAgent { .. }
-                | Output::CloseSession { .. }
+                Output::SendAgent { session, mut message } => {
+                    let rows = RowsOf(self.replica.rows());
+                    let output = match self.machine.core.complete(&mut message, &rows) {
+                        Ok(()) => Output::SendAgent { session, message },
+                        // The instance is built anew in another session.
+                        Err(error) => Output::CloseSession { session, reason: error.to_string() },
+                    };
+                    settled.outputs.push(output);
+                }
+                Output::CloseSession { .. }
                 | Output::Answer { .. }
                 | Output::Reply { .. }
                 | Output::Report { .. } => settled.outputs.push(output),

@@ -294,7 +294,7 @@ async fn send_state(
     let refused = |refusal: tessera_master_core::FetchRefusal| {
         Status::failed_precondition(refusal.to_string())
     };
-    let next = node
+    let first = node
         .query(move |core, _| fetch(core))
         .await
         .map_err(gone)?
@@ -314,7 +314,7 @@ async fn send_state(
         for chunk in chunks_of(page) {
             let chunk = v1::StateChunk {
                 entries: chunk,
-                next_turn: None,
+                ..v1::StateChunk::default()
             };
             if sender.send(Ok(chunk)).await.is_err() {
                 return Ok(());
@@ -326,12 +326,13 @@ async fn send_state(
         .await
         .map_err(gone)?
         .map_err(refused)?;
-    if still != next {
+    if still.next != first.next {
         return Err(Status::aborted("a turn was committed meanwhile; ask again"));
     }
     let last = v1::StateChunk {
         entries: Vec::new(),
-        next_turn: Some(next.0),
+        next_turn: Some(first.next.0),
+        outside: first.outside,
     };
     // The agent may have gone away, and asks again if it comes back.
     let _ = sender.send(Ok(last)).await;

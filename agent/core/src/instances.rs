@@ -32,6 +32,8 @@ enum Phase {
     Building,
     Ready {
         next_turn: u64,
+        /// Outside writes that its state has for sure.
+        outside: u64,
     },
     Failed,
 }
@@ -238,6 +240,7 @@ impl Core {
         if hello.ready && *worker == instance.worker {
             instance.phase = Phase::Ready {
                 next_turn: hello.next_turn,
+                outside: hello.outside,
             };
             // It may have been built anew while nobody listened.
             instance.rebuilt |= hello.rebuilt;
@@ -251,7 +254,7 @@ impl Core {
     }
 
     fn announce(&mut self, instance: &Instance) {
-        let Phase::Ready { next_turn } = instance.phase else {
+        let Phase::Ready { next_turn, outside } = instance.phase else {
             return;
         };
         if let Some(turn) = &instance.outstanding {
@@ -261,6 +264,7 @@ impl Core {
             key: Some(instance.key()),
             rebuilt: instance.rebuilt,
             next_turn,
+            outside,
         }));
     }
 
@@ -358,8 +362,9 @@ impl Core {
                     Some(v1::turn_outcome::Outcome::Next(next)) => Some(next),
                     _ => None,
                 });
-            if let (Some(next), Phase::Ready { next_turn }) = (next, &mut instance.phase) {
+            if let (Some(next), Phase::Ready { next_turn, outside }) = (next, &mut instance.phase) {
                 *next_turn = next;
+                *outside = (*outside).max(result.outside);
             }
             let worker = instance.worker.clone();
             self.to_worker(worker, ToWorker::TurnResult(result));
@@ -372,6 +377,7 @@ impl Core {
         if let Some(instance) = self.instances.current(ready.key) {
             instance.phase = Phase::Ready {
                 next_turn: ready.next_turn,
+                outside: ready.outside,
             };
             instance.outstanding = None;
             instance.rebuilt |= ready.rebuilt;

@@ -515,6 +515,7 @@ fn ready(epoch: u64, next_turn: u64) -> v1::InstanceReady {
         key,
         rebuilt: false,
         next_turn,
+        outside: 0,
     }
 }
 
@@ -627,6 +628,7 @@ fn a_restarted_agent_goes_on_with_instances_that_are_whole() {
         ready,
         next_turn: 5,
         rebuilt: false,
+        outside: 0,
     };
     let mut said = hello("p1");
     said.instances = vec![has(1, true)];

@@ -272,6 +272,7 @@ fn schedulers_of_another_engine_are_built_anew_by_this_one() {
             ready: true,
             next_turn: 5,
             rebuilt: false,
+            outside: 0,
         }],
         ..hello("p")
     };
@@ -299,6 +300,7 @@ fn schedulers_of_another_engine_are_built_anew_by_this_one() {
             key: has.instances[0].key,
             rebuilt: false,
             next_turn: 5,
+            outside: 0,
         };
         let actions = agent.core.on_instance_ready(ready, agent.now);
         assert_eq!(agent.take(actions), ["ready rebuilt=true next=5"]);

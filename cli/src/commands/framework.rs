@@ -6,7 +6,7 @@
 use crate::api::{Framework, read, read_items};
 use crate::client::Client;
 use crate::commands::upkeep::parse_duration;
-use crate::commands::{component, executor, lifecycle, replay};
+use crate::commands::{component, executor, lifecycle, replay, state};
 use crate::error::{CliError, Kind};
 use crate::follow::{Pace, Patience, Tail};
 use crate::{Context, output};
@@ -68,6 +68,9 @@ pub enum FrameworkCommand {
         /// Name or id
         framework: String,
     },
+    /// Read and write keys of a framework's state
+    #[command(subcommand)]
+    State(state::StateCommand),
     /// List custom executors and their children
     Executors(executor::ExecutorsArgs),
     /// Show what a child of an executor wrote
@@ -209,6 +212,7 @@ pub async fn run(context: &Context, command: FrameworkCommand) -> Result<ExitCod
         FrameworkCommand::Release { framework } => {
             lifecycle::release(context, &client, &framework).await?;
         }
+        FrameworkCommand::State(command) => state::run(context, &client, command).await?,
         FrameworkCommand::Executors(args) => executor::executors(context, &client, &args).await?,
         FrameworkCommand::ChildLogs(args) => executor::child_logs(&client, &args).await?,
         FrameworkCommand::Recordings(args) => replay::recordings(context, &client, &args).await?,

@@ -15,5 +15,6 @@ pub mod operator;
 pub mod replay;
 pub mod role;
 pub mod run;
+pub mod state;
 pub mod task;
 pub mod upkeep;

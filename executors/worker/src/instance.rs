@@ -64,6 +64,8 @@ pub struct Status {
     pub next_turn: u64,
     /// Built anew, and no batch has reached it since.
     pub rebuilt: bool,
+    /// The outside writes that its state has.
+    pub outside: u64,
     /// The turn without a result, as a frame.
     pub outstanding: Option<Vec<u8>>,
 }
@@ -278,6 +280,7 @@ impl Life {
             state.load(entries);
             if let Some(next_turn) = chunk.next_turn {
                 self.next_turn = next_turn;
+                state.set_outside(chunk.outside);
                 self.shared.status().loaded = true;
                 return Ok(state);
             }
@@ -308,7 +311,7 @@ impl Life {
             Ok(mut scheduler) => {
                 let logged = scheduler.take_logged();
                 self.say_log(logged);
-                self.say_ready();
+                self.say_ready(scheduler.outside());
                 let lost = self.serve(&mut scheduler)?;
                 let logged = scheduler.take_logged();
                 self.say_log(logged);
@@ -368,7 +371,7 @@ impl Life {
         linked.map_err(|failure| Blame::of(&failure, 0))
     }
 
-    fn say_ready(&mut self) {
+    fn say_ready(&mut self, outside: u64) {
         let rebuilt = self.was_ready;
         self.was_ready = true;
         {
@@ -378,6 +381,7 @@ impl Life {
                 ready: true,
                 next_turn: self.next_turn,
                 rebuilt,
+                outside,
                 outstanding: None,
             };
         }
@@ -386,6 +390,7 @@ impl Life {
             key,
             rebuilt,
             next_turn,
+            outside,
         }));
     }
 
@@ -422,7 +427,11 @@ impl Life {
                 Err(blame) => return Ok(Lost::Failed(blame)),
             };
             let frame = outbox::encode(Message::Turn(turn));
-            self.shared.status().outstanding = Some(frame.clone());
+            {
+                let mut status = self.shared.status();
+                status.outstanding = Some(frame.clone());
+                status.outside = scheduler.outside();
+            }
             if !self.is_stopped() {
                 self.hosts.outbox.send_frame(frame);
             }
@@ -545,6 +554,7 @@ impl Life {
                 next_turn: self.next_turn,
                 rebuilt: false,
                 outstanding: None,
+                outside: state.outside(),
             };
         }
         self.waiting = None;

@@ -162,6 +162,7 @@ impl Worker {
             next_turn: status.next_turn,
             rebuilt: status.rebuilt,
         });
+            outside: status.outside,
         let (executors, outstanding) = self.executors.greeting();
         let hello = v1::Hello {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -3,6 +3,7 @@
 //! Invariant: everything here is owned data; no view borrows from the state. Must never hold a rule.
 
 use crate::auth::Forbidden;
+use crate::commands::TAG_BYTES;
 use crate::effect::Effect;
 use crate::lifecycle::{Failures, FrameworkVersion, Phase, Quarantine, StateVersions, Upgrade};
 use crate::rows::RowChange;
@@ -267,11 +268,36 @@ pub enum Request {
         /// When.
         maintenance: Option<Maintenance>,
     },
+    /// Write a key of a framework's state, or delete it.
+    WriteState {
+        /// Whose.
+        framework: FrameworkId,
+        /// Which key.
+        key: String,
+        /// What it has afterwards; none deletes it.
+        value: Option<Vec<u8>>,
+        /// Refused if something else is there.
+        expected: Expected,
+    },
     /// Let a quarantined scheduler run again.
     ReleaseFramework {
         /// Which.
         framework: FrameworkId,
     },
+}
+
+/// What a caller expects to find where it writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Expected {
+    /// Whatever it is.
+    #[default]
+    Anything,
+    /// Something.
+    Present,
+    /// Nothing.
+    Absent,
+    /// The value with this tag.
+    Same([u8; TAG_BYTES]),
 }
 
 /// What became of a request.
@@ -290,6 +316,15 @@ pub enum Reply {
     Version(u64),
     /// It is committed.
     Done,
+}
+
+/// What a new instance begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fetched {
+    /// Number of its first turn.
+    pub next: TurnNumber,
+    /// Writes from outside that the state has, whenever its pages are read from now on.
+    pub outside: u64,
 }
 
 /// Why a request was refused; nothing was changed.
@@ -320,6 +355,12 @@ pub enum RequestError {
         /// The field.
         field: &'static str,
         /// The rule.
+        rule: String,
+    },
+    /// What is there is not what the caller expects.
+    #[error("{rule}")]
+    Precondition {
+        /// What to do about it.
         rule: String,
     },
     /// A limit was reached.

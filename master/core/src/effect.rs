@@ -51,6 +51,15 @@ pub enum Effect {
     Freed,
     /// A framework's placement changed, or there is news for its scheduler.
     Framework(FrameworkId),
+    /// State was written from outside of the scheduler.
+    StateWritten {
+        /// Whose.
+        framework: FrameworkId,
+        /// Which key.
+        key: String,
+        /// Which write, counted over the framework's life.
+        count: u64,
+    },
     /// Events were written; watchers may be woken.
     Events {
         /// The newest.

@@ -2,7 +2,7 @@
 //! final has written.
 //!
 //! Owns how the two tables are read and written together. Invariants: while an upgrade is under way the
-//! values are not touched, so that giving it up is dropping the upper table; while the upper table is
+//! values are not touched by its scheduler, so that giving it up is dropping the upper table; while the upper table is
 //! being folded in, a new value goes below and takes the place of the one above. Must never decide
 //! which of these is the case.
 
@@ -62,6 +62,17 @@ pub(crate) fn write(rows: &mut Overlay<'_>, layer: Layer, key: Vec<u8>, value: O
         Some(value) => rows.put(rows::VALUES, key, value),
         None => rows.delete(rows::VALUES, key),
     }
+}
+
+/// Set or delete a key in both generations, whole key given: neither of them remembers anything else.
+pub(crate) fn write_through(
+    rows: &mut Overlay<'_>,
+    layer: Layer,
+    key: Vec<u8>,
+    value: Option<Vec<u8>>,
+) {
+    let both = if layer == Layer::Above { Layer::Folding } else { layer };
+    write(rows, both, key, value);
 }
 
 /// Fold rows of the new generation into the values, as many as the bounds allow. Returns whether none

@@ -42,6 +42,7 @@ pub use apply::ApplyError;
 pub use auth::{Action, Forbidden, Object, Principal, PrincipalKind, authorize};
 pub use codec::LoadError;
 pub use effect::{CommandResult, Effect};
+pub use commands::{TAG_BYTES, value_tag};
 pub use lifecycle::{
     Failures, FrameworkVersion, Phase, Quarantine, StateVersions, Upgrade, VersionOrigin,
     VersionOutcome,
@@ -54,7 +55,7 @@ pub use uses::{ComponentUse, UsedAs};
 use leader::{Desk, Leader};
 use prost::Message;
 use state::State;
-use tessera_types::{AgentId, Epoch, FrameworkId, HttpRequest, TurnNumber};
+use tessera_types::{AgentId, Epoch, FrameworkId, HttpRequest};
 use tessera_wire::v1;
 
 /// A build that does not understand the state must not go on with it.
@@ -271,8 +272,9 @@ impl Core {
     }
 
     /// An agent wants the state of a framework for a new instance: the number of its next turn. To be
-    /// asked again before the last chunk is sent; if the number differs, the chunks do not belong
-    /// together.
+    /// asked again before the last chunk is sent; if that number differs, the chunks do not belong
+    /// together. Writes from outside that come meanwhile are in some pages and not in others, and the
+    /// first batch brings them all.
     ///
     /// # Errors
     /// When the session is not the host's, or a turn is about to commit.
@@ -282,13 +284,32 @@ impl Core {
         session: u64,
         framework: FrameworkId,
         epoch: Epoch,
-    ) -> Result<TurnNumber, FetchRefusal> {
+    ) -> Result<Fetched, FetchRefusal> {
         let now = self.last_now();
         let mut desk = self.desk(now).ok_or(FetchRefusal::NoSession)?;
         desk.state_fetch(agent, session, framework, epoch)
     }
 
     fn last_now(&self) -> Now {
+    /// To be called for every message that is about to leave: batches are given values that only rows have.
+    ///
+    /// # Errors
+    /// When rows cannot be read; the message must not leave.
+    pub fn complete(
+        &mut self,
+        message: &mut v1::MasterMessage,
+        rows: &dyn Rows,
+    ) -> Result<(), RowsError> {
+        let Some(v1::master_message::Message::Batch(batch)) = &mut message.message else {
+            return Ok(());
+        };
+        let now = self.last_now();
+        match self.desk(now) {
+            Some(mut desk) => desk.complete(batch, rows),
+            None => Ok(()),
+        }
+    }
+
         Now { wall_ms: self.last_wall_ms, mono_ms: self.last_mono_ms }
     }
 

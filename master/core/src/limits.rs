@@ -55,6 +55,19 @@ pub const HTTP_IN_FLIGHT_MAX: usize = 64;
 /// Seconds after which a caller may try again when too many wait.
 pub const HTTP_RETRY_AFTER_S: u32 = 1;
 /// Notices (updates that are not stored) that wait for one scheduler.
+/// Keys of one framework that users wrote and its scheduler has not heard of: more than are written while a
+/// turn runs; beyond, the scheduler is built anew from its state.
+pub const OUTSIDE_KEYS_MAX: usize = 4_096;
+/// Bytes of those keys.
+pub const OUTSIDE_BYTES_MAX: usize = 256 << 10;
+/// Bytes of the keys of all frameworks: they are in the leader's memory.
+pub const OUTSIDE_BYTES_TOTAL_MAX: usize = 64 << 20;
+/// Such keys in one batch: each is an event, and other events want room.
+pub const OUTSIDE_BATCH_KEYS_MAX: usize = 128;
+/// Bytes of such keys and values in one batch, or one value.
+pub const OUTSIDE_BATCH_BYTES_MAX: usize = 512 << 10;
+/// Shortest time between two batches that only tell of such keys: writing costs a commit, not a turn each.
+pub const OUTSIDE_EVERY_MS: u64 = 100;
 pub const NOTICES_MAX: usize = 10_000;
 /// Messages and failures of executors that wait for one scheduler: the oldest go.
 pub const EXECUTOR_EVENTS_MAX: usize = 64;

@@ -514,6 +514,21 @@ impl Core {
         rows: &dyn Rows,
     ) -> Result<Vec<KeyWrite>, RowsError> {
         let two = self.state.frameworks.get(&framework).is_some_and(Framework::two_generations);
+    /// The value of a key of a framework's state.
+    ///
+    /// # Errors
+    /// When rows cannot be read.
+    pub fn state_value(
+        &self,
+        framework: FrameworkId,
+        key: &str,
+        rows: &dyn Rows,
+    ) -> Result<Option<Vec<u8>>, RowsError> {
+        let Some(row) = self.state.frameworks.get(&framework) else { return Ok(None) };
+        let key = rows::owned_key(framework, key.as_bytes());
+        generation::get(&rows::Overlay::new(rows), row.layer(), &key)
+    }
+
         let after = after.map(|key| rows::owned_key(framework, key.as_bytes()));
         let found = generation::page(rows, two, framework, after, page(limit))?;
         found

@@ -159,6 +159,8 @@ pub(crate) struct Framework {
     pub(crate) state_keys: u64,
     pub(crate) used_ids: u64,
     pub(crate) next_order: u64,
+    /// Writes of state that were not its scheduler's.
+    pub(crate) outside_writes: u64,
     /// Number of the newest task group.
     pub(crate) next_group: u64,
     pub(crate) history_first: u64,

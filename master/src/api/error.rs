@@ -227,6 +227,12 @@ impl From<RequestError> for ApiError {
             }
             RequestError::NotLeader => Self::no_leader(text),
             // What became of it is not known, which a repetition with the same key finds out.
+            RequestError::Precondition { .. } => {
+                let status = StatusCode::PRECONDITION_FAILED;
+                let mut error = Self::new(status, "PRECONDITION_FAILED", text);
+                error.field = Some("if-match".into());
+                error
+            }
             RequestError::Unavailable(_) => {
                 let mut error = Self::unavailable(text);
                 error.repeat = true;

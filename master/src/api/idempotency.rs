@@ -11,7 +11,7 @@ use crate::node_handle::Asker;
 use axum::Json;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method, StatusCode};
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -20,6 +20,9 @@ use tessera_types::Digest;
 
 /// The header that carries the key.
 pub const KEY: &str = "idempotency-key";
+
+/// Headers that say what is to be done.
+static CONDITIONS: [HeaderName; 2] = [header::IF_MATCH, header::IF_NONE_MATCH];
 
 /// Bytes of a key.
 const KEY_BYTES_MAX: usize = 255;
@@ -71,6 +74,11 @@ async fn fingerprint(request: Request) -> Result<(Request, Asker), ApiError> {
             .map_err(|error| ApiError::too_large("body", error.to_string()))?;
         let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
         let mut said = format!("{} {target}\n", parts.method).into_bytes();
+        for name in &CONDITIONS {
+            for value in parts.headers.get_all(name) {
+                said.extend_from_slice(&[name.as_str().as_bytes(), b" ", value.as_bytes(), b"\n"].concat());
+            }
+        }
         said.extend_from_slice(&bytes);
         asker.once = Some(Once {
             key,
@@ -133,6 +141,10 @@ mod tests {
         let first = found("POST", "/v1/x?a=1", Some("k"), "{}").await.unwrap();
         let again = found("POST", "/v1/x?a=1", Some("k"), "{}").await;
         assert_eq!(again, Some(first.clone()));
+        let conditional = Request::put("/v1/x?a=1").header(KEY, "k").header(header::IF_MATCH, "*");
+        let conditional = fingerprint(conditional.body(Body::from("{}")).unwrap()).await.unwrap();
+        let plain = found("PUT", "/v1/x?a=1", Some("k"), "{}").await;
+        assert_ne!(conditional.1.once, plain, "a condition is a part of what is said");
         for (method, uri, body) in [
             ("PUT", "/v1/x?a=1", "{}"),
             ("POST", "/v1/y?a=1", "{}"),

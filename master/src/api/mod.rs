@@ -21,6 +21,7 @@ mod masters;
 mod proxy;
 mod recordings;
 mod tasks;
+mod state;
 mod views;
 
 use crate::files::FileLane;
@@ -94,7 +95,7 @@ const fn framework() -> Object {
 
 /// Every route there is.
 fn routes() -> Vec<Route> {
-    let parts = [master_routes(), cluster_routes(), agent_routes(), framework_routes(), lifecycle_routes(), executor_routes(), task_routes()];
+    let parts = [master_routes(), cluster_routes(), agent_routes(), framework_routes(), lifecycle_routes(), executor_routes(), task_routes(), state_routes()];
     parts.into_iter().flatten().collect()
 }
 
@@ -336,6 +337,18 @@ fn task_routes() -> Vec<Route> {
             framework(),
             get(tasks::inspect),
         ),
+fn state_routes() -> Vec<Route> {
+    let key = "/v1/frameworks/{framework}/state/{*key}";
+    let read = |path, handlers| route(path, Action::Read, framework(), handlers);
+    let change = |handlers| route(key, Action::Change, framework(), handlers);
+    vec![
+        read("/v1/frameworks/{framework}/state", get(state::list)),
+        read(key, get(state::get)),
+        change(put(state::put)),
+        change(delete(state::delete)),
+    ]
+}
+
         route(
             "/v1/tasks/{framework}/{task}/kill",
             Action::Kill,

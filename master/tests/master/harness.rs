@@ -343,9 +343,9 @@ impl FakeAgent {
         };
         let request = with_token(tonic::Request::new(request), &self.token);
         let mut chunks = self.client.fetch_state(request).await.unwrap().into_inner();
-        let mut next_turn = None;
+        let (mut next_turn, mut outside) = (None, 0);
         while let Some(chunk) = chunks.message().await.unwrap() {
-            next_turn = chunk.next_turn;
+            (next_turn, outside) = (chunk.next_turn, chunk.outside);
         }
         self.send(Up::InstanceReady(v1::InstanceReady {
             key: Some(v1::InstanceKey {
@@ -354,6 +354,7 @@ impl FakeAgent {
             }),
             rebuilt: false,
             next_turn: next_turn.expect("the last chunk has the turn"),
+            outside,
         }))
         .await;
         instance

@@ -108,6 +108,14 @@ pub enum Event {
         /// The whole new configuration.
         config: Vec<(String, String)>,
     },
+    /// State was written from outside of the scheduler. The host makes it part of what is committed
+    /// before the turn.
+    StateChanged {
+        /// Outside writes that the instance's state has then.
+        count: u64,
+        /// The values of now.
+        writes: Vec<KeyWrite>,
+    },
     /// An executor spoke.
     Message(ExecutorMessage),
     /// An executor ended before its tasks did, or could not be started.

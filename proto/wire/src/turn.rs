@@ -129,6 +129,10 @@ impl From<&Event> for v1::Event {
                 version: *version,
                 config: pairs_to_wire(config),
             }),
+            Event::StateChanged { count, writes } => E::StateChanged(v1::StateChanged {
+                count: *count,
+                writes: writes.iter().map(Into::into).collect(),
+            }),
             Event::Message(message) => E::Message(message.into()),
             Event::ExecutorFailed { agent, executor, message } => {
                 E::ExecutorFailed(v1::ExecutorFailed {
@@ -172,6 +176,13 @@ impl TryFrom<v1::Event> for Event {
                 version: changed.version,
                 config: pairs_from_wire(changed.config),
             },
+            E::StateChanged(changed) => {
+                let writes = changed.writes.into_iter().map(TryInto::try_into);
+                Self::StateChanged {
+                    count: changed.count,
+                    writes: writes.collect::<Result<_, WireError>>()?,
+                }
+            }
             E::Message(message) => Self::Message(message.try_into()?),
             E::ExecutorFailed(failed) => Self::ExecutorFailed {
                 agent: AgentId(failed.agent),
@@ -644,5 +655,9 @@ mod tests {
         ] {
             assert_eq!(TurnOutcome::try_from(v1::TurnOutcome::from(&outcome)), Ok(outcome));
         }
+            Event::StateChanged {
+                count: 3,
+                writes: vec![KeyWrite { key: "k".into(), value: None }],
+            },
     }
 }

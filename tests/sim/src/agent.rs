@@ -6,7 +6,7 @@
 
 use crate::mutation::Mutation;
 use crate::network::{ConnId, SILENCE_US};
-use crate::queue::{Down, Event, Later, Up};
+use crate::queue::{Asked, Down, Event, Later, Up};
 use crate::rng::Rng;
 use crate::shims::Natives;
 use crate::worker::Worker;
@@ -46,7 +46,7 @@ pub(crate) struct Fetch {
     pub(crate) framework: u64,
     pub(crate) epoch: u64,
     last_key: Option<String>,
-    asked: Option<u64>,
+    asked: Option<Asked>,
 }
 
 /// The process, its disk, and what lives beside it.
@@ -551,7 +551,7 @@ impl World {
             epoch: fetch.epoch,
             serial,
             after: fetch.last_key,
-            next_turn: fetch.asked,
+            asked: fetch.asked,
         };
         self.net.up(&mut self.queue, now_us, conn, up);
     }
@@ -561,7 +561,7 @@ impl World {
         index: usize,
         serial: u64,
         chunk: Option<v1::StateChunk>,
-        asked: Option<u64>,
+        asked: Option<Asked>,
     ) {
         let Some(agent) = self.agents.get_mut(index) else { return };
         let Some(fetch) = agent.fetches.get_mut(&serial) else { return };

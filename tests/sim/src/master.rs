@@ -8,7 +8,7 @@ use crate::calls::Answer;
 use crate::disk::FaultyDisk;
 use crate::mutation::Mutation;
 use crate::network::ConnId;
-use crate::queue::{Down, Event, Letter, Up};
+use crate::queue::{Asked, Down, Event, Letter, Up};
 use crate::rng::Rng;
 use crate::world::World;
 use std::collections::{BTreeMap, VecDeque};
@@ -390,8 +390,8 @@ impl World {
                 });
                 self.net.down(&mut self.queue, self.now_us, id, Down::Beat);
             }
-            (Up::Fetch { framework, epoch, serial, after, next_turn }, Some(session)) => {
-                self.master_fetch(slot, id, session, (framework, epoch, serial), after, next_turn);
+            (Up::Fetch { framework, epoch, serial, after, asked }, Some(session)) => {
+                self.master_fetch(slot, id, session, (framework, epoch, serial), after, asked);
             }
             _ => {}
         }
@@ -405,7 +405,7 @@ impl World {
         session: u64,
         (framework, epoch, serial): (u64, u64, u64),
         after: Option<String>,
-        asked: Option<u64>,
+        asked: Option<Asked>,
     ) {
         let Some(agent) = self.net.conns.get(&id).and_then(|c| self.agent_number(c.agent)) else {
             return;
@@ -416,20 +416,24 @@ impl World {
             fetched = Some(core.state_fetch(agent, session, FrameworkId(framework), Epoch(epoch)));
             Vec::new()
         });
-        let number = match fetched {
-            Some(Ok(number)) if asked.is_none_or(|asked| asked == number.0) => Some(number.0),
+        let began = match fetched {
+            Some(Ok(now)) if asked.is_none_or(|asked| asked.next_turn == now.next.0) => {
+                // Writes from outside that come between pages are in some of them and not in others.
+                Some(asked.unwrap_or(Asked { next_turn: now.next.0, outside: now.outside }))
+            }
             _ => None,
         };
         let rows = node.rows();
         let page = node.core().state_page(FrameworkId(framework), after.as_deref(), STATE_PAGE, &rows);
-        let chunk = match (number, page) {
-            (Some(number), Ok(page)) => Some(v1::StateChunk {
-                next_turn: (page.len() < STATE_PAGE).then_some(number),
+        let chunk = match (began, page) {
+            (Some(began), Ok(page)) => Some(v1::StateChunk {
+                next_turn: (page.len() < STATE_PAGE).then_some(began.next_turn),
+                outside: began.outside,
                 entries: page.iter().map(Into::into).collect(),
             }),
             _ => None,
         };
-        let down = Down::State { serial, chunk, asked: number };
+        let down = Down::State { serial, chunk, asked: began };
         self.net.down(&mut self.queue, self.now_us, id, down);
     }
 

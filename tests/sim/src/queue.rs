@@ -83,6 +83,14 @@ pub(crate) struct Letter {
 
 /// From agents to the master.
 #[derive(Clone, Debug)]
+/// What a fetch of a state began with: all of its pages belong to it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    pub(crate) next_turn: u64,
+    /// Writes from outside that were there.
+    pub(crate) outside: u64,
+}
+
 pub(crate) enum Up {
     /// The first message of a session.
     Register(v1::Register),
@@ -91,7 +99,7 @@ pub(crate) enum Up {
     /// Liveness lane.
     Beat,
     /// Bulk lane: the state of a framework is wanted, from this key on.
-    Fetch { framework: u64, epoch: u64, serial: u64, after: Option<String>, next_turn: Option<u64> },
+    Fetch { framework: u64, epoch: u64, serial: u64, after: Option<String>, asked: Option<Asked> },
 }
 
 /// From the master to agents.
@@ -104,7 +112,7 @@ pub(crate) enum Down {
     /// It does not lead; another one may.
     Elsewhere { leader: Option<usize> },
     /// Bulk lane: a part of a framework's state; the last one has the number of the next turn.
-    State { serial: u64, chunk: Option<v1::StateChunk>, asked: Option<u64> },
+    State { serial: u64, chunk: Option<v1::StateChunk>, asked: Option<Asked> },
 }
 
 /// Delayed results of an agent's own doings.

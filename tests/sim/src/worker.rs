@@ -53,6 +53,8 @@ struct Slot {
     serial: u64,
     /// Built anew, and no batch has reached it since.
     rebuilt: bool,
+    /// Writes from outside that `committed` has.
+    outside: u64,
 }
 
 /// A Wasm task.
@@ -165,6 +167,7 @@ impl Worker {
             ready: !matches!(slot.phase, Phase::Fetching | Phase::Building { .. }),
             next_turn: slot.next_turn,
             rebuilt: slot.rebuilt,
+            outside: slot.outside,
         });
         let hello = v1::Hello {
             version: "sim".to_owned(),
@@ -275,6 +278,7 @@ impl Worker {
             failures: 0,
             serial,
             rebuilt: false,
+            outside: 0,
         };
         self.instances.insert(instance.framework, slot);
         if is_warm { self.build(now_us, key.framework, false, 0) } else { Vec::new() }
@@ -293,6 +297,7 @@ impl Worker {
         slot.committed.extend(entries.filter_map(|write| Some((write.key, write.value?))));
         let Some(next_turn) = chunk.next_turn else { return Vec::new() };
         slot.next_turn = next_turn;
+        slot.outside = chunk.outside;
         self.build(now_us, key.framework, false, 0)
     }
 
@@ -325,6 +330,7 @@ impl Worker {
             key: Some(slot.key),
             rebuilt,
             next_turn: slot.next_turn,
+            outside: slot.outside,
         }))]
     }
 

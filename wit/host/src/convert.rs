@@ -8,7 +8,7 @@ use crate::bindings::tessera::framework::{events as ev, http, types as wit};
 use crate::draft::{Refused, task_id};
 use crate::state::WriteRefused;
 use tessera_types::{
-    AgentInfo, Digest, Event, ExecutorTask, FileSpec, HttpAnswer, HttpRequest, InverseOffer, Launch, LogLevel, NativeCommand,
+    AgentInfo, Digest, Event, ExecutorTask, FileSpec, HttpAnswer, HttpRequest, InverseOffer, KeyWrite, Launch, LogLevel, NativeCommand,
     Offer, Quantities, Subscription, TaskBody, TaskSpec, TaskState, TaskStatus, TurnHeader,
 };
 
@@ -47,8 +47,26 @@ pub(crate) fn turn_info(header: &TurnHeader) -> exported::TurnInfo {
     }
 }
 
-pub(crate) fn event(event: Event) -> ev::Event {
+/// The key of the event, one for each key of state, that tells of a write from outside.
+const STATE_CHANGED: &str = "state-changed";
+
+/// What the contract calls an event: several where one names several keys.
+pub(crate) fn events(event: Event) -> Vec<ev::Event> {
     match event {
+        Event::StateChanged { writes, .. } => {
+            let changed = |write: KeyWrite| {
+                let (key, value) = (STATE_CHANGED.to_owned(), write.key.into_bytes());
+                ev::Event::Other(wit::Ext { key, value })
+            };
+            writes.into_iter().map(changed).collect()
+        }
+        event => one(event).into_iter().collect(),
+    }
+}
+
+/// The same for what is one event there, too.
+fn one(event: Event) -> Option<ev::Event> {
+    Some(match event {
         Event::Subscribed(s) => ev::Event::Subscribed(subscription(s)),
         Event::Resumed(s) => ev::Event::Resumed(subscription(s)),
         Event::Agent(info) => ev::Event::Agent(agent_info(info)),
@@ -79,7 +97,8 @@ pub(crate) fn event(event: Event) -> ev::Event {
             executor: executor.into(),
             message,
         }),
-    }
+        Event::StateChanged { .. } => return None,
+    })
 }
 
 fn subscription(s: Subscription) -> ev::Subscription {

@@ -209,12 +209,14 @@ impl Scheduler {
         guest.log.begin(header.time_ms, header.number);
         guest.draft.begin(header.time_ms);
         for event in &events {
-            if let Event::Http(request) = event {
-                guest.draft.open_request(request.id);
+            match event {
+                Event::Http(request) => guest.draft.open_request(request.id),
+                Event::StateChanged { count, writes } => guest.state.take_outside(*count, writes),
+                _ => {}
             }
         }
         let limits = guest.limits;
-        let events: Vec<_> = events.into_iter().map(convert::event).collect();
+        let events: Vec<_> = events.into_iter().flat_map(convert::events).collect();
         let with = (&*self.ticker, self.thread);
         let (called, cpu) = call(&mut self.store, with, Call::Turn, |store| match &self.export {
             Export::Handle(bindings) => {
@@ -249,6 +251,12 @@ impl Scheduler {
     /// From the next turn on these limits hold; what is in use already stays.
     pub fn set_limits(&mut self, limits: Limits) {
         set_limits(&mut self.store, limits);
+    }
+
+    /// The outside writes that its state has.
+    #[must_use]
+    pub fn outside(&self) -> u64 {
+        self.store.data().state.outside()
     }
 
     /// CPU time of the last call into the guest.
@@ -306,6 +314,7 @@ fn consumed(events: &[Event]) -> Vec<Consumed> {
         }
     }
     let config = config.map(|version| Consumed::Config { version });
+            | Event::StateChanged { .. }
     let updates = updates
         .into_iter()
         .map(|(task, sequence)| Consumed::Update {

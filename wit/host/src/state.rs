@@ -1,7 +1,7 @@
 //! The key-value state of one framework as its instance sees it: what is committed, and what the turn
 //! has written over it.
 //!
-//! Invariants: `committed` changes only by [`State::commit`] and [`State::load`]; totals are those of
+//! Invariants: `committed` changes only by [`State::commit`], [`State::load`] and [`State::take_outside`]; totals are those of
 //! the state as the turn would leave it; nothing exceeds the limits of the framework's role. This
 //! file must never know a guest.
 
@@ -33,6 +33,8 @@ pub struct State {
     bytes: u64,
     /// Keys, with the overlay applied.
     keys: u64,
+    /// Writes from outside of the scheduler that `committed` has, counted over the framework's life.
+    outside: u64,
 }
 
 fn size(key: &str, value: Option<&[u8]>) -> usize {
@@ -58,6 +60,32 @@ impl State {
             Some(value) => self.committed.insert(key, value),
             None => self.committed.remove(&key),
         };
+    }
+
+    /// The state was loaded as it was after so many outside writes.
+    pub const fn set_outside(&mut self, count: u64) {
+        self.outside = count;
+    }
+
+    /// The outside writes that are in the state.
+    #[must_use]
+    pub const fn outside(&self) -> u64 {
+        self.outside
+    }
+
+    /// Take over what was written from outside. What `init` has written, and no turn has committed, stays
+    /// above it.
+    pub fn take_outside(&mut self, count: u64, writes: &[KeyWrite]) {
+        for KeyWrite { key, value } in writes {
+            if !self.overlay.contains_key(key) {
+                let old = self.committed.get(key).map(|old| size(key, Some(old)) as u64);
+                let new = value.as_ref().map(|new| size(key, Some(new)) as u64);
+                self.bytes = self.bytes - old.unwrap_or(0) + new.unwrap_or(0);
+                self.keys = self.keys - u64::from(old.is_some()) + u64::from(new.is_some());
+            }
+            self.put_committed(key.clone(), value.clone());
+        }
+        self.outside = self.outside.max(count);
     }
 
     /// Bytes of committed keys and values.
@@ -281,6 +309,25 @@ mod tests {
         assert_eq!(keys(&state.scan("t/", Some("t/9"), 1)), Vec::<&str>::new());
         assert_eq!(keys(&state.scan("", None, 0)), Vec::<&str>::new());
         assert_eq!(state.scan("t/4", None, 9)[0].1, b"D");
+    }
+
+    #[test]
+    fn what_comes_from_outside_lies_below_what_the_turn_writes() {
+        let mut state = state(&[("a", "1"), ("b", "2")]);
+        assert_eq!(state.write("a", Some(b"mine".to_vec())), Ok(()));
+        let write = |key: &str, value: Option<&str>| KeyWrite {
+            key: key.into(),
+            value: value.map(|value| value.as_bytes().to_vec()),
+        };
+        state.take_outside(3, &[write("a", Some("theirs")), write("b", None), write("c", Some("new"))]);
+        assert_eq!((state.get("a"), state.get("b")), (Some(&b"mine"[..]), None));
+        assert_eq!((state.bytes, state.keys), ("amine".len() as u64 + "cnew".len() as u64, 2));
+        assert_eq!(state.outside(), 3);
+        assert_eq!(state.writes(), vec![write("a", Some("mine"))]);
+        state.discard();
+        assert_eq!(state.get("a"), Some(&b"theirs"[..]), "it stays when the turn is lost");
+        let totals = (state.bytes, state.keys);
+        assert_eq!(totals, ("atheirs".len() as u64 + "cnew".len() as u64, 2));
     }
 
     #[test]

@@ -349,6 +349,7 @@ impl Agent {
                 next_turn,
             }),
         }));
+                outside: 0,
         instance
     }
 

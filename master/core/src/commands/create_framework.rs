@@ -160,6 +160,7 @@ fn new(name: FrameworkName, role: RoleName, component: Digest) -> Framework {
         unreachable: UnreachablePolicy::default(),
         state_bytes: 0,
         state_keys: 0,
+        outside_writes: 0,
         used_ids: 0,
         next_order: 1,
         next_group: 0,

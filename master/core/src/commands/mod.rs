@@ -30,9 +30,11 @@ mod set_limits;
 mod set_maintenance;
 mod update_statuses;
 mod upgrade_framework;
+mod write_state;
 
 pub(crate) use commit_turn::validate as validate_turn;
 pub(crate) use create_framework::validate_config;
+pub use write_state::{TAG_BYTES, value_tag};
 pub(crate) use roll_back_framework::before as version_before;
 
 use crate::api::RequestError;
@@ -73,6 +75,7 @@ pub(crate) fn run(apply: &mut Apply<'_>, command: C) -> Result<CommandResult, Ap
         C::HoldExpiry(command) => hold_expiry::run(apply, command),
         C::SetClusterVersion(command) => set_cluster_version::run(apply, &command),
         C::MergeState(command) => return Ok(merge_state::run(apply, command)?),
+        C::WriteState(command) => write_state::run(apply, command)?,
     };
     Ok(result.unwrap_or_else(CommandResult::Refused))
 }
@@ -107,7 +110,7 @@ pub(crate) const fn since(command: &C) -> u32 {
         | C::HoldExpiry(_)
         | C::RefuseBoot(_)
         | C::SetClusterVersion(_) => FIRST_VERSION,
-        C::RemoveComponent(_) => 2,
+        C::RemoveComponent(_) | C::WriteState(_) => 2,
     }
 }
 

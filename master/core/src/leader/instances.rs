@@ -6,7 +6,7 @@
 use super::executors::ExecutorEvents;
 use super::lifecycle::Care;
 use super::{Desk, Pending};
-use crate::api::FetchRefusal;
+use crate::api::{FetchRefusal, Fetched};
 use crate::lifecycle::WORKER_FULL;
 use crate::limits::{FAILURE_RECORD_MS, NOTICES_MAX, REPEAT_WAIT_MS};
 use crate::state::{Agent, Framework};
@@ -44,6 +44,8 @@ pub(super) struct Outstanding {
     notices: Vec<TaskStatus>,
     executor_events: Vec<Event>,
     again: bool,
+    /// Writes from outside that it brings, in their order.
+    pub(super) outside: Vec<(u64, String)>,
 }
 
 /// What the leader knows of a framework's scheduler under one epoch.
@@ -73,6 +75,10 @@ pub(crate) struct Instance {
     /// Where it is being placed.
     pub(super) placing: Option<AgentId>,
     last_batch_ms: u64,
+    /// Writes from outside that it has for sure.
+    pub(super) outside: u64,
+    /// When it was last told of some.
+    pub(super) outside_sent_ms: Option<u64>,
 
     pub(super) again: bool,
     /// Durable events alone fill a batch.
@@ -189,6 +195,7 @@ impl Desk<'_> {
         let key = key?;
         let id = FrameworkId(key.framework);
         let framework = self.state.frameworks.get(&id).filter(|f| !f.removing)?;
+        self.forget_outside(id);
         if framework.agent != Some(agent) || framework.epoch.0 != key.epoch {
             return None;
         }
@@ -245,6 +252,12 @@ impl Desk<'_> {
                 self.take_back(id, lost);
                 None
             }
+        // An agent hears what its instance got only with the result of a turn.
+        let outside = if anew { ready.outside } else { ready.outside.max(instance.outside) };
+        let covered = self.outside_of_ready(id, outside);
+        if let Some(instance) = self.leader.instances.get_mut(&id) {
+            instance.out_of_step |= !covered;
+        }
             lost => lost,
         };
         let Some(instance) = self.leader.instances.get_mut(&id) else { return Ok(()) };
@@ -390,7 +403,7 @@ impl Desk<'_> {
             return self.send_batch(id, framework, session, carried, Vec::new());
         }
         let first = instance.first.take();
-        let mut batch = BatchBuilder::default();
+        let mut batch = BatchBuilder { kept: self.leader.outside.next_len(id), ..BatchBuilder::default() };
         if let Some(first) = first {
             batch.push(&introduction(id, framework, first));
         }
@@ -419,6 +432,11 @@ impl Desk<'_> {
         let time_ms = carried.time_ms;
         instance.outstanding = Some(carried);
         instance.last_batch_ms = time_ms;
+        if batch.kept > 0 && (!batch.events.is_empty() || instance.outside_due(self.now.mono_ms)) {
+            instance.outside_sent_ms = Some(self.now.mono_ms);
+            carried.outside = self.leader.outside.next(id);
+            batch.events.push(state_changed(&carried.outside));
+        }
         let batch = v1::Batch {
             key: Some(v1::InstanceKey { framework: id.0, epoch: framework.epoch.0 }),
             number: framework.next_turn().0,
@@ -521,8 +539,9 @@ impl Desk<'_> {
         session: u64,
         id: FrameworkId,
         epoch: Epoch,
-    ) -> Result<TurnNumber, FetchRefusal> {
+    ) -> Result<Fetched, FetchRefusal> {
         if self.session_of(agent) != Some(session) {
+        self.leader.dirty_frameworks.extend(self.leader.outside.waiting());
             return Err(FetchRefusal::NoSession);
         }
         let key = v1::InstanceKey { framework: id.0, epoch: epoch.0 };
@@ -533,7 +552,7 @@ impl Desk<'_> {
         }
         instance.fetched = true;
         let framework = self.state.frameworks.get(&id).ok_or(FetchRefusal::NotHosting)?;
-        Ok(framework.next_turn())
+        Ok(Fetched { next: framework.next_turn(), outside: framework.outside_writes })
     }
 
     /// The answer to a question for a task that is not stored.
@@ -577,6 +596,16 @@ fn durable(framework: &Framework, time_ms: u64, batch: &mut BatchBuilder) {
         }
     }
     for (due_ms, id) in framework.due.iter().take_while(|(due, _)| *due <= time_ms) {
+/// Tell of writes from outside. The values are added when it leaves.
+fn state_changed(outside: &[(u64, String)]) -> v1::Event {
+    let write = |(_, key): &(u64, String)| v1::KeyWrite { key: key.clone(), value: None };
+    let changed = v1::StateChanged {
+        count: outside.last().map_or(0, |(count, _)| *count),
+        writes: outside.iter().map(write).collect(),
+    };
+    v1::Event { event: Some(v1::event::Event::StateChanged(changed)) }
+}
+
         if !batch.push(&Event::Timer { id: id.clone(), due_ms: *due_ms }) {
             batch.full = true;
             return;
@@ -593,7 +622,7 @@ struct BatchBuilder {
 
 impl BatchBuilder {
     fn room(&self) -> bool {
-        self.events.len() < BATCH_EVENTS_MAX && self.bytes < BATCH_BYTES_MAX
+        self.events.len() + self.kept < BATCH_EVENTS_MAX && self.bytes < BATCH_BYTES_MAX
     }
 
     /// Add events that belong together, if they fit; they do where nothing else is.
@@ -607,6 +636,8 @@ impl BatchBuilder {
         all
     }
 
+    /// Events for which room is kept.
+    kept: usize,
     /// Add an event if it fits; a lone one always does.
     fn push(&mut self, event: &Event) -> bool {
         let event = v1::Event::from(event);

@@ -11,6 +11,7 @@ mod lifecycle;
 mod limits;
 mod liveness;
 mod offers;
+mod outside;
 mod placement;
 mod plan;
 mod requests;
@@ -33,6 +34,7 @@ use liveness::Liveness;
 use offers::Offers;
 use sessions::{Link, Session};
 use std::collections::{BTreeMap, BTreeSet};
+use outside::Outside;
 use tessera_types::{AgentId, FrameworkId};
 use tessera_wire::v1;
 use throttle::Throttle;
@@ -59,6 +61,7 @@ pub(crate) struct Leader {
     pub(crate) liveness: Liveness,
     /// Agents that were claimed from another boot while they had a session: which, and when last.
     rivals: BTreeMap<AgentId, (String, u64)>,
+    pub(crate) outside: Outside,
     /// What is due and proposed.
     due: BTreeSet<Due>,
     due_looked_ms: u64,
@@ -132,6 +135,7 @@ impl Leader {
             due_looked_ms: 0,
             room_came: false,
             pending: BTreeMap::new(),
+            outside: Outside::default(),
             messages_dropped: 0,
             dirty_frameworks: state.frameworks.keys().copied().collect(),
             dirty_links: BTreeSet::new(),

@@ -1,14 +1,14 @@
 //! Requests of users: authorised, checked, proposed.
 
 use super::{Desk, Pending};
-use crate::api::{Output, Request, RequestError};
+use crate::api::{Expected, Output, Request, RequestError};
 use crate::repeats::Once;
 use crate::auth::{Action, Object, Principal, authorize};
 use crate::codec;
 use crate::commands::{FIRST_VERSION, since, validate_config};
 use crate::upkeep::UnreachablePolicy;
 use tessera_types::FrameworkId;
-use tessera_wire::v1::{self, command::Command};
+use tessera_wire::v1::{self, command::Command, write_state::Condition};
 
 impl Desk<'_> {
     /// A request comes in; its reply follows once, now or after the commit.
@@ -122,6 +122,19 @@ impl Desk<'_> {
                     maintenance: maintenance.map(Into::into),
                 })
             }
+            Request::WriteState { framework, key, value, expected } => {
+                Command::WriteState(v1::WriteState {
+                    framework: framework.0,
+                    key,
+                    value,
+                    condition: match expected {
+                        Expected::Anything => None,
+                        Expected::Present => Some(Condition::Present(v1::Empty {})),
+                        Expected::Absent => Some(Condition::Absent(v1::Empty {})),
+                        Expected::Same(tag) => Some(Condition::Same(tag.to_vec())),
+                    },
+                })
+            }
             Request::ReleaseFramework { framework } => {
                 Command::ReleaseFramework(v1::ReleaseFramework { framework: framework.0 })
             }
@@ -149,6 +162,7 @@ impl Desk<'_> {
             | Request::UpgradeFramework { framework, .. }
             | Request::RollBackFramework { framework, .. }
             | Request::SetConfig { framework, .. }
+            | Request::WriteState { framework, .. }
             | Request::ReleaseFramework { framework } => of(framework),
         }
     }
@@ -165,6 +179,7 @@ const fn action(request: &Request) -> Action {
         | Request::UpgradeFramework { .. }
         | Request::RollBackFramework { .. }
         | Request::SetConfig { .. }
+        | Request::WriteState { .. }
         | Request::SetAgentMode { .. }
         | Request::SetMaintenance { .. }
         | Request::SetClusterVersion { .. }

@@ -43,6 +43,9 @@ impl Desk<'_> {
             }
             Effect::Events { .. } => {}
         }
+            Effect::StateWritten { framework, key, count } => {
+                self.state_written(framework, key, count);
+            }
     }
 
     fn agent_changed(&mut self, agent: AgentId) {

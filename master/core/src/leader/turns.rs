@@ -46,7 +46,8 @@ impl Desk<'_> {
         let (id, epoch, number) = (header.framework, header.epoch, header.number);
         let encoded = turn.encode_to_vec();
         let hash = Digest::of(&encoded).0.to_vec();
-        let result = |outcome: TurnOutcome| turn_result(id, epoch, number, &outcome);
+        let outside = self.leader.instances.get(&id).filter(|i| i.epoch == epoch).map_or(0, |i| i.outside);
+        let result = |outcome: TurnOutcome| turn_result(id, epoch, number, &outcome, outside);
         let Some(framework) = self.state.frameworks.get(&id).filter(|f| !f.removing) else {
             self.send(session, result(TurnOutcome::Refused(TurnRefusal::NoFramework)));
             return Ok(());
@@ -102,6 +103,10 @@ impl Desk<'_> {
             Some(sent) if first => sent.http,
             // A repeated turn: the worker passes over the batch that was sent meanwhile.
             Some(sent) => {
+        let brought = sent.as_ref().and_then(|sent| sent.outside.last()).map(|(count, _)| *count);
+        if let Some(count) = brought.filter(|_| first) {
+            self.outside_arrived(id, count);
+        }
                 self.take_back(id, sent);
                 Vec::new()
             }
@@ -149,7 +154,7 @@ impl Desk<'_> {
             instance.ready = false;
             self.withdraw_framework(id);
         }
-        self.send(session, turn_result(id, header.epoch, header.number, &outcome));
+        self.send(session, turn_result(id, header.epoch, header.number, &outcome, 0));
     }
 
     fn submit(&mut self, submission: Submission) -> Result<(), TurnRefusal> {
@@ -353,7 +358,10 @@ impl Desk<'_> {
         {
             instance.told = Some((session, *next));
         }
-        let result = turn_result(pending.framework, pending.epoch, pending.number, outcome);
+        let instance = self.leader.instances.get(&pending.framework);
+        let outside = instance.filter(|i| i.epoch == pending.epoch).map_or(0, |i| i.outside);
+        let result =
+            turn_result(pending.framework, pending.epoch, pending.number, outcome, outside);
         self.send(session, result);
     }
 
@@ -369,10 +377,17 @@ impl Desk<'_> {
     }
 }
 
-fn turn_result(id: FrameworkId, epoch: Epoch, number: TurnNumber, outcome: &TurnOutcome) -> Out {
+fn turn_result(
+    id: FrameworkId,
+    epoch: Epoch,
+    number: TurnNumber,
+    outcome: &TurnOutcome,
+    outside: u64,
+) -> Out {
     Out::TurnResult(v1::TurnResult {
         key: Some(v1::InstanceKey { framework: id.0, epoch: epoch.0 }),
         number: number.0,
         outcome: Some(outcome.into()),
     })
 }
+        outside,

@@ -1,7 +1,7 @@
 //! What operators ask of frameworks and limits, as scripts write it.
 
 use super::{Cluster, Words};
-use tessera_master_core::{LimitSource, Request};
+use tessera_master_core::{Expected, LimitSource, Request, value_tag};
 use tessera_types::{Digest, LimitName};
 
 /// `a=1` words as pairs.
@@ -20,6 +20,41 @@ impl Cluster {
         let set = words.named.iter().filter(|(key, _)| **key != "unset");
         let set = set.map(|(key, value)| (name(key), value.parse().expect("a number"))).collect();
         self.request(Request::SetLimits { role, set, unset });
+    }
+
+    /// `write web k v` writes a key from outside, `write web k` deletes it; `if=present`, `if=absent` and
+    /// `same=v` are conditions; `big=1000` is a value of so many bytes. `writes web 100 k v` writes k1 to k100.
+    pub(super) fn write(&mut self, verb: &str, words: &Words<'_>) {
+        let framework = self.id(words.plain(0));
+        let expected = match (words.named.get("if").copied(), words.named.get("same")) {
+            (Some("present"), _) => Expected::Present,
+            (Some("absent"), _) => Expected::Absent,
+            (_, Some(value)) => Expected::Same(value_tag(value.as_bytes())),
+            _ => Expected::Anything,
+        };
+        let value = |at: usize| match words.number("big", 0) {
+            0 => words.plain.get(at).map(|value| value.as_bytes().to_vec()),
+            bytes => Some(vec![b'x'; usize::try_from(bytes).expect("positive")]),
+        };
+        let keys: Vec<String> = match verb {
+            "writes" => {
+                let count: u32 = words.plain(1).parse().expect("a number");
+                (1..=count).map(|n| format!("{}{n}", words.plain(2))).collect()
+            }
+            _ => vec![words.plain(1).into()],
+        };
+        let many = keys.len() > 1;
+        for key in keys {
+            let value = value(if many { 3 } else { 2 });
+            self.request(Request::WriteState { framework, key, value, expected });
+        }
+        if many {
+            // They are all alike.
+            let reply = "reply: done\n";
+            let count = self.out.matches(reply).count();
+            self.out = self.out.replace(reply, "");
+            self.say(&format!("{count} written"));
+        }
     }
 
     /// `lifecycle` verbs: `upgrade`, `rollback`, `config`, `release`.

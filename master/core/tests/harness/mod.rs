@@ -175,6 +175,7 @@ impl Cluster {
             "deactivate" | "activate" | "drain" | "gone" | "maintain" => self.upkeep(verb, &words),
             "impostor" => self.impostor(&words),
             "once" => self.once(&words),
+            "write" | "writes" => self.write(verb, &words),
             "stand-still" => self.stand_still(duration_ms(words.plain(0))),
             "lose" => self.lose(),
             "restart-master" => self.restart_master(),
@@ -449,6 +450,7 @@ impl Cluster {
         self.from_agent(&agent, In::InstanceReady(ready));
     }
 
+            outside: u64::try_from(words.number("outside", 0)).expect("positive"),
     /// The host of a framework has its component compiled, and asks for its state.
     fn fetch(&mut self, words: &Words<'_>) {
         let (agent, key) = self.instance(words);
@@ -456,7 +458,10 @@ impl Cluster {
         let agent = agent.trim_start_matches('n').parse().expect("a number");
         let (framework, epoch) = (FrameworkId(key.framework), Epoch(key.epoch));
         let fetched = self.core.state_fetch(AgentId(agent), session, framework, epoch);
-        fetched.expect("it is the host's to fetch");
+        let fetched = fetched.expect("it is the host's to fetch");
+        if fetched.outside > 0 {
+            self.say(&format!("fetched for turn {}, outside {}", fetched.next, fetched.outside));
+        }
     }
 
     fn failed(&mut self, words: &Words<'_>) {

@@ -68,7 +68,8 @@ impl Cluster {
             self.frameworks.entry(view.name.to_string()).or_default().id = view.id.0;
         }
         let text = match output {
-            Output::SendAgent { session, message } => {
+            Output::SendAgent { session, mut message } => {
+                self.core.complete(&mut message, &self.rows).expect("rows can be read");
                 let to = self.session_name(session);
                 self.message(&to, message)
             }
@@ -252,6 +253,18 @@ impl Cluster {
             }
         }
     }
+            Event::StateChanged { count, writes } => {
+                let writes = writes.into_iter().map(|write| match write.value {
+                    Some(value) if value.len() > 20 => format!("{}=({} bytes)", write.key, value.len()),
+                    Some(value) => format!("{}={}", write.key, String::from_utf8_lossy(&value)),
+                    None => format!("{}: none", write.key),
+                });
+                let writes: Vec<String> = writes.collect();
+                match writes.len() {
+                    0..=10 => format!("state up to #{count} {}", writes.join(" ")),
+                    many => format!("state up to #{count}, {many} keys"),
+                }
+            }
 
     pub(super) fn show(&mut self, words: &Words<'_>) {
         let text = match words.plain(0) {
