@@ -4,6 +4,7 @@
 //! moment can ask anew; a joiner has a node id only once the cluster has it as a learner; nothing is
 //! written to its log before the leader sends it. A refusal that waiting cannot mend ends the joiner.
 
+use crate::api::joining::Joining;
 use crate::config::MasterConfig;
 use crate::members::Topology;
 use crate::node_handle::{ChangeRefused, NodeHandle};
@@ -65,6 +66,7 @@ pub async fn enter(
     caller: &Caller,
     info: &v1::MemberInfo,
     shutdown: &CancellationToken,
+    joining: &Joining,
 ) -> Result<Identity, JoinError> {
     let request = v1::JoinRequest {
         join_id: join_id(&config.data_dir)?.to_vec(),
@@ -108,6 +110,7 @@ pub async fn enter(
         };
         if reason != last_reason || round == 0 {
             tracing::info!(reason, "not joined yet");
+            joining.note(&reason);
             last_reason = reason;
         }
     }

@@ -20,6 +20,7 @@ mod node_loop;
 mod oci;
 mod peer;
 mod sessions;
+mod stage;
 mod start;
 mod store;
 mod token;
@@ -44,6 +45,7 @@ use crate::node_loop::NodeLoop;
 use crate::oci::{Key, Puller};
 use crate::peer::{Caller, Incoming, PEER_MESSAGE_BYTES_MAX, PeerService, Peers};
 use crate::sessions::{AgentService, MESSAGE_BYTES_MAX, check_token};
+use crate::stage::Staging;
 use crate::store::ComponentStore;
 use crate::token::Token;
 use crate::upkeep::components::{Fetcher, reconcile};
@@ -208,8 +210,9 @@ pub async fn run(mut config: MasterConfig, shutdown: CancellationToken) -> Resul
         source,
     };
     let store = Arc::new(ComponentStore::open(&config.data_dir).map_err(data_dir)?);
+    let staging = Arc::new(Staging::open(&config.data_dir).map_err(data_dir)?);
     let caller = Caller::new(&token).map_err(|_| RunError::TokenText)?;
-    let (disk, identity) = start::open_disk(&config, &caller, &shutdown).await?;
+    let (disk, identity) = start::open_disk(&config, &caller, &shutdown, &rest).await?;
     let node = start::open_node(&config, disk, identity)?;
     let (node_loop, handle) = NodeLoop::new(node);
     let info = member_info(&config);
@@ -258,6 +261,9 @@ pub async fn run(mut config: MasterConfig, shutdown: CancellationToken) -> Resul
         allow_unsigned_uploads: config.allow_unsigned_uploads,
         token,
         forwarder: Arc::new(Forwarder::default()),
+        staging,
+        caller: caller.clone(),
+        peers: peers.clone(),
         fetcher,
         health,
     };

@@ -4,6 +4,7 @@
 //! many words, so that a master that lost its disk never makes a second one; a node id is on disk before it
 //! is used.
 
+use crate::api::joining::Joining;
 use crate::backup::{self, BackupError, Summary};
 use crate::config::{MasterConfig, member_info};
 use crate::join;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use tessera_master_core::Config;
 use tessera_replica::{ClusterId, Identity, Replica, ReplicaConfig, RestoreError, RocksDisk};
 use tessera_wire::v1;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// The id of a cluster's first node.
@@ -135,7 +137,7 @@ fn new_identity() -> Result<Identity, RunError> {
     })
 }
 
-/// The disk of a member: one that is, or one that has just joined.
+/// The disk of a member: one that is, or one that has just joined. Until it has, clients are told so.
 ///
 /// # Errors
 /// When the disk is refused, or the cluster does not take this master.
@@ -143,6 +145,7 @@ pub async fn open_disk(
     config: &MasterConfig,
     caller: &Caller,
     shutdown: &CancellationToken,
+    rest: &TcpListener,
 ) -> Result<(RocksDisk, Identity), RunError> {
     let mut disk = RocksDisk::open(&config.data_dir.join(DB_DIR))?;
     if let Some(identity) = Replica::identity(&disk)? {
@@ -154,7 +157,8 @@ pub async fn open_disk(
             path: config.data_dir.clone(),
         });
     }
-    let identity = join::enter(config, caller, &member_info(config), shutdown).await?;
+    let joining = Joining::begin(rest).map_err(|error| RunError::Serve(error.to_string()))?;
+    let identity = join::enter(config, caller, &member_info(config), shutdown, &joining).await?;
     Replica::prepare_joiner(&mut disk, identity)?;
     join::forget_join_id(&config.data_dir);
     tracing::info!(cluster = %identity.cluster, node = identity.node, "joined as a learner");

@@ -7,6 +7,7 @@ use crate::files::FileError;
 use crate::inspect::{COME_AGAIN_S, InspectError};
 use crate::node_handle::{NotLeading, Stopped};
 use crate::oci::OciError;
+use crate::stage::StageError;
 use crate::store::UploadError;
 use crate::upkeep::components::FetchError;
 use axum::Json;
@@ -58,6 +59,14 @@ impl ApiError {
         error.retry_after_s = Some(1);
         error.repeat = true;
         error
+    }
+
+    /// This master has not joined its cluster yet.
+    pub fn joining(state: &str) -> Self {
+        let text = format!("this master has not joined its cluster yet: {state}");
+        let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "JOINING", text);
+        error.retry_after_s = Some(1);
+        error.hint("ask another master of the cluster; the log of this one says more")
     }
 
     /// It collides with what is there.
@@ -275,6 +284,21 @@ impl From<UploadError> for ApiError {
             UploadError::Io(source) => {
                 tracing::error!(%source, "storing an upload");
                 Self::internal("the component could not be stored")
+            }
+        }
+    }
+}
+
+impl From<StageError> for ApiError {
+    fn from(error: StageError) -> Self {
+        let text = error.to_string();
+        match error {
+            StageError::TooLarge(_) => Self::too_large("body", text),
+            StageError::BrokeOff(_) => Self::invalid("body", text),
+            StageError::Full => Self::unavailable(text),
+            StageError::Io(source) => {
+                tracing::error!(%source, "keeping a request that is to be passed on");
+                Self::unavailable(text).hint("send it to the leader itself, or make room on this master's disk")
             }
         }
     }

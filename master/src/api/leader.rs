@@ -8,6 +8,7 @@ use super::Api;
 use super::error::{ApiError, REPEAT};
 use crate::forward::{FORWARDED_BY, ForwardError};
 use crate::members::Topology;
+use crate::stage::{StagedBody, Staging};
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header, request};
@@ -15,6 +16,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body_util::BodyExt;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -31,7 +33,10 @@ const REPEAT_PAUSE: Duration = Duration::from_millis(50);
 /// What changes the leader itself: a repetition would go to the one that has just taken over.
 const ONCE: &str = "/v1/masters/transfer";
 
-/// Largest body that is kept so that it can be sent again.
+/// Uploads are known by what they are: one that comes again is the same.
+const UPLOAD: &str = "/v1/components";
+
+/// Largest body that is kept in memory so that it can be sent again; larger ones are on disk for that.
 const KEPT_BODY_BYTES_MAX: u64 = 1 << 20;
 
 /// Random bytes of a key that is made here: it must not meet another one.
@@ -48,10 +53,18 @@ const CONSISTENCY: &str = "consistency";
 /// A request that may be sent several times.
 struct Kept {
     parts: request::Parts,
-    /// Absent once it was sent, when it is too large to be kept.
-    body: Option<Body>,
-    /// The whole body, when it is small.
-    bytes: Option<Bytes>,
+    body: KeptBody,
+}
+
+enum KeptBody {
+    /// It is small.
+    Bytes(Bytes),
+    /// It is large, and went to another master or is about to.
+    Staged(Arc<StagedBody>),
+    /// It is large, or of unknown length, and still comes in.
+    Coming(Body),
+    /// It went by.
+    Gone,
 }
 
 impl Kept {
@@ -59,23 +72,51 @@ impl Kept {
         let (parts, body) = request.into_parts();
         let length = announced(&parts.headers);
         if length.is_none_or(|length| length > KEPT_BODY_BYTES_MAX) {
-            return Ok(Self { parts, body: Some(body), bytes: None });
+            return Ok(Self { parts, body: KeptBody::Coming(body) });
         }
         let bytes = body
             .collect()
             .await
             .map_err(|error| ApiError::invalid("body", format!("the request broke off: {error}")))?
             .to_bytes();
-        Ok(Self { parts, body: None, bytes: Some(bytes) })
+        Ok(Self { parts, body: KeptBody::Bytes(bytes) })
     }
 
     /// The request for the next attempt, if there is one more to be had.
     fn next(&mut self) -> Option<Request> {
-        let body = match &self.bytes {
-            Some(bytes) => Body::from(bytes.clone()),
-            None => self.body.take()?,
+        let body = match std::mem::replace(&mut self.body, KeptBody::Gone) {
+            KeptBody::Bytes(bytes) => {
+                self.body = KeptBody::Bytes(bytes.clone());
+                Body::from(bytes)
+            }
+            KeptBody::Staged(staged) => {
+                let body = Body::from_stream(staged.read());
+                self.body = KeptBody::Staged(staged);
+                body
+            }
+            KeptBody::Coming(body) => body,
+            KeptBody::Gone => return None,
         };
         Some(Request::from_parts(self.parts.clone(), body))
+    }
+
+    /// Take in what still comes, so that it can be passed on more than once; whether there was anything.
+    async fn stage(&mut self, staging: &Arc<Staging>) -> Result<bool, ApiError> {
+        let body = match std::mem::replace(&mut self.body, KeptBody::Gone) {
+            KeptBody::Coming(body) => body,
+            kept => {
+                self.body = kept;
+                return Ok(false);
+            }
+        };
+        let staged = staging.keep(announced(&self.parts.headers), body).await?;
+        self.parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(staged.len()));
+        self.body = KeptBody::Staged(staged);
+        Ok(true)
+    }
+
+    const fn is_here(&self) -> bool {
+        matches!(self.body, KeptBody::Bytes(_) | KeptBody::Staged(_))
     }
 
     /// Acting twice on it is the same as acting once.
@@ -84,7 +125,8 @@ impl Kept {
             return false;
         }
         let safe = matches!(self.parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
-        self.bytes.is_some() && (safe || self.parts.headers.contains_key(IDEMPOTENCY_KEY))
+        let known = self.parts.uri.path() == UPLOAD || self.parts.headers.contains_key(IDEMPOTENCY_KEY);
+        self.is_here() && (safe || known)
     }
 
     /// So that the leader knows it again. Reads need none.
@@ -185,7 +227,7 @@ async fn local(api: &Api, request: Request, next: Next) -> Response {
 }
 
 async fn attempts(api: &Api, mut kept: Kept, next: Next) -> Result<Response, ApiError> {
-    let began = Instant::now();
+    let mut began = Instant::now();
     let passed_on = kept.parts.headers.contains_key(FORWARDED_BY);
     let mut topology = api.node.topology();
     let mut last = ApiError::no_leader("no master leads the cluster now");
@@ -199,6 +241,11 @@ async fn attempts(api: &Api, mut kept: Kept, next: Next) -> Result<Response, Api
             _ if passed_on => return Err(ApiError::no_leader("this master does not lead")),
             Some((leader, address)) => {
                 kept.ensure_key()?;
+                if kept.stage(&api.staging).await? {
+                    // That took as long as its sender did, and there may be another leader by now.
+                    began = Instant::now();
+                    continue;
+                }
                 let Some(request) = kept.next() else { return Err(last) };
                 let wait_for_other = kept.repeatable();
                 let sent = api.forwarder.send(&address, view.node(), request);
@@ -214,7 +261,7 @@ async fn attempts(api: &Api, mut kept: Kept, next: Next) -> Result<Response, Api
                 }
                 patience = REPEAT_FOR;
             }
-            Some(Outcome::Untouched(error)) if kept.bytes.is_some() => {
+            Some(Outcome::Untouched(error)) if kept.is_here() => {
                 last = error;
                 patience = REPEAT_FOR;
             }

@@ -5,7 +5,7 @@ use super::error::ApiError;
 use super::extract::{Document, Path};
 use crate::members::Topology;
 use crate::node_handle::{ChangeRefused, NodeStatus, TransferRefused};
-use crate::upkeep::steward::{Heard, SILENT_AFTER, waits_for};
+use crate::upkeep::steward::{Heard, SILENT_AFTER, others_answer, waits_for};
 use axum::Json;
 use axum::extract::State;
 use axum::body::Body;
@@ -188,7 +188,17 @@ pub async fn remove(
     let node = node_id(&node)?;
     let began = Instant::now();
     let changed = loop {
-        match api.node.change(MemberChange::Remove { node }).await {
+        let view = api.node.topology().borrow().clone();
+        // The leader itself hands over first; the next one asks.
+        let answer = match node == view.node() {
+            true => Ok(()),
+            false => others_answer(&api.caller, &api.peers, &view, node).await,
+        };
+        let changed = match answer {
+            Ok(()) => api.node.change(MemberChange::Remove { node }).await,
+            Err(refused) => Err(ChangeRefused::Replica(refused)),
+        };
+        match changed {
             // A leader that is new has not heard of everybody yet.
             Err(ChangeRefused::Replica(ChangeError::NoQuorum { .. } | ChangeError::InProgress))
                 if began.elapsed() < SETTLE_WITHIN =>

@@ -13,6 +13,7 @@ mod extract;
 mod frameworks;
 mod health;
 mod idempotency;
+pub mod joining;
 mod leader;
 mod lifecycle;
 mod limits;
@@ -29,6 +30,8 @@ use crate::forward::Forwarder;
 use crate::inspect::Inspector;
 use crate::node_handle::NodeHandle;
 use crate::oci::Puller;
+use crate::peer::{Caller, Peers};
+use crate::stage::Staging;
 use crate::store::ComponentStore;
 use crate::token::Token;
 use crate::upkeep::components::Fetcher;
@@ -65,6 +68,12 @@ pub struct Api {
     pub token: Token,
     /// Carries requests to the leader.
     pub forwarder: Arc<Forwarder>,
+    /// Keeps large requests meanwhile.
+    pub staging: Arc<Staging>,
+    /// Asks the other masters.
+    pub caller: Caller,
+    /// Where they are.
+    pub peers: Arc<Peers>,
     /// Component files of other masters.
     pub fetcher: Arc<Fetcher>,
     /// How the other masters are.
@@ -328,15 +337,6 @@ fn executor_routes() -> Vec<Route> {
     ]
 }
 
-fn task_routes() -> Vec<Route> {
-    vec![
-        route("/v1/tasks", Action::Read, framework(), get(tasks::list)),
-        route(
-            "/v1/tasks/{framework}/{task}",
-            Action::Read,
-            framework(),
-            get(tasks::inspect),
-        ),
 fn state_routes() -> Vec<Route> {
     let key = "/v1/frameworks/{framework}/state/{*key}";
     let read = |path, handlers| route(path, Action::Read, framework(), handlers);
@@ -349,6 +349,15 @@ fn state_routes() -> Vec<Route> {
     ]
 }
 
+fn task_routes() -> Vec<Route> {
+    vec![
+        route("/v1/tasks", Action::Read, framework(), get(tasks::list)),
+        route(
+            "/v1/tasks/{framework}/{task}",
+            Action::Read,
+            framework(),
+            get(tasks::inspect),
+        ),
         route(
             "/v1/tasks/{framework}/{task}/kill",
             Action::Kill,

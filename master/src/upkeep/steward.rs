@@ -7,14 +7,14 @@
 
 use crate::members::{MasterNode, Topology};
 use crate::node_handle::NodeHandle;
-use crate::peer::{Caller, Peers, status_request};
+use crate::peer::{CallError, Caller, Peers, status_request};
 use futures::future::join_all;
 use prost::Message as _;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tessera_master_core::{Principal, Request};
-use tessera_replica::{MemberChange, PeerStatus};
+use tessera_replica::{ChangeError, MemberChange, PeerStatus};
 use tessera_wire::v1;
 
 /// How often the members are asked. A learner is promoted about so long after it has everything.
@@ -89,18 +89,7 @@ impl Steward {
     }
 
     async fn ask(&self, view: &Topology) {
-        let others = view.members.iter().filter(|(node, _)| **node != view.node());
-        let asked = others.map(|(node, member)| async move {
-            let request = status_request(view, *node);
-            let address = self.peers.address(*node);
-            let address = address.as_ref().unwrap_or(&member.info.peer_address);
-            let answer = self
-                .caller
-                .ask(address, |mut client| async move { client.master_status(request).await })
-                .await;
-            (*node, answer)
-        });
-        let answers = join_all(asked).await;
+        let answers = ask_all(&self.caller, &self.peers, view, |_| true).await;
         let mut heard = self.health.heard();
         heard.retain(|node, _| view.members.contains_key(node));
         for (node, answer) in answers {
@@ -154,6 +143,52 @@ impl Steward {
         }
         true
     }
+}
+
+/// Asks members how they are: what each says, or why it says nothing.
+async fn ask_all(
+    caller: &Caller,
+    peers: &Peers,
+    view: &Topology,
+    asked: impl Fn(&MasterNode) -> bool,
+) -> Vec<(u64, Result<v1::MasterStatusReply, CallError>)> {
+    let others = view.members.iter().filter(|(node, member)| **node != view.node() && asked(member));
+    let asked = others.map(|(node, member)| async move {
+        let request = status_request(view, *node);
+        let address = peers.address(*node);
+        let address = address.as_ref().unwrap_or(&member.info.peer_address);
+        let answer =
+            caller.ask(address, |mut client| async move { client.master_status(request).await }).await;
+        (*node, answer)
+    });
+    join_all(asked).await
+}
+
+/// Refuses to take a voter away unless enough of the others answer at this moment: who was heard of half a
+/// second ago may have died since.
+///
+/// # Errors
+/// When too few answer.
+pub async fn others_answer(
+    caller: &Caller,
+    peers: &Peers,
+    view: &Topology,
+    removed: u64,
+) -> Result<(), ChangeError> {
+    let leaves = |node: &u64| *node == removed;
+    if !view.members.get(&removed).is_some_and(|member| member.votes) {
+        return Ok(());
+    }
+    let answers = ask_all(caller, peers, view, |member| member.votes).await;
+    let answered = answers.iter().filter(|(node, answer)| !leaves(node) && answer.is_ok());
+    let own = view.members.get(&view.node()).is_some_and(|member| member.votes && !leaves(&view.node()));
+    let active = answered.count() + usize::from(own);
+    let voters = view.voters() - 1;
+    let needed = voters / 2 + 1;
+    if voters > 0 && active < needed {
+        return Err(ChangeError::NoQuorum { voters, active, needed });
+    }
+    Ok(())
 }
 
 fn warn_of_even(view: &Topology, warned_of: &mut usize) {

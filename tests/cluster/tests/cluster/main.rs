@@ -12,6 +12,7 @@ mod chaos_failover;
 mod chaos_faults;
 mod chaos_load;
 mod chaos_net;
+mod chaos_requests;
 mod components;
 mod engine;
 mod executors;
