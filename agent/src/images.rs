@@ -3,9 +3,10 @@
 //! Invariants: machine code never comes from elsewhere; an image's name says which bytes it was made
 //! from and by which engine and policy, so that another engine compiles anew; an image is whole when it
 //! gets its name; one compilation runs at a time, so that it takes one core from the tasks at most, and
-//! tenants take turns with it.
+//! tenants take turns with it. What is compiled ahead of need never holds up what is needed: it waits behind
+//! all others, and is given up for them and begun anew.
 
-use crate::in_turn::InTurn;
+use crate::in_turn::{InTurn, Turn};
 use crate::worker_link::engine_tag;
 use serde::Deserialize;
 use std::collections::BTreeSet;
@@ -14,10 +15,12 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use tessera_types::Digest;
 use tokio::process::Command;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, oneshot};
 
 /// Wall time of one compilation; the process limits its own CPU time and memory.
 const COMPILE_TIMEOUT: Duration = Duration::from_secs(900);
@@ -77,6 +80,16 @@ pub struct Images {
     turns: InTurn,
 }
 
+    ahead: Mutex<Option<Ahead>>,
+    compilations: AtomicU64,
+}
+
+/// What is being compiled ahead of need.
+#[derive(Debug)]
+struct Ahead {
+    digest: Digest,
+    /// Gives it up; none when it is needed by now.
+    give_up: Option<oneshot::Sender<()>>,
 impl Images {
     /// Open or make the folder; what a crash cut off is removed.
     ///
@@ -103,6 +116,8 @@ impl Images {
             turns: InTurn::new(WAITING_MAX),
         })
     }
+            ahead: Mutex::new(None),
+            compilations: AtomicU64::new(0),
 
     /// Compile in an empty network and as a user of nobody else's, where this machine can give them.
     pub fn isolate(&mut self, own_network: bool, uid: Option<u32>) {
@@ -156,6 +171,11 @@ impl Images {
 
     /// Remove images for engines of which none of these tags is.
     ///
+    async fn image_of(&self, digest: Digest) -> Result<PathBuf, CompileError> {
+        let engine = self.engine().await?;
+        Ok(self.dir.join(format!("{}-{engine}.cwasm", digest.hex())))
+    }
+
     /// # Errors
     /// When the folder cannot be listed.
     pub fn forget_engines_but(&self, tags: &BTreeSet<String>) -> io::Result<()> {
@@ -196,20 +216,96 @@ impl Images {
         component: &Path,
         tenant: &str,
     ) -> Result<PathBuf, CompileError> {
-        let image = self
-            .dir
-            .join(format!("{}-{}.cwasm", digest.hex(), self.engine().await?));
+        let image = self.image_of(digest).await?;
         if image.is_file() {
             return Ok(image);
         }
-        let failed = |text: String| CompileError::Failed { digest, text };
-        let turn = self.turns.get(tenant).await;
-        let _turn = turn.ok_or_else(|| failed(format!("{WAITING_MAX} others wait to be compiled")))?;
+        let place = self.turns.ask(tenant);
+        self.make_way(digest);
+        let turn = match place {
+            Some(place) => place.turn().await,
+            None => None,
+        };
+        let turn = turn.ok_or_else(|| too_many(digest))?;
         if image.is_file() {
             return Ok(image);
         }
         // A compiler that an earlier agent left behind may still write to the file of this name.
         let made = image.with_extension("tmp");
+        self.compile(digest, component, image, &[], turn).await
+    }
+
+    /// The same before anybody needs it: when nothing else is to be compiled.
+    ///
+    /// # Errors
+    /// When the component is refused, or cannot be compiled now.
+    pub async fn ensure_ahead(&self, digest: Digest, component: &Path) -> Result<(), CompileError> {
+        let image = self.image_of(digest).await?;
+        loop {
+            if image.is_file() {
+                return Ok(());
+            }
+            let place = self.turns.ask_behind().ok_or_else(|| too_many(digest))?;
+            let turn = place.turn().await.ok_or_else(|| too_many(digest))?;
+            let (sender, given_up) = oneshot::channel();
+            let ahead = Ahead {
+                digest,
+                give_up: Some(sender),
+            };
+            *self.ahead() = Some(ahead);
+            // Who asked before this was noted found nothing to give up.
+            if image.is_file() || self.turns.waiting() > 0 {
+                *self.ahead() = None;
+                continue;
+            }
+            let given_up = async {
+                // When it is needed by now, nobody can give it up any more.
+                if given_up.await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            let compiled = tokio::select! {
+                compiled = self.compile(digest, component, image.clone(), &["--behind"], turn) => Some(compiled),
+                () = given_up => None,
+            };
+            *self.ahead() = None;
+            if let Some(compiled) = compiled {
+                return compiled.map(drop);
+            }
+        }
+    }
+
+    fn ahead(&self) -> MutexGuard<'_, Option<Ahead>> {
+        // A panic while holding the lock cannot leave it half changed.
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Somebody needs a component: what is compiled ahead is given up, unless it is the same.
+    fn make_way(&self, digest: Digest) {
+        let mut ahead = self.ahead();
+        let Some(ahead) = ahead.as_mut() else { return };
+        let give_up = ahead.give_up.take();
+        if let Some(give_up) = give_up.filter(|_| ahead.digest != digest) {
+            // It may be over by now.
+            let _ = give_up.send(());
+        }
+    }
+
+    /// How many components this process has compiled.
+    pub fn compilations(&self) -> u64 {
+        self.compilations.load(Ordering::Relaxed)
+    }
+
+    async fn compile(
+        &self,
+        digest: Digest,
+        component: &Path,
+        image: PathBuf,
+        arguments: &[&str],
+        _turn: Turn,
+    ) -> Result<PathBuf, CompileError> {
+        let failed = |text: String| CompileError::Failed { digest, text };
+        let began = Instant::now();
         remove_if_there(&made).map_err(|source| self.run(source))?;
         let mut command = self.command();
         command
@@ -221,6 +317,7 @@ impl Images {
             .args(JUDGED_ALREADY)
             .args(&self.isolation);
         let output = tokio::time::timeout(COMPILE_TIMEOUT, command.output())
+            .args(arguments)
             .await
             .map_err(|_| failed(format!("it took longer than {COMPILE_TIMEOUT:?}")))?
             .map_err(|source| self.run(source))?;
@@ -231,6 +328,9 @@ impl Images {
                 .map_err(|source| self.run(source))?;
             return Ok(image);
         }
+            self.compilations.fetch_add(1, Ordering::Relaxed);
+            let (ahead, ms) = (!arguments.is_empty(), began.elapsed().as_millis());
+            tracing::info!(%digest, ahead, ms, "a component was compiled");
         remove_if_there(&made).map_err(|source| self.run(source))?;
         match serde_json::from_slice::<Verdict>(&output.stdout) {
             Ok(Verdict { error: Some(text) }) => Err(CompileError::Unusable { digest, text }),
@@ -241,6 +341,11 @@ impl Images {
 
 fn remove_if_there(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
+fn too_many(digest: Digest) -> CompileError {
+    let text = format!("{WAITING_MAX} others wait to be compiled");
+    CompileError::Failed { digest, text }
+}
+
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
@@ -251,6 +356,7 @@ mod tests {
     use super::*;
 
     fn worker(dir: &Path, script: &str) {
+    use std::sync::Arc;
         let path = dir.join("tessera-worker");
         std::fs::write(&path, format!("#!/bin/sh\n{script}")).unwrap();
         std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
@@ -289,6 +395,79 @@ mod tests {
 
     #[tokio::test]
     async fn a_refusal_is_told_apart_from_a_crash() {
+    /// A compiler that writes down what it is asked for, and takes until there is a file `go` for `slow.wasm`.
+    fn slow_worker(dir: &Path) -> Arc<Images> {
+        worker(
+            dir,
+            "at=${0%/*}; case $1 in engine-key) echo 1;; compile) echo \"${3##*/} $*\" >> $at/asked\n\
+             case $3 in *slow.wasm) while [ ! -e $at/go ]; do sleep 0.02; done;; esac; cp \"$3\" \"$5\";; esac",
+        );
+        for name in ["slow", "other"] {
+            std::fs::write(dir.join(format!("{name}.wasm")), name).unwrap();
+        }
+        Arc::new(Images::open(dir, dir).unwrap())
+    }
+
+    fn asked(dir: &Path) -> Vec<String> {
+        let text = std::fs::read_to_string(dir.join("asked")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    async fn until(what: &str, seen: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !seen() {
+            assert!(Instant::now() < deadline, "{what}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Begin to compile `slow.wasm` ahead.
+    async fn begin_ahead(dir: &Path, images: &Arc<Images>) -> tokio::task::JoinHandle<Result<(), CompileError>> {
+        let (images, component) = (Arc::clone(images), dir.join("slow.wasm"));
+        let ahead = tokio::spawn(async move { images.ensure_ahead(Digest::of(b"slow"), &component).await });
+        until("it is begun", || asked(dir).len() == 1).await;
+        ahead
+    }
+
+    #[tokio::test]
+    async fn what_is_compiled_ahead_is_given_up_for_what_is_needed_and_begun_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let images = slow_worker(dir.path());
+        let ahead = begin_ahead(dir.path(), &images).await;
+        assert!(asked(dir.path())[0].ends_with(" --behind"), "{:?}", asked(dir.path()));
+        let other = images.ensure(Digest::of(b"other"), &dir.path().join("other.wasm"), "t").await;
+        assert!(other.is_ok_and(|image| image.is_file()), "it did not wait");
+        assert!(!asked(dir.path())[1].contains("--behind"));
+        until("it is begun anew", || asked(dir.path()).len() == 3).await;
+        assert!(!ahead.is_finished());
+        std::fs::write(dir.path().join("go"), "").unwrap();
+        ahead.await.unwrap().unwrap();
+        assert_eq!(images.compilations(), 2);
+        images.ensure_ahead(Digest::of(b"slow"), &dir.path().join("slow.wasm")).await.unwrap();
+        assert_eq!(images.compilations(), 2, "it is there");
+    }
+
+    #[tokio::test]
+    async fn what_is_compiled_ahead_and_needed_meanwhile_is_not_begun_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let images = slow_worker(dir.path());
+        let ahead = begin_ahead(dir.path(), &images).await;
+        let wanted = [("slow", Digest::of(b"slow")), ("other", Digest::of(b"other"))];
+        let needed = wanted.map(|(name, digest)| {
+            let (images, component) = (Arc::clone(&images), dir.path().join(format!("{name}.wasm")));
+            tokio::spawn(async move { images.ensure(digest, &component, "t").await })
+        });
+        // Both wait, the one for the same component first.
+        until("both wait", || images.turns.waiting() == 2).await;
+        std::fs::write(dir.path().join("go"), "").unwrap();
+        ahead.await.unwrap().unwrap();
+        for needed in needed {
+            needed.await.unwrap().unwrap();
+        }
+        let names: Vec<_> = asked(dir.path()).iter().map(|line| line[..4].to_owned()).collect();
+        assert_eq!(names, ["slow", "othe"]);
+    }
+
         let dir = tempfile::tempdir().unwrap();
         let component = dir.path().join("c.wasm");
         std::fs::write(&component, "code").unwrap();

@@ -1,8 +1,8 @@
 //! Whose turn it is with something that only one may use at a time: tenants in turn, and each tenant's own
-//! in the order in which they came.
+//! in the order in which they came; behind all of them whoever can wait for long.
 //!
 //! Invariants: whoever waits is behind at most one of each other tenant, however many of theirs wait; whoever
-//! gives up waiting, or is done, makes room for the next. This file must never know what is used.
+//! gives up waiting, or is done, makes room for the next; who waits behind has no turn while another waits. This file must never know what is used.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
@@ -17,14 +17,19 @@ struct State {
     busy: bool,
     /// None of the queues is empty.
     waiting: BTreeMap<String, Waiting>,
+    /// Who has a turn when none of those waits.
+    behind: Waiting,
     /// The tenant that had the last turn.
     last: String,
     count: usize,
 }
 
 impl State {
-    /// The next to have a turn: of the tenant that follows the last one.
+    /// The next to have a turn: of the tenant that follows the last one, or one that waits behind.
     fn next(&mut self) -> Option<oneshot::Sender<Turn>> {
+        if self.waiting.is_empty() {
+            return self.behind.pop_front();
+        }
         let after = (Bound::Excluded(self.last.as_str()), Bound::Unbounded);
         let tenant = self.waiting.range::<str, _>(after).next().or(self.waiting.first_key_value());
         let tenant = tenant.map(|(tenant, _)| tenant.clone())?;
@@ -62,23 +67,60 @@ impl InTurn {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wait for a turn; none when too many wait already.
-    pub async fn get(&self, tenant: &str) -> Option<Turn> {
-        let (sender, turn) = oneshot::channel();
-        {
-            let mut state = self.state();
-            if !state.busy {
-                state.busy = true;
-                tenant.clone_into(&mut state.last);
-                return Some(Turn(Some(self.clone())));
-            }
-            if state.count >= self.waiting_max {
-                return None;
-            }
-            state.count += 1;
-            state.waiting.entry(tenant.to_owned()).or_default().push_back(sender);
+    /// Ask for a turn, to be waited for; none when too many wait already.
+    pub fn ask(&self, tenant: &str) -> Option<Place> {
+        let mut state = self.state();
+        if !state.busy {
+            state.busy = true;
+            tenant.clone_into(&mut state.last);
+            return Some(Place::Free(Turn(Some(self.clone()))));
         }
-        turn.await.ok()
+        if state.count >= self.waiting_max {
+            return None;
+        }
+        let (sender, turn) = oneshot::channel();
+        state.count += 1;
+        state.waiting.entry(tenant.to_owned()).or_default().push_back(sender);
+        Some(Place::Taken(turn))
+    }
+
+    /// Ask for a turn when nobody else wants one; none when too many wait so already.
+    pub fn ask_behind(&self) -> Option<Place> {
+        let mut state = self.state();
+        if !state.busy {
+            state.busy = true;
+            return Some(Place::Free(Turn(Some(self.clone()))));
+        }
+        if state.behind.len() >= self.waiting_max {
+            return None;
+        }
+        let (sender, turn) = oneshot::channel();
+        state.behind.push_back(sender);
+        Some(Place::Taken(turn))
+    }
+
+    /// How many wait who need not wait behind.
+    pub fn waiting(&self) -> usize {
+        self.state().count
+    }
+}
+
+/// A place among those that wait; left when it is dropped.
+#[derive(Debug)]
+pub enum Place {
+    /// Nobody was before it.
+    Free(Turn),
+    /// Others are.
+    Taken(oneshot::Receiver<Turn>),
+}
+
+impl Place {
+    /// Wait for the turn.
+    pub async fn turn(self) -> Option<Turn> {
+        match self {
+            Self::Free(turn) => Some(turn),
+            Self::Taken(turn) => turn.await.ok(),
+        }
     }
 }
 
@@ -119,17 +161,43 @@ mod tests {
         }
     }
 
-    /// Wait for a turn, and ask for it once, so that it waits from now on.
-    fn wait<'a>(it: &'a InTurn, tenant: &'a str) -> Wait<'a> {
-        let mut turn: Wait<'_> = Box::pin(it.get(tenant));
-        assert!(now(&mut turn).is_none(), "{tenant} waits");
+    async fn get(it: &InTurn, tenant: &str) -> Option<Turn> {
+        it.ask(tenant)?.turn().await
+    }
+
+    fn waits(place: Option<Place>) -> Wait<'static> {
+        let place = place.expect("there is room to wait");
+        let mut turn: Wait<'_> = Box::pin(place.turn());
+        assert!(now(&mut turn).is_none(), "it waits");
         turn
+    }
+
+    /// Wait for a turn from now on.
+    fn wait(it: &InTurn, tenant: &str) -> Wait<'static> {
+        waits(it.ask(tenant))
+    }
+
+    #[tokio::test]
+    async fn who_waits_behind_comes_when_nobody_else_waits() {
+        let it = InTurn::new(1);
+        let turn = get(&it, "a").await;
+        let mut behind = waits(it.ask_behind());
+        assert!(it.ask_behind().is_none(), "one may wait");
+        assert_eq!(it.waiting(), 0);
+        let mut before = wait(&it, "a");
+        assert_eq!(it.waiting(), 1);
+        drop(turn);
+        assert!(now(&mut behind).is_none(), "somebody came later and goes first");
+        drop(now(&mut before));
+        assert!(now(&mut behind).flatten().is_some());
+        drop(behind);
+        assert!(matches!(it.ask_behind(), Some(Place::Free(_))));
     }
 
     #[tokio::test]
     async fn tenants_come_in_turn_and_those_of_one_in_order() {
         let it = InTurn::new(8);
-        let mut turn = it.get("a").await;
+        let mut turn = get(&it, "a").await;
         assert!(turn.is_some());
         let came = ["a", "a", "a", "b", "c", "b"];
         let mut waiting: Vec<_> = came.iter().map(|tenant| Some(wait(&it, tenant))).collect();
@@ -149,15 +217,15 @@ mod tests {
         }
         assert_eq!(order, [3, 4, 0, 5, 2]);
         drop(turn);
-        assert!(it.get("b").await.is_some(), "free again");
+        assert!(get(&it, "b").await.is_some(), "free again");
     }
 
     #[tokio::test]
     async fn a_turn_that_nobody_took_is_given_on_and_too_many_are_sent_away() {
         let it = InTurn::new(2);
-        let turn = it.get("a").await.unwrap();
+        let turn = get(&it, "a").await.unwrap();
         let (first, mut second) = (wait(&it, "b"), wait(&it, "c"));
-        assert!(it.get("d").await.is_none(), "two may wait");
+        assert!(it.ask("d").is_none(), "two may wait");
         // The turn is on its way to the first when that goes.
         drop(turn);
         drop(first);

@@ -27,6 +27,8 @@ pub enum Input {
     Component(Digest, Result<(), SupplyFailure>),
     /// An image is here, or is not.
     Image(Digest, String, Result<(), SupplyFailure>),
+    /// A component is compiled ahead of need, or is not.
+    CompiledAhead(Digest, Result<(), SupplyFailure>),
     /// A worker could not be had.
     NoWorker(WorkerKey),
     /// This process of a worker should have greeted by now.

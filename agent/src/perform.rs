@@ -155,6 +155,35 @@ impl Supply {
     async fn image(&self, digest: Digest, tenant: &str) -> Result<String, String> {
         let component = self
             .components
+    /// Have a component on disk and compiled before anybody needs it.
+    pub fn compile_ahead(&self, digest: Digest, session: Option<Session>) {
+        let supply = self.clone();
+        tokio::spawn(async move {
+            let result = supply.fetch_and_compile(digest, session).await;
+            if let Err(SupplyFailure::Retry(error) | SupplyFailure::Unusable(error)) = &result {
+                tracing::warn!(%digest, error, "a component was not compiled ahead; nothing here needs it yet");
+            }
+            supply.answer(Input::CompiledAhead(digest, result)).await;
+        });
+    }
+
+    async fn fetch_and_compile(
+        &self,
+        digest: Digest,
+        session: Option<Session>,
+    ) -> Result<(), SupplyFailure> {
+        self.fetch(digest, session).await?;
+        let component = self.components.get(&digest);
+        let component = component.ok_or_else(|| SupplyFailure::Retry("the component is gone".into()))?;
+        let compiled = self.images.ensure_ahead(digest, &component).await;
+        compiled.map_err(|error| match error {
+            CompileError::Unusable { .. } => SupplyFailure::Unusable(error.to_string()),
+            CompileError::Run { .. } | CompileError::Failed { .. } => {
+                SupplyFailure::Retry(error.to_string())
+            }
+        })
+    }
+
             .get(&digest)
             .ok_or("the component is gone")?;
         let image = self

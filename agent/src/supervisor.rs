@@ -464,7 +464,16 @@ impl Supervisor {
         match input {
             Input::Native { key, attempt, seen } => self.core.on_native(&key, attempt, seen, now),
             Input::Component(digest, result) => self.core.on_component(digest, result, now),
-            Input::Image(digest, engine, result) => self.core.on_image(digest, engine, result, now),
+            Input::Image(digest, engine, result) => {
+                let mut actions = self.count_compilations(now);
+                actions.extend(self.core.on_image(digest, engine, result, now));
+                actions
+            }
+            Input::CompiledAhead(digest, result) => {
+                let mut actions = self.count_compilations(now);
+                actions.extend(self.core.on_compiled_ahead(digest, result, now));
+                actions
+            }
             Input::NoWorker(key) => self.core.on_worker_down(&key, now),
             Input::GreetingDue(key, process) => {
                 self.workers.end_if_silent(&key, &process);
@@ -504,6 +513,10 @@ impl Supervisor {
             } => self.core.on_wasm_refused(&key, attempt, message, now),
             Input::WasmEnded(worker, state, data) => self.core.on_wasm(&worker, *state, data, now),
         }
+    }
+
+    fn count_compilations(&mut self, now: Now) -> Vec<Action> {
+        self.core.on_compilations(self.supply.images.compilations(), now)
     }
 
     // Actions.
@@ -551,6 +564,9 @@ impl Supervisor {
             }
             Action::EnsureImage { digest, engine, tenant } => {
                 self.supply.ensure_image(digest, engine, tenant);
+            }
+            Action::CompileAhead { digest } => {
+                self.supply.compile_ahead(digest, self.line.session.clone());
             }
             Action::EnsureWorker { worker } => self.workers.ensure(worker),
             Action::SizeWorker { worker, load } => self.workers.size(&worker, load),

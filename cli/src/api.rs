@@ -217,6 +217,8 @@ pub struct Framework {
     pub why: Vec<String>,
     /// Where its scheduler is.
     pub agent: Option<String>,
+    /// Where it would go.
+    pub standby: Option<Standby>,
     /// Placements so far.
     pub epoch: u64,
     /// Committed turns.
@@ -329,6 +331,30 @@ pub fn is_terminal(state: &str) -> bool {
         .any(|known| known.is_terminal() && known.name() == state)
 }
 
+/// The agent that has a scheduler's code compiled, in case that its own is lost.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Standby {
+    /// `a1`.
+    pub agent: String,
+    /// `unknown`, `waiting`, `compiled` or `failed`.
+    pub state: String,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// A component that an agent compiles ahead.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Ahead {
+    /// Its digest.
+    pub component: String,
+    /// `unknown`, `waiting`, `compiled` or `failed`.
+    pub state: String,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
 /// An agent.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -355,6 +381,12 @@ pub struct Agent {
     pub tasks: u64,
     /// Schedulers that it hosts.
     pub schedulers: u64,
+    /// Schedulers of other agents that it stands by for.
+    pub standby_for: u64,
+    /// What it compiles ahead for them.
+    pub ahead: Vec<Ahead>,
+    /// Components that its process has compiled.
+    pub compilations: Option<u64>,
     /// Its version.
     pub version: String,
     /// Key of its compiled images.

@@ -349,6 +349,12 @@ pub enum Action {
         /// Of the tenant that needs it first, in whose turn it is compiled.
         tenant: String,
     },
+    /// Have a component on disk and compiled when nothing else is to be compiled; answer with
+    /// `on_compiled_ahead`.
+    CompileAhead {
+        /// Which.
+        digest: Digest,
+    },
     /// Have a worker running and connected; answer with `on_worker_up` or `on_worker_down`.
     EnsureWorker {
         /// Which.

@@ -5,6 +5,7 @@
 //! must never hold rules of one kind of thing: those stand in the files beside it.
 
 use crate::action::{Action, ExecutorKey, Now, TaskKey, WorkerKey, WorkerKind};
+use crate::ahead::Ahead;
 use crate::executors::Executors;
 use crate::groups::Groups;
 use crate::instances::Instances;
@@ -67,6 +68,7 @@ pub struct Core {
     pub(crate) hostname: String,
     pub(crate) supplies: Supplies,
     pub(crate) instances: Instances,
+    pub(crate) ahead: Ahead,
     pub(crate) keeping: Keeping,
     pub(crate) session: bool,
     last_flush_ms: Option<u64>,
@@ -91,6 +93,7 @@ impl Core {
             hostname: String::new(),
             supplies: Supplies::default(),
             instances: Instances::default(),
+            ahead: Ahead::default(),
             keeping: Keeping::default(),
             session: false,
             last_flush_ms: None,
@@ -136,6 +139,7 @@ impl Core {
             }
         }
         self.drive_instances(now);
+        self.drive_ahead(now);
         self.keep_workers(now);
         self.flush(now);
         let mut output = Vec::with_capacity(self.actions.len() + 1);
@@ -182,6 +186,7 @@ impl Core {
             .chain(self.supplies.wake_ms())
             .chain(self.keep_workers_ms())
             .chain(self.instances.wake_ms(self.session))
+            .chain(self.ahead.wake_ms(self.session))
             .chain(self.executors.wake_ms(self.session))
             .min()
     }
@@ -224,6 +229,7 @@ impl Core {
             }
         }
         self.last_flush_ms = None;
+        self.ahead.on_session();
         self.announce_instances();
         self.finish(now)
     }
@@ -241,6 +247,7 @@ impl Core {
             self.abandon(&key, now);
         }
         self.desire_instances(Vec::new(), now);
+        self.desire_ahead(None, now);
         self.finish(now)
     }
 

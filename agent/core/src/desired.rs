@@ -63,6 +63,7 @@ impl Core {
             generation: desired.generation,
         }));
         self.desire_instances(desired.instances, now);
+        self.desire_ahead(desired.compile_ahead, now);
         self.finish(now)
     }
 

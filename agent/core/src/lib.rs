@@ -7,6 +7,7 @@
 //! This crate must never read a clock, do IO, or depend on hash order.
 
 mod action;
+mod ahead;
 mod children;
 mod core;
 mod desired;

@@ -310,6 +310,9 @@ fn inspect(a: &Agent) -> Result<(), CliError> {
         ("attributes", attributes.join(", ")),
         ("tasks", a.tasks.to_string()),
         ("schedulers", a.schedulers.to_string()),
+        ("standby for", a.standby_for.to_string()),
+        ("compiled ahead", ahead(a)),
+        ("compilations", a.compilations.map_or_else(String::new, |count| count.to_string())),
         ("version", a.version.clone()),
         ("engine", a.engine.clone()),
         ("registered", output::time(a.registered_ms)),
@@ -326,6 +329,17 @@ fn inspect(a: &Agent) -> Result<(), CliError> {
         output::fields(&[("missing", format!("{}: {}", missing.name, missing.why))])?;
     }
     Ok(())
+}
+
+/// What it has compiled for schedulers of other agents.
+fn ahead(a: &Agent) -> String {
+    if a.ahead.is_empty() {
+        return String::new();
+    }
+    let compiled = a.ahead.iter().filter(|ahead| ahead.state == "compiled").count();
+    let failed = a.ahead.iter().filter_map(|ahead| Some((&ahead.component, ahead.error.as_ref()?)));
+    let failed: String = failed.map(|(component, error)| format!("; not {component}: {error}")).collect();
+    format!("{compiled} of {} components{failed}", a.ahead.len())
 }
 
 #[cfg(test)]

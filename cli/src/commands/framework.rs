@@ -310,6 +310,7 @@ fn inspect(f: &Framework) -> Result<(), CliError> {
             lifecycle::config_state(f.config_version, f.config_seen),
         ),
         ("agent", f.agent.clone().unwrap_or_default()),
+        ("standby", standby(f)),
         ("epoch", f.epoch.to_string()),
         ("turns", f.turns.to_string()),
         (
@@ -338,6 +339,23 @@ fn inspect(f: &Framework) -> Result<(), CliError> {
         lifecycle::versions(&f.versions)?;
     }
     Ok(())
+}
+
+/// Where its scheduler would go, and whether it could start there at once.
+fn standby(f: &Framework) -> String {
+    let Some(standby) = &f.standby else {
+        return match f.agent {
+            Some(_) => "none: no other agent has room for it".to_owned(),
+            None => String::new(),
+        };
+    };
+    let state = match (standby.state.as_str(), &standby.error) {
+        ("waiting", _) => "to be compiled there".to_owned(),
+        ("unknown", _) => "it has not said whether it is compiled".to_owned(),
+        (_, Some(error)) => format!("not compiled there: {error}"),
+        (state, None) => state.to_owned(),
+    };
+    format!("{} ({state})", standby.agent)
 }
 
 async fn logs(client: &Client, framework: &str, follow: bool) -> Result<(), CliError> {

@@ -29,7 +29,7 @@ pub mod replay;
 pub mod serve;
 mod statics;
 mod tasks;
-mod thread;
+pub mod thread;
 mod threads;
 
 pub use hosts::Hosts;

@@ -68,6 +68,9 @@ enum Mode {
         /// A limit of components, as in the table of limits; repeat it for more.
         #[arg(long = "limit", value_name = "NAME=VALUE")]
         limits: Vec<String>,
+        /// Nobody waits for it: everything else on the machine comes first.
+        #[arg(long)]
+        behind: bool,
         #[command(flatten)]
         isolation: Isolation,
     },
@@ -199,8 +202,12 @@ fn run(mode: Mode) -> Result<ExitCode, String> {
             input,
             made,
             limits,
+            behind,
         } => report(judge::inspect(&input, made.as_deref(), &limits_of(&limits)?)),
         Mode::ProbeCalls { free } => {
+            if behind {
+                thread::step_aside();
+            }
             if !free {
                 jail::enter_compile(&EffectiveLimits::default()).map_err(|error| error.to_string())?;
             }

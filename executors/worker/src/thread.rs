@@ -28,6 +28,9 @@ const NICE_TASK: libc::c_int = 5;
 /// For a turn that takes long: its neighbours' turns come first.
 const NICE_BEHIND: libc::c_int = 10;
 
+/// For what nobody waits for.
+const NICE_LAST: libc::c_int = 19;
+
 #[allow(unsafe_code)]
 fn set_nice(nice: libc::c_int) {
     // SAFETY: takes numbers only; 0 is the calling thread. That it may be refused, where a thread is to
@@ -38,6 +41,11 @@ fn set_nice(nice: libc::c_int) {
 /// Let the calling thread stand behind turns for good.
 pub fn step_back() {
     set_nice(NICE_TASK);
+}
+
+/// Let the calling thread, and those that it starts, stand behind everything for good.
+pub fn step_aside() {
+    set_nice(NICE_LAST);
 }
 
 /// What guests' budgets need of a thread.

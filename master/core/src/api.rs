@@ -428,6 +428,41 @@ pub struct EventsPage {
     pub last: EventId,
 }
 
+/// What became of a component that an agent is to compile ahead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AheadState {
+    /// The agent has not said.
+    Unknown,
+    /// Its turn has not come.
+    Waiting,
+    /// It is compiled.
+    Compiled,
+    /// Why it was not compiled.
+    Failed(String),
+}
+
+impl AheadState {
+    /// Its word in the API.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Waiting => "waiting",
+            Self::Compiled => "compiled",
+            Self::Failed(_) => "failed",
+        }
+    }
+}
+
+/// The agent that compiles a scheduler's code ahead, and where it goes if its own is lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StandbyView {
+    /// Which agent.
+    pub agent: AgentId,
+    /// Whether it has the code compiled.
+    pub state: AheadState,
+}
+
 /// An agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentView {
@@ -473,6 +508,12 @@ pub struct AgentView {
     pub tasks: usize,
     /// Schedulers placed on it.
     pub schedulers: usize,
+    /// Schedulers of other agents that it stands by for; none on followers.
+    pub standby_for: usize,
+    /// What it compiles ahead for them.
+    pub ahead: Vec<(Digest, AheadState)>,
+    /// Components that its process has compiled, if it has said so.
+    pub compilations: Option<u64>,
 }
 
 /// A component.
@@ -537,6 +578,8 @@ pub struct FrameworkView {
     pub epoch: Epoch,
     /// Where the scheduler is.
     pub agent: Option<AgentId>,
+    /// Where it would go; none on followers.
+    pub standby: Option<StandbyView>,
     /// The last committed turn.
     pub last_turn: TurnNumber,
     /// Wants no offers.

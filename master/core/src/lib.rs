@@ -34,9 +34,9 @@ mod upkeep;
 mod uses;
 
 pub use api::{
-    AgentView, Applied, ComponentView, Config, Counts, EventId, EventRecord, EventsPage, ExecutorView,
+    AgentView, AheadState, Applied, ComponentView, Config, Counts, EventId, EventRecord, EventsPage, ExecutorView,
     FetchRefusal, FrameworkView, HttpFailure, LimitSource, LimitView, LookupError, Now, OfferView,
-    CLUSTER_VERSION, Output, Reply, Request, RequestError, TaskFilter, TaskView, Waiting, World,
+    CLUSTER_VERSION, Output, Reply, Request, RequestError, StandbyView, TaskFilter, TaskView, Waiting, World,
 };
 pub use apply::ApplyError;
 pub use auth::{Action, Forbidden, Object, Principal, PrincipalKind, authorize};

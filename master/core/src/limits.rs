@@ -104,6 +104,12 @@ pub const STATUSES_MAX: usize = 10_000;
 /// Messages of statuses of one session that wait for their commit; more are passed over, and the agent
 /// repeats them.
 pub const STATUSES_IN_FLIGHT_MAX: usize = 64;
+/// How often standbys of schedulers are looked for: compiling takes longer.
+pub const STANDBY_EVERY_MS: u64 = 1_000;
+/// Components that one agent compiles ahead; it takes no more.
+pub const AHEAD_MAX: usize = 1_024;
+/// Characters of what an agent says of a component that it could not compile ahead.
+pub const AHEAD_ERROR_CHARS_MAX: usize = 256;
 /// Tasks in one agent's set: live ones, and ended ones that it still keeps.
 pub const TASK_SET_MAX: usize = 1_000_000;
 /// Launches and other operations of one turn together: an accept may launch several tasks, and is one

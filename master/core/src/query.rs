@@ -2,7 +2,7 @@
 
 use crate::Core;
 use crate::api::{
-    AgentView, ComponentView, Counts, EventId, EventRecord, EventsPage, ExecutorView, FrameworkView, LimitSource,
+    AgentView, AheadState, ComponentView, Counts, EventId, EventRecord, EventsPage, ExecutorView, FrameworkView, LimitSource,
     LimitView, LookupError, OfferView, Reply, RequestError, TaskFilter, TaskView, Waiting, World,
 };
 use crate::auth::Principal;
@@ -148,6 +148,9 @@ impl Core {
             hostname: agent.hostname.clone(),
             attributes: agent.attributes.clone(),
             version: agent.version.clone(),
+        let standing = leader.and_then(|leader| leader.standbys.by(id));
+        let said = |digest: &Digest| link.and_then(|link| link.compiled.ahead.get(digest)).cloned();
+        let ahead = standing.into_iter().flat_map(|standing| standing.components.iter());
             missing: agent.missing.clone(),
             engine: agent.engine.clone(),
             total: agent.resources.total,
@@ -165,7 +168,10 @@ impl Core {
                 && leader.is_some_and(|leader| leader.expiry_held(id)),
             connected: link.is_some_and(|link| link.session.is_some()),
             tasks: agent.tasks.len(),
-            schedulers: self.state.schedulers_on(id),
+            schedulers,
+            standby_for: standing.map_or(0, |standing| standing.schedulers),
+            ahead: ahead.map(|digest| (*digest, said(digest).unwrap_or(AheadState::Unknown))).collect(),
+            compilations: link.and_then(|link| link.compiled.compilations),
         }
     }
 
@@ -222,6 +228,7 @@ impl Core {
             removing: framework.removing,
             ready: instance.is_some_and(|instance| instance.ready),
             last_error: instance.and_then(|instance| instance.last_error.clone()),
+            standby: leader.and_then(|leader| leader.standby(id, framework)),
             failures: instance.map_or(0, |instance| instance.failures),
             state_bytes: framework.state_bytes,
             state_keys: framework.state_keys,
@@ -555,6 +562,10 @@ impl Core {
         let component = self.state.components.get(digest);
         if !row.executors.is_empty() && component.is_some_and(|c| c.world == World::Command) {
             return true;
+        let standing = self.leader.as_ref().and_then(|leader| leader.standbys.by(agent));
+        if standing.is_some_and(|standing| standing.components.contains(digest)) {
+            return true;
+        }
         }
         row.tasks.iter().any(|(framework, task)| {
             let owner = self.state.frameworks.get(framework);

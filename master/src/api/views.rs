@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use tessera_master_core::{
-    AgentView, ComponentUse, ComponentView, Core, Failures, FrameworkVersion, FrameworkView, Keep,
-    Quarantine, TaskFilter, TaskView, UnreachablePolicy, Upgrade, UsedAs, World,
+    AgentView, AheadState, ComponentUse, ComponentView, Core, Failures, FrameworkVersion, FrameworkView, Keep,
+    Quarantine, StandbyView, TaskFilter, TaskView, UnreachablePolicy, Upgrade, UsedAs, World,
 };
 use tessera_types::{AgentId, Digest, Quantities};
 
@@ -37,6 +37,9 @@ pub struct AgentJson {
     attributes: BTreeMap<String, String>,
     tasks: usize,
     schedulers: usize,
+    standby_for: usize,
+    ahead: Vec<AheadJson>,
+    compilations: Option<u64>,
     version: String,
     engine: String,
     missing: Vec<MissingJson>,
@@ -119,6 +122,51 @@ fn mode(view: &AgentView) -> &'static str {
     }
 }
 
+/// A component that an agent compiles ahead of need.
+#[derive(Serialize)]
+struct AheadJson {
+    component: String,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+impl From<(Digest, AheadState)> for AheadJson {
+    fn from((digest, state): (Digest, AheadState)) -> Self {
+        Self {
+            component: digest.to_string(),
+            state: state.name(),
+            error: failure(state),
+        }
+    }
+}
+
+/// The agent that has a scheduler's code compiled, in case that its own is lost.
+#[derive(Serialize)]
+struct StandbyJson {
+    agent: String,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+impl From<StandbyView> for StandbyJson {
+    fn from(view: StandbyView) -> Self {
+        Self {
+            agent: view.agent.to_string(),
+            state: view.state.name(),
+            error: failure(view.state),
+        }
+    }
+}
+
+fn failure(state: AheadState) -> Option<String> {
+    match state {
+        AheadState::Failed(error) => Some(error),
+        AheadState::Unknown | AheadState::Waiting | AheadState::Compiled => None,
+    }
+}
+
 /// A protection that an agent cannot give its tasks and guests.
 #[derive(Serialize)]
 struct MissingJson {
@@ -157,6 +205,9 @@ impl From<AgentView> for AgentJson {
             attributes: view.attributes.into_iter().collect(),
             tasks: view.tasks,
             schedulers: view.schedulers,
+            standby_for: view.standby_for,
+            ahead: view.ahead.into_iter().map(Into::into).collect(),
+            compilations: view.compilations,
             version: view.version,
             engine: view.engine,
             missing: view
@@ -308,6 +359,7 @@ pub struct FrameworkJson {
     state: &'static str,
     why: Vec<String>,
     agent: Option<String>,
+    standby: Option<StandbyJson>,
     epoch: u64,
     turns: u64,
     suppressed: bool,
@@ -466,6 +518,7 @@ impl FrameworkJson {
             state: view.phase.name(),
             why,
             agent: view.agent.map(|agent| agent.to_string()),
+            standby: view.standby.map(Into::into),
             epoch: view.epoch.0,
             turns: view.last_turn.0,
             suppressed: view.suppressed,

@@ -130,6 +130,8 @@ pub(crate) enum Later {
     Image(Digest, String),
     /// A worker is there.
     Worker(WorkerKey),
+    /// A component is compiled ahead of need.
+    Ahead(Digest),
     /// A worker ends.
     StopWorker(WorkerKey),
 }

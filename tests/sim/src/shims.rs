@@ -102,6 +102,7 @@ impl World {
             Action::EnsureImage { digest, engine, .. } => {
                 self.later(index, 200_000, Later::Image(digest, engine));
             }
+            Action::CompileAhead { digest } => self.later(index, 400_000, Later::Ahead(digest)),
             Action::EnsureWorker { worker } => self.later(index, 60_000, Later::Worker(worker)),
             Action::SizeWorker { .. } => {}
             Action::Prepare { key, attempt, .. } => self.later(index, 8_000, Later::Prepared(key, attempt)),
@@ -169,6 +170,18 @@ impl World {
                     agent.images.insert(digest);
                 }
                 self.agent_input(index, |core, now| core.on_image(digest, engine, Ok(()), now));
+            }
+            Later::Ahead(digest) => {
+                let failed = self.faults_on && self.rng.chance(4);
+                let result = if failed {
+                    Err(SupplyFailure::Retry("no room for its image".to_owned()))
+                } else {
+                    self.component(index, digest)
+                };
+                if let Some(agent) = self.agents.get_mut(index).filter(|_| result.is_ok()) {
+                    agent.images.insert(digest);
+                }
+                self.agent_input(index, |core, now| core.on_compiled_ahead(digest, result, now));
             }
             Later::Worker(worker) => self.link_worker(index, &worker),
             Later::StopWorker(worker) => {

@@ -291,6 +291,7 @@ pub fn show(action: &Action) -> String {
         Action::Forgotten { key } => format!("forgotten {key}"),
         Action::EnsureComponent { .. } => "ensure component".into(),
         Action::EnsureImage { engine, .. } => format!("ensure image {engine}"),
+        Action::CompileAhead { digest } => format!("compile ahead {}", &digest.hex()[..4]),
         Action::EnsureWorker { worker } => {
             format!("ensure worker {}/{}", worker.tenant, worker.kind.name())
         }
@@ -354,6 +355,14 @@ pub fn show_message(message: &Message) -> String {
         Message::Turn(turn) => format!("turn {}", turn.number),
         Message::FromExecutor(message) => format!("from executor {}", message.executor),
         Message::ExecutorLost(lost) => format!("executor lost {}", lost.executor),
+        Message::CompiledAhead(said) => {
+            let one = |component: &v1::AheadComponent| {
+                let state = component.state().as_str_name().trim_start_matches("AHEAD_STATE_").to_owned();
+                format!(" {state} {}", component.error).trim_end().to_owned()
+            };
+            let all: String = said.components.iter().map(one).collect();
+            format!("ahead{all}, {} compiled", said.compilations)
+        }
         Message::Register(_) => "register".into(),
     }
 }

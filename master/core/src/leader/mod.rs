@@ -17,6 +17,7 @@ mod plan;
 mod requests;
 mod results;
 mod sessions;
+mod standby;
 mod tasks;
 mod tenant_memory;
 mod throttle;
@@ -35,6 +36,7 @@ use offers::Offers;
 use sessions::{Link, Session};
 use std::collections::{BTreeMap, BTreeSet};
 use outside::Outside;
+use standby::Standbys;
 use tessera_types::{AgentId, FrameworkId};
 use tessera_wire::v1;
 use throttle::Throttle;
@@ -61,6 +63,7 @@ pub(crate) struct Leader {
     pub(crate) liveness: Liveness,
     /// Agents that were claimed from another boot while they had a session: which, and when last.
     rivals: BTreeMap<AgentId, (String, u64)>,
+    pub(crate) standbys: Standbys,
     pub(crate) outside: Outside,
     /// What is due and proposed.
     due: BTreeSet<Due>,
@@ -134,6 +137,7 @@ impl Leader {
             due: BTreeSet::new(),
             due_looked_ms: 0,
             room_came: false,
+            standbys: Standbys::default(),
             pending: BTreeMap::new(),
             outside: Outside::default(),
             messages_dropped: 0,
@@ -251,3 +255,4 @@ impl Desk<'_> {
         self.tick_instances();
     }
 }
+        self.tick_standbys();

@@ -64,30 +64,36 @@ impl Desk<'_> {
         self.propose("", command, Pending::Place { framework: id });
     }
 
-    /// The agent whose slice is least taken, if one has room.
+    /// Where it is, if it can stay there under another epoch; else its standby, which has the code compiled;
+    /// else the agent whose slice is least taken. Each only if it has room.
     fn choose(&self, id: FrameworkId) -> Option<AgentId> {
-        let connected = self.leader.links.iter().filter(|(_, link)| link.session.is_some());
-        let coming: Vec<AgentId> = self
-            .leader
-            .instances
-            .values()
-            .filter_map(|instance| instance.placing)
-            .collect();
-        connected
-            .filter_map(|(agent, _)| {
-                let row = self.state.agents.get(agent).filter(|row| !row.deactivated)?;
-                let own = self.state.frameworks.get(&id).is_some_and(|f| f.agent == Some(*agent));
-                let taken = self.state.schedulers_on(*agent) - usize::from(own)
-                    + coming.iter().filter(|other| *other == agent).count();
-                let mem_mib = row.resources.reserved.mem_mib;
-                let need = i64::try_from(taken + 1).unwrap_or(i64::MAX);
-                let room = mem_mib >= need.saturating_mul(SCHEDULER_MEM_MIB);
-                // Shares of slices compare as taken / memory.
-                let share = (taken as u128) << 32;
-                room.then_some((share / u128::from(mem_mib.unsigned_abs().max(1)), *agent))
-            })
-            .min()
-            .map(|(_, agent)| agent)
+        let framework = self.state.frameworks.get(&id)?;
+        let instances = self.leader.instances.values();
+        let coming: Vec<AgentId> = instances.filter_map(|instance| instance.placing).collect();
+        let given_up = self.leader.instances.get(&id).is_some_and(|i| i.given_up_ms.is_some());
+        let stays = framework.agent.filter(|_| !given_up);
+        let mut first = stays.into_iter().chain(self.standby_to_use(id));
+        let first = first.find(|agent| self.share_taken(id, *agent, &coming).is_some());
+        first.or_else(|| {
+            let agents = self.leader.links.keys();
+            let rooms = agents.filter_map(|agent| Some((self.share_taken(id, *agent, &coming)?, *agent)));
+            rooms.min().map(|(_, agent)| agent)
+        })
+    }
+
+    /// How much of its slice others have taken on an agent that answers and has room for it: a number by
+    /// which agents compare.
+    fn share_taken(&self, id: FrameworkId, agent: AgentId, coming: &[AgentId]) -> Option<u128> {
+        self.session_of(agent)?;
+        let row = self.state.agents.get(&agent).filter(|row| !row.deactivated)?;
+        let own = self.state.frameworks.get(&id).is_some_and(|f| f.agent == Some(agent));
+        let taken = self.state.schedulers_on(agent) - usize::from(own)
+            + coming.iter().filter(|other| **other == agent).count();
+        let mem_mib = row.resources.reserved.mem_mib;
+        let need = i64::try_from(taken + 1).unwrap_or(i64::MAX);
+        let room = mem_mib >= need.saturating_mul(SCHEDULER_MEM_MIB);
+        // Shares of slices compare as taken / memory.
+        room.then_some(((taken as u128) << 32) / u128::from(mem_mib.unsigned_abs().max(1)))
     }
 
     /// An agent came: whoever waits for room is looked at again.

@@ -3,11 +3,12 @@
 //! Invariants: an agent has at most one session; a session without a registered agent is given nothing;
 //! whatever breaks a rule ends the session with field and rule.
 
+use super::standby::Compiled;
 use super::{Desk, Pending};
 use crate::api::Output;
 use crate::limits::AGENT_KEY_BYTES_MAX;
 use std::collections::{BTreeMap, BTreeSet};
-use tessera_types::{AgentId, Epoch, FrameworkId, TaskId};
+use tessera_types::{AgentId, Digest, Epoch, FrameworkId, TaskId};
 use tessera_wire::v1::{self, agent_message::Message as In, master_message::Message as Out};
 use tessera_wire::{SESSION_PROTOCOL, WireError, tasks_hash};
 
@@ -44,11 +45,14 @@ pub(crate) struct Link {
     pub(crate) sent_instances: Vec<InstanceKey>,
     /// Which limits it was told.
     pub(crate) sent_limits: u64,
+    /// What it was told to compile ahead.
+    pub(crate) sent_ahead: BTreeSet<Digest>,
+    pub(crate) compiled: Compiled,
     pub(crate) changed: BTreeSet<(FrameworkId, TaskId)>,
 }
 
 impl Link {
-    pub(crate) const fn new(now_ms: u64) -> Self {
+    pub(crate) fn new(now_ms: u64) -> Self {
         Self {
             session: None,
             since_ms: now_ms,
@@ -60,6 +64,8 @@ impl Link {
             sent: BTreeMap::new(),
             sent_instances: Vec::new(),
             sent_limits: 0,
+            sent_ahead: BTreeSet::new(),
+            compiled: Compiled::default(),
             changed: BTreeSet::new(),
         }
     }
@@ -257,6 +263,7 @@ impl Desk<'_> {
             Some(In::FromExecutor(message)) => self.on_from_executor(agent, message),
             Some(In::ExecutorLost(lost)) => self.on_executor_lost(agent, lost),
             Some(In::Register(_)) => Err(WireError::new("register", "only as the first message")),
+            Some(In::CompiledAhead(compiled)) => self.on_compiled_ahead(agent, compiled),
             None => Err(WireError::missing("message")),
         };
         if let Err(error) = result {

@@ -139,6 +139,7 @@ impl Desk<'_> {
     pub(super) fn send_desired(&mut self, agent: AgentId) {
         let keys = self.instance_keys(agent);
         let state = self.state;
+        let ahead = self.leader.standbys.components(agent);
         let term = self.leader.term;
         let Some(link) = self.leader.links.get_mut(&agent) else { return };
         let Some(session) = link.session else {
@@ -183,12 +184,16 @@ impl Desk<'_> {
             && keys == link.sent_instances
             && link.sent_limits == self.leader.limits_generation
         {
+            && ahead == link.sent_ahead
             return;
         }
         link.full = false;
         link.sent_instances.clone_from(&keys);
         link.sent_limits = self.leader.limits_generation;
         // Above every generation of an older leader.
+        let components = ahead.iter().map(|digest| digest.0.to_vec()).collect();
+        desired.compile_ahead = Some(v1::CompileAhead { components });
+        link.sent_ahead = ahead;
         link.generation = (link.generation + 1).max((term << super::TERM_SHIFT) + 1);
         desired.generation = link.generation;
         desired.instances = self.desired_instances(keys);

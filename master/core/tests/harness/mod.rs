@@ -3,6 +3,7 @@
 
 mod lifecycle;
 mod show;
+mod standby;
 mod turn;
 mod upkeep;
 
@@ -148,6 +149,7 @@ impl Cluster {
             "ready" => self.ready(&words),
             "failed" => self.failed(&words),
             "fetch" => self.fetch(&words),
+            "compiled" => self.compiled(&words),
             "turn" => self.turn(rest),
             "turns" => self.turns(rest),
             "repeat-turn" => self.repeat_turn(&words),

@@ -3,7 +3,7 @@
 
 use super::{Cluster, Words};
 use tessera_master_core::{AgentView, Output, Reply, TaskFilter};
-use tessera_types::{AgentId, Consumed, Event, FrameworkId, TurnOutcome};
+use tessera_types::{AgentId, Consumed, Digest, Event, FrameworkId, TurnOutcome};
 use tessera_wire::decode_spec;
 use tessera_wire::v1::{self, master_message::Message as Out};
 
@@ -157,6 +157,13 @@ impl Cluster {
             format!("{}@e{}{from}{limits}", self.name(i.framework), i.epoch)
         });
         text += &format!(" schedulers=[{}]", schedulers.collect::<Vec<_>>().join(" "));
+        let ahead = desired.compile_ahead.iter().flat_map(|ahead| &ahead.components);
+        let ahead: Vec<&str> = ahead
+            .map(|digest| self.component_name(&Digest::from_slice(digest).expect("a digest")))
+            .collect();
+        if !ahead.is_empty() {
+            text += &format!(" ahead=[{}]", ahead.join(" "));
+        }
         for role in &desired.limits {
             let name = if role.role.is_empty() { "cluster" } else { &role.role };
             text += &format!(" {name}{}", shown_limits(&role.limits));
@@ -311,6 +318,8 @@ impl Cluster {
             "tasks" => {
                 let tasks = self.core.tasks(&TaskFilter::default());
                 let tasks = tasks.iter().map(|t| format!("{}/{} {}", t.framework, t.launch.task, t.state));
+            "standby" => self.show_standby(words.plain(1)),
+            "ahead" => self.show_ahead(words.plain(1)),
                 tasks.collect::<Vec<_>>().join(", ")
             }
             "explain" => {

@@ -26,6 +26,7 @@ mod members;
 mod quarantine;
 mod replay;
 mod restart;
+mod standby;
 mod unprivileged;
 mod upgrades;
 mod upkeep;
