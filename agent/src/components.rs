@@ -3,6 +3,7 @@
 //! Invariants: a file under its digest's name is complete and has that digest; bytes that do not match
 //! are never given a name. Nothing here looks inside a component.
 
+use crate::caches::GONE_PREFIX;
 use sha2::{Digest as _, Sha256};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,9 @@ use tessera_wire::v1;
 use tokio::fs::{self, File};
 use tokio::io::AsyncWriteExt;
 use tokio_stream::{Stream, StreamExt};
+
+/// Name of the folder of components in the work directory.
+pub const COMPONENTS_DIR: &str = "components";
 
 /// Most bytes of a component that any operator can allow; the master holds what this one does.
 const COMPONENT_BYTES_MAX: u64 = LimitName::ComponentBytes.row().max;
@@ -56,16 +60,18 @@ pub struct Components {
 }
 
 impl Components {
-    /// Open or make the folder; fetches that a crash cut off are removed.
+    /// Open or make the folder; fetches and removals that a crash cut off are finished by removing them.
     ///
     /// # Errors
     /// Those of the disk.
     pub fn open(work_dir: &Path) -> io::Result<Self> {
-        let dir = work_dir.join("components");
+        let dir = work_dir.join(COMPONENTS_DIR);
         std::fs::create_dir_all(&dir)?;
         for entry in std::fs::read_dir(&dir)? {
             let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with("fetch-") {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with("fetch-") || name.starts_with(GONE_PREFIX) {
                 std::fs::remove_file(entry.path())?;
             }
         }

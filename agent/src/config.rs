@@ -23,6 +23,8 @@ const RESERVED_MEM_MIN_MIB: i64 = 256;
 const SYSTEM_MEM_MIB: i64 = 512;
 /// Disk that is left to the system when the size is found out.
 const SYSTEM_DISK_MIB: i64 = 2_048;
+/// What components and their images take where nothing is said: half of what is left to the system.
+const CACHE_MIB: u64 = 1_024;
 /// Where the kernel keeps the machine's name.
 const HOSTNAME_FILE: &str = "/proc/sys/kernel/hostname";
 /// Longest token; what masters make is far shorter.
@@ -62,6 +64,8 @@ pub struct AgentConfig {
     pub worker_idle_s: Option<u64>,
     /// First of the users that are set aside for workers, when the agent is root.
     pub worker_uid_first: Option<u32>,
+    /// MiB that components and their images may take on disk; 1,024 when absent. Those in use always stay.
+    pub cache_mib: Option<u64>,
 }
 
 /// A setting that was refused.
@@ -99,6 +103,7 @@ pub(crate) struct Settings {
     pub users: TaskUsers,
     pub worker_idle_ms: u64,
     pub worker_uid_first: u32,
+    pub cache_bytes: u64,
 }
 
 /// Whom tasks may run as.
@@ -274,11 +279,21 @@ impl AgentConfig {
             bin_dir,
             worker_idle_ms,
             worker_uid_first,
+            cache_bytes: cache_bytes(self.cache_mib)?,
             masters,
             token,
             description,
             total,
         })
+    }
+}
+
+/// What components and images may take.
+fn cache_bytes(mib: Option<u64>) -> Result<u64, ConfigError> {
+    let mib = mib.unwrap_or(CACHE_MIB);
+    match mib.checked_mul(1 << 20) {
+        Some(bytes) if mib > 0 => Ok(bytes),
+        _ => refuse("cache_mib", "1 or more MiB"),
     }
 }
 

@@ -4,6 +4,7 @@
 //! children can be read, whatever a question says;
 //! a question that cannot be answered is answered by why.
 
+use crate::caches::{self, Caches};
 use crate::children;
 use crate::input::Input;
 use crate::recordings::{LISTING, Recordings};
@@ -33,6 +34,8 @@ pub struct Files {
     pub logs: Arc<SchedulerLogs>,
     /// Of schedulers' lives.
     pub recordings: Recordings,
+    /// Of components, of which only a summary is shown.
+    pub caches: Arc<Caches>,
     /// The agent's loop, which knows how executors' children are.
     pub inputs: mpsc::Sender<Input>,
 }
@@ -43,6 +46,14 @@ impl Files {
         let length = request.length.min(RANGE_BYTES_MAX);
         if request.task.is_empty() && request.path == LISTING {
             let listing = self.recordings.listing(framework)?;
+            return Ok(part_of(listing, request.offset, length));
+        }
+        // No framework has the number 0.
+        if request.framework == 0 && request.task.is_empty() && request.path == caches::LISTING {
+            let (asker, used) = oneshot::channel();
+            let asked = self.inputs.blocking_send(Input::ComponentsInUse(asker));
+            let used = asked.ok().and_then(|()| used.blocking_recv().ok()).flatten();
+            let listing = self.caches.listing(used)?;
             return Ok(part_of(listing, request.offset, length));
         }
         if request.task.is_empty() && request.path == children::LISTING {

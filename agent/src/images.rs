@@ -22,6 +22,8 @@ use tessera_types::Digest;
 use tokio::process::Command;
 use tokio::sync::{OnceCell, oneshot};
 
+/// Name of the folder of images in the work directory.
+pub const IMAGES_DIR: &str = "images";
 /// Wall time of one compilation; the process limits its own CPU time and memory.
 const COMPILE_TIMEOUT: Duration = Duration::from_secs(900);
 /// Compilations that wait; whoever is one too many asks again later.
@@ -96,7 +98,7 @@ impl Images {
     /// # Errors
     /// Those of the disk.
     pub fn open(work_dir: &Path, bin_dir: &Path) -> io::Result<Self> {
-        let dir = work_dir.join("images");
+        let dir = work_dir.join(IMAGES_DIR);
         std::fs::create_dir_all(&dir)?;
         for entry in std::fs::read_dir(&dir)? {
             let path = entry?.path();

@@ -2,6 +2,7 @@
 //!
 //! This file must never hold behaviour.
 
+use std::collections::BTreeSet;
 use tessera_agent_core::{ChildSeen, ExecutorKey, NativeObservation, SupplyFailure, TaskKey, WorkerKey};
 use tessera_types::{Digest, FrameworkId};
 use tessera_wire::v1;
@@ -39,6 +40,10 @@ pub enum Input {
     RoomDue(WorkerKey),
     /// Somebody asks for the children of a framework's executors.
     Children(FrameworkId, oneshot::Sender<Vec<ChildSeen>>),
+    /// Files of components that nothing uses are to be looked for.
+    CachesDue,
+    /// Somebody asks which components are used; nothing when that is not known yet.
+    ComponentsInUse(oneshot::Sender<Option<BTreeSet<Digest>>>),
     /// The state of an instance did not come.
     StateFailed(v1::InstanceKey),
     /// The sandbox of a member of a task group is made, or cannot be.

@@ -5,6 +5,7 @@
 //! actions and tells it what happened. The end of the agent's process ends no task. This crate must
 //! never hold a rule about tasks, instances or resources.
 
+mod caches;
 mod checkpoint;
 mod children;
 mod collector;
@@ -205,6 +206,7 @@ async fn open(
         work_dir: dir.to_owned(),
         inputs: inputs.clone(),
     };
+    let caches = Arc::new(caches::Caches::new(dir, settings.cache_bytes));
     let collector = collector::Collector::open(sandboxes.clone(), &known, collector::KEPT_MAX)
         .map_err(disk("looking through tasks/"))?;
     let supervisor = Supervisor {
@@ -227,6 +229,7 @@ async fn open(
             sandboxes,
             logs,
             recordings,
+            caches,
             inputs,
         },
         began,

@@ -7,6 +7,7 @@
 
 use crate::RunError;
 use crate::checkpoint::{Checkpoint, REWRITE_BYTES};
+use crate::caches;
 use crate::collector::{self, Collector};
 use crate::file_lane::{Files, serve_files};
 use crate::identity::WorkDir;
@@ -93,6 +94,13 @@ impl Supervisor {
     /// Run until something that cannot be mended happens. Dropping the future ends the loop; tasks go on.
     pub async fn run(mut self, mut ears: Ears, first: Vec<Action>) -> Result<(), RunError> {
         self.round(first).await?;
+        let inputs = self.files.inputs.clone();
+        tokio::spawn(async move {
+            // Ends with the loop, which has the other end.
+            while inputs.send(Input::CachesDue).await.is_ok() {
+                tokio::time::sleep(caches::LOOK_EVERY).await;
+            }
+        });
         loop {
             let Some(heard) = self.hear(&mut ears).await else {
                 return Ok(());
@@ -492,6 +500,15 @@ impl Supervisor {
                 let _ = asker.send(self.core.children_of(framework));
                 Vec::new()
             }
+            Input::CachesDue => {
+                self.collect_caches();
+                Vec::new()
+            }
+            Input::ComponentsInUse(asker) => {
+                // Who asked may have gone away.
+                let _ = asker.send(self.core.components_in_use());
+                Vec::new()
+            }
             Input::StateFailed(key) => self.core.on_state_failed(key, now),
             Input::Prepared {
                 key,
@@ -623,6 +640,27 @@ impl Supervisor {
                 tracing::warn!(%error, "recordings could not be looked through");
             }
         });
+    }
+
+    /// Remove bytes and images that nothing has used for long, or that are too many.
+    fn collect_caches(&mut self) {
+        let Some(in_use) = self.core.components_in_use() else { return };
+        let excess = match self.files.caches.excess(&in_use, SystemTime::now()) {
+            Ok(excess) => excess,
+            Err(error) => {
+                tracing::warn!(%error, "components and images could not be looked through");
+                return;
+            }
+        };
+        let mut gone = Vec::new();
+        for (digest, files) in excess {
+            tracing::info!(%digest, "a component that nothing uses here is removed");
+            self.core.on_component_removed(&digest);
+            gone.extend(caches::unname(files));
+        }
+        if !gone.is_empty() {
+            tokio::task::spawn_blocking(move || caches::remove(gone));
+        }
     }
 
     async fn start_instance(&mut self, worker: &WorkerKey, instance: v1::DesiredInstance) {

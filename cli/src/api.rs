@@ -68,6 +68,32 @@ pub struct ComponentUse {
     pub agent: Option<String>,
 }
 
+/// How many files, and how large they are.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Files {
+    /// How many.
+    pub count: u64,
+    /// Of all.
+    pub bytes: u64,
+}
+
+/// What an agent keeps of components.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Caches {
+    /// Their bytes.
+    pub components: Files,
+    /// What was compiled of them.
+    pub images: Files,
+    /// How many components are in use.
+    pub in_use: Option<u64>,
+    /// All of it together, unless more is in use.
+    pub bytes_max: u64,
+    /// How long without use.
+    pub unused_kept_s: u64,
+}
+
 /// What a scheduler says of the state that it keeps.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]

@@ -65,6 +65,14 @@ pub(crate) struct Instances {
     known: bool,
 }
 
+impl Instances {
+    /// Components of all instances; none until the masters have said what is desired.
+    pub(crate) fn components(&self) -> Option<BTreeSet<Digest>> {
+        let components = self.wanted.values().map(|instance| instance.component);
+        self.known.then(|| components.collect())
+    }
+}
+
 impl Instance {
     fn key(&self) -> v1::InstanceKey {
         v1::InstanceKey {

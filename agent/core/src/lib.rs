@@ -8,6 +8,7 @@
 
 mod action;
 mod ahead;
+mod caches;
 mod children;
 mod core;
 mod desired;

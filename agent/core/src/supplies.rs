@@ -197,6 +197,21 @@ impl Supplies {
         worker.up.clone().filter(|_| !worker.stopping)
     }
 
+    /// Components of which bytes or an image were asked for and have not come.
+    pub(crate) fn on_their_way(&self) -> impl Iterator<Item = Digest> {
+        let components = self.components.iter().map(|(digest, supply)| (*digest, supply));
+        let images = self.images.iter().map(|((digest, _), supply)| (*digest, supply));
+        let unsettled = |supply: &Supply| !matches!(supply, Supply::Present | Supply::Unusable(_));
+        components.chain(images).filter(move |(_, supply)| unsettled(supply)).map(|(digest, _)| digest)
+    }
+
+    /// A component and its images are not on disk any more. What cannot be used stays known as that.
+    pub(crate) fn forget(&mut self, digest: &Digest) {
+        let keep = |of: &Digest, supply: &Supply| of != digest || *supply != Supply::Present;
+        self.components.retain(|of, supply| keep(of, supply));
+        self.images.retain(|(of, _), supply| keep(of, supply));
+    }
+
     pub(crate) fn on_component(
         &mut self,
         digest: Digest,

@@ -412,3 +412,26 @@ fn a_task_is_sent_with_the_limits_that_its_role_has_then() {
         assert_eq!(sent, [expected], "{n}");
     }
 }
+
+#[test]
+fn components_are_used_from_being_asked_for_to_the_end_of_what_needs_them() {
+    let mut agent = Agent::new();
+    let used = |agent: &Agent| agent.core.components_in_use().map(|used| used.into_iter().collect::<Vec<_>>());
+    let digest = Digest::of(b"wasm");
+    assert_eq!(used(&agent), None, "the masters have not spoken");
+    agent.desire(true, 0, vec![]);
+    assert_eq!(used(&agent), Some(vec![]));
+    // A scheduler, from the moment in which it is desired.
+    desire_instance(&mut agent, instance(vec![]));
+    assert_eq!(used(&agent), Some(vec![digest]));
+    let none = v1::Desired { generation: 2, ..v1::Desired::default() };
+    agent.core.on_desired(none, agent.now);
+    assert_eq!(used(&agent), Some(vec![digest]), "its bytes are on their way");
+    agent.core.on_component(digest, Ok(()), agent.now);
+    assert_eq!(used(&agent), Some(vec![]));
+    // What was removed is asked for again.
+    agent.core.on_component_removed(&digest);
+    let asked = agent.desire(true, 3, vec![desired_task("t", &wasm())]);
+    assert!(asked.iter().any(|text| text.contains("component")), "{asked:?}");
+    assert_eq!(used(&agent), Some(vec![digest]));
+}

@@ -4,7 +4,7 @@
 //! Invariants: a flag wins over the configuration file, which wins over what is found on the machine;
 //! an unknown key in the file is refused. Must never contain decisions of an agent.
 
-use crate::api::{Agent, Resources, read, read_items};
+use crate::api::{Agent, Caches, Resources, read, read_items};
 use crate::client::Client;
 use crate::commands::framework::parse_pair;
 use crate::commands::master::{bin_dir, shutdown_on_signals, start_logging, with_causes};
@@ -102,6 +102,9 @@ struct SettingsArgs {
     /// numbers before 2147483648]
     #[arg(long, value_name = "UID")]
     worker_uid_first: Option<u32>,
+    /// MiB that components and their images may take on disk; those in use always stay [default: 1024]
+    #[arg(long, value_name = "MIB")]
+    cache_mib: Option<u64>,
     /// Stop when standard input ends, that is when the supervisor does
     #[arg(long, hide = true)]
     supervised: bool,
@@ -127,6 +130,7 @@ struct SettingsFile {
     allow_task_users: Vec<String>,
     worker_idle_s: Option<u64>,
     worker_uid_first: Option<u32>,
+    cache_mib: Option<u64>,
 }
 
 /// Run it.
@@ -157,7 +161,13 @@ pub async fn run(context: &Context, args: AgentArgs) -> Result<ExitCode, CliErro
             if context.is_json() {
                 output::json(&value)?
             } else {
-                inspect(&read(&value)?)?
+                inspect(&read(&value)?)?;
+                // Only an agent that answers can say.
+                let kept = client.json(client.get(&["v1", "agents", &agent, "caches"])).await;
+                match kept.and_then(|value| read(&value)) {
+                    Ok(kept) => caches(&kept)?,
+                    Err(error) => output::note(&format!("what it keeps of components is not known: {}", error.message)),
+                }
             }
         }
     }
@@ -224,6 +234,7 @@ fn configure(args: SettingsArgs, token_file: Option<PathBuf>) -> Result<AgentCon
         allow_task_users: [args.allow_task_users, file.allow_task_users].concat(),
         worker_idle_s: args.worker_idle_s.or(file.worker_idle_s),
         worker_uid_first: args.worker_uid_first.or(file.worker_uid_first),
+        cache_mib: args.cache_mib.or(file.cache_mib),
     })
 }
 
@@ -340,6 +351,17 @@ fn ahead(a: &Agent) -> String {
     let failed = a.ahead.iter().filter_map(|ahead| Some((&ahead.component, ahead.error.as_ref()?)));
     let failed: String = failed.map(|(component, error)| format!("; not {component}: {error}")).collect();
     format!("{compiled} of {} components{failed}", a.ahead.len())
+}
+
+/// What an agent keeps of components.
+fn caches(kept: &Caches) -> Result<(), CliError> {
+    let used = kept.in_use.map_or_else(String::new, |used| format!("; {used} in use"));
+    let days = kept.unused_kept_s / 86_400;
+    output::fields(&[
+        ("components", format!("{}, {}{used}", kept.components.count, output::bytes(kept.components.bytes))),
+        ("images", format!("{}, {}", kept.images.count, output::bytes(kept.images.bytes))),
+        ("kept", format!("at most {}, and {days} days without use", output::bytes(kept.bytes_max))),
+    ])
 }
 
 #[cfg(test)]

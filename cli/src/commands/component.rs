@@ -175,7 +175,7 @@ fn inspect(c: &Component) -> Result<(), CliError> {
         let migrates = if state.migrates { ", migrates" } else { "" };
         format!("writes version {}, reads {reads}{migrates}", state.writes)
     });
-    output::fields(&[
+    let mut fields = vec![
         ("digest", c.digest.clone()),
         ("world", c.world.clone()),
         ("size", output::bytes(c.size)),
@@ -186,8 +186,9 @@ fn inspect(c: &Component) -> Result<(), CliError> {
         ),
         ("added", output::time(c.uploaded_ms)),
         ("by", c.uploaded_by.clone()),
-    ])?;
-    component_end::show_uses(c)?;
+    ];
+    fields.extend(component_end::uses_of(c));
+    output::fields(&fields)?;
     let Some(Value::Object(report)) = &c.report else {
         return Ok(());
     };

@@ -79,21 +79,16 @@ fn beginning(text: &str, digests: &[String]) -> Result<String, CliError> {
     }
 }
 
-/// Say who uses a component.
-///
-/// # Errors
-/// When it cannot be written.
-pub fn show_uses(component: &Component) -> Result<(), CliError> {
-    let named = component.used_by.len();
-    for (at, used) in component.used_by.iter().enumerate() {
-        let name = if at == 0 { "used by" } else { "" };
-        output::fields(&[(name, told(used))])?;
+/// Who uses a component, as fields.
+pub fn uses_of(component: &Component) -> Vec<(&'static str, String)> {
+    let mut lines: Vec<String> = component.used_by.iter().map(told).collect();
+    match component.uses.saturating_sub(lines.len()) {
+        0 if lines.is_empty() => lines.push("nothing".to_owned()),
+        0 => {}
+        more => lines.push(format!("and {more} more")),
     }
-    match component.uses.saturating_sub(named) {
-        0 if named == 0 => output::fields(&[("used by", "nothing".to_owned())]),
-        0 => Ok(()),
-        more => output::fields(&[("", format!("and {more} more"))]),
-    }
+    let names = std::iter::once("used by").chain(std::iter::repeat(""));
+    names.zip(lines).collect()
 }
 
 fn told(used: &ComponentUse) -> String {
@@ -201,7 +196,11 @@ pub async fn prune(context: &Context, client: &Client, args: &PruneArgs) -> Resu
         return output::json(&json!({"items": answers, "bytes": bytes}));
     }
     let verb = if args.dry_run { "would be removed" } else { "removed" };
-    output::note(&format!("{} components {verb}, {}", answers.len(), output::bytes(bytes)));
+    let what = match answers.len() {
+        1 => "1 component".to_owned(),
+        count => format!("{count} components"),
+    };
+    output::note(&format!("{what} {verb}, {}", output::bytes(bytes)));
     Ok(())
 }
 

@@ -4,12 +4,14 @@ use super::Api;
 use super::error::ApiError;
 use super::extract::{Document, Path};
 use super::views::{AgentJson, List};
+use crate::files::{FileError, RANGE_BYTES_MAX, Range};
 use crate::node_handle::Asker;
 use axum::Json;
 use axum::extract::{Extension, State};
 use serde::{Deserialize, Serialize};
 use tessera_master_core::{Maintenance, Request};
-use tessera_types::AgentId;
+use serde_json::Value;
+use tessera_types::{AgentId, FrameworkId};
 
 /// How long the tasks of a drained agent have when nothing is said.
 const DRAIN_DEFAULT_MS: u64 = 600_000;
@@ -44,6 +46,29 @@ async fn show(api: &Api, id: AgentId) -> Result<Json<AgentJson>, ApiError> {
     let view = api.node.query(move |core, _| core.agent(id)).await?;
     view.map(|view| Json(view.into()))
         .ok_or_else(|| ApiError::not_found("agent", id))
+}
+
+/// What an agent keeps of components, as it says itself.
+pub async fn caches(
+    State(api): State<Api>,
+    Path(agent): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let agent = parse(&agent)?;
+    let known = api.node.query(move |core, _| core.agent(agent).is_some()).await?;
+    if !known {
+        return Err(ApiError::not_found("agent", agent));
+    }
+    let range = Range {
+        framework: FrameworkId(0),
+        task: String::new(),
+        path: "caches".into(),
+        offset: 0,
+        length: RANGE_BYTES_MAX,
+    };
+    let told = api.files.read(agent, range).await?;
+    let told = serde_json::from_slice(&told.data)
+        .map_err(|error| FileError::Refused(format!("agent {agent}'s summary of caches: {error}")))?;
+    Ok(Json(told))
 }
 
 /// Have what is asked of an agent done, and show it.

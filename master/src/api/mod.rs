@@ -211,6 +211,7 @@ fn agent_routes() -> Vec<Route> {
     vec![
         agent("/v1/agents", Read, get(agents::list)),
         agent("/v1/agents/{agent}", Read, get(agents::inspect)),
+        agent("/v1/agents/{agent}/caches", Read, get(agents::caches)),
         agent("/v1/agents/{agent}/deactivate", Change, post(agents::deactivate)),
         agent("/v1/agents/{agent}/activate", Change, post(agents::activate)),
         agent("/v1/agents/{agent}/drain", Change, post(agents::drain)),

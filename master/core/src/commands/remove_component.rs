@@ -28,7 +28,10 @@ pub(super) fn run(
             0 => String::new(),
             more => format!("; and {more} more"),
         };
-        let rule = format!("{digest} is used by {}{more}", named.join("; "));
+        let rule = format!(
+            "{digest} is used by {}{more}; these have to end, or be upgraded to another one, first",
+            named.join("; ")
+        );
         return Err(RequestError::Conflict { field: "component", rule });
     }
     apply.state.components.remove(&digest);
