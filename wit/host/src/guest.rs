@@ -13,7 +13,8 @@ use crate::executor_draft::ExecutorDraft;
 use crate::limits::{Account, Budget, Limits};
 use crate::log::Log;
 use crate::random::Random;
-use crate::state::State;
+use crate::state::{State, WriteRefused};
+use std::collections::BTreeMap;
 use tessera_types::{AgentId, Filters, OfferId};
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::WasiCtx;
@@ -31,6 +32,8 @@ pub(crate) struct Guest {
     pub(crate) hash_seed: (u64, u64),
     pub(crate) log: Log,
     pub(crate) state: State,
+    /// Limits by which calls were refused, since somebody asked last; there are no more than limits.
+    pub(crate) refused: BTreeMap<&'static str, u64>,
     /// A scheduler's turn; of an executor it stays empty.
     pub(crate) draft: Draft,
     /// An executor's turn; of a scheduler it stays empty.
@@ -43,6 +46,45 @@ impl Guest {
     pub(crate) const fn called(&mut self) -> &mut Self {
         self.budget.count_host_call();
         self
+    }
+
+    /// A limit stood against something, and the guest was told.
+    pub(crate) fn note_limit(&mut self, limit: &'static str) {
+        *self.refused.entry(limit).or_default() += 1;
+    }
+
+    /// What the guest is told of a call.
+    fn told<T, R: Refusal>(&mut self, taken: Result<T, R>) -> Result<T, Error> {
+        taken.map_err(|refused| {
+            if let Some(limit) = refused.limit() {
+                self.note_limit(limit);
+            }
+            refused.into()
+        })
+    }
+}
+
+/// Why a call was refused.
+trait Refusal: Into<Error> {
+    /// The limit that stood against it.
+    fn limit(&self) -> Option<&'static str>;
+}
+
+impl Refusal for Refused {
+    fn limit(&self) -> Option<&'static str> {
+        match self {
+            Self::Limit(passed) => Some(passed.name),
+            Self::Invalid(_) | Self::NotFound(_) | Self::Denied(_) | Self::Unsupported(_) => None,
+        }
+    }
+}
+
+impl Refusal for WriteRefused {
+    fn limit(&self) -> Option<&'static str> {
+        match self {
+            Self::Limit(passed) => Some(passed.name),
+            Self::Key(_) => None,
+        }
     }
 }
 
@@ -82,7 +124,8 @@ impl log::Host for Guest {
 
 impl specs::Host for Guest {
     fn define(&mut self, spec: types::TaskSpec) -> Result<String, Error> {
-        Ok(self.draft.define(convert::task_spec(spec)?)?.hex())
+        let defined = self.draft.define(convert::task_spec(spec)?);
+        self.told(defined).map(|digest| digest.hex())
     }
 }
 
@@ -115,37 +158,43 @@ impl driver::Host for Guest {
                 O::Other(ext) => return refuse(&format!("operations.other: {:?}", ext.key)),
             }
         }
-        Ok(self
-            .draft
-            .accept(offer_ids(offers), groups, filters(decline))?)
+        let taken = self.draft.accept(offer_ids(offers), groups, filters(decline));
+        self.told(taken)
     }
 
     fn decline(&mut self, offers: Vec<u64>, decline: driver::Filters) -> Result<(), Error> {
-        Ok(self.draft.decline(offer_ids(offers), filters(decline))?)
+        let taken = self.draft.decline(offer_ids(offers), filters(decline));
+        self.told(taken)
     }
 
     fn revive(&mut self) -> Result<(), Error> {
-        Ok(self.draft.revive()?)
+        let taken = self.draft.revive();
+        self.told(taken)
     }
 
     fn suppress(&mut self) -> Result<(), Error> {
-        Ok(self.draft.suppress()?)
+        let taken = self.draft.suppress();
+        self.told(taken)
     }
 
     fn kill(&mut self, task: String, grace_ms: Option<u32>) -> Result<(), Error> {
-        Ok(self.draft.kill(&task, grace_ms.map(u64::from))?)
+        let taken = self.draft.kill(&task, grace_ms.map(u64::from));
+        self.told(taken)
     }
 
     fn reconcile(&mut self, tasks: Vec<String>) -> Result<(), Error> {
-        Ok(self.draft.reconcile(&tasks)?)
+        let taken = self.draft.reconcile(&tasks);
+        self.told(taken)
     }
 
     fn send(&mut self, agent: u64, executor: String, data: Vec<u8>) -> Result<(), Error> {
-        Ok(self.draft.send(AgentId(agent), &executor, data)?)
+        let taken = self.draft.send(AgentId(agent), &executor, data);
+        self.told(taken)
     }
 
     fn shutdown_executor(&mut self, agent: u64, executor: String) -> Result<(), Error> {
-        Ok(self.draft.shutdown_executor(AgentId(agent), &executor)?)
+        let taken = self.draft.shutdown_executor(AgentId(agent), &executor);
+        self.told(taken)
     }
 
     fn accept_inverse(&mut self, _offers: Vec<u64>) -> Result<(), Error> {
@@ -167,11 +216,13 @@ impl driver::Host for Guest {
     }
 
     fn begin_group(&mut self) -> Result<(), Error> {
-        Ok(self.draft.begin_gang()?)
+        let taken = self.draft.begin_gang();
+        self.told(taken)
     }
 
     fn end_group(&mut self) -> Result<(), Error> {
-        Ok(self.draft.end_gang()?)
+        let taken = self.draft.end_gang();
+        self.told(taken)
     }
 }
 
@@ -181,11 +232,13 @@ impl state::Host for Guest {
     }
 
     fn set(&mut self, key: String, value: Vec<u8>) -> Result<(), Error> {
-        Ok(self.state.write(&key, Some(value))?)
+        let taken = self.state.write(&key, Some(value));
+        self.told(taken)
     }
 
     fn delete(&mut self, key: String) -> Result<(), Error> {
-        Ok(self.state.write(&key, None)?)
+        let taken = self.state.write(&key, None);
+        self.told(taken)
     }
 
     fn scan(
@@ -200,17 +253,20 @@ impl state::Host for Guest {
 
 impl timers::Host for Guest {
     fn set(&mut self, id: String, after_ms: u64) -> Result<(), Error> {
-        Ok(self.draft.set_timer(id, after_ms)?)
+        let taken = self.draft.set_timer(id, after_ms);
+        self.told(taken)
     }
 
     fn cancel(&mut self, id: String) -> Result<(), Error> {
-        Ok(self.draft.cancel_timer(id)?)
+        let taken = self.draft.cancel_timer(id);
+        self.told(taken)
     }
 }
 
 impl http::Host for Guest {
     fn respond(&mut self, id: u64, answer: http::HttpAnswer) -> Result<(), Error> {
-        Ok(self.draft.respond(id, convert::http_answer(answer))?)
+        let taken = self.draft.respond(id, convert::http_answer(answer));
+        self.told(taken)
     }
 
     fn send(&mut self, _request: http::Outgoing) -> Result<(), Error> {

@@ -265,6 +265,12 @@ impl Scheduler {
         self.cpu
     }
 
+    /// Limits by which calls of the guest were refused since the last call of this, which it may have coped
+    /// with, and how often.
+    pub fn take_refused(&mut self) -> BTreeMap<&'static str, u64> {
+        std::mem::take(&mut self.store.data_mut().refused)
+    }
+
     /// What was logged since the last call of this.
     pub fn take_logged(&mut self) -> Logged {
         self.store.data().log.take()
@@ -308,13 +314,13 @@ fn consumed(events: &[Event]) -> Vec<Consumed> {
             | Event::InverseOffers(_)
             | Event::InverseRescinded(_)
             | Event::Http(_)
+            | Event::StateChanged { .. }
             | Event::Message(_)
             | Event::ExecutorFailed { .. }
             | Event::Again => {}
         }
     }
     let config = config.map(|version| Consumed::Config { version });
-            | Event::StateChanged { .. }
     let updates = updates
         .into_iter()
         .map(|(task, sequence)| Consumed::Update {

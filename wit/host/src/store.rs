@@ -14,6 +14,7 @@ use crate::log::Log;
 use crate::random::Random;
 use crate::state::State;
 use crate::wasi;
+use std::collections::BTreeMap;
 use std::time::Duration;
 use tessera_types::{LimitName, LogLevel};
 use wasmtime::component::{ResourceTable, ResourceTableError};
@@ -91,6 +92,7 @@ pub(crate) fn new_store(
         hash_seed: (hashes.u64(), hashes.u64()),
         log,
         state,
+        refused: BTreeMap::new(),
         draft: Draft::new(limits),
         executor: ExecutorDraft::default(),
     };
@@ -140,6 +142,12 @@ pub(crate) fn call<T>(
         Ok(()) => called,
         Err(passed) => Err(passed.into()),
     };
+    let guest = store.data_mut();
+    if called.is_ok()
+        && let Some(passed) = guest.account.take_refused()
+    {
+        guest.note_limit(passed.name);
+    }
     (called.map_err(|error| failure(store, &error)), cpu)
 }
 
