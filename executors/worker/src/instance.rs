@@ -503,6 +503,7 @@ impl Life {
     fn handle(&mut self, scheduler: &mut Scheduler, batch: v1::Batch) -> Result<v1::Turn, Blame> {
         self.recorder.batch(&batch);
         let number = batch.number;
+        let requests = requests_of(&batch);
         let (header, events) = batch::open(batch).map_err(|text| Blame {
             turn: number,
             ..Blame::nobody("WORKER_LOST", text)
@@ -515,7 +516,7 @@ impl Life {
                 if self.recorder.is_open() {
                     self.recorder.turn(turn.encode_to_vec());
                 }
-                Ok(turn)
+                Ok(v1::Turn { requests, ..turn })
             }
             Err(failure) => {
                 self.recorder.failure(&failure);
@@ -553,8 +554,8 @@ impl Life {
                 ready: false,
                 next_turn: self.next_turn,
                 rebuilt: false,
-                outstanding: None,
                 outside: state.outside(),
+                outstanding: None,
             };
         }
         self.waiting = None;
@@ -572,6 +573,7 @@ impl Life {
                     };
                     self.say_failed(&blame, true);
                 }
+                TurnRefusal::FormerLeader { .. } => {}
                 TurnRefusal::WrongNumber { expected, .. } if expected.0 == self.next_turn => {}
                 // Others have gone on without this instance: its state is not the framework's.
                 TurnRefusal::WrongNumber { .. }
@@ -599,4 +601,15 @@ impl Life {
             }
         }
     }
+}
+
+/// The requests that a batch delivers.
+fn requests_of(batch: &v1::Batch) -> Vec<u64> {
+    let events = batch.events.iter().filter_map(|event| event.event.as_ref());
+    events
+        .filter_map(|event| match event {
+            v1::event::Event::Http(request) => Some(request.id),
+            _ => None,
+        })
+        .collect()
 }

@@ -347,6 +347,7 @@ impl Apply<'_> {
         for number in gone {
             self.drop_answer(number);
         }
+        self.close_requests(framework);
         self.dirty.retain(|dirty| match dirty {
             Dirty::Spec(id, _) | Dirty::Timer(id, _) | Dirty::Task(id, _) => *id != framework,
             Dirty::Agent(_) | Dirty::Gone(_) | Dirty::Limits(_) | Dirty::Framework(_) => true,

@@ -97,6 +97,7 @@ impl Core {
             .or_else(|| differ_maps("request", &a.requests, &b.requests))
             .or_else(|| differ_maps("answer", &a.answers, &b.answers))
             .or_else(|| differ_maps("answer number", &a.answer_numbers, &b.answer_numbers))
+            .or_else(|| differ_maps("open request", &a.open, &b.open))
             .or_else(|| differ("state", a, b))
     }
 }
@@ -185,6 +186,9 @@ fn check_state(state: &State) -> Result<(), String> {
             && state.answers.iter().all(|(n, key)| state.answer_numbers.get(key) == Some(n)),
         "answers and their numbers differ"
     );
+    for (framework, request) in state.open.keys() {
+        ensure!(state.frameworks.contains_key(framework), "{framework} is not there and has request {request} open");
+    }
     let ids: Vec<_> = state.event_ids.iter().collect();
     ensure!(ids.is_sorted(), "events are out of order");
     ensure!(ids.len() <= crate::limits::EVENTS_MAX, "too many events");

@@ -60,15 +60,15 @@ pub enum LoadError {
     },
 }
 
-fn bad(table: u8, rule: impl std::fmt::Display) -> LoadError {
+pub(crate) fn bad(table: u8, rule: impl std::fmt::Display) -> LoadError {
     LoadError::Malformed { table, rule: rule.to_string() }
 }
 
-fn decode<M: Message + Default>(table: u8, bytes: &[u8]) -> Result<M, LoadError> {
+pub(crate) fn decode<M: Message + Default>(table: u8, bytes: &[u8]) -> Result<M, LoadError> {
     M::decode(bytes).map_err(|error| bad(table, error))
 }
 
-fn version(table: u8, found: u32) -> Result<(), LoadError> {
+pub(crate) fn version(table: u8, found: u32) -> Result<(), LoadError> {
     if found == 0 || found > ROW_VERSION {
         return Err(LoadError::NewerVersion { table, found });
     }
@@ -327,6 +327,7 @@ pub(crate) fn load(rows: &dyn Rows) -> Result<State, LoadError> {
     load.each(rows::ANSWERS, Load::answer)?;
     load.each(rows::REQUESTS, Load::request)?;
     load.each(rows::GONE, Load::gone)?;
+    load.each(rows::OPEN, crate::open::load)?;
     Ok(state)
 }
 
@@ -437,8 +438,8 @@ impl Load<'_> {
             unreachable: row.unreachable.map(Into::into).unwrap_or_default(),
             state_bytes: row.state_bytes,
             state_keys: row.state_keys,
-            used_ids: row.used_ids,
             outside_writes: row.outside_writes,
+            used_ids: row.used_ids,
             next_order: row.next_order,
             next_group: row.next_group,
             history_first: row.history_first,

@@ -25,6 +25,7 @@ mod leader;
 mod lifecycle;
 mod ledger;
 pub mod limits;
+mod open;
 mod query;
 mod repeats;
 pub mod rows;
@@ -35,14 +36,14 @@ mod uses;
 
 pub use api::{
     AgentView, AheadState, Applied, ComponentView, Config, Counts, EventId, EventRecord, EventsPage, ExecutorView,
-    FetchRefusal, FrameworkView, HttpFailure, LimitSource, LimitView, LookupError, Now, OfferView,
+    Expected, FetchRefusal, Fetched, FrameworkView, HttpFailure, LimitSource, LimitView, LookupError, Now, OfferView,
     CLUSTER_VERSION, Output, Reply, Request, RequestError, StandbyView, TaskFilter, TaskView, Waiting, World,
 };
 pub use apply::ApplyError;
 pub use auth::{Action, Forbidden, Object, Principal, PrincipalKind, authorize};
 pub use codec::LoadError;
-pub use effect::{CommandResult, Effect};
 pub use commands::{TAG_BYTES, value_tag};
+pub use effect::{CommandResult, Effect};
 pub use lifecycle::{
     Failures, FrameworkVersion, Phase, Quarantine, StateVersions, Upgrade, VersionOrigin,
     VersionOutcome,
@@ -290,7 +291,6 @@ impl Core {
         desk.state_fetch(agent, session, framework, epoch)
     }
 
-    fn last_now(&self) -> Now {
     /// To be called for every message that is about to leave: batches are given values that only rows have.
     ///
     /// # Errors
@@ -310,6 +310,7 @@ impl Core {
         }
     }
 
+    fn last_now(&self) -> Now {
         Now { wall_ms: self.last_wall_ms, mono_ms: self.last_mono_ms }
     }
 

@@ -8,6 +8,11 @@ pub const ANSWERS_MAX: usize = 1_000;
 pub const REQUESTS_MAX: usize = 4_096;
 /// How long those are kept: far longer than anybody repeats a request.
 pub const REQUEST_KEPT_MS: u64 = 600_000;
+/// Requests with a key that a scheduler has taken in and not answered, per framework: as many as may wait for it
+/// at once, for some leaders one after the other.
+pub const OPEN_MAX: usize = 256;
+/// How long those are remembered: as long as the results of other requests.
+pub const OPEN_KEPT_MS: u64 = REQUEST_KEPT_MS;
 /// Agents that were declared gone and are told so when they come back; an older one is not known, which is
 /// answered alike.
 pub const GONE_AGENTS_MAX: usize = 10_000;
@@ -50,11 +55,6 @@ pub const TRIAL_PREPARE_MS: u64 = 2_700_000;
 pub const SPECS_MAX: usize = 10_000;
 /// Bytes of those specs: they are in every master's memory.
 pub const SPECS_BYTES_MAX: usize = 64 << 20;
-/// Requests that wait for one scheduler; more are answered 503.
-pub const HTTP_IN_FLIGHT_MAX: usize = 64;
-/// Seconds after which a caller may try again when too many wait.
-pub const HTTP_RETRY_AFTER_S: u32 = 1;
-/// Notices (updates that are not stored) that wait for one scheduler.
 /// Keys of one framework that users wrote and its scheduler has not heard of: more than are written while a
 /// turn runs; beyond, the scheduler is built anew from its state.
 pub const OUTSIDE_KEYS_MAX: usize = 4_096;
@@ -68,6 +68,11 @@ pub const OUTSIDE_BATCH_KEYS_MAX: usize = 128;
 pub const OUTSIDE_BATCH_BYTES_MAX: usize = 512 << 10;
 /// Shortest time between two batches that only tell of such keys: writing costs a commit, not a turn each.
 pub const OUTSIDE_EVERY_MS: u64 = 100;
+/// Requests that wait for one scheduler; more are answered 503.
+pub const HTTP_IN_FLIGHT_MAX: usize = 64;
+/// Seconds after which a caller may try again when too many wait.
+pub const HTTP_RETRY_AFTER_S: u32 = 1;
+/// Notices (updates that are not stored) that wait for one scheduler.
 pub const NOTICES_MAX: usize = 10_000;
 /// Messages and failures of executors that wait for one scheduler: the oldest go.
 pub const EXECUTOR_EVENTS_MAX: usize = 64;
@@ -89,6 +94,10 @@ pub const EXPIRED_FILTER_MS: u64 = 1_000;
 /// An offer that was kept for so long and then given back was kept from others: schedulers answer within
 /// a turn.
 pub const OFFER_WASTED_MS: u64 = 1_000;
+/// Offers in one event: all free agents of a large cluster do not fit into a batch, which takes some events of these.
+pub const OFFERS_OF_EVENT_MAX: usize = 1_000;
+/// How often all agents are looked at for something to offer, whether or not anything is known to have changed.
+pub const LOOK_AT_ALL_MS: u64 = 5_000;
 /// Largest forward step of the leader's clock that commands follow at once.
 pub const CLOCK_JUMP_MAX_MS: u64 = 10_000;
 /// How long a worker may take to repeat a turn that the master has committed and it does not know of.
@@ -97,6 +106,12 @@ pub const REPEAT_WAIT_MS: u64 = 5_000;
 pub const REPLACE_AFTER_MS: u64 = 30_000;
 /// Shortest time between two recorded failures of one scheduler: failures must not fill the log.
 pub const FAILURE_RECORD_MS: u64 = 1_000;
+/// How often standbys of schedulers are looked for: compiling takes longer.
+pub const STANDBY_EVERY_MS: u64 = 1_000;
+/// Components that one agent compiles ahead; it takes no more.
+pub const AHEAD_MAX: usize = 1_024;
+/// Characters of what an agent says of a component that it could not compile ahead.
+pub const AHEAD_ERROR_CHARS_MAX: usize = 256;
 /// Bytes of an agent's key and boot id.
 pub const AGENT_KEY_BYTES_MAX: usize = 128;
 /// Status updates in one message of an agent: one command carries them all.
@@ -104,12 +119,6 @@ pub const STATUSES_MAX: usize = 10_000;
 /// Messages of statuses of one session that wait for their commit; more are passed over, and the agent
 /// repeats them.
 pub const STATUSES_IN_FLIGHT_MAX: usize = 64;
-/// How often standbys of schedulers are looked for: compiling takes longer.
-pub const STANDBY_EVERY_MS: u64 = 1_000;
-/// Components that one agent compiles ahead; it takes no more.
-pub const AHEAD_MAX: usize = 1_024;
-/// Characters of what an agent says of a component that it could not compile ahead.
-pub const AHEAD_ERROR_CHARS_MAX: usize = 256;
 /// Tasks in one agent's set: live ones, and ended ones that it still keeps.
 pub const TASK_SET_MAX: usize = 1_000_000;
 /// Launches and other operations of one turn together: an accept may launch several tasks, and is one
@@ -132,6 +141,8 @@ pub const BRAKE_PERCENT: usize = 20;
 pub const BRAKE_HOLD_MS: u64 = 10_000;
 /// Shortest time between two agents that are given up under the brake: ten in a second.
 pub const BRAKED_EXPIRY_EVERY_MS: u64 = 100;
+/// How often all agents are looked at for silence: it is a small part of what they may be silent for.
+pub const LIVENESS_EVERY_MS: u64 = 250;
 /// An agent that was heard within so long is heard now: agents beat every second.
 pub const HEARD_MS: u64 = 3_000;
 /// So long between two ticks, which come every 50 ms, this master may have stood still: two beats of an agent.

@@ -40,6 +40,8 @@ pub const LIMITS: u8 = 14;
 pub const REQUESTS: u8 = 15;
 /// Agents that were declared gone, by key.
 pub const GONE: u8 = 16;
+/// Requests that a scheduler took in and has not answered, by framework and number.
+pub const OPEN: u8 = 17;
 
 /// First byte of a row of [`GENERATION`] that holds a value.
 pub(crate) const WRITTEN: u8 = 1;

@@ -9,6 +9,7 @@ use crate::api::{EventId, World};
 use crate::generation::Layer;
 use crate::lifecycle::{Failures, FrameworkVersion, Quarantine, StateVersions, Upgrade};
 use crate::limits::BOOTS_KEPT_MAX;
+use crate::open::OpenRequest;
 use crate::repeats::{KeptRequest, RequestKey};
 use crate::upkeep::{Drain, Gone, Maintenance, UnreachablePolicy};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -37,6 +38,7 @@ pub(crate) struct State {
     pub(crate) request_numbers: BTreeMap<RequestKey, u64>,
     pub(crate) answers: BTreeMap<u64, AnswerKey>,
     pub(crate) answer_numbers: BTreeMap<AnswerKey, u64>,
+    pub(crate) open: BTreeMap<(FrameworkId, u64), OpenRequest>,
 }
 
 /// Counters.
@@ -157,10 +159,10 @@ pub(crate) struct Framework {
     /// Of the state that its instances see: values, and those of the new generation above them.
     pub(crate) state_bytes: u64,
     pub(crate) state_keys: u64,
-    pub(crate) used_ids: u64,
-    pub(crate) next_order: u64,
     /// Writes of state that were not its scheduler's.
     pub(crate) outside_writes: u64,
+    pub(crate) used_ids: u64,
+    pub(crate) next_order: u64,
     /// Number of the newest task group.
     pub(crate) next_group: u64,
     pub(crate) history_first: u64,

@@ -337,6 +337,12 @@ pub enum TurnRefusal {
         /// The next one.
         expected: TurnNumber,
     },
+    /// It is about requests that came to a former leader, whose keys went with it: they come again.
+    #[error("turn {number} is about requests that came to a former leader and come again")]
+    FormerLeader {
+        /// The turn's.
+        number: TurnNumber,
+    },
     /// A limit would be passed.
     #[error("limit {name}: {text}")]
     Limit {

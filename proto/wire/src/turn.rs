@@ -404,6 +404,7 @@ impl From<&Turn> for v1::Turn {
                 })
                 .collect(),
             migration: turn.migration.map(|step| v1::MigrationStep { done: step.done }),
+            requests: Vec::new(),
         }
     }
 }
@@ -462,7 +463,19 @@ impl From<&TurnOutcome> for v1::TurnOutcome {
                 O::WrongEpoch(v1::WrongEpoch { given: given.0, current: current.0 })
             }
             TurnOutcome::Refused(TurnRefusal::WrongNumber { given, expected }) => {
-                O::WrongNumber(v1::WrongNumber { given: given.0, expected: expected.0 })
+                O::WrongNumber(v1::WrongNumber {
+                    given: given.0,
+                    expected: expected.0,
+                    former_leader: false,
+                })
+            }
+            // Whoever does not know the mark builds the instance anew, too.
+            TurnOutcome::Refused(TurnRefusal::FormerLeader { number }) => {
+                O::WrongNumber(v1::WrongNumber {
+                    given: number.0,
+                    expected: number.0,
+                    former_leader: true,
+                })
             }
             TurnOutcome::Refused(TurnRefusal::Limit { name, text }) => {
                 O::Limit(v1::LimitPassed { name: name.clone(), text: text.clone() })
@@ -483,6 +496,9 @@ impl TryFrom<v1::TurnOutcome> for TurnOutcome {
                 given: Epoch(wrong.given),
                 current: Epoch(wrong.current),
             },
+            O::WrongNumber(wrong) if wrong.former_leader => {
+                TurnRefusal::FormerLeader { number: TurnNumber(wrong.given) }
+            }
             O::WrongNumber(wrong) => TurnRefusal::WrongNumber {
                 given: TurnNumber(wrong.given),
                 expected: TurnNumber(wrong.expected),
@@ -639,6 +655,10 @@ mod tests {
             Event::Http(HttpRequest { id: 1, method: "GET".into(), ..Default::default() }),
             Event::Again,
             Event::ConfigChanged { version: 2, config: vec![("a".into(), "b".into())] },
+            Event::StateChanged {
+                count: 3,
+                writes: vec![KeyWrite { key: "k".into(), value: None }],
+            },
             Event::Message(message()),
             Event::ExecutorFailed {
                 agent: AgentId(1),
@@ -651,13 +671,10 @@ mod tests {
         for outcome in [
             TurnOutcome::Committed { next: TurnNumber(2) },
             TurnOutcome::Refused(TurnRefusal::NoFramework),
+            TurnOutcome::Refused(TurnRefusal::FormerLeader { number: TurnNumber(7) }),
             TurnOutcome::Refused(TurnRefusal::WrongEpoch { given: Epoch(1), current: Epoch(2) }),
         ] {
             assert_eq!(TurnOutcome::try_from(v1::TurnOutcome::from(&outcome)), Ok(outcome));
         }
-            Event::StateChanged {
-                count: 3,
-                writes: vec![KeyWrite { key: "k".into(), value: None }],
-            },
     }
 }

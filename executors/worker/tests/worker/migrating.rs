@@ -121,6 +121,7 @@ fn a_changed_configuration_is_consumed_and_a_rebuilt_instance_starts_with_it() {
     let refused = v1::WrongNumber {
         given: instance.next_turn,
         expected: instance.next_turn,
+        former_leader: false,
     };
     agent.outcome(&instance, v1::turn_outcome::Outcome::WrongNumber(refused));
     agent.ready(&instance);

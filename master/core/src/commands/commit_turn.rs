@@ -56,6 +56,7 @@ pub(crate) fn validate(
     table(LimitName::TurnSpecBytes, bytes)?;
     bound("TURN_STEPS_MAX", turn.operations.len(), TURN_STEPS_MAX)?;
     bound("BATCH_EVENTS_MAX", turn.consumed.len(), BATCH_EVENTS_MAX)?;
+    bound("BATCH_EVENTS_MAX", turn.opened.len(), BATCH_EVENTS_MAX)?;
     let keys: BTreeSet<&str> = turn.writes.iter().map(|write| write.key.as_str()).collect();
     if keys.len() != turn.writes.len() {
         return Err(limit("writes.key", "each key stands once in a turn"));
@@ -75,6 +76,8 @@ struct Checked {
     specs: Vec<(Digest, Vec<u8>, TaskSpec)>,
     /// It is the last one of a migration.
     migrated: bool,
+    opened: Vec<v1::OpenedRequest>,
+    closed: Vec<u64>,
 }
 
 enum Step {
@@ -183,6 +186,8 @@ fn check(id: FrameworkId, command: v1::CommitTurn) -> Result<Checked, WireError>
     Ok(Checked {
         id,
         migrated: command.migration.is_some_and(|step| step.done),
+        opened: command.opened,
+        closed: command.closed,
         number: TurnNumber(command.number),
         epoch: Epoch(command.epoch),
         hash: command.turn_hash,
@@ -393,6 +398,10 @@ fn perform(apply: &mut Apply<'_>, turn: Checked, sizes: (u64, u64)) -> Result<()
     for step in turn.operations {
         operate(apply, id, step)?;
     }
+    for request in turn.closed {
+        apply.close_request(id, request);
+    }
+    apply.keep_open(id, turn.opened);
     drop_specs(apply, id);
     apply.effect(Effect::Framework(id));
     Ok(())
@@ -465,6 +474,7 @@ fn operate(apply: &mut Apply<'_>, framework: FrameworkId, step: Step) -> Result<
             if let Some((key, request_hash)) = key {
                 store_answer(apply, key, request_hash, &answer);
             }
+            apply.close_request(framework, request);
             apply.effect(Effect::Answer { request, answer });
         }
     }

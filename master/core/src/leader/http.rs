@@ -57,6 +57,30 @@ pub(super) fn request_hash(request: &HttpRequest) -> Digest {
     Digest::of(&v1::HttpRequest::from(&same).encode_to_vec())
 }
 
+/// What is to be known of a request while it is open.
+pub(super) fn opened(request: &HttpRequest) -> v1::OpenedRequest {
+    let key = request.idempotency_key.clone();
+    v1::OpenedRequest {
+        request: request.id,
+        principal: request.principal.clone(),
+        request_hash: match key {
+            Some(_) => request_hash(request).0.to_vec(),
+            None => Vec::new(),
+        },
+        idempotency_key: key.unwrap_or_default(),
+    }
+}
+
+/// What is done with a request that may come in.
+enum Admitted {
+    /// It was answered before.
+    Answered(HttpAnswer),
+    /// Its scheduler has it already, and still owes the answer.
+    Taken(u64),
+    /// It is new.
+    New,
+}
+
 impl Desk<'_> {
     /// A request comes in.
     pub(crate) fn http(
@@ -70,14 +94,15 @@ impl Desk<'_> {
         request.principal.clone_from(&principal.name);
         match self.admit(principal, framework, &request, rows) {
             Err(refused) => self.answer_ticket(ticket, Err(refused)),
-            Ok(Some(answer)) => self.answer_ticket(ticket, Ok(answer)),
-            Ok(None) => {
+            Ok(Admitted::Answered(answer)) => self.answer_ticket(ticket, Ok(answer)),
+            Ok(Admitted::Taken(id)) => {
+                request.id = id;
+                self.wait_for(ticket, framework, request);
+            }
+            Ok(Admitted::New) => {
                 let id = self.leader.fresh();
                 request.id = id;
-                let since_ms = self.now.mono_ms;
-                self.leader.waiters.by_ticket.insert(ticket, id);
-                let waiter = Waiter { ticket: Some(ticket), framework, request, since_ms };
-                self.leader.waiters.by_request.insert(id, waiter);
+                self.wait_for(ticket, framework, request);
                 if let Some(instance) = self.leader.instances.get_mut(&framework) {
                     instance.http.push_back(id);
                 }
@@ -86,13 +111,20 @@ impl Desk<'_> {
         }
     }
 
+    fn wait_for(&mut self, ticket: u64, framework: FrameworkId, request: HttpRequest) {
+        let (id, since_ms) = (request.id, self.now.mono_ms);
+        self.leader.waiters.by_ticket.insert(ticket, id);
+        let waiter = Waiter { ticket: Some(ticket), framework, request, since_ms };
+        self.leader.waiters.by_request.insert(id, waiter);
+    }
+
     fn admit(
         &mut self,
         principal: &Principal,
         framework: FrameworkId,
         request: &HttpRequest,
         rows: &dyn Rows,
-    ) -> Result<Option<HttpAnswer>, HttpFailure> {
+    ) -> Result<Admitted, HttpFailure> {
         let row = self.state.frameworks.get(&framework);
         let role = row.map(|row| row.role.to_string());
         authorize(principal, Action::Call, &Object::Framework { role })
@@ -114,10 +146,13 @@ impl Desk<'_> {
         if let Some(key) = &request.idempotency_key
             && let Some(answer) = self.stored_answer(framework, key, request, rows)?
         {
-            return Ok(Some(answer));
+            return Ok(Admitted::Answered(answer));
         }
         if let Some((code, text)) = unable {
             return Err(failure(503, code, text));
+        }
+        if let Some(taken) = self.taken(framework, request)? {
+            return Ok(Admitted::Taken(taken));
         }
         let waiting = self.leader.waiters.by_request.values().filter(|w| w.framework == framework);
         if waiting.count() >= HTTP_IN_FLIGHT_MAX {
@@ -128,7 +163,22 @@ impl Desk<'_> {
         if !self.leader.instances.contains_key(&framework) {
             return Err(failure(503, "NOT_PLACED", "the scheduler is being placed"));
         }
-        Ok(None)
+        Ok(Admitted::New)
+    }
+
+    /// The number under which its scheduler has this request, if nobody waits for the answer now.
+    fn taken(&self, framework: FrameworkId, request: &HttpRequest) -> Result<Option<u64>, HttpFailure> {
+        let Some(key) = &request.idempotency_key else { return Ok(None) };
+        let lost = self.leader.instances.get(&framework).map(|instance| &instance.lost_requests);
+        let mut open = self.state.open_requests(framework).filter(|(id, _)| {
+            lost.is_none_or(|lost| !lost.contains(id))
+        });
+        let found = open.find(|(_, open)| open.principal == request.principal && open.key == *key);
+        let Some((id, open)) = found else { return Ok(None) };
+        if open.request_hash != request_hash(request).0 {
+            return Err(failure(422, "KEY_REUSED", "the key was used for another request"));
+        }
+        Ok(Some(id))
     }
 
     fn stored_answer(
@@ -141,6 +191,7 @@ impl Desk<'_> {
         let hash = request_hash(request);
         let same_key = |waiter: &&Waiter| {
             waiter.framework == framework
+                && (waiter.ticket.is_some() || self.state.open_request(framework, waiter.request.id).is_none())
                 && waiter.request.principal == request.principal
                 && waiter.request.idempotency_key.as_deref() == Some(key)
         };

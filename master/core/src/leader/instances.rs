@@ -93,6 +93,8 @@ pub(crate) struct Instance {
     /// Tasks after this one are still to be reported: a question for all.
     pub(super) reconcile_all: Option<Option<TaskId>>,
     pub(super) http: VecDeque<u64>,
+    /// Requests that it had taken in and not answered when it was built anew: nobody will.
+    pub(super) lost_requests: BTreeSet<u64>,
 
     /// A turn stood since it failed last, even one that changed nothing and left no trace in the log.
     pub(super) after_turn: bool,
@@ -188,6 +190,7 @@ impl Desk<'_> {
             self.leader.instances.remove(&id);
             self.leader.room_came = true;
         }
+        self.forget_outside(id);
     }
 
     /// The framework's record, if the agent hosts this epoch of it.
@@ -195,7 +198,6 @@ impl Desk<'_> {
         let key = key?;
         let id = FrameworkId(key.framework);
         let framework = self.state.frameworks.get(&id).filter(|f| !f.removing)?;
-        self.forget_outside(id);
         if framework.agent != Some(agent) || framework.epoch.0 != key.epoch {
             return None;
         }
@@ -245,6 +247,12 @@ impl Desk<'_> {
             }
         }
         instance.fetched = false;
+        // An agent hears what its instance got only with the result of a turn.
+        let outside = if anew { ready.outside } else { ready.outside.max(instance.outside) };
+        let covered = self.outside_of_ready(id, outside);
+        if let Some(instance) = self.leader.instances.get_mut(&id) {
+            instance.out_of_step |= !covered;
+        }
         let lost = match lost {
             Some(mut lost) if !anew => {
                 // It may have been handled after all, and messages are delivered once.
@@ -252,12 +260,6 @@ impl Desk<'_> {
                 self.take_back(id, lost);
                 None
             }
-        // An agent hears what its instance got only with the result of a turn.
-        let outside = if anew { ready.outside } else { ready.outside.max(instance.outside) };
-        let covered = self.outside_of_ready(id, outside);
-        if let Some(instance) = self.leader.instances.get_mut(&id) {
-            instance.out_of_step |= !covered;
-        }
             lost => lost,
         };
         let Some(instance) = self.leader.instances.get_mut(&id) else { return Ok(()) };
@@ -267,6 +269,7 @@ impl Desk<'_> {
         }
         if anew {
             self.withdraw_framework(id);
+            self.lose_requests(id);
             if let Some(lost) = lost {
                 let text = "the scheduler was started again while it had the request";
                 self.fail_http(&lost.http, 502, "SCHEDULER_RESTARTED", text);
@@ -275,6 +278,16 @@ impl Desk<'_> {
         self.leader.dirty_frameworks.insert(id);
         self.leader.allocate = true;
         Ok(())
+    }
+
+    /// An instance was built anew, and what the one before it had taken in is answered by nobody.
+    fn lose_requests(&mut self, id: FrameworkId) {
+        let lost: Vec<u64> = self.state.open_requests(id).map(|(request, _)| request).collect();
+        if let Some(instance) = self.leader.instances.get_mut(&id) {
+            instance.lost_requests.extend(&lost);
+        }
+        let text = "the scheduler was started again after it had taken in the request";
+        self.fail_http(&lost, 502, "SCHEDULER_RESTARTED", text);
     }
 
     /// The worker did not handle this batch: what it carried is to be sent again, as far as it stands.
@@ -414,6 +427,11 @@ impl Desk<'_> {
         // The backlog is gone: offers may be made again.
         self.leader.allocate |= instance.full && !batch.full;
         instance.full = batch.full;
+        if batch.kept > 0 && (!batch.events.is_empty() || instance.outside_due(self.now.mono_ms)) {
+            instance.outside_sent_ms = Some(self.now.mono_ms);
+            carried.outside = self.leader.outside.next(id);
+            batch.events.push(state_changed(&carried.outside));
+        }
         if batch.events.is_empty() {
             return;
         }
@@ -432,11 +450,6 @@ impl Desk<'_> {
         let time_ms = carried.time_ms;
         instance.outstanding = Some(carried);
         instance.last_batch_ms = time_ms;
-        if batch.kept > 0 && (!batch.events.is_empty() || instance.outside_due(self.now.mono_ms)) {
-            instance.outside_sent_ms = Some(self.now.mono_ms);
-            carried.outside = self.leader.outside.next(id);
-            batch.events.push(state_changed(&carried.outside));
-        }
         let batch = v1::Batch {
             key: Some(v1::InstanceKey { framework: id.0, epoch: framework.epoch.0 }),
             number: framework.next_turn().0,
@@ -523,6 +536,7 @@ impl Desk<'_> {
         });
         let due: Vec<FrameworkId> = due.map(|(id, _)| *id).collect();
         self.leader.dirty_frameworks.extend(due);
+        self.leader.dirty_frameworks.extend(self.leader.outside.waiting());
         for (id, instance) in &mut self.leader.instances {
             if instance.repeat_by_ms.is_some_and(|by| now_ms >= by) {
                 instance.repeat_by_ms = None;
@@ -541,7 +555,6 @@ impl Desk<'_> {
         epoch: Epoch,
     ) -> Result<Fetched, FetchRefusal> {
         if self.session_of(agent) != Some(session) {
-        self.leader.dirty_frameworks.extend(self.leader.outside.waiting());
             return Err(FetchRefusal::NoSession);
         }
         let key = v1::InstanceKey { framework: id.0, epoch: epoch.0 };
@@ -578,6 +591,16 @@ fn introduction(id: FrameworkId, framework: &Framework, first: First) -> Event {
     }
 }
 
+/// Tell of writes from outside. The values are added when it leaves.
+fn state_changed(outside: &[(u64, String)]) -> v1::Event {
+    let write = |(_, key): &(u64, String)| v1::KeyWrite { key: key.clone(), value: None };
+    let changed = v1::StateChanged {
+        count: outside.last().map_or(0, |(count, _)| *count),
+        writes: outside.iter().map(write).collect(),
+    };
+    v1::Event { event: Some(v1::event::Event::StateChanged(changed)) }
+}
+
 /// Add a new configuration, updates in their order, and timers.
 fn durable(framework: &Framework, time_ms: u64, batch: &mut BatchBuilder) {
     if framework.config_version > framework.config_seen {
@@ -596,16 +619,6 @@ fn durable(framework: &Framework, time_ms: u64, batch: &mut BatchBuilder) {
         }
     }
     for (due_ms, id) in framework.due.iter().take_while(|(due, _)| *due <= time_ms) {
-/// Tell of writes from outside. The values are added when it leaves.
-fn state_changed(outside: &[(u64, String)]) -> v1::Event {
-    let write = |(_, key): &(u64, String)| v1::KeyWrite { key: key.clone(), value: None };
-    let changed = v1::StateChanged {
-        count: outside.last().map_or(0, |(count, _)| *count),
-        writes: outside.iter().map(write).collect(),
-    };
-    v1::Event { event: Some(v1::event::Event::StateChanged(changed)) }
-}
-
         if !batch.push(&Event::Timer { id: id.clone(), due_ms: *due_ms }) {
             batch.full = true;
             return;
@@ -618,6 +631,8 @@ struct BatchBuilder {
     events: Vec<v1::Event>,
     bytes: usize,
     full: bool,
+    /// Events for which room is kept.
+    kept: usize,
 }
 
 impl BatchBuilder {
@@ -636,8 +651,6 @@ impl BatchBuilder {
         all
     }
 
-    /// Events for which room is kept.
-    kept: usize,
     /// Add an event if it fits; a lone one always does.
     fn push(&mut self, event: &Event) -> bool {
         let event = v1::Event::from(event);

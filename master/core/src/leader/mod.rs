@@ -28,15 +28,16 @@ pub(crate) use http::not_leader;
 pub(crate) use instances::Instance;
 
 use crate::api::{Config, Now, Output};
+use crate::commands::{FIRST_VERSION, since};
 use crate::limits::CLOCK_JUMP_MAX_MS;
 use crate::state::State;
 use http::Waiters;
 use liveness::Liveness;
 use offers::Offers;
-use sessions::{Link, Session};
-use std::collections::{BTreeMap, BTreeSet};
 use outside::Outside;
+use sessions::{Link, Session};
 use standby::Standbys;
+use std::collections::{BTreeMap, BTreeSet};
 use tessera_types::{AgentId, FrameworkId};
 use tessera_wire::v1;
 use throttle::Throttle;
@@ -60,11 +61,11 @@ pub(crate) struct Leader {
     pub(crate) offers: Offers,
     pub(crate) waiters: Waiters,
     pub(crate) throttle: Throttle,
+    pub(crate) outside: Outside,
     pub(crate) liveness: Liveness,
+    pub(crate) standbys: Standbys,
     /// Agents that were claimed from another boot while they had a session: which, and when last.
     rivals: BTreeMap<AgentId, (String, u64)>,
-    pub(crate) standbys: Standbys,
-    pub(crate) outside: Outside,
     /// What is due and proposed.
     due: BTreeSet<Due>,
     due_looked_ms: u64,
@@ -80,6 +81,8 @@ pub(crate) struct Leader {
     /// Limits as agents are told them, and the newest framework whose role they cover.
     limits: Option<(u64, Vec<v1::RoleLimits>)>,
     allocate: bool,
+    /// Commands of this leader's own that not every master understands yet.
+    too_new: Vec<u64>,
     out: Vec<Output>,
 }
 
@@ -132,20 +135,21 @@ impl Leader {
             offers: Offers::default(),
             waiters: Waiters::default(),
             throttle: Throttle::default(),
+            outside: Outside::default(),
             liveness: Liveness::default(),
+            standbys: Standbys::default(),
             rivals: BTreeMap::new(),
             due: BTreeSet::new(),
             due_looked_ms: 0,
             room_came: false,
-            standbys: Standbys::default(),
             pending: BTreeMap::new(),
-            outside: Outside::default(),
             messages_dropped: 0,
             dirty_frameworks: state.frameworks.keys().copied().collect(),
             dirty_links: BTreeSet::new(),
             limits_generation: 1,
             limits: None,
             allocate: true,
+            too_new: Vec::new(),
             out: Vec::new(),
         }
     }
@@ -199,9 +203,19 @@ impl Desk<'_> {
     ) -> u64 {
         let ticket = self.leader.fresh();
         self.leader.pending.insert(ticket, pending);
+        if since(&command) > self.cluster_version() {
+            // Whoever asked for it asks again when time has passed, as after a command that was lost.
+            self.leader.too_new.push(ticket);
+            return ticket;
+        }
         let origin = (!origin.principal.is_empty()).then_some(origin);
         self.leader.out.push(Output::Propose(v1::Command { ticket, origin, command: Some(command) }));
         ticket
+    }
+
+    /// The version whose commands every master understands.
+    fn cluster_version(&self) -> u32 {
+        self.state.meta.cluster_version.max(FIRST_VERSION)
     }
 
     /// Time for a turn: never before the last command.
@@ -224,6 +238,8 @@ impl Desk<'_> {
         for framework in std::mem::take(&mut self.leader.dirty_frameworks) {
             self.dispatch(framework);
         }
+        let too_new = std::mem::take(&mut self.leader.too_new);
+        self.propose_failed(&too_new);
     }
 
     /// Give a cluster that has no id one.
@@ -248,6 +264,7 @@ impl Desk<'_> {
             self.leader.out.push(Output::Report { text });
         }
         self.tick_liveness();
+        self.tick_standbys();
         self.tick_upkeep();
         self.tick_offers();
         self.tick_http();
@@ -255,4 +272,34 @@ impl Desk<'_> {
         self.tick_instances();
     }
 }
-        self.tick_standbys();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::MemRows;
+    use crate::{CLUSTER_VERSION, Core};
+    use v1::command::Command as C;
+
+    /// What is put out for a command that the leader proposes by itself.
+    fn proposed(cluster_version: u32, command: C) -> usize {
+        let mut core = Core::load(&MemRows::default(), Config::default()).unwrap();
+        core.state.meta.cluster_version = cluster_version;
+        let now = Now { mono_ms: 1, wall_ms: 1 };
+        let _ = core.lead(1, "cluster", now);
+        let outputs = core.with(now, |desk| {
+            desk.propose("", command, Pending::Nobody);
+        });
+        assert!(core.leader.as_ref().is_some_and(|leader| leader.too_new.is_empty()));
+        outputs.iter().filter(|output| matches!(output, Output::Propose(_))).count()
+    }
+
+    #[test]
+    fn a_leader_proposes_nothing_that_others_do_not_understand() {
+        let newest = C::WriteState(v1::WriteState::default());
+        assert_eq!(since(&newest), CLUSTER_VERSION, "another command is the newest now");
+        assert_eq!(proposed(CLUSTER_VERSION, newest.clone()), 1);
+        assert_eq!(proposed(CLUSTER_VERSION - 1, newest), 0);
+        let old = C::MergeState(v1::MergeState::default());
+        assert_eq!(proposed(0, old), 1);
+    }
+}

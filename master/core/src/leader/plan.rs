@@ -4,7 +4,7 @@
 //! executor that it begins; a task group is counted as a whole. Nothing is promised: the commit judges
 //! again. Must never send anything.
 
-use super::http::request_hash;
+use super::http::opened;
 use super::Desk;
 use std::collections::BTreeSet;
 use tessera_types::limits::TIMER_MIN_MS;
@@ -78,9 +78,9 @@ impl Desk<'_> {
             .collect()
     }
 
-    pub(super) fn plan(&mut self, turn: &Turn) -> Plan {
+    /// `logged` says whether the turn takes a log entry.
+    pub(super) fn plan(&mut self, turn: &Turn, logged: bool) -> Plan {
         let mut plan = Plan::default();
-        let changes = turn.changes_state();
         for operation in &turn.operations {
             match operation {
                 Operation::Accept { offers, launches, filters, gang } => {
@@ -110,7 +110,7 @@ impl Desk<'_> {
                 })),
                 Operation::CancelTimer { id } => plan.push(Planned::CancelTimer(id.clone())),
                 Operation::Respond { request, answer } => {
-                    self.plan_answer(turn, &mut plan, changes, *request, answer);
+                    self.plan_answer(turn, &mut plan, logged, *request, answer);
                 }
                 Operation::CallAgain => plan.after.again = true,
                 Operation::SendMessage(message) => plan.after.messages.push(message.clone()),
@@ -129,26 +129,32 @@ impl Desk<'_> {
         &self,
         turn: &Turn,
         plan: &mut Plan,
-        changes: bool,
+        logged: bool,
         request: u64,
         answer: &HttpAnswer,
     ) {
-        let waiter = self.leader.waiters.by_request.get(&request);
-        let Some(waiter) = waiter.filter(|w| w.framework == turn.header.framework) else { return };
-        if !changes {
+        let id = turn.header.framework;
+        let waiter = self.leader.waiters.by_request.get(&request).filter(|w| w.framework == id);
+        // Also for a former leader's callers, who may come again.
+        let open = self.state.open_request(id, request);
+        if waiter.is_none() && open.is_none() {
+            return;
+        }
+        if !logged {
             plan.answers.push((request, answer.clone()));
             return;
         }
-        let key = waiter.request.idempotency_key.clone();
+        let asked = match (open, waiter.map(|waiter| &waiter.request)) {
+            (Some(open), _) => open.asked(request),
+            (None, Some(asked)) => opened(asked),
+            (None, None) => return,
+        };
         plan.push(Planned::Answer(v1::PlannedAnswer {
             request,
             answer: Some(answer.into()),
-            principal: waiter.request.principal.clone(),
-            request_hash: match key {
-                Some(_) => request_hash(&waiter.request).0.to_vec(),
-                None => Vec::new(),
-            },
-            idempotency_key: key.unwrap_or_default(),
+            principal: asked.principal,
+            request_hash: asked.request_hash,
+            idempotency_key: asked.idempotency_key,
         }));
     }
 

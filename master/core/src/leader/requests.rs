@@ -5,7 +5,7 @@ use crate::api::{Expected, Output, Request, RequestError};
 use crate::repeats::Once;
 use crate::auth::{Action, Object, Principal, authorize};
 use crate::codec;
-use crate::commands::{FIRST_VERSION, since, validate_config};
+use crate::commands::{since, validate_config};
 use crate::upkeep::UnreachablePolicy;
 use tessera_types::FrameworkId;
 use tessera_wire::v1::{self, command::Command, write_state::Condition};
@@ -38,7 +38,7 @@ impl Desk<'_> {
 
     /// What not every master understands yet is not proposed.
     fn understood(&self, command: Command) -> Result<Command, RequestError> {
-        let (needed, present) = (since(&command), self.state.meta.cluster_version.max(FIRST_VERSION));
+        let (needed, present) = (since(&command), self.cluster_version());
         if needed > present {
             let rule = format!("it needs version {needed} and the cluster is at {present}; upgrade all masters");
             return Err(RequestError::Conflict { field: "cluster_version", rule });

@@ -20,8 +20,10 @@ pub(super) struct Submission {
     pub(super) first: bool,
     pub(super) turn: Turn,
     pub(super) hash: Vec<u8>,
-    /// Requests that its batch delivered.
+    /// Requests that its batch delivered and that wait here.
     pub(super) http: Vec<u64>,
+    /// Requests that its batch delivered under a former leader, and that nobody noted.
+    pub(super) former: Vec<u64>,
     pub(super) bytes: u64,
 }
 

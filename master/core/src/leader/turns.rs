@@ -4,6 +4,7 @@
 //! turn is answered as the first time; what a plan takes from offers is either charged or given back;
 //! an answer leaves only after its commit or after a read that proves that nothing was overtaken.
 
+use super::http::opened;
 use super::limits::validate_operations;
 use super::plan::After;
 use super::throttle::Submission;
@@ -12,7 +13,10 @@ use crate::api::Output;
 use crate::commands::validate_turn;
 use crate::effect::CommandResult;
 use crate::limits::COMMAND_BYTES_MAX;
+use crate::open;
 use prost::Message;
+use std::collections::BTreeSet;
+use tessera_types::limits::BATCH_EVENTS_MAX;
 use tessera_types::{
     AgentId, Digest, Epoch, FrameworkId, HttpAnswer, Operation, Turn, TurnHeader, TurnNumber,
     TurnOutcome, TurnRefusal,
@@ -40,7 +44,7 @@ impl Desk<'_> {
         &mut self,
         session: u64,
         agent: AgentId,
-        turn: v1::Turn,
+        mut turn: v1::Turn,
     ) -> Result<(), WireError> {
         let header = turn.header();
         let (id, epoch, number) = (header.framework, header.epoch, header.number);
@@ -99,19 +103,20 @@ impl Desk<'_> {
         }
         let sent = instance.outstanding.take();
         let first = sent.as_ref().is_some_and(|sent| sent.time_ms == header.time_ms);
-        let http = match sent {
-            Some(sent) if first => sent.http,
-            // A repeated turn: the worker passes over the batch that was sent meanwhile.
-            Some(sent) => {
         let brought = sent.as_ref().and_then(|sent| sent.outside.last()).map(|(count, _)| *count);
         if let Some(count) = brought.filter(|_| first) {
             self.outside_arrived(id, count);
         }
+        let http = match sent {
+            Some(sent) if first => sent.http,
+            // A repeated turn: the worker passes over the batch that was sent meanwhile.
+            Some(sent) => {
                 self.take_back(id, sent);
                 Vec::new()
             }
             None => Vec::new(),
         };
+        let (http, former) = self.delivered(id, http, std::mem::take(&mut turn.requests));
         let malformed = |error: WireError| TurnRefusal::Limit {
             name: error.field.into(),
             text: error.rule,
@@ -121,7 +126,7 @@ impl Desk<'_> {
         match checked.and_then(|()| Turn::try_from(turn).map_err(malformed)) {
             Ok(turn) => {
                 let bytes = encoded.len() as u64;
-                self.pace(Submission { session, first, turn, hash, http, bytes });
+                self.pace(Submission { session, first, turn, hash, http, former, bytes });
             }
             Err(refusal) => {
                 self.refuse_turn(header, session, TurnOutcome::Refused(refusal), &http);
@@ -158,7 +163,7 @@ impl Desk<'_> {
     }
 
     fn submit(&mut self, submission: Submission) -> Result<(), TurnRefusal> {
-        let Submission { session, first, turn, hash, http, bytes: _ } = submission;
+        let Submission { session, first, turn, hash, http, former, bytes: _ } = submission;
         let id = turn.header.framework;
         let mut command = v1::CommitTurn {
             framework: id.0,
@@ -170,18 +175,25 @@ impl Desk<'_> {
             writes: turn.writes.iter().map(Into::into).collect(),
             specs: self.new_specs(id, &turn),
             migration: turn.migration.map(|step| v1::MigrationStep { done: step.done }),
+            opened: self.left_open(&turn, &http),
+            closed: self.lost_requests(id),
         };
         let role = self.state.frameworks.get(&id).map(|framework| &framework.role);
         let limits = role.map(|role| self.state.limits_of(role)).unwrap_or_default();
         validate_turn(&command, &limits)?;
-        if !first && turn.changes_state() && self.answers_former_leaders(&turn) {
+        // What is left open is noted, so that nothing follows from a request whose key is not known.
+        let answered = answered(&turn);
+        let noted = answered.iter().any(|request| self.state.open_request(id, *request).is_some());
+        let logged = turn.changes_state() || noted || !command.opened.is_empty();
+        if !former.is_empty() && (turn.changes_state() || self.leaves_open(&turn, &former))
+            || !first && turn.changes_state() && self.answers_former_leaders(&turn)
+        {
             // Under which keys its requests came is not known any more, and they may come again. Nothing of
             // it was committed, so the instance is built anew, and handles them then.
-            let number = turn.header.number;
-            return Err(TurnRefusal::WrongNumber { given: number, expected: number });
+            return Err(TurnRefusal::FormerLeader { number: turn.header.number });
         }
-        let mut plan = self.plan(&turn);
-        if !first && !turn.changes_state() {
+        let mut plan = self.plan(&turn, logged);
+        if !first && !logged {
             // Nothing tells whether its messages were sent already, and they are sent at most once.
             let messages = std::mem::take(&mut plan.after.messages);
             self.leader.messages_dropped += messages.len() as u64;
@@ -200,7 +212,7 @@ impl Desk<'_> {
             after: plan.after,
             answers: Vec::new(),
         };
-        if turn.changes_state() {
+        if logged {
             let command = v1::command::Command::CommitTurn(command);
             let principal = format!("framework/{id}");
             let role = self.state.frameworks.get(&id).map(|framework| framework.role.to_string());
@@ -230,9 +242,69 @@ impl Desk<'_> {
     /// Whether a turn answers requests that came to another leader.
     fn answers_former_leaders(&self, turn: &Turn) -> bool {
         turn.operations.iter().any(|operation| match operation {
-            Operation::Respond { request, .. } => request >> TERM_SHIFT != self.leader.term,
+            Operation::Respond { request, .. } => self.is_former(turn.header.framework, *request),
             _ => false,
         })
+    }
+
+    /// Whether a request came to another leader, and nobody noted it.
+    fn is_former(&self, id: FrameworkId, request: u64) -> bool {
+        request >> TERM_SHIFT != self.leader.term && self.state.open_request(id, request).is_none()
+    }
+
+    /// Of the requests that a turn's batch delivered, those that wait here and those of former leaders.
+    fn delivered(
+        &mut self,
+        id: FrameworkId,
+        mut http: Vec<u64>,
+        requests: Vec<u64>,
+    ) -> (Vec<u64>, Vec<u64>) {
+        let mut former = Vec::new();
+        for request in requests.into_iter().take(BATCH_EVENTS_MAX) {
+            let waiter = self.leader.waiters.by_request.get(&request);
+            if waiter.is_some_and(|waiter| waiter.framework == id) {
+                if !http.contains(&request) {
+                    http.push(request);
+                }
+            } else if self.is_former(id, request) {
+                former.push(request);
+            }
+        }
+        // One that was to be delivered again, as nobody knew that the turn had it.
+        if let Some(instance) = self.leader.instances.get_mut(&id) {
+            instance.http.retain(|request| !http.contains(request));
+        }
+        (http, former)
+    }
+
+    fn leaves_open(&self, turn: &Turn, requests: &[u64]) -> bool {
+        let answered = answered(turn);
+        self.notes_open() && requests.iter().any(|request| !answered.contains(request))
+    }
+
+    /// Requests with a key that a turn takes in and does not answer.
+    fn left_open(&self, turn: &Turn, http: &[u64]) -> Vec<v1::OpenedRequest> {
+        if !self.notes_open() {
+            return Vec::new();
+        }
+        let answered = answered(turn);
+        let left = http.iter().filter(|request| !answered.contains(request));
+        let waiters = left.filter_map(|request| self.leader.waiters.by_request.get(request));
+        waiters
+            .filter(|waiter| waiter.request.idempotency_key.is_some())
+            .map(|waiter| opened(&waiter.request))
+            .collect()
+    }
+
+    /// Requests that are noted as open and will not be answered.
+    fn lost_requests(&self, id: FrameworkId) -> Vec<u64> {
+        let lost = self.leader.instances.get(&id).map(|instance| &instance.lost_requests);
+        let lost = lost.into_iter().flatten().copied();
+        lost.filter(|request| self.state.open_request(id, *request).is_some()).collect()
+    }
+
+    fn notes_open(&self) -> bool {
+        self.cluster_version() >= open::SINCE
     }
 
     fn note_taken(&mut self, session: u64, turn: &Turn) {
@@ -377,6 +449,15 @@ impl Desk<'_> {
     }
 }
 
+/// Requests that a turn answers.
+fn answered(turn: &Turn) -> BTreeSet<u64> {
+    let responds = turn.operations.iter().filter_map(|operation| match operation {
+        Operation::Respond { request, .. } => Some(*request),
+        _ => None,
+    });
+    responds.collect()
+}
+
 fn turn_result(
     id: FrameworkId,
     epoch: Epoch,
@@ -388,6 +469,6 @@ fn turn_result(
         key: Some(v1::InstanceKey { framework: id.0, epoch: epoch.0 }),
         number: number.0,
         outcome: Some(outcome.into()),
+        outside,
     })
 }
-        outside,

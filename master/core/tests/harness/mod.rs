@@ -48,6 +48,8 @@ struct Framework {
     number: u64,
     time_ms: u64,
     consumed: Vec<Consumed>,
+    /// Requests that the last batch delivered.
+    delivered: Vec<u64>,
 }
 
 /// `name=value` words of a command.
@@ -147,9 +149,9 @@ impl Cluster {
                 self.request(Request::KillTask { framework, task, grace_ms: None });
             }
             "ready" => self.ready(&words),
+            "compiled" => self.compiled(&words),
             "failed" => self.failed(&words),
             "fetch" => self.fetch(&words),
-            "compiled" => self.compiled(&words),
             "turn" => self.turn(rest),
             "turns" => self.turns(rest),
             "repeat-turn" => self.repeat_turn(&words),
@@ -173,11 +175,11 @@ impl Cluster {
                 self.commit(held);
             }
             "limits" => self.set_limits(&words),
+            "write" | "writes" => self.write(verb, &words),
             "upgrade" | "rollback" | "config" | "release" => self.lifecycle(verb, &words),
             "deactivate" | "activate" | "drain" | "gone" | "maintain" => self.upkeep(verb, &words),
             "impostor" => self.impostor(&words),
             "once" => self.once(&words),
-            "write" | "writes" => self.write(verb, &words),
             "stand-still" => self.stand_still(duration_ms(words.plain(0))),
             "lose" => self.lose(),
             "restart-master" => self.restart_master(),
@@ -448,11 +450,11 @@ impl Cluster {
             key: Some(key),
             rebuilt: words.plain.contains(&"rebuilt"),
             next_turn: u64::try_from(words.number("next", next)).expect("positive"),
+            outside: u64::try_from(words.number("outside", 0)).expect("positive"),
         };
         self.from_agent(&agent, In::InstanceReady(ready));
     }
 
-            outside: u64::try_from(words.number("outside", 0)).expect("positive"),
     /// The host of a framework has its component compiled, and asks for its state.
     fn fetch(&mut self, words: &Words<'_>) {
         let (agent, key) = self.instance(words);

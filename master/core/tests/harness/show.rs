@@ -175,6 +175,7 @@ impl Cluster {
         let name = self.name(batch.key.map_or(0, |key| key.framework));
         let mut shown: Vec<String> = Vec::new();
         let mut consumed = Vec::new();
+        let mut delivered = Vec::new();
         for event in batch.events {
             let event = Event::try_from(event).expect("an event");
             match &event {
@@ -187,6 +188,7 @@ impl Cluster {
                 Event::ConfigChanged { version, .. } => {
                     consumed.push(Consumed::Config { version: *version });
                 }
+                Event::Http(request) => delivered.push(request.id),
                 _ => {}
             }
             shown.push(self.event(event));
@@ -195,6 +197,7 @@ impl Cluster {
             framework.number = batch.number;
             framework.time_ms = batch.time_ms;
             framework.consumed = consumed;
+            framework.delivered = delivered;
         }
         let of_executors = shown.iter().any(|word| word.starts_with("message "));
         let many = if of_executors { "message " } else { "update " };
@@ -250,16 +253,6 @@ impl Cluster {
             }
             Event::Again => "again".into(),
             Event::ConfigChanged { version, .. } => format!("config-changed #{version}"),
-            Event::Message(message) => {
-                let data = String::from_utf8_lossy(&message.data);
-                let data = if data.len() > 20 { format!("{} bytes", data.len()) } else { data.into() };
-                format!("message from {} on {}: {data}", message.executor, message.agent)
-            }
-            Event::ExecutorFailed { agent, executor, message } => {
-                format!("executor-failed {executor} on {agent}: {message}")
-            }
-        }
-    }
             Event::StateChanged { count, writes } => {
                 let writes = writes.into_iter().map(|write| match write.value {
                     Some(value) if value.len() > 20 => format!("{}=({} bytes)", write.key, value.len()),
@@ -272,6 +265,16 @@ impl Cluster {
                     many => format!("state up to #{count}, {many} keys"),
                 }
             }
+            Event::Message(message) => {
+                let data = String::from_utf8_lossy(&message.data);
+                let data = if data.len() > 20 { format!("{} bytes", data.len()) } else { data.into() };
+                format!("message from {} on {}: {data}", message.executor, message.agent)
+            }
+            Event::ExecutorFailed { agent, executor, message } => {
+                format!("executor-failed {executor} on {agent}: {message}")
+            }
+        }
+    }
 
     pub(super) fn show(&mut self, words: &Words<'_>) {
         let text = match words.plain(0) {
@@ -315,11 +318,11 @@ impl Cluster {
                     None => format!("{id}: is not there"),
                 }
             }
+            "standby" => self.show_standby(words.plain(1)),
+            "ahead" => self.show_ahead(words.plain(1)),
             "tasks" => {
                 let tasks = self.core.tasks(&TaskFilter::default());
                 let tasks = tasks.iter().map(|t| format!("{}/{} {}", t.framework, t.launch.task, t.state));
-            "standby" => self.show_standby(words.plain(1)),
-            "ahead" => self.show_ahead(words.plain(1)),
                 tasks.collect::<Vec<_>>().join(", ")
             }
             "explain" => {

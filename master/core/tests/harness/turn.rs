@@ -64,6 +64,7 @@ impl Cluster {
         let (agent, key) = self.instance(&words);
         let name = words.plain(0).to_owned();
         let known = self.frameworks.get_mut(&name).expect("a framework");
+        let requests = std::mem::take(&mut known.delivered);
         let number = words.number("number", i64::try_from(known.number).expect("small"));
         let mut turn = Turn {
             header: TurnHeader {
@@ -81,7 +82,7 @@ impl Cluster {
         for operation in operations.split(';').map(str::trim).filter(|text| !text.is_empty()) {
             self.operation(&mut turn, operation);
         }
-        let turn = v1::Turn::from(&turn);
+        let turn = v1::Turn { requests, ..v1::Turn::from(&turn) };
         self.last_turn = Some((name, turn.clone()));
         self.from_agent(&agent, In::Turn(turn));
     }
