@@ -80,8 +80,6 @@ pub struct Images {
     /// How the compiler is kept apart from everything else, as arguments.
     isolation: Vec<String>,
     turns: InTurn,
-}
-
     ahead: Mutex<Option<Ahead>>,
     compilations: AtomicU64,
 }
@@ -92,6 +90,8 @@ struct Ahead {
     digest: Digest,
     /// Gives it up; none when it is needed by now.
     give_up: Option<oneshot::Sender<()>>,
+}
+
 impl Images {
     /// Open or make the folder; what a crash cut off is removed.
     ///
@@ -116,10 +116,10 @@ impl Images {
             engine: OnceCell::new(),
             isolation: Vec::new(),
             turns: InTurn::new(WAITING_MAX),
-        })
-    }
             ahead: Mutex::new(None),
             compilations: AtomicU64::new(0),
+        })
+    }
 
     /// Compile in an empty network and as a user of nobody else's, where this machine can give them.
     pub fn isolate(&mut self, own_network: bool, uid: Option<u32>) {
@@ -171,13 +171,13 @@ impl Images {
         Some(self.dir.join(format!("{}-{engine}.cwasm", digest.hex())))
     }
 
-    /// Remove images for engines of which none of these tags is.
-    ///
     async fn image_of(&self, digest: Digest) -> Result<PathBuf, CompileError> {
         let engine = self.engine().await?;
         Ok(self.dir.join(format!("{}-{engine}.cwasm", digest.hex())))
     }
 
+    /// Remove images for engines of which none of these tags is.
+    ///
     /// # Errors
     /// When the folder cannot be listed.
     pub fn forget_engines_but(&self, tags: &BTreeSet<String>) -> io::Result<()> {
@@ -232,8 +232,6 @@ impl Images {
         if image.is_file() {
             return Ok(image);
         }
-        // A compiler that an earlier agent left behind may still write to the file of this name.
-        let made = image.with_extension("tmp");
         self.compile(digest, component, image, &[], turn).await
     }
 
@@ -308,6 +306,8 @@ impl Images {
     ) -> Result<PathBuf, CompileError> {
         let failed = |text: String| CompileError::Failed { digest, text };
         let began = Instant::now();
+        // A compiler that an earlier agent left behind may still write to the file of this name.
+        let made = image.with_extension("tmp");
         remove_if_there(&made).map_err(|source| self.run(source))?;
         let mut command = self.command();
         command
@@ -317,9 +317,9 @@ impl Images {
             .arg("--out")
             .arg(&made)
             .args(JUDGED_ALREADY)
+            .args(arguments)
             .args(&self.isolation);
         let output = tokio::time::timeout(COMPILE_TIMEOUT, command.output())
-            .args(arguments)
             .await
             .map_err(|_| failed(format!("it took longer than {COMPILE_TIMEOUT:?}")))?
             .map_err(|source| self.run(source))?;
@@ -328,11 +328,11 @@ impl Images {
             std::fs::set_permissions(&made, Permissions::from_mode(0o644))
                 .and_then(|()| std::fs::rename(&made, &image))
                 .map_err(|source| self.run(source))?;
-            return Ok(image);
-        }
             self.compilations.fetch_add(1, Ordering::Relaxed);
             let (ahead, ms) = (!arguments.is_empty(), began.elapsed().as_millis());
             tracing::info!(%digest, ahead, ms, "a component was compiled");
+            return Ok(image);
+        }
         remove_if_there(&made).map_err(|source| self.run(source))?;
         match serde_json::from_slice::<Verdict>(&output.stdout) {
             Ok(Verdict { error: Some(text) }) => Err(CompileError::Unusable { digest, text }),
@@ -341,13 +341,13 @@ impl Images {
     }
 }
 
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
 fn too_many(digest: Digest) -> CompileError {
     let text = format!("{WAITING_MAX} others wait to be compiled");
     CompileError::Failed { digest, text }
 }
 
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
@@ -356,9 +356,9 @@ fn too_many(digest: Digest) -> CompileError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
 
     fn worker(dir: &Path, script: &str) {
-    use std::sync::Arc;
         let path = dir.join("tessera-worker");
         std::fs::write(&path, format!("#!/bin/sh\n{script}")).unwrap();
         std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
@@ -395,8 +395,6 @@ mod tests {
         assert!(!older.exists() && image.exists());
     }
 
-    #[tokio::test]
-    async fn a_refusal_is_told_apart_from_a_crash() {
     /// A compiler that writes down what it is asked for, and takes until there is a file `go` for `slow.wasm`.
     fn slow_worker(dir: &Path) -> Arc<Images> {
         worker(
@@ -470,6 +468,8 @@ mod tests {
         assert_eq!(names, ["slow", "othe"]);
     }
 
+    #[tokio::test]
+    async fn a_refusal_is_told_apart_from_a_crash() {
         let dir = tempfile::tempdir().unwrap();
         let component = dir.path().join("c.wasm");
         std::fs::write(&component, "code").unwrap();

@@ -152,9 +152,6 @@ impl Supply {
         });
     }
 
-    async fn image(&self, digest: Digest, tenant: &str) -> Result<String, String> {
-        let component = self
-            .components
     /// Have a component on disk and compiled before anybody needs it.
     pub fn compile_ahead(&self, digest: Digest, session: Option<Session>) {
         let supply = self.clone();
@@ -184,6 +181,9 @@ impl Supply {
         })
     }
 
+    async fn image(&self, digest: Digest, tenant: &str) -> Result<String, String> {
+        let component = self
+            .components
             .get(&digest)
             .ok_or("the component is gone")?;
         let image = self

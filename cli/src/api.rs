@@ -518,6 +518,18 @@ pub fn read<T: DeserializeOwned>(value: &Value) -> Result<T, CliError> {
         .map_err(|error| CliError::failed(format!("the master's answer cannot be read: {error}")))
 }
 
+/// A key of a framework's state.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct StateKey {
+    /// Its name.
+    pub key: String,
+    /// Bytes of its value.
+    pub bytes: u64,
+    /// Names its value.
+    pub etag: String,
+}
+
 /// Read the items of a list.
 ///
 /// # Errors
@@ -550,18 +562,6 @@ mod tests {
 
     #[test]
     fn states_are_known_by_name() {
-/// A key of a framework's state.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct StateKey {
-    /// Its name.
-    pub key: String,
-    /// Bytes of its value.
-    pub bytes: u64,
-    /// Names its value.
-    pub etag: String,
-}
-
         assert!(
             is_terminal("TASK_LOST")
                 && !is_terminal("TASK_RUNNING")

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tessera_types::{EffectiveLimits, LimitError, LimitName, RoleLimits};
 use tessera_wit_host::{engine_key, new_engine};
 use tessera_worker::isolation::Isolation;
-use tessera_worker::{Hosts, bench, jail, judge, replay, seccomp, serve};
+use tessera_worker::{Hosts, bench, jail, judge, replay, seccomp, serve, thread};
 
 /// The component cannot be used; why is on stdout.
 const EXIT_UNUSABLE: u8 = 2;
@@ -193,8 +193,12 @@ fn run(mode: Mode) -> Result<ExitCode, String> {
             input,
             output,
             limits,
+            behind,
             isolation,
         } => {
+            if behind {
+                thread::step_aside();
+            }
             isolation.join_group()?;
             report(judge::compile(&input, &output, &limits_of(&limits)?, &isolation))
         }
@@ -202,12 +206,8 @@ fn run(mode: Mode) -> Result<ExitCode, String> {
             input,
             made,
             limits,
-            behind,
         } => report(judge::inspect(&input, made.as_deref(), &limits_of(&limits)?)),
         Mode::ProbeCalls { free } => {
-            if behind {
-                thread::step_aside();
-            }
             if !free {
                 jail::enter_compile(&EffectiveLimits::default()).map_err(|error| error.to_string())?;
             }

@@ -143,14 +143,14 @@ impl Core {
         let leader = self.leader.as_ref();
         let offered = leader.map_or(Quantities::ZERO, |leader| leader.offers.held_of(id));
         let link = leader.and_then(|leader| leader.links.get(&id));
+        let standing = leader.and_then(|leader| leader.standbys.by(id));
+        let said = |digest: &Digest| link.and_then(|link| link.compiled.ahead.get(digest)).cloned();
+        let ahead = standing.into_iter().flat_map(|standing| standing.components.iter());
         AgentView {
             id,
             hostname: agent.hostname.clone(),
             attributes: agent.attributes.clone(),
             version: agent.version.clone(),
-        let standing = leader.and_then(|leader| leader.standbys.by(id));
-        let said = |digest: &Digest| link.and_then(|link| link.compiled.ahead.get(digest)).cloned();
-        let ahead = standing.into_iter().flat_map(|standing| standing.components.iter());
             missing: agent.missing.clone(),
             engine: agent.engine.clone(),
             total: agent.resources.total,
@@ -223,12 +223,12 @@ impl Core {
             created_ms: framework.created_ms,
             epoch: framework.epoch,
             agent: framework.agent,
+            standby: leader.and_then(|leader| leader.standby(id, framework)),
             last_turn: framework.last_turn,
             suppressed: framework.suppressed,
             removing: framework.removing,
             ready: instance.is_some_and(|instance| instance.ready),
             last_error: instance.and_then(|instance| instance.last_error.clone()),
-            standby: leader.and_then(|leader| leader.standby(id, framework)),
             failures: instance.map_or(0, |instance| instance.failures),
             state_bytes: framework.state_bytes,
             state_keys: framework.state_keys,
@@ -509,18 +509,6 @@ impl Core {
         }
     }
 
-    /// A page of a framework's state, in order of keys.
-    ///
-    /// # Errors
-    /// When rows cannot be read.
-    pub fn state_page(
-        &self,
-        framework: FrameworkId,
-        after: Option<&str>,
-        limit: usize,
-        rows: &dyn Rows,
-    ) -> Result<Vec<KeyWrite>, RowsError> {
-        let two = self.state.frameworks.get(&framework).is_some_and(Framework::two_generations);
     /// The value of a key of a framework's state.
     ///
     /// # Errors
@@ -536,6 +524,18 @@ impl Core {
         generation::get(&rows::Overlay::new(rows), row.layer(), &key)
     }
 
+    /// A page of a framework's state, in order of keys.
+    ///
+    /// # Errors
+    /// When rows cannot be read.
+    pub fn state_page(
+        &self,
+        framework: FrameworkId,
+        after: Option<&str>,
+        limit: usize,
+        rows: &dyn Rows,
+    ) -> Result<Vec<KeyWrite>, RowsError> {
+        let two = self.state.frameworks.get(&framework).is_some_and(Framework::two_generations);
         let after = after.map(|key| rows::owned_key(framework, key.as_bytes()));
         let found = generation::page(rows, two, framework, after, page(limit))?;
         found
@@ -549,12 +549,16 @@ impl Core {
             .collect()
     }
 
-    /// Whether the agent of a session may fetch a component: it hosts a scheduler or a task of it, or an
-    /// executor, which may start any command, as its scheduler might launch any.
+    /// Whether the agent of a session may fetch a component: it hosts a scheduler or a task of it, stands by
+    /// for a scheduler, or hosts an executor, which may start any command, as its scheduler might launch any.
     #[must_use]
     pub fn may_fetch_component(&self, agent: AgentId, digest: &Digest) -> bool {
         let hosts = |f: &Framework| f.agent == Some(agent) && f.component == *digest;
         if self.state.frameworks.values().any(hosts) {
+            return true;
+        }
+        let standing = self.leader.as_ref().and_then(|leader| leader.standbys.by(agent));
+        if standing.is_some_and(|standing| standing.components.contains(digest)) {
             return true;
         }
         let Some(row) = self.state.agents.get(&agent) else { return false };
@@ -562,10 +566,6 @@ impl Core {
         let component = self.state.components.get(digest);
         if !row.executors.is_empty() && component.is_some_and(|c| c.world == World::Command) {
             return true;
-        let standing = self.leader.as_ref().and_then(|leader| leader.standbys.by(agent));
-        if standing.is_some_and(|standing| standing.components.contains(digest)) {
-            return true;
-        }
         }
         row.tasks.iter().any(|(framework, task)| {
             let owner = self.state.frameworks.get(framework);

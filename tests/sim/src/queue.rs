@@ -81,8 +81,6 @@ pub(crate) struct Letter {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// From agents to the master.
-#[derive(Clone, Debug)]
 /// What a fetch of a state began with: all of its pages belong to it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked {
@@ -91,6 +89,8 @@ pub(crate) struct Asked {
     pub(crate) outside: u64,
 }
 
+/// From agents to the master.
+#[derive(Clone, Debug)]
 pub(crate) enum Up {
     /// The first message of a session.
     Register(v1::Register),
@@ -128,10 +128,10 @@ pub(crate) enum Later {
     Component(Digest),
     /// A component is compiled.
     Image(Digest, String),
-    /// A worker is there.
-    Worker(WorkerKey),
     /// A component is compiled ahead of need.
     Ahead(Digest),
+    /// A worker is there.
+    Worker(WorkerKey),
     /// A worker ends.
     StopWorker(WorkerKey),
 }

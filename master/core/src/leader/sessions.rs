@@ -262,8 +262,8 @@ impl Desk<'_> {
             Some(In::Turn(turn)) => self.on_turn(session, agent, turn),
             Some(In::FromExecutor(message)) => self.on_from_executor(agent, message),
             Some(In::ExecutorLost(lost)) => self.on_executor_lost(agent, lost),
-            Some(In::Register(_)) => Err(WireError::new("register", "only as the first message")),
             Some(In::CompiledAhead(compiled)) => self.on_compiled_ahead(agent, compiled),
+            Some(In::Register(_)) => Err(WireError::new("register", "only as the first message")),
             None => Err(WireError::missing("message")),
         };
         if let Err(error) = result {

@@ -138,8 +138,8 @@ impl Desk<'_> {
     /// Send what changed since the agent was last told, or everything to a new session.
     pub(super) fn send_desired(&mut self, agent: AgentId) {
         let keys = self.instance_keys(agent);
-        let state = self.state;
         let ahead = self.leader.standbys.components(agent);
+        let state = self.state;
         let term = self.leader.term;
         let Some(link) = self.leader.links.get_mut(&agent) else { return };
         let Some(session) = link.session else {
@@ -183,17 +183,17 @@ impl Desk<'_> {
             && desired.removed.is_empty()
             && keys == link.sent_instances
             && link.sent_limits == self.leader.limits_generation
-        {
             && ahead == link.sent_ahead
+        {
             return;
         }
         link.full = false;
         link.sent_instances.clone_from(&keys);
         link.sent_limits = self.leader.limits_generation;
-        // Above every generation of an older leader.
         let components = ahead.iter().map(|digest| digest.0.to_vec()).collect();
         desired.compile_ahead = Some(v1::CompileAhead { components });
         link.sent_ahead = ahead;
+        // Above every generation of an older leader.
         link.generation = (link.generation + 1).max((term << super::TERM_SHIFT) + 1);
         desired.generation = link.generation;
         desired.instances = self.desired_instances(keys);
