@@ -17,7 +17,7 @@ mod supervise;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    agent, component, dev, events, framework, master, operator, role, run, task,
+    agent, component, dev, events, framework, master, operator, role, run, sim, task,
 };
 use error::{CliError, EXIT_CODES_HELP};
 use output::Format;
@@ -66,6 +66,8 @@ enum Command {
     Events(events::EventsArgs),
     /// Run one command on the cluster, show its output and end as it ends
     Run(run::RunArgs),
+    /// Try schedulers against a simulated cluster, on this machine
+    Sim(sim::SimArgs),
 }
 
 /// What every command is given besides its own arguments.
@@ -114,6 +116,7 @@ fn main() -> ExitCode {
             Command::Task(command) => task::run(&context, command).await,
             Command::Events(args) => events::run(&context, args).await,
             Command::Run(args) => run::run(&context, args).await,
+            Command::Sim(args) => sim::run(&context, args).await,
         }
     });
     // Whatever still runs in the background must not hold the process.
@@ -186,6 +189,7 @@ mod tests {
             "tessera framework recordings w",
             "tessera framework replay w --recording e3-1 --component new.wasm --keep /tmp/x",
             "tessera run --cpus 0.5 --env A=b --timeout 3 -- sh -c exit",
+            "tessera sim --scheduler a=a.wasm,role=x --scheduler b=b.wasm --agents 10000 --for 1h --seed 7 --trace t --faults 3 -o json",
         ] {
             assert!(Cli::try_parse_from(good.split(' ')).is_ok(), "{good}");
         }
@@ -207,6 +211,9 @@ mod tests {
             "tessera role limits --set timers=many",
             "tessera dev --masters 0",
             "tessera run --cpus -1 -- true",
+            "tessera sim",
+            "tessera sim --scheduler a.wasm",
+            "tessera sim --scheduler a=a.wasm --agent-size cpus=many",
             "tessera run --env =x -- true",
         ] {
             assert!(Cli::try_parse_from(bad.split(' ')).is_err(), "{bad}");

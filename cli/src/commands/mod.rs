@@ -15,6 +15,7 @@ pub mod operator;
 pub mod replay;
 pub mod role;
 pub mod run;
+pub mod sim;
 pub mod state;
 pub mod task;
 pub mod upkeep;

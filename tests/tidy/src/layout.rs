@@ -22,6 +22,17 @@ pub const ALLOWED_EDGES: &[(&str, &[&str])] = &[
         &["tessera-types", "tessera-wire", "tessera-wit-host"],
     ),
     (
+        "tessera-simulate",
+        &[
+            "tessera-types",
+            "tessera-wire",
+            "tessera-wit-host",
+            "tessera-master-core",
+            "tessera-agent-core",
+            "tessera-worker",
+        ],
+    ),
+    (
         "tessera-master",
         &[
             "tessera-types",

@@ -26,6 +26,7 @@ mod members;
 mod quarantine;
 mod replay;
 mod restart;
+mod simulate;
 mod standby;
 mod unprivileged;
 mod upgrades;
