@@ -293,6 +293,7 @@ fn check_framework(id: FrameworkId, framework: &Framework) -> Result<(), String>
 }
 
 fn check_leader(state: &State, leader: &Leader) -> Result<(), String> {
+    leader.offers.check()?;
     for (id, agent) in &state.agents {
         let standing = leader.offers.standing_of(*id);
         let accepting = leader.offers.held_of(*id).minus(standing);
@@ -303,7 +304,7 @@ fn check_leader(state: &State, leader: &Leader) -> Result<(), String> {
             "{id}: {standing} are offered, {free} are free"
         );
     }
-    for (offer, standing) in &leader.offers.standing {
+    for (offer, standing) in leader.offers.standing() {
         ensure!(
             state.frameworks.contains_key(&standing.framework),
             "{offer} stands for {} which is gone",

@@ -130,16 +130,21 @@ impl Core {
     /// All agents.
     #[must_use]
     pub fn agents(&self) -> Vec<AgentView> {
-        self.state.agents.iter().map(|(id, agent)| self.agent_view(*id, agent)).collect()
+        let hosted = self.state.schedulers();
+        let view = |(id, agent): (&AgentId, &Agent)| {
+            self.agent_view(*id, agent, hosted.get(id).copied().unwrap_or(0))
+        };
+        self.state.agents.iter().map(view).collect()
     }
 
     /// One agent.
     #[must_use]
     pub fn agent(&self, id: AgentId) -> Option<AgentView> {
-        self.state.agents.get(&id).map(|agent| self.agent_view(id, agent))
+        let agent = self.state.agents.get(&id)?;
+        Some(self.agent_view(id, agent, self.state.schedulers_on(id)))
     }
 
-    fn agent_view(&self, id: AgentId, agent: &Agent) -> AgentView {
+    fn agent_view(&self, id: AgentId, agent: &Agent, schedulers: usize) -> AgentView {
         let leader = self.leader.as_ref();
         let offered = leader.map_or(Quantities::ZERO, |leader| leader.offers.held_of(id));
         let link = leader.and_then(|leader| leader.links.get(&id));
@@ -432,7 +437,7 @@ impl Core {
     #[must_use]
     pub fn offers(&self) -> Vec<OfferView> {
         let Some(leader) = &self.leader else { return Vec::new() };
-        let standing = leader.offers.standing.iter();
+        let standing = leader.offers.standing().iter();
         standing
             .map(|(id, offer)| OfferView {
                 id: *id,
@@ -501,7 +506,7 @@ impl Core {
             frameworks: self.state.frameworks.len(),
             components: self.state.components.len(),
             tasks_live: self.state.frameworks.values().map(|framework| framework.live).sum(),
-            offers: leader.map_or(0, |leader| leader.offers.standing.len()),
+            offers: leader.map_or(0, |leader| leader.offers.standing().len()),
             http_in_flight: leader.map_or(0, |leader| leader.waiters.by_request.len()),
             messages_dropped: leader.map_or(0, |leader| leader.messages_dropped),
             total: self.state.total(),

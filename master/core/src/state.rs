@@ -286,6 +286,15 @@ impl State {
         self.frameworks.values().filter(|f| f.agent == Some(agent) && !f.removing).count()
     }
 
+    /// How many schedulers each agent hosts that hosts any.
+    pub(crate) fn schedulers(&self) -> BTreeMap<AgentId, usize> {
+        let mut hosted = BTreeMap::new();
+        for agent in self.frameworks.values().filter(|f| !f.removing).filter_map(|f| f.agent) {
+            *hosted.entry(agent).or_default() += 1;
+        }
+        hosted
+    }
+
     /// What all reachable agents have together.
     pub(crate) fn total(&self) -> Quantities {
         self.agents

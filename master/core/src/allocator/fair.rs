@@ -16,7 +16,7 @@ pub(crate) fn worth_offering(free: Quantities) -> bool {
 }
 
 impl Allocator for Fair {
-    fn allocate(&self, picture: &Picture<'_>) -> Vec<Grant> {
+    fn allocate<'a>(&self, picture: &'a Picture<'_>) -> Vec<Grant> {
         let mut roles: BTreeMap<&str, Quantities> = BTreeMap::new();
         let mut held: BTreeMap<FrameworkId, Quantities> = BTreeMap::new();
         for (framework, (role, quantities)) in &picture.held {
@@ -25,28 +25,29 @@ impl Allocator for Fair {
             held.insert(*framework, *quantities);
         }
         let mut grants = Vec::new();
-        for (agent, free) in rotated(&picture.free, picture.round) {
+        for (agent, free) in rotated(&picture.free, picture.first) {
             let quantities = free.clamped();
             if !worth_offering(quantities) {
                 continue;
             }
-            let key = |candidate: &&Candidate| {
+            let keyed = |candidate: &'a Candidate| {
                 let role = roles.get(candidate.role.as_str()).copied().unwrap_or_default();
                 let own = held.get(&candidate.framework).copied().unwrap_or_default();
-                (
+                let key = (
                     candidate.wasted,
                     Share::dominant(role, picture.total),
-                    candidate.role.clone(),
+                    candidate.role.as_str(),
                     Share::dominant(own, picture.total),
                     candidate.framework,
-                )
+                );
+                (key, candidate)
             };
-            let chosen = picture
+            let willing = picture
                 .candidates
                 .iter()
-                .filter(|candidate| !(picture.refused)(candidate.framework, agent, quantities))
-                .min_by_key(key);
-            let Some(candidate) = chosen else { continue };
+                .filter(|candidate| !(picture.refused)(candidate.framework, agent, quantities));
+            let chosen = willing.map(keyed).min_by(|(one, _), (other, _)| one.cmp(other));
+            let Some((_, candidate)) = chosen else { continue };
             let role = roles.entry(&candidate.role).or_default();
             *role = role.plus(quantities);
             let own = held.entry(candidate.framework).or_default();
@@ -57,12 +58,10 @@ impl Allocator for Fair {
     }
 }
 
-fn rotated(free: &[(AgentId, Quantities)], round: u64) -> impl Iterator<Item = (AgentId, Quantities)> {
-    let start = match free.len() as u64 {
-        0 => 0,
-        len => usize::try_from(round % len).unwrap_or(0),
-    };
-    free.iter().cycle().skip(start).take(free.len()).copied()
+fn rotated(free: &[(AgentId, Quantities)], first: AgentId) -> impl Iterator<Item = (AgentId, Quantities)> {
+    let start = free.partition_point(|(agent, _)| *agent < first);
+    let (before, after) = free.split_at(start);
+    after.iter().chain(before).copied()
 }
 
 #[cfg(test)]
@@ -92,7 +91,7 @@ mod tests {
                 .map(|(id, role, q)| (FrameworkId(*id), ((*role).to_owned(), *q)))
                 .collect(),
             refused,
-            round: 0,
+            first: AgentId(0),
         };
         Fair.allocate(&picture).iter().map(|grant| (grant.framework.0, grant.agent.0)).collect()
     }

@@ -6,7 +6,7 @@
 
 mod fair;
 
-pub(crate) use fair::Fair;
+pub(crate) use fair::{Fair, worth_offering};
 
 use std::collections::BTreeMap;
 use tessera_types::{AgentId, FrameworkId, Quantities};
@@ -32,8 +32,8 @@ pub(crate) struct Picture<'a> {
     pub(crate) held: BTreeMap<FrameworkId, (String, Quantities)>,
     /// Whether a framework refused these resources of an agent for now.
     pub(crate) refused: &'a dyn Fn(FrameworkId, AgentId, Quantities) -> bool,
-    /// Counts the rounds, so that no agent is always first.
-    pub(crate) round: u64,
+    /// With which agent to begin, or the next one; another one in each round.
+    pub(crate) first: AgentId,
 }
 
 /// One offer to be made.
@@ -47,7 +47,7 @@ pub(crate) struct Grant {
 /// A policy.
 pub(crate) trait Allocator {
     /// Decide one round.
-    fn allocate(&self, picture: &Picture<'_>) -> Vec<Grant>;
+    fn allocate<'a>(&self, picture: &'a Picture<'_>) -> Vec<Grant>;
 }
 
 /// A share of the whole: the largest of its parts, exact.

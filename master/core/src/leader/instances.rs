@@ -8,7 +8,7 @@ use super::lifecycle::Care;
 use super::{Desk, Pending};
 use crate::api::{FetchRefusal, Fetched};
 use crate::lifecycle::WORKER_FULL;
-use crate::limits::{FAILURE_RECORD_MS, NOTICES_MAX, REPEAT_WAIT_MS};
+use crate::limits::{FAILURE_RECORD_MS, NOTICES_MAX, OFFERS_OF_EVENT_MAX, REPEAT_WAIT_MS};
 use crate::state::{Agent, Framework};
 use crate::upkeep::{inverse_ids, inverse_offers};
 use prost::Message;
@@ -110,6 +110,11 @@ impl Instance {
     /// Whether new offers would reach it soon.
     pub(super) fn may_be_offered(&self) -> bool {
         self.ready && !self.out_of_step && !self.full && self.offers.is_empty()
+    }
+
+    /// Whether it wants offers as soon as they can reach it.
+    pub(super) const fn wants_offers(&self) -> bool {
+        self.ready && !self.out_of_step
     }
 
     fn idle(&self) -> bool {
@@ -310,7 +315,7 @@ impl Desk<'_> {
         instance.wanted_back.extend(lost.not_wanted_back);
         instance.agents.extend(lost.agents);
         let offers = lost.offers.into_iter();
-        let standing = offers.filter(|offer| leader.offers.standing.contains_key(&offer.id));
+        let standing = offers.filter(|offer| leader.offers.standing().contains_key(&offer.id));
         instance.offers.extend(standing);
         instance.rescinded.extend(lost.rescinded);
         // The guest never heard of offers that went with the batch and are withdrawn by now.
@@ -479,9 +484,15 @@ impl Desk<'_> {
             carried.rescinded = std::mem::take(&mut instance.rescinded);
             batch.push(&Event::Rescinded(carried.rescinded.clone()));
         }
-        if !instance.offers.is_empty() && batch.room() {
-            carried.offers = std::mem::take(&mut instance.offers);
-            batch.push(&Event::Offers(carried.offers.clone()));
+        while !instance.offers.is_empty() {
+            let rest = instance.offers.split_off(instance.offers.len().min(OFFERS_OF_EVENT_MAX));
+            let some = std::mem::replace(&mut instance.offers, rest);
+            if !batch.push(&Event::Offers(some.clone())) {
+                // The rest comes with the next batch.
+                instance.offers.splice(0..0, some);
+                break;
+            }
+            carried.offers.extend(some);
         }
         while let Some(status) = instance.notices.front() {
             if !batch.push(&Event::Update { sequence: 0, status: status.clone() }) {

@@ -8,7 +8,7 @@
 use super::{Desk, Leader, Pending};
 use crate::api::Output;
 use crate::limits::{
-    BRAKE_AGENTS_MIN, BRAKE_HOLD_MS, BRAKE_PERCENT, BRAKED_EXPIRY_EVERY_MS, GAP_EDGE_MS, HEARD_MS,
+    BRAKE_AGENTS_MIN, BRAKE_HOLD_MS, BRAKE_PERCENT, BRAKED_EXPIRY_EVERY_MS, GAP_EDGE_MS, HEARD_MS, LIVENESS_EVERY_MS,
     STOOD_STILL_MS,
 };
 use std::collections::BTreeMap;
@@ -19,6 +19,8 @@ use tessera_wire::v1;
 #[derive(Debug, Default)]
 pub(crate) struct Liveness {
     last_tick_ms: Option<u64>,
+    /// When all agents were looked at.
+    looked_ms: Option<u64>,
     /// Agents that were given up, and when, as far as it was lately.
     expired_ms: BTreeMap<AgentId, u64>,
     /// Since when the brake is on.
@@ -78,6 +80,15 @@ impl Desk<'_> {
 
     pub(super) fn tick_liveness(&mut self) {
         self.forgive_standstill();
+        let every_ms = match self.leader.liveness.braked_ms {
+            Some(_) => BRAKED_EXPIRY_EVERY_MS,
+            None => LIVENESS_EVERY_MS,
+        };
+        let looked_ms = self.leader.liveness.looked_ms;
+        if looked_ms.is_some_and(|looked_ms| self.now.mono_ms < looked_ms + every_ms) {
+            return;
+        }
+        self.leader.liveness.looked_ms = Some(self.now.mono_ms);
         self.close_silent();
         let silence = self.silence();
         self.brake(silence);
@@ -90,10 +101,12 @@ impl Desk<'_> {
         let now_ms = self.now.mono_ms;
         let last_ms = self.leader.liveness.last_tick_ms.replace(now_ms).unwrap_or(now_ms);
         let gap_ms = now_ms.saturating_sub(last_ms);
+        if gap_ms < STOOD_STILL_MS {
+            return;
+        }
         let (from_ms, to_ms) = (last_ms + GAP_EDGE_MS, now_ms.saturating_sub(GAP_EDGE_MS));
         let mut sessions = self.leader.sessions.values();
-        let heard = sessions.any(|s| (from_ms..to_ms).contains(&s.last_beat_ms));
-        if gap_ms < STOOD_STILL_MS || heard {
+        if sessions.any(|s| (from_ms..to_ms).contains(&s.last_beat_ms)) {
             return;
         }
         for session in self.leader.sessions.values_mut() {

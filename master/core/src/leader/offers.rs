@@ -5,9 +5,9 @@
 //! expired or withdrawn. Must never outlive the leader.
 
 use super::Desk;
-use crate::allocator::{Allocator, Candidate, Fair, Picture};
-use crate::limits::{EXPIRED_FILTER_MS, FILTER_MIN_MS, OFFER_WASTED_MS};
-use std::collections::BTreeMap;
+use crate::allocator::{Allocator, Candidate, Fair, Picture, worth_offering};
+use crate::limits::{EXPIRED_FILTER_MS, FILTER_MIN_MS, LOOK_AT_ALL_MS, OFFER_WASTED_MS};
+use std::collections::{BTreeMap, BTreeSet};
 use tessera_types::limits::DURATION_MAX_MS;
 use tessera_types::{AgentId, FrameworkId, Offer, OfferId, Quantities};
 
@@ -27,46 +27,120 @@ struct Refused {
     until_ms: u64,
 }
 
-/// All of them.
+/// All of them, with indexes that change only with what they index.
 #[derive(Debug, Default)]
 pub(crate) struct Offers {
-    pub(crate) standing: BTreeMap<OfferId, Standing>,
+    /// Older ones have lower numbers.
+    standing: BTreeMap<OfferId, Standing>,
     /// Amounts of accepted offers whose turn is not applied yet, by ticket.
-    pub(crate) accepting: BTreeMap<u64, Vec<(FrameworkId, AgentId, Quantities)>>,
-    /// At most one per framework and agent.
-    filters: BTreeMap<(FrameworkId, AgentId), Refused>,
+    accepting: BTreeMap<u64, Vec<(FrameworkId, AgentId, Quantities)>>,
+    /// Index: sums over both, without those that are nothing.
+    held_of: BTreeMap<AgentId, Quantities>,
+    held_by: BTreeMap<FrameworkId, Quantities>,
+    /// Index: offers that stand.
+    of: BTreeSet<(AgentId, OfferId)>,
+    /// At most one per agent and framework.
+    filters: BTreeMap<(AgentId, FrameworkId), Refused>,
+    /// Index: filters by their end.
+    filter_ends: BTreeSet<(u64, AgentId, FrameworkId)>,
     /// Offers that a framework has kept for nothing since it accepted one.
     wasted: BTreeMap<FrameworkId, u32>,
     round: u64,
+    /// Agents of which something may be free that somebody may be offered. All others were looked at, and
+    /// had nothing, or nobody wanted it, and neither has changed since.
+    loose: BTreeSet<AgentId>,
+    /// Who could be offered something when they were looked at.
+    wanting: BTreeSet<FrameworkId>,
+    /// What all reachable agents have together, until one changes.
+    total: Option<Quantities>,
+    looked_ms: u64,
 }
 
 impl Offers {
+    /// Those that stand.
+    pub(crate) const fn standing(&self) -> &BTreeMap<OfferId, Standing> {
+        &self.standing
+    }
+
     /// What is offered or being accepted of an agent.
     pub(crate) fn held_of(&self, agent: AgentId) -> Quantities {
-        self.all().filter(|(_, a, _)| *a == agent).fold(Quantities::ZERO, |s, (_, _, q)| s.plus(q))
+        self.held_of.get(&agent).copied().unwrap_or_default()
     }
 
     /// What is offered to a framework or being accepted by it.
     pub(crate) fn held_by(&self, framework: FrameworkId) -> Quantities {
-        let own = self.all().filter(|(f, _, _)| *f == framework);
-        own.fold(Quantities::ZERO, |sum, (_, _, q)| sum.plus(q))
+        self.held_by.get(&framework).copied().unwrap_or_default()
     }
 
     /// What stands as offers of an agent.
     pub(crate) fn standing_of(&self, agent: AgentId) -> Quantities {
-        let of = self.standing.values().filter(|standing| standing.agent == agent);
+        let of = self.ids_of(agent).filter_map(|offer| self.standing.get(&offer));
         of.fold(Quantities::ZERO, |sum, standing| sum.plus(standing.quantities))
     }
 
-    fn all(&self) -> impl Iterator<Item = (FrameworkId, AgentId, Quantities)> {
-        let standing = self.standing.values().map(|o| (o.framework, o.agent, o.quantities));
-        standing.chain(self.accepting.values().flatten().copied())
+    fn ids_of(&self, agent: AgentId) -> impl Iterator<Item = OfferId> {
+        let of = self.of.range((agent, OfferId(0))..=(agent, OfferId(u64::MAX)));
+        of.map(|(_, offer)| *offer)
     }
 
-    fn filter(&mut self, key: (FrameworkId, AgentId), quantities: Quantities, until_ms: u64) {
-        let filter = self.filters.entry(key).or_insert(Refused { quantities, until_ms });
+    /// Sums over all, to be compared with the indexes.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let mut held_of: BTreeMap<AgentId, Quantities> = BTreeMap::new();
+        let mut held_by: BTreeMap<FrameworkId, Quantities> = BTreeMap::new();
+        let standing = self.standing.values().map(|o| (o.framework, o.agent, o.quantities));
+        for (framework, agent, quantities) in standing.chain(self.accepting.values().flatten().copied()) {
+            add(&mut held_of, agent, quantities);
+            add(&mut held_by, framework, quantities);
+        }
+        let of: BTreeSet<_> = self.standing.iter().map(|(id, offer)| (offer.agent, *id)).collect();
+        let ends = self.filters.iter().map(|((agent, framework), f)| (f.until_ms, *agent, *framework));
+        let ends: BTreeSet<_> = ends.collect();
+        if held_of != self.held_of || held_by != self.held_by || of != self.of || ends != self.filter_ends {
+            return Err("the indexes of offers are not those of their tables".to_owned());
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, id: OfferId, standing: Standing) {
+        add(&mut self.held_of, standing.agent, standing.quantities);
+        add(&mut self.held_by, standing.framework, standing.quantities);
+        self.of.insert((standing.agent, id));
+        self.standing.insert(id, standing);
+    }
+
+    /// Take an offer off the table: it was answered, or withdrawn.
+    pub(super) fn remove(&mut self, id: OfferId) -> Option<Standing> {
+        let standing = self.standing.remove(&id)?;
+        self.of.remove(&(standing.agent, id));
+        take(&mut self.held_of, standing.agent, standing.quantities);
+        take(&mut self.held_by, standing.framework, standing.quantities);
+        self.loose.insert(standing.agent);
+        Some(standing)
+    }
+
+    fn filter(&mut self, key: (AgentId, FrameworkId), quantities: Quantities, until_ms: u64) {
         // A later answer says more than an earlier one.
-        *filter = Refused { quantities, until_ms };
+        self.unfilter(key);
+        self.filters.insert(key, Refused { quantities, until_ms });
+        self.filter_ends.insert((until_ms, key.0, key.1));
+    }
+
+    fn unfilter(&mut self, key: (AgentId, FrameworkId)) {
+        if let Some(filter) = self.filters.remove(&key) {
+            self.filter_ends.remove(&(filter.until_ms, key.0, key.1));
+            self.loose.insert(key.0);
+        }
+    }
+
+    /// Something of an agent may be free that was not.
+    pub(super) fn look_at(&mut self, agent: AgentId) {
+        self.loose.insert(agent);
+    }
+
+    /// What an agent has may have changed.
+    pub(super) fn agent_changed(&mut self, agent: AgentId) {
+        self.total = None;
+        self.loose.insert(agent);
     }
 
     /// An offer has ended without being accepted, after this time.
@@ -85,72 +159,114 @@ impl Offers {
         accepted: Vec<(FrameworkId, AgentId, Quantities)>,
     ) {
         self.wasted.remove(&framework);
+        for (framework, agent, quantities) in &accepted {
+            add(&mut self.held_of, *agent, *quantities);
+            add(&mut self.held_by, *framework, *quantities);
+        }
         self.accepting.insert(ticket, accepted);
     }
 
-    fn drop_filters(&mut self, keep: impl Fn(FrameworkId, AgentId) -> bool) {
-        self.filters.retain(|(framework, agent), _| keep(*framework, *agent));
+    /// A turn is applied, or lost: what it accepted is charged, or free again. Whether it had accepted any.
+    pub(super) fn accepted(&mut self, ticket: u64) -> bool {
+        let Some(accepted) = self.accepting.remove(&ticket) else { return false };
+        for (framework, agent, quantities) in accepted {
+            take(&mut self.held_of, agent, quantities);
+            take(&mut self.held_by, framework, quantities);
+            self.loose.insert(agent);
+        }
+        true
+    }
+
+    fn drop_filters_by(&mut self, framework: FrameworkId) {
+        let keys: Vec<_> = self.filters.keys().filter(|(_, by)| *by == framework).copied().collect();
+        for key in keys {
+            self.unfilter(key);
+        }
+    }
+
+    fn drop_filters_of(&mut self, agent: AgentId) {
+        let of = (agent, FrameworkId(0))..=(agent, FrameworkId(u64::MAX));
+        let keys: Vec<_> = self.filters.range(of).map(|(key, _)| *key).collect();
+        for key in keys {
+            self.unfilter(key);
+        }
     }
 
     fn refused(&self, framework: FrameworkId, agent: AgentId, quantities: Quantities) -> bool {
-        let filter = self.filters.get(&(framework, agent));
+        let filter = self.filters.get(&(agent, framework));
         filter.is_some_and(|filter| filter.quantities.contains(quantities))
+    }
+}
+
+fn add<K: Ord>(sums: &mut BTreeMap<K, Quantities>, key: K, quantities: Quantities) {
+    let sum = sums.entry(key).or_default();
+    *sum = sum.plus(quantities);
+}
+
+fn take<K: Ord>(sums: &mut BTreeMap<K, Quantities>, key: K, quantities: Quantities) {
+    if let Some(sum) = sums.get_mut(&key) {
+        *sum = sum.minus(quantities);
+        if *sum == Quantities::ZERO {
+            sums.remove(&key);
+        }
     }
 }
 
 impl Desk<'_> {
     /// Make offers of everything that is free and that somebody may have.
     pub(super) fn allocate(&mut self) {
-        let mut held_of: BTreeMap<AgentId, Quantities> = BTreeMap::new();
-        let mut held_by: BTreeMap<FrameworkId, Quantities> = BTreeMap::new();
-        for (framework, agent, quantities) in self.leader.offers.all() {
-            let sum = held_of.entry(agent).or_default();
-            *sum = sum.plus(quantities);
-            let sum = held_by.entry(framework).or_default();
-            *sum = sum.plus(quantities);
+        let first = AgentId(1 + self.leader.offers.round % self.state.meta.next_agent.max(1));
+        self.leader.offers.round += 1;
+        let wanting = self.wanting();
+        let before = std::mem::take(&mut self.leader.offers.wanting);
+        let came = wanting.difference(&before).next().is_some();
+        self.leader.offers.wanting = wanting;
+        // Marks say where to look; looking everywhere now and then keeps a lost one from lasting.
+        let now_ms = self.now.mono_ms;
+        if came || now_ms >= self.leader.offers.looked_ms + LOOK_AT_ALL_MS {
+            self.leader.offers.looked_ms = now_ms;
+            self.leader.offers.loose = self.state.agents.keys().copied().collect();
         }
-        let connected = |agent: &AgentId| {
-            self.leader.links.get(agent).is_some_and(|l| l.session.is_some() && !l.comparing)
-        };
-        let free = self.state.agents.iter().filter(|(agent, row)| {
-            row.unreachable_ms.is_none() && !row.deactivated && connected(agent)
-        });
-        let free: Vec<_> = free
-            .map(|(agent, row)| {
-                let held = held_of.get(agent).copied().unwrap_or_default();
-                (*agent, row.resources.total.minus(row.charged).minus(held))
-            })
-            .collect();
-        let wants = |id: &FrameworkId| {
+        if self.leader.offers.loose.is_empty() {
+            return;
+        }
+        let free = self.loose();
+        let can = |id: &&FrameworkId| {
             self.leader.instances.get(id).is_some_and(|instance| instance.may_be_offered())
         };
-        let candidates = self.state.frameworks.iter().filter(|(id, framework)| {
-            !framework.removing && !framework.suppressed && !framework.migrating() && wants(id)
-        });
+        let candidates = self.leader.offers.wanting.iter().filter(can);
         let candidates: Vec<Candidate> = candidates
-            .map(|(id, f)| Candidate {
-                framework: *id,
-                role: f.role.to_string(),
-                wasted: self.leader.offers.wasted.get(id).copied().unwrap_or(0),
+            .filter_map(|id| {
+                Some(Candidate {
+                    framework: *id,
+                    role: self.state.frameworks.get(id)?.role.to_string(),
+                    wasted: self.leader.offers.wasted.get(id).copied().unwrap_or(0),
+                })
             })
             .collect();
+        if candidates.is_empty() || free.is_empty() {
+            return self.look_again_at(&free);
+        }
+        let total = *self.leader.offers.total.get_or_insert_with(|| self.state.total());
         let held = self.state.frameworks.iter().map(|(id, framework)| {
-            let offered = held_by.get(id).copied().unwrap_or_default();
+            let offered = self.leader.offers.held_by(*id);
             (*id, (framework.role.to_string(), framework.charged.plus(offered)))
         });
         let picture = Picture {
-            total: self.state.total(),
+            total,
             free,
             candidates,
             held: held.collect(),
             refused: &|framework, agent, quantities| {
                 self.leader.offers.refused(framework, agent, quantities)
             },
-            round: self.leader.offers.round,
+            first,
         };
         let grants = Fair.allocate(&picture);
-        self.leader.offers.round += 1;
+        let mut free = picture.free;
+        let mut granted = BTreeSet::new();
         for grant in grants {
+            granted.insert(grant.agent);
             let id = OfferId(self.leader.fresh());
             let standing = Standing {
                 framework: grant.framework,
@@ -158,7 +274,7 @@ impl Desk<'_> {
                 quantities: grant.quantities,
                 made_ms: self.now.mono_ms,
             };
-            self.leader.offers.standing.insert(id, standing);
+            self.leader.offers.insert(id, standing);
             if let Some(instance) = self.leader.instances.get_mut(&grant.framework) {
                 instance.offers.push(Offer {
                     id,
@@ -168,6 +284,45 @@ impl Desk<'_> {
             }
             self.leader.dirty_frameworks.insert(grant.framework);
         }
+        free.retain(|(agent, _)| !granted.contains(agent));
+        self.look_again_at(&free);
+    }
+
+    /// Who wants offers, now or as soon as it has answered what it was sent.
+    fn wanting(&self) -> BTreeSet<FrameworkId> {
+        let wanting = self.state.frameworks.iter().filter(|(id, framework)| {
+            !framework.removing
+                && !framework.suppressed
+                && !framework.migrating()
+                && self.leader.instances.get(id).is_some_and(|instance| instance.wants_offers())
+        });
+        wanting.map(|(id, _)| *id).collect()
+    }
+
+    /// What is free of the agents that are to be looked at, and that may be offered.
+    fn loose(&self) -> Vec<(AgentId, Quantities)> {
+        let offers = &self.leader.offers;
+        let free = offers.loose.iter().filter_map(|agent| {
+            let row = self.state.agents.get(agent)?;
+            let link = self.leader.links.get(agent)?;
+            let open = row.unreachable_ms.is_none()
+                && !row.deactivated
+                && link.session.is_some()
+                && !link.comparing;
+            let free = row.resources.total.minus(row.charged).minus(offers.held_of(*agent));
+            (open && worth_offering(free.clamped())).then_some((*agent, free))
+        });
+        free.collect()
+    }
+
+    /// These were not granted to anybody. Whoever does not refuse them may just be busy.
+    fn look_again_at(&mut self, free: &[(AgentId, Quantities)]) {
+        let offers = &self.leader.offers;
+        let again = free.iter().filter(|(agent, free)| {
+            let refused = |id: &FrameworkId| offers.refused(*id, *agent, free.clamped());
+            !offers.wanting.iter().all(refused)
+        });
+        self.leader.offers.loose = again.map(|(agent, _)| *agent).collect();
     }
 
     /// Offers of an agent of which more was charged than had been accepted: an executor ended while a
@@ -188,11 +343,11 @@ impl Desk<'_> {
         if offers.standing.get(&offer).is_none_or(|standing| standing.framework != framework) {
             return;
         }
-        if let Some(standing) = offers.standing.remove(&offer) {
+        if let Some(standing) = offers.remove(offer) {
             let refuse_ms = refuse_ms.clamp(FILTER_MIN_MS, DURATION_MAX_MS);
             let until_ms = self.now.mono_ms + refuse_ms;
             offers.given_back(framework, self.now.mono_ms.saturating_sub(standing.made_ms));
-            offers.filter((framework, standing.agent), standing.quantities, until_ms);
+            offers.filter((standing.agent, framework), standing.quantities, until_ms);
             self.leader.allocate = true;
         }
     }
@@ -207,19 +362,21 @@ impl Desk<'_> {
     ) {
         if refuse_ms > 0 && !rest.is_empty() {
             let until_ms = self.now.mono_ms + refuse_ms.min(DURATION_MAX_MS);
-            self.leader.offers.filter((framework, agent), rest, until_ms);
+            self.leader.offers.filter((agent, framework), rest, until_ms);
         }
     }
 
     /// The framework wants everything again.
     pub(super) fn revive(&mut self, framework: FrameworkId) {
-        self.leader.offers.drop_filters(|owner, _| owner != framework);
+        self.leader.offers.drop_filters_by(framework);
         self.leader.allocate = true;
     }
 
     /// Offers of an instance that is no more: nobody can answer them.
     pub(super) fn withdraw_framework(&mut self, framework: FrameworkId) {
-        self.leader.offers.standing.retain(|_, standing| standing.framework != framework);
+        for offer in self.offers_where(|standing| standing.framework == framework) {
+            self.leader.offers.remove(offer);
+        }
         if let Some(instance) = self.leader.instances.get_mut(&framework) {
             instance.offers.clear();
             instance.rescinded.clear();
@@ -229,27 +386,28 @@ impl Desk<'_> {
 
     /// Everything of a framework that was removed.
     pub(super) fn forget_filters(&mut self, framework: FrameworkId) {
-        self.leader.offers.drop_filters(|owner, _| owner != framework);
+        self.leader.offers.drop_filters_by(framework);
         self.leader.offers.wasted.remove(&framework);
     }
 
     /// Offers of an agent that is away or has changed: their frameworks are told.
     pub(super) fn withdraw_agent(&mut self, agent: AgentId) {
-        let gone: Vec<OfferId> = self.offers_where(|standing| standing.agent == agent);
+        let gone: Vec<OfferId> = self.leader.offers.ids_of(agent).collect();
         for offer in gone {
             self.rescind(offer);
         }
-        self.leader.offers.drop_filters(|_, of| of != agent);
+        self.leader.offers.drop_filters_of(agent);
+        self.leader.offers.look_at(agent);
         self.leader.allocate = true;
     }
 
-    fn offers_where(&self, mut picks: impl FnMut(&Standing) -> bool) -> Vec<OfferId> {
+    fn offers_where(&self, picks: impl Fn(&Standing) -> bool) -> Vec<OfferId> {
         let standing = self.leader.offers.standing.iter();
         standing.filter(|(_, standing)| picks(standing)).map(|(id, _)| *id).collect()
     }
 
     fn rescind(&mut self, offer: OfferId) {
-        let Some(standing) = self.leader.offers.standing.remove(&offer) else { return };
+        let Some(standing) = self.leader.offers.remove(offer) else { return };
         if let Some(instance) = self.leader.instances.get_mut(&standing.framework) {
             let before = instance.offers.len();
             instance.offers.retain(|fresh| fresh.id != offer);
@@ -263,22 +421,26 @@ impl Desk<'_> {
     pub(super) fn tick_offers(&mut self) {
         let now_ms = self.now.mono_ms;
         let timeout = self.config.offer_timeout_ms;
-        let expired =
-            self.offers_where(|standing| now_ms.saturating_sub(standing.made_ms) >= timeout);
+        let standing = self.leader.offers.standing.iter();
+        let expired = standing.take_while(|(_, o)| now_ms.saturating_sub(o.made_ms) >= timeout);
+        let expired: Vec<OfferId> = expired.map(|(offer, _)| *offer).collect();
         for offer in expired {
             let Some(standing) = self.leader.offers.standing.get(&offer).copied() else { continue };
             self.rescind(offer);
-            let key = (standing.framework, standing.agent);
+            let key = (standing.agent, standing.framework);
             let until_ms = now_ms + EXPIRED_FILTER_MS;
             self.leader.offers.filter(key, standing.quantities, until_ms);
             let after_ms = now_ms.saturating_sub(standing.made_ms);
             self.leader.offers.given_back(standing.framework, after_ms);
             self.leader.allocate = true;
         }
-        let before = self.leader.offers.filters.len();
-        self.leader.offers.filters.retain(|_, filter| filter.until_ms > now_ms);
-        if self.leader.offers.filters.len() != before {
+        while let Some((until_ms, agent, framework)) = self.leader.offers.filter_ends.first().copied() {
+            if until_ms > now_ms {
+                break;
+            }
+            self.leader.offers.unfilter((agent, framework));
             self.leader.allocate = true;
         }
+        self.leader.allocate |= now_ms >= self.leader.offers.looked_ms + LOOK_AT_ALL_MS;
     }
 }

@@ -238,7 +238,7 @@ impl Desk<'_> {
         framework: FrameworkId,
         offers: &[OfferId],
     ) -> Result<(AgentId, Quantities), String> {
-        let standing = &mut self.leader.offers.standing;
+        let standing = self.leader.offers.standing();
         let mut taken: Option<(AgentId, Quantities)> = None;
         let mut seen = BTreeSet::new();
         for offer in offers {
@@ -256,7 +256,7 @@ impl Desk<'_> {
             taken = Some((agent, sum.plus(found.quantities)));
         }
         for offer in offers {
-            standing.remove(offer);
+            self.leader.offers.remove(*offer);
         }
         taken.ok_or_else(|| "no offer is named".to_owned())
     }

@@ -26,6 +26,8 @@ impl Desk<'_> {
                 self.leader.dirty_frameworks.insert(framework);
             }
             Effect::Task { agent, framework, task } => {
+                // When it has ended, what it took is free.
+                self.leader.offers.look_at(agent);
                 if let Some(link) = self.leader.links.get_mut(&agent) {
                     link.changed.insert((framework, task));
                     self.leader.dirty_links.insert(agent);
@@ -41,16 +43,17 @@ impl Desk<'_> {
                 self.leader.dirty_frameworks.insert(framework);
                 self.leader.allocate = true;
             }
-            Effect::Events { .. } => {}
-        }
             Effect::StateWritten { framework, key, count } => {
                 self.state_written(framework, key, count);
             }
+            Effect::Events { .. } => {}
+        }
     }
 
     fn agent_changed(&mut self, agent: AgentId) {
         let now_ms = self.now.mono_ms;
         self.withdraw_agent(agent);
+        self.leader.offers.agent_changed(agent);
         if self.state.agents.contains_key(&agent) {
             self.leader.links.entry(agent).or_insert_with(|| Link::new(now_ms));
             self.leader.dirty_links.insert(agent);

@@ -233,6 +233,7 @@ impl Desk<'_> {
         };
         self.send(session, Out::Registered(registered));
         self.leader.dirty_links.insert(agent);
+        self.leader.offers.look_at(agent);
         self.leader.allocate = true;
         self.touch_unplaced();
     }

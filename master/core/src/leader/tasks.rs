@@ -72,6 +72,7 @@ impl Desk<'_> {
         }
         link.comparing = false;
         self.leader.dirty_links.insert(agent);
+        self.leader.offers.look_at(agent);
         self.leader.allocate = true;
     }
 

@@ -315,7 +315,7 @@ impl Desk<'_> {
 
     /// A turn was committed or refused.
     pub(super) fn turn_done(&mut self, ticket: u64, pending: &PendingTurn, result: CommandResult) {
-        if self.leader.offers.accepting.remove(&ticket).is_some() {
+        if self.leader.offers.accepted(ticket) {
             self.leader.allocate = true;
         }
         for agent in &pending.after.executors_on {
@@ -439,7 +439,7 @@ impl Desk<'_> {
 
     /// A turn's command was not taken: the worker has to submit it again, in a new session.
     pub(super) fn turn_lost(&mut self, ticket: u64, pending: &PendingTurn) {
-        self.leader.offers.accepting.remove(&ticket);
+        self.leader.offers.accepted(ticket);
         self.leader.allocate = true;
         self.land(pending);
         let agent = self.state.frameworks.get(&pending.framework).and_then(|f| f.agent);
