@@ -199,7 +199,7 @@ impl TaskUsers {
     }
 }
 
-fn refuse<T>(field: &'static str, rule: impl Into<String>) -> Result<T, ConfigError> {
+pub(crate) fn refuse<T>(field: &'static str, rule: impl Into<String>) -> Result<T, ConfigError> {
     Err(ConfigError::Field {
         field,
         rule: rule.into(),
@@ -326,7 +326,7 @@ fn workers(idle_s: Option<u64>, uid_first: Option<u32>) -> Result<(u64, u32), Co
     Ok((idle_ms, uid_first))
 }
 
-fn masters(text: &str) -> Result<Vec<String>, ConfigError> {
+pub(crate) fn masters(text: &str) -> Result<Vec<String>, ConfigError> {
     let masters: Vec<String> = text.split(',').map(|part| part.trim().to_owned()).collect();
     for master in &masters {
         let port = master

@@ -24,6 +24,7 @@ mod recordings;
 mod sandbox;
 mod scheduler_log;
 mod session;
+mod simulated;
 mod supervisor;
 mod tenants;
 mod users;
@@ -33,6 +34,7 @@ mod workers;
 
 pub use config::{AgentConfig, ConfigError};
 pub use identity::IdentityError;
+pub use simulated::{ATTRIBUTE as SIMULATED_ATTRIBUTE, SimulatedConfig, simulate};
 
 use checkpoint::{Checkpoint, CheckpointError};
 use config::Settings;

@@ -31,7 +31,8 @@ pub struct Masters {
     /// What is tried next; filled anew when it is empty.
     queue: VecDeque<String>,
     hints: u32,
-    work_dir: PathBuf,
+    /// Where the cluster's list is kept, if it is.
+    work_dir: Option<PathBuf>,
 }
 
 impl Masters {
@@ -47,7 +48,21 @@ impl Masters {
             learned: usable(&learned),
             queue: VecDeque::new(),
             hints: 0,
-            work_dir: work_dir.to_owned(),
+            work_dir: Some(work_dir.to_owned()),
+        }
+    }
+
+    /// Those that the operator named, this one of them first; what the cluster names is forgotten with the
+    /// process.
+    pub fn without_memory(mut named: Vec<String>, first: usize) -> Self {
+        let first = first.checked_rem(named.len()).unwrap_or(0);
+        named.rotate_left(first);
+        Self {
+            named,
+            learned: Vec::new(),
+            queue: VecDeque::new(),
+            hints: 0,
+            work_dir: None,
         }
     }
 
@@ -100,7 +115,8 @@ impl Masters {
             return;
         }
         self.learned = learned;
-        if let Err(error) = record::write(&self.work_dir, MASTERS_FILE, &self.learned, true) {
+        let Some(work_dir) = &self.work_dir else { return };
+        if let Err(error) = record::write(work_dir, MASTERS_FILE, &self.learned, true) {
             tracing::warn!(%error, "the list of masters is not kept");
         }
     }

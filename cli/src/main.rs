@@ -17,7 +17,7 @@ mod supervise;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    agent, component, dev, events, framework, master, operator, role, run, sim, task,
+    agent, component, dev, events, framework, master, operator, role, run, sim, sim_agents, task,
 };
 use error::{CliError, EXIT_CODES_HELP};
 use output::Format;
@@ -68,6 +68,8 @@ enum Command {
     Run(run::RunArgs),
     /// Try schedulers against a simulated cluster, on this machine
     Sim(sim::SimArgs),
+    /// Many agents whose machines do not exist, to try a cluster at its size
+    SimAgents(sim_agents::SimAgentsArgs),
 }
 
 /// What every command is given besides its own arguments.
@@ -117,6 +119,7 @@ fn main() -> ExitCode {
             Command::Events(args) => events::run(&context, args).await,
             Command::Run(args) => run::run(&context, args).await,
             Command::Sim(args) => sim::run(&context, args).await,
+            Command::SimAgents(args) => sim_agents::run(&context, args).await,
         }
     });
     // Whatever still runs in the background must not hold the process.
@@ -190,6 +193,7 @@ mod tests {
             "tessera framework replay w --recording e3-1 --component new.wasm --keep /tmp/x",
             "tessera run --cpus 0.5 --env A=b --timeout 3 -- sh -c exit",
             "tessera sim --scheduler a=a.wasm,role=x --scheduler b=b.wasm --agents 10000 --for 1h --seed 7 --trace t --faults 3 -o json",
+            "tessera sim-agents --count 5000 --master a:1,b:2 --task-time 30s --attribute a=b",
         ] {
             assert!(Cli::try_parse_from(good.split(' ')).is_ok(), "{good}");
         }
@@ -215,6 +219,7 @@ mod tests {
             "tessera sim --scheduler a.wasm",
             "tessera sim --scheduler a=a.wasm --agent-size cpus=many",
             "tessera run --env =x -- true",
+            "tessera sim-agents",
         ] {
             assert!(Cli::try_parse_from(bad.split(' ')).is_err(), "{bad}");
         }

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use tessera_agent::{AgentConfig, IdentityError, RunError};
 
 /// Where a master listens for agents when nothing is said.
-const DEFAULT_MASTER: &str = "127.0.0.1:5051";
+pub const DEFAULT_MASTER: &str = "127.0.0.1:5051";
 
 /// Arguments of `tessera agent`.
 #[derive(Debug, clap::Args)]

@@ -16,6 +16,7 @@ pub mod replay;
 pub mod role;
 pub mod run;
 pub mod sim;
+pub mod sim_agents;
 pub mod state;
 pub mod task;
 pub mod upkeep;
