@@ -97,6 +97,7 @@ impl Desk<'_> {
             Ok(Admitted::Answered(answer)) => self.answer_ticket(ticket, Ok(answer)),
             Ok(Admitted::Taken(id)) => {
                 request.id = id;
+                self.take_over(id);
                 self.wait_for(ticket, framework, request);
             }
             Ok(Admitted::New) => {
@@ -109,6 +110,15 @@ impl Desk<'_> {
                 self.leader.dirty_frameworks.insert(framework);
             }
         }
+    }
+
+    /// Whoever waits for the answer of a request that came again has most likely gone away unnoticed.
+    fn take_over(&mut self, request: u64) {
+        let waiter = self.leader.waiters.by_request.get_mut(&request);
+        let Some(older) = waiter.and_then(|waiter| waiter.ticket.take()) else { return };
+        self.leader.waiters.by_ticket.remove(&older);
+        let text = "the request came again under its key, and that one is answered";
+        self.answer_ticket(older, Err(failure(409, "IN_PROGRESS", text)));
     }
 
     fn wait_for(&mut self, ticket: u64, framework: FrameworkId, request: HttpRequest) {
@@ -166,9 +176,20 @@ impl Desk<'_> {
         Ok(Admitted::New)
     }
 
-    /// The number under which its scheduler has this request, if nobody waits for the answer now.
+    /// The number under which this request came before and is not answered yet.
     fn taken(&self, framework: FrameworkId, request: &HttpRequest) -> Result<Option<u64>, HttpFailure> {
         let Some(key) = &request.idempotency_key else { return Ok(None) };
+        let same_key = |waiter: &&Waiter| {
+            waiter.framework == framework
+                && waiter.request.principal == request.principal
+                && waiter.request.idempotency_key.as_deref() == Some(key)
+        };
+        if let Some(waiter) = self.leader.waiters.by_request.values().find(same_key) {
+            if request_hash(&waiter.request) != request_hash(request) {
+                return Err(failure(422, "KEY_REUSED", "the key was used for another request"));
+            }
+            return Ok(Some(waiter.request.id));
+        }
         let lost = self.leader.instances.get(&framework).map(|instance| &instance.lost_requests);
         let mut open = self.state.open_requests(framework).filter(|(id, _)| {
             lost.is_none_or(|lost| !lost.contains(id))
@@ -189,15 +210,6 @@ impl Desk<'_> {
         rows: &dyn Rows,
     ) -> Result<Option<HttpAnswer>, HttpFailure> {
         let hash = request_hash(request);
-        let same_key = |waiter: &&Waiter| {
-            waiter.framework == framework
-                && (waiter.ticket.is_some() || self.state.open_request(framework, waiter.request.id).is_none())
-                && waiter.request.principal == request.principal
-                && waiter.request.idempotency_key.as_deref() == Some(key)
-        };
-        if self.leader.waiters.by_request.values().find(same_key).is_some() {
-            return Err(failure(409, "IN_PROGRESS", "a request with this key is being answered"));
-        }
         let answer_key = AnswerKey {
             framework,
             principal: request.principal.clone(),
