@@ -14,6 +14,7 @@ mod chaos_load;
 mod chaos_net;
 mod chaos_requests;
 mod components;
+mod components_end;
 mod engine;
 mod executors;
 mod first_steps;
