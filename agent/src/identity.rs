@@ -3,6 +3,8 @@
 //! Invariants: one agent per work directory; the agent's number and cluster are on disk before anything
 //! is done in their name; the key is made once per directory. This file must never talk to a master.
 
+use crate::images::IMAGES_DIR;
+use crate::reach::TENANTS_DIR;
 use crate::recordings::RECORDINGS_DIR;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -21,7 +23,7 @@ const IDENTITY_VERSION: u32 = 1;
 /// Folders that tasks have no business in: specs with their environments, components, logs, sockets.
 const PRIVATE_FOLDERS: [&str; 4] = ["checkpoint", "components", "frameworks", "run"];
 /// Folders that workers pass through to what they know the name of. So do tasks through `tasks/`.
-const PASSAGE_FOLDERS: [&str; 2] = ["images", RECORDINGS_DIR];
+const PASSAGE_FOLDERS: [&str; 3] = [IMAGES_DIR, RECORDINGS_DIR, TENANTS_DIR];
 /// Random bytes of a key: enough that two directories never have the same.
 const KEY_BYTES: usize = 16;
 

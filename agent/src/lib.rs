@@ -20,6 +20,7 @@ mod masters;
 mod native;
 mod perform;
 mod protections;
+mod reach;
 mod recordings;
 mod sandbox;
 mod scheduler_log;
@@ -182,13 +183,15 @@ async fn open(
         Arc::new(scheduler_log::SchedulerLogs::open(dir).map_err(disk("opening frameworks/"))?);
     let hosting = hosting(settings, &cgroups).await?;
     actions.extend(core.on_workers_found(hosting.found, wall_now(began)));
+    let reaches = Arc::new(reach::Reaches::new(dir));
     let workers = workers::Workers::new(
         dir.to_owned(),
         settings.bin_dir.clone(),
         worker_room::Rooms::new(
             cgroups.clone(),
             Arc::clone(&hosting.tenants),
-            hosting.protections.network,
+            Arc::clone(&reaches),
+            worker_room::Own::from(&hosting.protections),
             worker_link::engine_tag(&hosting.engine),
         ),
         Arc::clone(&logs),
@@ -205,6 +208,7 @@ async fn open(
         sandboxes: sandboxes.clone(),
         recordings: recordings.clone(),
         tenants: hosting.tenants,
+        reaches,
         work_dir: dir.to_owned(),
         inputs: inputs.clone(),
     };

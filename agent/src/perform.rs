@@ -7,6 +7,7 @@ use crate::components::Components;
 use crate::images::{CompileError, Images};
 use crate::input::Input;
 use crate::native::{Attempt, task_variables};
+use crate::reach::Reaches;
 use crate::recordings::Recordings;
 use crate::sandbox::{Sandboxes, TaskDirs, read_result};
 use crate::session::Client;
@@ -40,6 +41,8 @@ pub struct Supply {
     pub recordings: Recordings,
     /// Users of workers.
     pub tenants: Arc<Tenants>,
+    /// What workers of each tenant can reach.
+    pub reaches: Arc<Reaches>,
     /// The agent's work directory.
     pub work_dir: PathBuf,
     /// Where answers go.
@@ -205,9 +208,12 @@ impl Supply {
     async fn recordings_of(&self, instance: &v1::DesiredInstance) -> Result<String, String> {
         let role: RoleName = instance.role.parse().map_err(|e: NameError| e.to_string())?;
         let (recordings, tenants) = (self.recordings.clone(), Arc::clone(&self.tenants));
+        let reaches = Arc::clone(&self.reaches);
         let framework = FrameworkId(instance.framework);
         let made = tokio::task::spawn_blocking(move || {
-            let owner = tenants.owner(role.tenant(), WorkerKind::Schedulers)?;
+            let kind = WorkerKind::Schedulers;
+            let owner = tenants.owner(role.tenant(), kind)?;
+            reaches.place(framework, tenants.number(role.tenant())?, kind)?;
             recordings.prepare(framework, owner)
         });
         let folder = made.await.map_err(|error| error.to_string())?;
@@ -305,10 +311,13 @@ impl Supply {
     /// Make the sandbox of a task that a worker will run; blocks.
     fn sandbox_in(&self, of: &Attempt, worker: &WorkerKey) -> Result<TaskDirs, String> {
         // The worker's user is the task's: its sandbox is what it reaches of the disk.
-        let owner = self
-            .tenants
-            .owner(&worker.tenant, worker.kind)
-            .map_err(|error| error.to_string())?;
+        let place = || {
+            let owner = self.tenants.owner(&worker.tenant, worker.kind)?;
+            let number = self.tenants.number(&worker.tenant)?;
+            self.reaches.place(of.key.framework, number, worker.kind)?;
+            Ok(owner)
+        };
+        let owner = place().map_err(|error: std::io::Error| error.to_string())?;
         self.sandboxes
             .prepare(&of.key, of.attempt, &of.spec, owner)
             .map_err(|error| error.to_string())

@@ -21,6 +21,8 @@ pub struct Protections {
     pub users: bool,
     /// Workers can have an empty network.
     pub network: bool,
+    /// Workers can be kept to their own files.
+    pub files: bool,
     /// Names and reasons of what is missing.
     pub missing: Vec<(String, String)>,
 }
@@ -40,9 +42,11 @@ impl Protections {
     /// Find out. `uid` is a user that is set aside for workers.
     pub async fn find(worker: &Path, cgroups: &Cgroups, uid: u32) -> Self {
         let mut missing = if nix::unistd::Uid::effective().is_root() {
-            probe(worker, uid).await
+            probe(worker, Some(uid)).await
         } else {
-            without_root()
+            let mut missing = without_root();
+            missing.extend(probe(worker, None).await);
+            missing
         };
         if let Some(why) = cgroups.unlimited_because() {
             let text = format!(
@@ -54,6 +58,7 @@ impl Protections {
         let found = Self {
             users: has("users"),
             network: has("network"),
+            files: has("files"),
             missing: missing.clone(),
         };
         for (name, why) in &missing {
@@ -74,28 +79,28 @@ impl Protections {
 }
 
 fn without_root() -> Vec<(String, String)> {
-    let users = "the agent does not run as root: tasks and workers of all tenants have its user, and can \
-                 read and end each other's processes";
+    let users = "the agent does not run as root: tasks and workers of all tenants have its user, and tasks can \
+                 read and end each other's processes; tasks of components can make no symbolic links";
     let network = "the agent does not run as root: workers stay in the machine's network";
     [("users", users), ("network", network)]
         .map(|(name, why)| (name.to_owned(), why.to_owned()))
         .into()
 }
 
-/// Let the worker's binary try what it would be asked for.
-async fn probe(worker: &Path, uid: u32) -> Vec<(String, String)> {
+/// Let the worker's binary try what it would be asked for: without a user to become, what needs no root.
+async fn probe(worker: &Path, uid: Option<u32>) -> Vec<(String, String)> {
+    let of_root = uid.map(|uid| ["--own-network".to_owned(), format!("--uid={uid}")]);
+    let names: &[&str] = if uid.is_some() { &["users", "network", "files"] } else { &["files"] };
     let asked = Command::new(worker)
-        .args(["probe-isolation", "--own-network", "--uid"])
-        .arg(uid.to_string())
+        .args(["probe-isolation", "--own-files"])
+        .args(of_root.iter().flatten())
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .kill_on_drop(true)
         .output();
     let failed = |why: String| {
         let why = format!("{} could not try: {why}", worker.display());
-        [("users", &why), ("network", &why)]
-            .map(|(name, why)| (name.to_owned(), why.clone()))
-            .into()
+        names.iter().map(|name| ((*name).to_owned(), why.clone())).collect()
     };
     match tokio::time::timeout(PROBE_TIMEOUT, asked).await {
         Ok(Ok(output)) => match serde_json::from_slice::<Probe>(&output.stdout) {
@@ -117,13 +122,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let worker = dir.path().join("worker");
         let limited = Cgroups::from_mounts("", "tessera");
-        let cases: [(&str, &[&str]); 3] = [
+        let cases: [(&str, &[&str]); 4] = [
             ("echo '{\"missing\":[]}'", &["limits"]),
             (
                 "echo '{\"missing\":[{\"name\":\"network\",\"why\":\"EPERM\"}]}'",
                 &["network", "limits"],
             ),
-            ("exit 1", &["users", "network", "limits"]),
+            (
+                "echo '{\"missing\":[{\"name\":\"scopes\",\"why\":\"older\"}]}'",
+                &["scopes", "limits"],
+            ),
+            ("exit 1", &["users", "network", "files", "limits"]),
         ];
         for (script, expected) in cases {
             std::fs::write(&worker, format!("#!/bin/sh\n{script}\n")).unwrap();
@@ -133,8 +142,10 @@ mod tests {
             if nix::unistd::Uid::effective().is_root() {
                 assert_eq!(names, expected, "{script}");
             } else {
-                assert_eq!(names, ["users", "network", "limits"], "{script}");
+                let expected: Vec<&str> = expected.iter().copied().filter(|n| !["users", "network"].contains(n)).collect();
+                assert_eq!(names, [vec!["users", "network"], expected].concat(), "{script}");
             }
+            assert_eq!(found.files, !names.contains(&"files"));
             assert_eq!(found.users, !names.contains(&"users"));
             assert_eq!(found.network, !names.contains(&"network"));
             assert!(found.to_wire().iter().all(|pair| !pair.value.is_empty()));

@@ -1,10 +1,12 @@
 //! Recordings of schedulers' lives: where their workers write them, and what there is of them.
 //!
-//! Layout: `recordings/f<framework>/e<epoch>-<life>.rec`; a framework's folder belongs to the user of its
+//! Layout: `recordings/f<framework>/e<epoch>-<life>.rec`, where the folder is a link into what its tenant's
+//! workers can reach; a framework's folder belongs to the user of its
 //! worker, which writes there and keeps its number of files. Invariants: a listing comes from the files
 //! themselves; folders of frameworks that are gone are kept in a bounded number. This file must never
 //! change a recording.
 
+use crate::reach;
 use crate::sandbox::open_beneath;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -92,13 +94,14 @@ impl Recordings {
             let entry = entry?;
             let id = entry.file_name().to_string_lossy().parse::<FrameworkId>();
             if id.is_ok_and(|id| !hosted.contains(&id)) {
-                others.push((entry.metadata()?.modified()?, entry.path()));
+                let path = entry.path();
+                others.push((fs::metadata(&path)?.modified()?, path));
             }
         }
         others.sort();
         let excess = others.len().saturating_sub(OTHERS_KEPT);
         for (_, path) in &others[..excess] {
-            if let Err(error) = fs::remove_dir_all(path) {
+            if let Err(error) = reach::remove(path) {
                 tracing::warn!(path = %path.display(), %error, "recordings could not be removed");
             }
         }

@@ -96,7 +96,11 @@ impl Tenants {
         }))
     }
 
-    fn number(&self, tenant: &str) -> io::Result<u32> {
+    /// A tenant's number, put on record the first time.
+    ///
+    /// # Errors
+    /// When the disk refuses, or there are no numbers left.
+    pub fn number(&self, tenant: &str) -> io::Result<u32> {
         let mut numbers = self.numbers();
         if let Some(number) = numbers.get(tenant) {
             return Ok(*number);

@@ -6,6 +6,9 @@
 //! [`GIVE_BACK_AFTER`]; what a worker needs beside its guests has a name here and was measured. This file
 //! must never decide what a worker hosts.
 
+use crate::images::IMAGES_DIR;
+use crate::protections::Protections;
+use crate::reach::Reaches;
 use crate::tenants::Tenants;
 use crate::worker_link::worker_name;
 use std::collections::{BTreeMap, VecDeque};
@@ -38,11 +41,28 @@ pub const GIVE_BACK_AFTER: Duration = Duration::from_secs(1);
 /// Threads of a worker: one for each guest, and a few of its own.
 const THREADS_MAX: u32 = 16_384;
 
+/// What this machine can give to workers of their own.
+#[derive(Clone, Copy, Debug)]
+pub struct Own {
+    network: bool,
+    files: bool,
+}
+
+impl From<&Protections> for Own {
+    fn from(found: &Protections) -> Self {
+        Self {
+            network: found.network,
+            files: found.files,
+        }
+    }
+}
+
 /// The groups of all workers.
 pub struct Rooms {
     cgroups: Cgroups,
     tenants: Arc<Tenants>,
-    own_network: bool,
+    reaches: Arc<Reaches>,
+    own: Own,
     engine_tag: String,
     rooms: BTreeMap<WorkerKey, Room>,
 }
@@ -120,7 +140,8 @@ impl Room {
 pub struct RoomMaker {
     cgroups: Cgroups,
     tenants: Arc<Tenants>,
-    own_network: bool,
+    reaches: Arc<Reaches>,
+    own: Own,
     group: String,
     key: WorkerKey,
     limits: Limits,
@@ -132,13 +153,15 @@ impl Rooms {
     pub fn new(
         cgroups: Cgroups,
         tenants: Arc<Tenants>,
-        own_network: bool,
+        reaches: Arc<Reaches>,
+        own: Own,
         engine_tag: String,
     ) -> Self {
         Self {
             cgroups,
             tenants,
-            own_network,
+            reaches,
+            own,
             engine_tag,
             rooms: BTreeMap::new(),
         }
@@ -163,7 +186,8 @@ impl Rooms {
         RoomMaker {
             cgroups: self.cgroups.clone(),
             tenants: Arc::clone(&self.tenants),
-            own_network: self.own_network,
+            reaches: Arc::clone(&self.reaches),
+            own: self.own,
             group: self.group(key),
             key: key.clone(),
             limits: limits(size),
@@ -278,10 +302,11 @@ fn limits(size: Size) -> Limits {
 }
 
 impl RoomMaker {
-    /// Make the group, and say with which arguments the worker joins it and changes its user. Blocks.
+    /// Make the group and the folders of its guests, and say with which arguments the worker joins the one, is
+    /// kept to the others and changes its user. Blocks.
     ///
     /// # Errors
-    /// When the group or the tenant's number cannot be had.
+    /// When the group, the tenant's number or its folders cannot be had.
     pub fn make(&self) -> std::io::Result<Vec<OsString>> {
         let mut arguments: Vec<OsString> = Vec::new();
         let owner = self.tenants.owner(&self.key.tenant, self.key.kind)?;
@@ -292,12 +317,23 @@ impl RoomMaker {
         for procs in group.procs {
             arguments.extend(["--group".into(), procs.into_os_string()]);
         }
-        if self.own_network {
+        if self.own.network {
             arguments.push("--own-network".into());
+        }
+        if self.own.files {
+            // Paths from the work directory, which is the worker's too.
+            let number = self.tenants.number(&self.key.tenant)?;
+            let reach = self.reaches.of(number, self.key.kind)?;
+            arguments.extend(["--own-files".into(), "--reach".into(), IMAGES_DIR.into()]);
+            arguments.extend(["--reach-write".into(), reach.into_os_string()]);
         }
         if let Some((uid, gid)) = owner {
             arguments.extend(["--uid".into(), uid.to_string().into()]);
             arguments.extend(["--gid".into(), gid.to_string().into()]);
+            if self.own.files {
+                // No link of a worker's leads astray who may do more: its folders are the agent's.
+                arguments.push("--reach-links".into());
+            }
         }
         Ok(arguments)
     }

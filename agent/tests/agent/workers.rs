@@ -202,6 +202,74 @@ fn workers_have_users_networks_and_groups_of_their_own() {
     }
 }
 
+/// What of a worker's arguments is about files.
+fn about_files(worker: &Process) -> Vec<String> {
+    let line = std::fs::read_to_string(format!("/proc/{}/cmdline", worker.pid)).unwrap();
+    let mut words = line.split('\0');
+    let mut found = Vec::new();
+    while let Some(word) = words.next() {
+        match word {
+            "--own-files" | "--reach-links" => found.push(word.to_owned()),
+            "--reach" | "--reach-write" => found.extend([word, words.next().unwrap()].map(str::to_owned)),
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Error numbers of reading these files in a work directory, as the worker's binary tries it.
+fn reading(work: &Path, arguments: &[String], files: &[String]) -> Vec<i64> {
+    let tries = files.iter().map(|file| format!("read:{file}"));
+    let said = std::process::Command::new(built("tessera-worker"))
+        .current_dir(work)
+        .arg("probe-reach")
+        .args(arguments)
+        .args(tries)
+        .output()
+        .unwrap();
+    let tried: serde_json::Value = serde_json::from_slice(&said.stdout).expect(&format!("{said:?}"));
+    let tried = tried.as_array().unwrap().iter();
+    tried.map(|row| row["errno"].as_i64().unwrap()).collect()
+}
+
+#[test]
+fn workers_open_the_files_of_their_tenant_and_no_others() {
+    let mut cluster = Cluster::hosting();
+    let echo = cluster.master.has_component(guest("echo"));
+    let exit = cluster.master.has_component(guest("task-exit"));
+    let instances = vec![instance(1, "eng/a", echo), instance(2, "ops", echo)];
+    cluster.desire_all(instances, vec![task("t", &wasm(exit, &["0", "x"]))]);
+    cluster.ready(1);
+    cluster.ready(2);
+    cluster.status("t", S::TaskFinished);
+    let missing = cluster.master.last_register().description.unwrap().missing;
+    if missing.iter().any(|pair| pair.key == "files") {
+        skip(&format!("files of workers: {missing:?}"));
+        return;
+    }
+    let work = cluster.home.path().join("work");
+    let image = std::fs::read_dir(work.join("images")).unwrap().next().unwrap().unwrap();
+    let image = format!("images/{}", image.file_name().to_str().unwrap());
+    let output = cluster.sandbox("t").join("stdout");
+    let output = output.strip_prefix(&work).unwrap().to_str().unwrap();
+    let of_nobody = ["agent.json", "tenants.json", "LOCK", "../token", "/etc/passwd", "/proc/self/status"];
+    let mine = [image.as_str(), output, "recordings/f1/e1-1.rec", "recordings/f2/e1-1.rec"];
+    let files: Vec<String> = mine.iter().chain(&of_nobody).map(|file| (*file).to_owned()).collect();
+    // Without the rule all of them can be read, by who may: this test.
+    assert_eq!(reading(&work, &[], &files), vec![0; files.len()], "{files:?}");
+    let mut reached = BTreeSet::new();
+    for worker in cluster.workers() {
+        let arguments = about_files(&worker);
+        assert_eq!(arguments.contains(&"--reach-links".to_owned()), is_root(), "{arguments:?}");
+        let errors = reading(&work, &arguments, &files);
+        let allowed: Vec<&str> = files.iter().zip(&errors).filter(|(_, e)| **e == 0).map(|(f, _)| f.as_str()).collect();
+        assert!(errors.iter().all(|errno| [0, i64::from(libc::EACCES)].contains(errno)), "{errors:?}");
+        reached.insert(allowed.join(" "));
+    }
+    let expected = mine[1..].iter().map(|file| format!("{image} {file}"));
+    assert_eq!(reached, expected.collect());
+}
+
 #[test]
 fn a_worker_is_as_large_as_what_it_hosts() {
     let mut cluster = Cluster::hosting();

@@ -1,11 +1,12 @@
 //! What keeps a worker or a compiler apart from the machine and from others: its control group, its
-//! network, its user. The agent says which of these this machine can give.
+//! files, its network, its user. The agent says which of these this machine can give.
 //!
 //! Invariants: the group is joined before memory is taken that should count there; everything is done
 //! before the first thread and before the first byte of a peer is read, and what is asked for and cannot
 //! be had ends the process. This file must never leave a part out silently.
 
 use crate::jail;
+use crate::reach::{self, Reach};
 use nix::sched::{CloneFlags, unshare};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -25,6 +26,12 @@ pub struct Isolation {
     /// Group to become; that of `--uid` by number when absent.
     #[arg(long)]
     gid: Option<u32>,
+    /// Open no file but those that are open already and those below `--reach` and `--reach-write`; no TCP, no
+    /// sockets without a path and no signals to others either. Needs Landlock.
+    #[arg(long)]
+    own_files: bool,
+    #[command(flatten)]
+    reach: Reach,
 }
 
 /// A protection that this machine or this user cannot give.
@@ -53,8 +60,8 @@ impl Isolation {
         Ok(())
     }
 
-    /// Leave the machine's network, the user that this process was started as, and the system calls that a
-    /// guest's host never makes, for good.
+    /// Leave the machine's files and network, the user that this process was started as, and the system calls
+    /// that a guest's host never makes, for good.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -65,11 +72,15 @@ impl Isolation {
         jail::give_up_calls().map_err(|error| error.to_string())
     }
 
-    /// Leave the network and the user only.
+    /// Leave files, network and user only.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn leave(&self) -> Result<(), String> {
+        // First: who may pass through to the paths is the user that started this process.
+        if self.own_files {
+            self.reach.enter()?;
+        }
         if self.own_network {
             leave_network().map_err(|error| format!("leaving the network: {error}"))?;
         }
@@ -95,6 +106,15 @@ impl Isolation {
         {
             let why = format!("user {uid}: {error}");
             missing.push(Missing { name: "users", why });
+        }
+        if self.own_files {
+            let of = |feature: &reach::Feature| Missing { name: feature.name, why: feature.why() };
+            missing.extend(reach::missing().map(of));
+            if missing.iter().all(|missing| missing.name != reach::FILES)
+                && let Err(why) = self.reach.enter()
+            {
+                missing.push(Missing { name: reach::FILES, why });
+            }
         }
         Probe { missing }
     }

@@ -3,7 +3,7 @@
 //! Invariants: a limit is set before the first byte that is not ours is looked at; privileges are
 //! dropped before the first thread. This file must never give a privilege back.
 
-use crate::seccomp;
+use crate::{reach, seccomp};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
@@ -24,14 +24,22 @@ const NICE_USUAL: u64 = 20;
 
 /// Why the process could not be limited.
 #[derive(Debug, thiserror::Error)]
-#[error("{what}: {source}")]
-pub struct JailError {
-    what: &'static str,
-    source: nix::Error,
+pub enum JailError {
+    /// A call was refused.
+    #[error("{what}: {source}")]
+    Call {
+        /// What was attempted.
+        what: &'static str,
+        /// Why.
+        source: nix::Error,
+    },
+    /// Files could not be given up.
+    #[error("{0}")]
+    Reach(String),
 }
 
 fn at(what: &'static str) -> impl Fn(nix::Error) -> JailError {
-    move |source| JailError { what, source }
+    move |source| JailError::Call { what, source }
 }
 
 fn limit(resource: Resource, soft: u64, hard: u64, what: &'static str) -> Result<(), JailError> {
@@ -52,7 +60,7 @@ fn harden() -> Result<(), JailError> {
     limit(Resource::RLIMIT_CORE, 0, 0, "core files")
 }
 
-/// Limit a process that compiles one component.
+/// Limit a process that compiles one component, to files that are open already.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -79,6 +87,8 @@ pub fn enter_compile(limits: &EffectiveLimits) -> Result<(), JailError> {
         "file size",
     )?;
     limit(Resource::RLIMIT_NOFILE, 64, 64, "open files")?;
+    // What it needs is open.
+    reach::give_up_all().map_err(JailError::Reach)?;
     give_up_calls()
 }
 
@@ -101,7 +111,7 @@ pub fn widen_for_run() -> Result<(), JailError> {
 }
 
 /// Limit a process that replays a recording, with a component that somebody else made: it is compiled under
-/// the most that any cluster may allow, on the machine of whoever asks.
+/// the most that any cluster may allow, on the machine of whoever asks, with no files but those that are open.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -112,6 +122,8 @@ pub fn enter_replay() -> Result<(), JailError> {
     let seconds = LimitName::CompileCpuMs.row().max.div_ceil(1_000);
     limit(Resource::RLIMIT_CPU, seconds, u64::MAX, "CPU time")?;
     limit(Resource::RLIMIT_NOFILE, 64, 64, "open files")?;
+    // What it needs is open.
+    reach::give_up_all().map_err(JailError::Reach)?;
     give_up_calls()
 }
 

@@ -13,7 +13,8 @@ use crate::statics::{self, Counted};
 use crate::thread;
 use serde::Serialize;
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use tessera_types::{Digest, EffectiveLimits, LimitName, RoleLimits};
@@ -175,6 +176,19 @@ fn read(file: File, limits: &EffectiveLimits) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// First bytes of a core module.
+const MODULE: &[u8; 8] = b"\0asm\x01\0\0\0";
+
+/// Whether a file begins as a core module. It is not read further.
+fn is_module(file: &File) -> io::Result<bool> {
+    let mut first = [0; MODULE.len()];
+    match file.read_exact_at(&mut first, 0) {
+        Ok(()) => Ok(&first == MODULE),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 fn check_size(bytes: &[u8], limits: &EffectiveLimits) -> Result<(), Unusable> {
     let (max, name) = (limits.get(LimitName::ComponentBytes), LimitName::ComponentBytes.row().name);
     if bytes.len() as u64 > max {
@@ -194,8 +208,7 @@ enum Upload {
 /// Count, and make a component of a module. Nothing is compiled yet.
 fn prepare(bytes: &[u8], limits: &EffectiveLimits) -> Result<Upload, Unusable> {
     check_size(bytes, limits)?;
-    let is_module = bytes.starts_with(b"\0asm\x01\0\0\0");
-    if !is_module {
+    if !bytes.starts_with(MODULE) {
         check_bytes(bytes)?;
         return Ok(Upload::Component(statics::count(bytes, limits)?));
     }
@@ -235,9 +248,15 @@ fn verdict(engine: &Engine, bytes: &[u8], functions: u64, found: Inspection) -> 
 /// When there is no verdict; an upload that cannot be used has one.
 pub fn inspect(input: &Path, made: Option<&Path>, set: &RoleLimits) -> Result<Verdict, JudgeError> {
     let limits = EffectiveLimits::resolve([set]);
+    // Opened first: the jail has no files.
+    let upload = File::open(input).map_err(at(input))?;
+    let mut made = match made {
+        Some(path) if is_module(&upload).map_err(at(input))? => Some((path, File::create(path).map_err(at(path))?)),
+        _ => None,
+    };
     jail::enter_compile(&limits)?;
     let judge = Judge::new(Limits::of(&limits))?;
-    let bytes = File::open(input).and_then(|file| read(file, &limits)).map_err(at(input))?;
+    let bytes = read(upload, &limits).map_err(at(input))?;
     let (component, counted) = match prepare(&bytes, &limits) {
         Ok(Upload::Component(counted)) => (None, counted),
         Ok(Upload::Made(component, counted)) => (Some(component), counted),
@@ -246,12 +265,12 @@ pub fn inspect(input: &Path, made: Option<&Path>, set: &RoleLimits) -> Result<Ve
     let (found, _) = judge.inspect(component.as_deref().unwrap_or(&bytes))?;
     let mut verdict = verdict(&judge.engine, &bytes, counted.functions, found);
     if let (Some(component), true) = (component, verdict.ok) {
-        let Some(path) = made else {
+        let Some((path, file)) = &mut made else {
             verdict.ok = false;
             verdict.error = Some("this is a core module, and there is no file for its component".into());
             return Ok(verdict);
         };
-        std::fs::write(path, &component).map_err(at(path))?;
+        file.write_all(&component).map_err(at(path))?;
         verdict.componentized = Some(Componentized {
             path: path.display().to_string(),
             digest: Digest::of(&component).to_string(),

@@ -23,6 +23,7 @@ pub mod judge;
 mod logs;
 mod minute;
 mod outbox;
+pub mod reach;
 mod recorder;
 pub mod seccomp;
 pub mod replay;
@@ -31,5 +32,6 @@ mod statics;
 mod tasks;
 pub mod thread;
 mod threads;
+pub mod tries;
 
 pub use hosts::Hosts;

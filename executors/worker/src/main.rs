@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tessera_types::{EffectiveLimits, LimitError, LimitName, RoleLimits};
 use tessera_wit_host::{engine_key, new_engine};
 use tessera_worker::isolation::Isolation;
-use tessera_worker::{Hosts, bench, jail, judge, replay, seccomp, serve, thread};
+use tessera_worker::{Hosts, bench, jail, judge, replay, seccomp, serve, thread, tries};
 
 /// The component cannot be used; why is on stdout.
 const EXIT_UNUSABLE: u8 = 2;
@@ -109,6 +109,14 @@ enum Mode {
         #[arg(long)]
         free: bool,
     },
+    /// Be isolated as it is asked for, system calls excepted, and say what became of what is tried. For tests.
+    #[command(hide = true)]
+    ProbeReach {
+        #[command(flatten)]
+        isolation: Isolation,
+        /// What to try, as the module `tries` names it, with its argument behind a colon.
+        tries: Vec<String>,
+    },
     /// Print the key under which compiled code is cached.
     EngineKey,
     /// Measure turns of a scheduler.
@@ -181,11 +189,12 @@ fn run(mode: Mode) -> Result<ExitCode, String> {
             isolation.join_group()?;
             let listener = serve::bind(&socket)
                 .map_err(|error| format!("cannot listen on {}: {error}", socket.display()))?;
+            let instances_max = serve::instances_max();
             jail::enter_worker().map_err(|error| error.to_string())?;
             isolation.enter()?;
             let hosts = Hosts::new().map_err(|error| format!("{error:#}"))?;
             tracing::info!(tenant, ?kind, socket = %socket.display(), "serving");
-            let worker = serve::Worker::new(Arc::new(hosts));
+            let worker = serve::Worker::new(Arc::new(hosts), instances_max);
             worker.run(&listener).map_err(|error| error.to_string())?;
             Ok(ExitCode::SUCCESS)
         }
@@ -212,6 +221,11 @@ fn run(mode: Mode) -> Result<ExitCode, String> {
                 jail::enter_compile(&EffectiveLimits::default()).map_err(|error| error.to_string())?;
             }
             print(&seccomp::try_calls())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Mode::ProbeReach { isolation, tries } => {
+            isolation.leave()?;
+            print(&tries::run(&tries)?)?;
             Ok(ExitCode::SUCCESS)
         }
         Mode::ProbeIsolation { isolation } => {

@@ -196,15 +196,16 @@ fn unreplayed(turn: u64, why: String) -> Stop {
 /// # Errors
 /// Why it cannot be replayed at all.
 pub fn run(plan: &Plan) -> Result<Report, String> {
+    let open = |path: &Path| File::open(path).map_err(|error| format!("{}: {error}", path.display()));
+    // Opened first: the jail has no files.
+    let (file, component) = (open(&plan.recording)?, open(&plan.component)?);
     jail::enter_replay().map_err(|error| error.to_string())?;
-    let file = File::open(&plan.recording)
-        .map_err(|error| format!("{}: {error}", plan.recording.display()))?;
     let mut items = Items {
         items: Unsealer::new(BufReader::with_capacity(64 << 10, file)),
         turn: 0,
     };
     let mut report = Report::default();
-    let end = match replay(plan, &mut items, &mut report) {
+    let end = match replay(plan, component, &mut items, &mut report) {
         Ok(never) => match never {},
         Err(Stop::Cannot(text)) => return Err(text),
         Err(Stop::End(end)) => end,
@@ -222,9 +223,14 @@ pub fn run(plan: &Plan) -> Result<Report, String> {
     Ok(report)
 }
 
-fn replay(plan: &Plan, items: &mut Items, report: &mut Report) -> Result<std::convert::Infallible, Stop> {
+fn replay(
+    plan: &Plan,
+    component: File,
+    items: &mut Items,
+    report: &mut Report,
+) -> Result<std::convert::Infallible, Stop> {
     let header = items.header()?;
-    let (image, digest, engine) = load(&plan.component)?;
+    let (image, digest, engine) = load(&plan.component, component)?;
     let recorded = Digest::from_slice(&header.component).map_err(cannot("the recording's header"))?;
     if digest != recorded && !plan.changed {
         return Err(Stop::Cannot(format!(
@@ -274,10 +280,9 @@ fn limits(changed: &[v1::Limit]) -> Limits {
     Limits::of(&effective_limits(changed)).without_time()
 }
 
-fn load(path: &Path) -> Result<(SchedulerImage, Digest, String), Stop> {
+fn load(path: &Path, file: File) -> Result<(SchedulerImage, Digest, String), Stop> {
     let engine = new_engine().map_err(cannot("the engine"))?;
     let mut bytes = Vec::new();
-    let file = File::open(path).map_err(cannot(&path.display().to_string()))?;
     // One byte more than allowed tells a larger file from one that just fits.
     file.take(LimitName::ComponentBytes.row().max + 1)
         .read_to_end(&mut bytes)

@@ -8,6 +8,9 @@
 use libc::{c_long, sock_filter};
 use std::io;
 
+/// New calls have one number everywhere; the library does not name this one everywhere.
+const FCHMODAT2: c_long = 452;
+
 /// Calls that are refused with EPERM. Nobody here makes them, so that a guest's host that does was taken
 /// over.
 const REFUSED: &[c_long] = &[
@@ -50,6 +53,18 @@ const REFUSED: &[c_long] = &[
     libc::SYS_fanotify_init,
     libc::SYS_fanotify_mark,
     libc::SYS_mknodat,
+    // Modes, owners and labels of files: which of them are in reach makes no difference to these.
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    FCHMODAT2,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_setxattr,
+    libc::SYS_lsetxattr,
+    libc::SYS_fsetxattr,
+    libc::SYS_removexattr,
+    libc::SYS_lremovexattr,
+    libc::SYS_fremovexattr,
     // The network: the socket of the agent is open before.
     libc::SYS_socket,
     libc::SYS_connect,
@@ -102,6 +117,9 @@ const REFUSED_HERE: &[c_long] = &[
     libc::SYS_fork,
     libc::SYS_vfork,
     libc::SYS_mknod,
+    libc::SYS_chmod,
+    libc::SYS_chown,
+    libc::SYS_lchown,
     libc::SYS_iopl,
     libc::SYS_ioperm,
     libc::SYS_modify_ldt,
@@ -233,6 +251,9 @@ pub fn try_calls() -> Vec<Tried> {
         ("socket-netlink", libc::SYS_socket, [c_long::from(libc::AF_NETLINK), c_long::from(libc::SOCK_RAW), NONE]),
         ("connect", libc::SYS_connect, [NO_FD, NONE, NONE]),
         ("open_by_handle_at", libc::SYS_open_by_handle_at, [NO_FD, NONE, NONE]),
+        ("fchmodat", libc::SYS_fchmodat, [NO_FD, NONE, NONE]),
+        ("fchownat", libc::SYS_fchownat, [NO_FD, NONE, NONE]),
+        ("setxattr", libc::SYS_setxattr, [NONE, NONE, NONE]),
         ("bpf", libc::SYS_bpf, [NO_FD, NONE, NONE]),
         ("perf_event_open", libc::SYS_perf_event_open, [NONE, NONE, NO_FD]),
         ("userfaultfd", libc::SYS_userfaultfd, [NO_FD, NONE, NONE]),

@@ -46,8 +46,9 @@ pub struct Worker {
     instances_max: usize,
 }
 
-/// What this machine can map bounds what a worker can host.
-fn instances_max() -> usize {
+/// What this machine can map bounds what a worker can host. To be asked before files are given up.
+#[must_use]
+pub fn instances_max() -> usize {
     let said = std::fs::read_to_string(MAPPINGS_FILE).ok();
     let mappings = said.and_then(|text| text.trim().parse::<usize>().ok());
     (mappings.unwrap_or(MAPPINGS_USUAL) / MAPPINGS_PER_INSTANCE).clamp(1, INSTANCES_MAX)
@@ -76,15 +77,15 @@ enum Ended {
 }
 
 impl Worker {
-    /// A worker without guests.
+    /// A worker without guests, which hosts so many schedulers at most.
     #[must_use]
-    pub fn new(hosts: Arc<Hosts>) -> Arc<Self> {
+    pub fn new(hosts: Arc<Hosts>, instances_max: usize) -> Arc<Self> {
         Arc::new(Self {
             hosts,
             tasks: Arc::default(),
             executors: Executors::default(),
             instances: Mutex::default(),
-            instances_max: instances_max(),
+            instances_max,
         })
     }
 
@@ -161,8 +162,8 @@ impl Worker {
             ready: status.ready,
             next_turn: status.next_turn,
             rebuilt: status.rebuilt,
-        });
             outside: status.outside,
+        });
         let (executors, outstanding) = self.executors.greeting();
         let hello = v1::Hello {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -101,6 +101,7 @@ pub const WRAPPED: &[(&[&str], &[&str])] = &[
             "tessera-cluster",
         ],
     ),
+    (&["landlock"], &["tessera-worker"]),
     (&["cgroups-rs"], &["tessera-oci"]),
     (&["axum"], &["tessera-master"]),
     (&["tonic-prost-build"], &["tessera-wire"]),

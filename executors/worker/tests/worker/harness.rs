@@ -101,6 +101,8 @@ impl Worker {
                 "--socket",
             ])
             .arg(&socket)
+            .args(["--own-files", "--reach-links", "--reach-write"])
+            .arg(dir.path())
             .spawn()
             .unwrap();
         Self {
@@ -347,9 +349,9 @@ impl Agent {
             chunk: Some(v1::StateChunk {
                 entries: state,
                 next_turn,
+                outside: 0,
             }),
         }));
-                outside: 0,
         instance
     }
 
@@ -465,6 +467,7 @@ impl Agent {
             outcome: Some(v1::TurnOutcome {
                 outcome: Some(outcome),
             }),
+            ..v1::TurnResult::default()
         }));
     }
 

@@ -11,6 +11,7 @@ mod judging;
 mod limits;
 mod many;
 mod migrating;
+mod reaching;
 mod replaying;
 mod schedulers;
 mod task_limits;

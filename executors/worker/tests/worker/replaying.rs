@@ -242,7 +242,8 @@ fn a_replay_has_given_up_what_it_does_not_need_before_it_reads_anything() {
     let dir = tempfile::tempdir().unwrap();
     let pipe = dir.path().join("recording");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    // It waits for somebody to write the recording.
+    // Both files can be opened, and the first read waits for somebody to write the recording.
+    let _writer = std::fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
     let mut replay = Command::new(WORKER)
         .arg("replay")
         .arg("--recording")

@@ -75,6 +75,7 @@ fn a_refused_turn_is_forgotten_and_a_fenced_instance_gives_up() {
             outcome: Some(v1::TurnOutcome {
                 outcome: Some(outcome),
             }),
+            ..v1::TurnResult::default()
         }));
     };
     agent.send_batch(&mut instance, &[Event::Again]);

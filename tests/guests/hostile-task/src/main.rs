@@ -44,6 +44,7 @@ fn main() {
         "files" => files(),
         "links" => links(),
         "network" => network(),
+        "fetch" => fetch(),
         "environment" => environment(),
         "stdin" => stdin(),
         "output" => output(),
@@ -185,6 +186,30 @@ fn network() -> Vec<String> {
 }
 
 /// Nothing of the host's environment, only what the task was given.
+/// Ask for pages by `wasi:http`.
+fn fetch() -> Vec<String> {
+    use wasip2::http::outgoing_handler::handle;
+    use wasip2::http::types::{ErrorCode, Fields, OutgoingRequest, Scheme};
+    let mut escaped = Vec::new();
+    for authority in ["127.0.0.1:5050", "169.254.169.254", "example.org"] {
+        let request = OutgoingRequest::new(Fields::new());
+        let made = [
+            request.set_scheme(Some(&Scheme::Http)),
+            request.set_authority(Some(authority)),
+            request.set_path_with_query(Some("/v1/agents")),
+        ];
+        if made.iter().any(Result::is_err) {
+            println!("no request to {authority}");
+        }
+        match handle(request, None) {
+            Err(ErrorCode::HttpRequestDenied) => println!("denied: {authority}"),
+            Err(other) => escaped.push(format!("{authority}: {other:?}, and not denied")),
+            Ok(_) => escaped.push(format!("asked {authority}")),
+        }
+    }
+    escaped
+}
+
 fn environment() -> Vec<String> {
     let own = |name: &str| name.starts_with("TESSERA_") || name.starts_with("SPAWN_");
     let names = std::env::vars().map(|(name, _)| name);

@@ -757,6 +757,11 @@ pub const TASKS: &[Attack] = &[
         "there is no network",
     ),
     task(
+        "fetch",
+        Ends("TASK_FINISHED", "contained"),
+        "`wasi:http` is there for those that import it, and its requests are denied",
+    ),
+    task(
         "environment",
         Ends("TASK_FINISHED", "contained"),
         "the environment is the task's own",
