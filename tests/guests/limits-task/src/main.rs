@@ -38,7 +38,7 @@ fn handles(count: usize) -> Result<(), String> {
 
 /// Hold so many open files.
 fn files(count: usize) -> Result<(), String> {
-    let held: Result<Vec<File>, _> = (0..count).map(|_| File::open("stdout")).collect();
+    let held: Result<Vec<File>, _> = (0..count).map(|_| File::options().append(true).create(true).open("held")).collect();
     held.map(|files| drop(black_box(files))).map_err(|error| error.to_string())
 }
 
