@@ -87,7 +87,8 @@ async fn a_scheduler_is_tried_and_a_seed_gives_the_same_report() -> Outcome {
             && count(&run["states"]["TASK_FAILED"]) > 5
             && run["requests"]["answered"]["201"] == 200
             && count(&run["launch_to_running"]["p50_ms"]) > 0
-            && count(&run["asked_to_running"]["count"]) == 200
+            // One or the other is lost with its agent before it runs.
+            && count(&run["asked_to_running"]["count"]) >= 190
             && count(&run["turns"]["discarded"]) == 0,
         || run.to_string(),
     )?;
@@ -169,23 +170,23 @@ async fn limits_failures_and_quarantine_are_told() -> Outcome {
 #[tokio::test]
 async fn two_roles_share_a_full_cluster() -> Outcome {
     let desk = Desk::new()?;
-    let ask = |name: &str, cpus: f64| {
-        let task = json!({"id": "t-{n}", "run": "true", "cpus": cpus, "mem_mib": 64});
-        json!({"event": "request", "at": "5s", "framework": name, "path": "/jobs", "body": {"tasks": [task]},
+    let ask = |name: &str| {
+        let body = json!({"shell": "true", "cpus": 2.0});
+        json!({"event": "request", "at": "5s", "framework": name, "path": "/tasks", "body": body,
             "times": 100, "every": "20ms", "tasks": 1})
     };
-    let trace = desk.trace(&[ask("a", 2.0), ask("b", 2.0), json!({"event": "run-time", "fixed": "20s"})])?;
-    let (a, b) = (desk.scheduler("a", "launcher", "x", "")?, desk.scheduler("b", "launcher", "y", "")?);
+    let trace = desk.trace(&[ask("a"), ask("b"), json!({"event": "run-time", "exponential": "10s"})])?;
+    let (a, b) = (desk.scheduler("a", "run", "x", "")?, desk.scheduler("b", "run", "y", "")?);
     let report = sim(&["--scheduler", &a, "--scheduler", &b, "--agents", "10", "--for", "40s", "--trace", &trace,
         "--agent-size", "cpus=4,mem=8GiB"])
     .await?;
     let cluster = &report["cluster"];
     let shares = report["frameworks"].as_array().cloned().unwrap_or_default();
     ensure(
-        count(&cluster["fairness_ppm"]) > 800_000
+        count(&cluster["fairness_ppm"]) > 900_000
             && count(&cluster["fairness_samples"]) > 10
             && shares.len() == 2
-            && shares.iter().all(|of| count(&of["share_ppm"]) > 200_000)
+            && shares.iter().all(|of| count(&of["share_ppm"]) > 350_000)
             && count(&cluster["cpus_used_max_ppm"]) > 900_000,
         || format!("{cluster} {}", json!(shares)),
     )
