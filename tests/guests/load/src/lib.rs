@@ -35,6 +35,8 @@ struct Counts {
     p50_ms: u64,
     p99_ms: u64,
     max_ms: u64,
+    /// Longest time in which a task was launched and heard of, and after that another one.
+    pause_ms: u64,
     turns: u64,
     /// Offers in hand.
     offers: usize,
@@ -49,6 +51,8 @@ struct Load {
     /// When tasks of this measurement were launched that are not known to run.
     waiting: HashMap<String, u64>,
     times: BTreeMap<u64, u64>,
+    /// When the last two tasks were heard of, each launched after the one before it was.
+    heard_ms: [u64; 2],
     counts: Counts,
     ticking: bool,
 }
@@ -67,6 +71,7 @@ impl Scheduler for Load {
             next: 0,
             waiting: HashMap::new(),
             times: BTreeMap::new(),
+            heard_ms: [0; 2],
             counts: Counts::default(),
             ticking: false,
         })
@@ -74,7 +79,10 @@ impl Scheduler for Load {
 
     fn handle(&mut self, turn: &mut Turn, event: Event) -> Result<(), Error> {
         match event {
-            Event::Subscribed(_) | Event::Resumed(_) => self.ticking = false,
+            Event::Subscribed(_) | Event::Resumed(_) => {
+                self.ticking = false;
+                self.offers.clear();
+            }
             Event::Offers(offers) => self.offers.extend(offers),
             Event::Rescinded(gone) => self.offers.retain(|offer| !gone.contains(&offer.id)),
             Event::Timer(_) => self.ticking = false,
@@ -111,6 +119,7 @@ impl Load {
     fn begin(&mut self, now_ms: u64, rate: u64) {
         self.waiting.clear();
         self.times.clear();
+        self.heard_ms = [now_ms; 2];
         self.counts = Counts { rate, since_ms: now_ms, ..Counts::default() };
     }
 
@@ -124,6 +133,11 @@ impl Load {
         if status.state == TaskState::Running {
             *self.times.entry(now_ms.saturating_sub(launched_ms)).or_default() += 1;
             self.counts.running += 1;
+            let [first, second] = self.heard_ms;
+            if launched_ms >= second {
+                self.counts.pause_ms = self.counts.pause_ms.max(now_ms.saturating_sub(first));
+                self.heard_ms = [second, now_ms];
+            }
         } else if status.state.is_terminal() {
             self.counts.lost += 1;
         } else {
