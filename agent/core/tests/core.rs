@@ -562,6 +562,7 @@ fn a_turn_of_unknown_fate_is_repeated_in_the_next_session() {
         key,
         number: 1,
         outcome: Some(outcome),
+        outside: 0,
     };
     let actions = agent.core.on_turn_result(result, agent.now);
     assert_eq!(agent.take(actions), ["to worker: TurnResult"]);
