@@ -17,6 +17,7 @@ mod members;
 pub mod node;
 mod node_handle;
 mod node_loop;
+mod node_writer;
 mod oci;
 mod peer;
 mod sessions;

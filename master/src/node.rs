@@ -3,16 +3,17 @@
 //! Owns: the order in which inputs become commands, commands become entries, and applied entries become
 //! outputs. Invariants: effects are performed only for entries that are applied, which the replica
 //! reports only once they are durable; every proposal's tickets are answered, also when it is lost.
+//! While the disk writes, commands are collected for the next entry: they would wait for it anyway.
 //! This file must never block, spawn, or read a clock: the loop around it and the simulator run the
-//! same code.
+//! same code, and have done elsewhere what is to be made durable.
 
 use std::collections::BTreeMap;
 use tessera_master_core as core;
 use tessera_master_core::{Core, Effect, Now, Output};
 use tessera_replica::{
-    Applied, ChangeError, Disk, DiskError, EntryId, FatalError, Identity, Machine, MachineError,
-    MemberChange, Membership, OpenError, Replica, ReplicaConfig, RoleChange, RowChange, RowReader,
-    SnapshotSource, SnapshotToSend, Staged, Staging, StepError,
+    Applied, ChangeError, Disk, DiskError, DiskSync, EntryId, FatalError, Identity, Machine, MachineError,
+    MemberChange, Membership, OpenError, Outlet, Replica, ReplicaConfig, RoleChange, RowChange,
+    RowReader, SnapshotSource, SnapshotToSend, Staged, Staging, StepError, WriteJob,
 };
 use tessera_wire::v1;
 
@@ -115,6 +116,9 @@ pub struct Node<D: Disk> {
     /// replica lets be uncommitted.
     tickets: BTreeMap<EntryId, Vec<u64>>,
     pending: Vec<Output>,
+    /// Commands for the next entry, and their bytes: at most [`ENTRY_BYTES_TARGET`] and one command.
+    commands: Vec<v1::Command>,
+    commands_bytes: usize,
     identity: Identity,
     led_term: Option<u64>,
 }
@@ -126,8 +130,6 @@ pub struct Settled {
     pub outputs: Vec<Output>,
     /// The newest event written, if any were: watchers wake up.
     pub events: Option<core::EventId>,
-    /// Messages to other masters.
-    pub messages: Vec<(u64, Vec<u8>)>,
     /// The shell's own reads that may be served now, and those that never will.
     pub reads: Vec<u64>,
     /// See `reads`.
@@ -162,6 +164,8 @@ impl<D: Disk> Node<D> {
             machine: CoreMachine { core, config },
             tickets: BTreeMap::new(),
             pending: Vec::new(),
+            commands: Vec::new(),
+            commands_bytes: 0,
             identity,
             led_term: None,
         })
@@ -312,32 +316,34 @@ impl<D: Disk> Node<D> {
         self.replica.transfer_leadership(node)
     }
 
-    /// Propose, persist, apply and perform until nothing is left to do or the round bound is met.
-    ///
-    /// # Errors
-    /// When the replica cannot go on; the process must end.
-    pub fn settle(&mut self, now: Now) -> Result<Settled, FatalError> {
-        let mut messages = Vec::new();
-        let mut collect = |node, message| messages.push((node, message));
-        let mut settled = self.settle_sending(now, &mut collect)?;
-        settled.messages = messages;
-        Ok(settled)
+    /// The hold on the disk of whoever makes durable what was written.
+    #[must_use]
+    pub fn syncer(&self) -> Box<dyn DiskSync> {
+        self.replica.syncer()
     }
 
-    /// Like [`Node::settle`], but gives every message to `send` as soon as it may leave, so that the
-    /// other masters write while this one does. [`Settled::messages`] stays empty.
+    /// What is to be made durable, if anything is.
+    #[must_use]
+    pub fn unwritten(&self) -> Option<WriteJob> {
+        self.replica.unwritten()
+    }
+
+    /// A job is done: settle again.
+    pub fn on_written(&mut self, job: WriteJob) {
+        self.replica.on_written(job);
+    }
+
+    /// Propose, persist, apply and perform until nothing is left to do but to wait for the disk, or the
+    /// round bound is met. Gives every message to `out` as soon as it may leave, so that the other masters
+    /// write while this one does, and what is to be made durable as soon as it is written.
     ///
     /// # Errors
     /// When the replica cannot go on; the process must end.
-    pub fn settle_sending(
-        &mut self,
-        now: Now,
-        send: &mut dyn FnMut(u64, Vec<u8>),
-    ) -> Result<Settled, FatalError> {
+    pub fn settle(&mut self, now: Now, out: &mut dyn Outlet) -> Result<Settled, FatalError> {
         let mut settled = Settled::default();
         for _ in 0..SETTLE_ROUNDS_MAX {
             let proposed = self.dispatch(&mut settled, now);
-            let progress = self.replica.process_sending(&mut self.machine, send)?;
+            let progress = self.replica.process_sending(&mut self.machine, out)?;
             let quiet = !proposed
                 && !progress.more
                 && progress.applied.is_empty()
@@ -406,6 +412,8 @@ impl<D: Disk> Node<D> {
             RoleChange::SteppedDown { .. } => {
                 self.led_term = None;
                 self.pending.clear();
+                self.commands.clear();
+                self.commands_bytes = 0;
                 self.tickets.clear();
                 self.machine.core.follow();
             }
@@ -415,18 +423,14 @@ impl<D: Disk> Node<D> {
     /// Hands pending outputs on: commands and reads to the replica, the rest to the shell. Says
     /// whether the replica got anything.
     fn dispatch(&mut self, settled: &mut Settled, now: Now) -> bool {
-        let mut commands = Vec::new();
-        let mut bytes = 0;
         let mut any = false;
         for output in std::mem::take(&mut self.pending) {
             match output {
                 Output::Propose(command) => {
-                    any = true;
-                    bytes += prost::Message::encoded_len(&command);
-                    commands.push(command);
-                    if bytes >= ENTRY_BYTES_TARGET {
-                        self.propose(std::mem::take(&mut commands), now);
-                        bytes = 0;
+                    self.commands_bytes += prost::Message::encoded_len(&command);
+                    self.commands.push(command);
+                    if self.commands_bytes >= ENTRY_BYTES_TARGET {
+                        any |= self.propose(now);
                     }
                 }
                 Output::ReadIndex { ticket } => {
@@ -450,14 +454,19 @@ impl<D: Disk> Node<D> {
                 | Output::Report { .. } => settled.outputs.push(output),
             }
         }
-        self.propose(commands, now);
+        if self.replica.unwritten().is_none() {
+            any |= self.propose(now);
+        }
         any
     }
 
-    fn propose(&mut self, commands: Vec<v1::Command>, now: Now) {
-        if commands.is_empty() {
-            return;
+    /// Proposes the commands that were collected; says whether there were any.
+    fn propose(&mut self, now: Now) -> bool {
+        if self.commands.is_empty() {
+            return false;
         }
+        let commands = std::mem::take(&mut self.commands);
+        self.commands_bytes = 0;
         let tickets: Vec<u64> = commands.iter().map(|command| command.ticket).collect();
         let entry = self.machine.core.encode_batch(commands, now);
         match self.replica.propose(entry) {
@@ -466,5 +475,6 @@ impl<D: Disk> Node<D> {
             }
             Err(_) => self.input(|core| core.on_propose_failed(&tickets, now)),
         }
+        true
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Invariants: cluster state has one owner, an OS thread without async; the queue into it is bounded
 //! and makes senders wait; queues out of it never do: a session that does not read is closed, a caller
-//! that is gone is forgotten. A failure of the replica ends the loop, and with it the process.
+//! that is gone is forgotten. It does not wait for the disk: another thread does (`node_writer`). A failure
+//! of the replica or of the disk ends the loop, and with it the process.
 
 use crate::beats::Beats;
 use crate::members::Topology;
@@ -11,19 +12,20 @@ use crate::node_handle::{
     AnswerSender, Asker, BarrierSender, ChangeRefused, ChangeSender, Input, LoopError, NodeHandle,
     NotLeading, ReplySender, TransferRefused,
 };
+use crate::node_writer::LogWriter;
 use crate::peer::Peers;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tessera_master_core::{EventId, Now, Output};
-use tessera_replica::{Disk, EntryId, FatalError, SnapshotToSend, StepError};
+use tessera_replica::{Disk, EntryId, FatalError, Outlet, SnapshotToSend, StepError, WriteJob};
 use tessera_wire::v1;
 use tokio::sync::{mpsc, watch};
 
 /// Inputs waiting for the loop. Senders wait when it is full, which reaches back to their peers.
 const INPUTS_MAX: usize = 4_096;
 
-/// Inputs taken before what they caused is persisted: they share one synced write.
+/// Inputs taken before what they caused is written: they share one write.
 const INPUTS_PER_ROUND_MAX: usize = 512;
 
 /// Messages queued for one agent. One that is so far behind gets a fresh session instead.
@@ -110,21 +112,17 @@ impl<D: Disk> NodeLoop<D> {
         peers: Arc<Peers>,
     ) -> Result<(), LoopError> {
         self.peers = Some(peers);
+        let writer = LogWriter::start(self.node.syncer()).map_err(FatalError::from)?;
         self.publish(true);
         let mut more = true;
         loop {
-            let wait = if more {
-                Duration::ZERO
-            } else {
-                TICK.saturating_sub(self.last_tick.elapsed())
+            let first = match more {
+                true => self.inputs.try_recv().ok(),
+                false => runtime.block_on(self.next(&writer)),
             };
-            let first = runtime.block_on(async {
-                match tokio::time::timeout(wait, self.inputs.recv()).await {
-                    Ok(Some(input)) => Some(input),
-                    // The loop holds a handle itself, so that the queue never closes.
-                    Ok(None) | Err(_) => None,
-                }
-            });
+            if let Some(job) = writer.take().map_err(FatalError::from)? {
+                self.node.on_written(job);
+            }
             let mut stop = false;
             if let Some(input) = first {
                 stop |= self.take(input);
@@ -143,7 +141,7 @@ impl<D: Disk> NodeLoop<D> {
                 self.node.input(|core| core.on_tick(now));
             }
             self.begin_barriers();
-            let settled = self.settle()?;
+            let settled = self.settle(&writer)?;
             more = settled.more;
             self.perform(settled);
             if let Some(error) = self.ended.take() {
@@ -152,6 +150,17 @@ impl<D: Disk> NodeLoop<D> {
             if stop {
                 return Ok(());
             }
+        }
+    }
+
+    /// Waits for an input, the disk, or the next tick.
+    async fn next(&mut self, writer: &LogWriter) -> Option<Input> {
+        tokio::select! {
+            biased;
+            () = writer.done() => None,
+            // The loop holds a handle itself, so that the queue never closes.
+            input = self.inputs.recv() => input,
+            () = tokio::time::sleep(TICK.saturating_sub(self.last_tick.elapsed())) => None,
         }
     }
 
@@ -189,19 +198,15 @@ impl<D: Disk> NodeLoop<D> {
         self.topology.send_replace(after);
     }
 
-    /// Settles the node. Messages to other masters leave as soon as they may, not only at the end.
-    fn settle(&mut self) -> Result<Settled, FatalError> {
+    fn settle(&mut self, writer: &LogWriter) -> Result<Settled, FatalError> {
         let now = self.now();
-        let Some(peers) = &self.peers else {
-            return self.node.settle(now);
+        let mut out = Sending {
+            peers: self.peers.as_deref(),
+            writer,
+            lost: BTreeSet::new(),
         };
-        let mut lost = BTreeSet::new();
-        let settled = self.node.settle_sending(now, &mut |node, message| {
-            if !peers.send(node, message) {
-                lost.insert(node);
-            }
-        })?;
-        for node in lost {
+        let settled = self.node.settle(now, &mut out)?;
+        for node in out.lost {
             self.node.report_unreachable(node);
         }
         Ok(settled)
@@ -424,6 +429,26 @@ impl<D: Disk> NodeLoop<D> {
             let now = self.now();
             self.node.input(|core| core.on_session_closed(session, now));
         }
+    }
+}
+
+/// Where things go while the node settles.
+struct Sending<'a> {
+    peers: Option<&'a Peers>,
+    writer: &'a LogWriter,
+    /// Nodes to which something could not be sent.
+    lost: BTreeSet<u64>,
+}
+
+impl Outlet for Sending<'_> {
+    fn send(&mut self, node: u64, message: Vec<u8>) {
+        if self.peers.is_some_and(|peers| !peers.send(node, message)) {
+            self.lost.insert(node);
+        }
+    }
+
+    fn write(&mut self, job: WriteJob) {
+        self.writer.ask(job);
     }
 }
 

@@ -10,7 +10,8 @@
 //!
 //! Must never: know commands, HTTP or tokio; start threads; read a clock. One OS thread owns
 //! a [`Replica`] and calls it: inputs (`tick`, `step`, `propose`, `read_index`) first, then one
-//! `process`, whose [`Progress`] says what to send and what was applied.
+//! `process_sending`, whose [`Progress`] says what was applied. What it writes is made durable by
+//! another thread of the owner ([`WriteJob`]); `on_written` is one more input.
 //!
 //! Members change one at a time, by entries of the log ([`MemberChange`]). A snapshot is a stream
 //! of chunks that is read and written off the owner's thread ([`SnapshotSource`], [`Staging`]);
@@ -44,9 +45,10 @@ pub use config::{
     SNAPSHOT_CHUNK_BYTES, SNAPSHOT_RETRY_TICKS,
 };
 pub use disk::{
-    Disk, DiskBatch, DiskView, Durability, MemDisk, MetaKey, RocksDisk, Row, StageId, StageWriter,
+    Disk, DiskBatch, DiskSync, DiskView, Durability, MemDisk, MetaKey, RocksDisk, Row, StageId,
+    StageWriter,
 };
-pub use driver::Replica;
+pub use driver::{Outlet, Replica, WriteJob};
 pub use error::{
     BootstrapError, ChangeError, DiskError, FatalError, MachineError, OpenError, ProposeError,
     ReadError, RestoreError, SnapshotError, StepError, TransferError,

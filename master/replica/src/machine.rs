@@ -188,6 +188,25 @@ pub struct Progress<E> {
     pub more: bool,
 }
 
+impl<E> Progress<E> {
+    /// Adds what a call right after this one did.
+    pub(crate) fn then(&mut self, next: Progress<E>) {
+        self.applied.extend(next.applied);
+        self.messages.extend(next.messages);
+        self.snapshots.extend(next.snapshots);
+        self.role_changes.extend(next.role_changes);
+        self.reads.extend(next.reads);
+        self.reads_dropped.extend(next.reads_dropped);
+        self.lost.extend(next.lost);
+        self.unknown.extend(next.unknown);
+        self.changed.extend(next.changed);
+        self.membership = next.membership.or(self.membership.take());
+        self.removed |= next.removed;
+        self.restored = next.restored.or(self.restored);
+        self.more = next.more;
+    }
+}
+
 impl<E> Default for Progress<E> {
     fn default() -> Self {
         Progress {

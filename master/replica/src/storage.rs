@@ -2,9 +2,9 @@
 //!
 //! Owns: the disk, the term and size of every entry of the log, a cache of recent entries, and
 //! the batches that persist entries, apply rows, install a snapshot and cut the log.
-//! Invariants: memory equals what a restart would load, apart from applies not yet synced; the
+//! Invariants: memory equals what a restart would load once all that is written is synced; the
 //! log is contiguous from `truncated.index + 1`; entries and hard state of one ready are one
-//! synced batch; rows and the applied record are one batch.
+//! batch; rows and the applied record are one batch, which follows the entries that it is for.
 //! Must never: decide anything about consensus.
 
 use std::cell::{Cell, RefCell};
@@ -116,6 +116,16 @@ impl<D: Disk> LogStore<D> {
         self.syncs
     }
 
+    /// A sync that was done elsewhere.
+    pub(crate) fn note_sync(&mut self) {
+        self.syncs += 1;
+    }
+
+    /// Term and vote as they were when the disk was opened.
+    pub(crate) fn first_vote(&self) -> (u64, u64) {
+        (self.initial.term, self.initial.vote)
+    }
+
     /// Snapshots that were made for followers and not handed out are for nobody now.
     pub(crate) fn drop_sources(&self) {
         self.sources.borrow_mut().clear();
@@ -151,12 +161,13 @@ impl<D: Disk> LogStore<D> {
         self.slots.get(offset).map(|slot| slot.term)
     }
 
-    /// Makes entries and hard state of one ready durable, replacing the log from the first of
-    /// `entries` on.
+    /// Writes entries and hard state of one ready, replacing the log from the first of `entries`
+    /// on.
     pub(crate) fn persist(
         &mut self,
         entries: Vec<Entry>,
         hard: Option<HardStateRecord>,
+        durability: Durability,
     ) -> Result<(), DiskError> {
         let mut batch = DiskBatch::default();
         if let Some(hard) = &hard {
@@ -184,7 +195,7 @@ impl<D: Disk> LogStore<D> {
             .iter()
             .map(|(_, record)| record.len() as u64)
             .collect();
-        self.write(batch, Durability::Synced)?;
+        self.write(batch, durability)?;
         self.term = hard.map_or(self.term, |hard| hard.term);
         self.drop_suffix(start);
         for (entry, bytes) in entries.into_iter().zip(sizes) {
@@ -266,7 +277,7 @@ impl<D: Disk> LogStore<D> {
             if changed {
                 Durability::Synced
             } else {
-                Durability::Replayable
+                Durability::Unsynced
             },
         )?;
         self.applied = applied;
@@ -339,14 +350,15 @@ impl<D: Disk> LogStore<D> {
         Some(target).filter(|target| *target > self.truncated.index)
     }
 
-    /// Cuts applied entries off the front of the log when it has grown long. The cut is synced,
-    /// which makes every apply below it durable first.
-    pub(crate) fn compact(&mut self, needed: Option<u64>) -> Result<(), DiskError> {
+    /// Cuts applied entries off the front of the log when it has grown long. Gives back the index
+    /// below which the disk may reclaim space once the cut is synced, which makes every apply below
+    /// it durable as well.
+    pub(crate) fn compact(&mut self, needed: Option<u64>) -> Result<Option<u64>, DiskError> {
         let Some(index) = self.compaction_target(needed) else {
-            return Ok(());
+            return Ok(None);
         };
         let Some(term) = self.term_at(index) else {
-            return Ok(());
+            return Ok(None);
         };
         let truncated = EntryId { term, index };
         let batch = DiskBatch {
@@ -354,8 +366,7 @@ impl<D: Disk> LogStore<D> {
             log_remove: vec![0..index + 1],
             ..DiskBatch::default()
         };
-        self.write(batch, Durability::Synced)?;
-        self.disk.reclaim_log(index + 1)?;
+        self.write(batch, Durability::Unsynced)?;
         while self.first() <= index
             && let Some(slot) = self.slots.pop_front()
         {
@@ -366,7 +377,7 @@ impl<D: Disk> LogStore<D> {
         while let Some(entry) = self.cache.pop_front_if(|entry| entry.index <= index) {
             self.cache_bytes -= entry.data.len();
         }
-        Ok(())
+        Ok(Some(index + 1))
     }
 
     fn read_entries(&self, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>, DiskError> {

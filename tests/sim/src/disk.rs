@@ -1,25 +1,25 @@
 //! A master's disk: the replica's simulated one, with faults on demand.
 //!
 //! Owns: a countdown to a failing sync, a disk that is full, and the planted bugs of disks. Invariant:
-//! without fault or mutation it behaves exactly like [`MemDisk`]. Must never decide when a fault happens.
+//! without fault or mutation it behaves exactly like [`MemDisk`]. Must never decide when a fault happens,
+//! or when a sync ends.
 
 use crate::mutation::Mutation;
-use std::cell::RefCell;
 use std::ops::Range;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tessera_replica::{
-    Disk, DiskBatch, DiskError, DiskView, Durability, MemDisk, MetaKey, RowReader, StageId,
+    Disk, DiskBatch, DiskError, DiskSync, DiskView, Durability, MemDisk, MetaKey, RowReader, StageId,
     StageWriter,
 };
 
 /// Batches with rows that are written before the one whose rows are dropped.
 const ROWS_BEFORE_DROP: u64 = 40;
-/// Of so many synced writes one is not synced, where that is planted.
+/// Of so many syncs one is left out, where that is planted.
 const SYNCS_PER_SKIP: u64 = 3;
 
 #[derive(Debug, Default)]
 struct Faults {
-    /// Synced writes that still succeed before one fails.
+    /// Syncs that still succeed before one fails.
     syncs_before_failure: Option<u64>,
     full: bool,
     batches_with_rows: u64,
@@ -32,7 +32,7 @@ struct Faults {
 #[derive(Clone, Debug)]
 pub struct FaultyDisk {
     disk: MemDisk,
-    faults: Rc<RefCell<Faults>>,
+    faults: Arc<Mutex<Faults>>,
     mutation: Option<Mutation>,
 }
 
@@ -40,22 +40,59 @@ impl FaultyDisk {
     /// A disk around what was bootstrapped.
     #[must_use]
     pub fn new(disk: MemDisk, mutation: Option<Mutation>) -> Self {
-        Self { disk, faults: Rc::default(), mutation }
+        Self { disk, faults: Arc::default(), mutation }
     }
 
-    /// After so many more synced writes one fails.
+    fn faults(&self) -> MutexGuard<'_, Faults> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A sync begins: how many writes it is for.
+    #[must_use]
+    pub fn writes(&self) -> u64 {
+        self.disk.writes()
+    }
+
+    /// A sync ends that was for so many writes.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn sync_to(&mut self, mark: u64) -> Result<(), DiskError> {
+        let mut faults = self.faults();
+        let fails = match &mut faults.syncs_before_failure {
+            Some(0) => faults.syncs_before_failure.take().is_some(),
+            Some(left) => {
+                *left -= 1;
+                false
+            }
+            None => false,
+        };
+        faults.syncs += 1;
+        let skip = faults.syncs.is_multiple_of(SYNCS_PER_SKIP);
+        drop(faults);
+        if fails {
+            self.disk.fail_next_sync();
+        } else if self.mutation == Some(Mutation::SyncedBatchLost)
+            || self.mutation == Some(Mutation::FsyncSkipped) && skip
+        {
+            return Ok(());
+        }
+        self.disk.sync_to(mark)
+    }
+
+    /// After so many more syncs one fails.
     pub fn fail_sync_after(&self, syncs: u64) {
-        self.faults.borrow_mut().syncs_before_failure = Some(syncs);
+        self.faults().syncs_before_failure = Some(syncs);
     }
 
     /// Whether every write fails.
     pub fn set_full(&self, full: bool) {
-        self.faults.borrow_mut().full = full;
+        self.faults().full = full;
     }
 
     /// Power loss; see [`MemDisk::crash`].
     pub fn crash(&mut self, survivors: usize) {
-        self.faults.borrow_mut().syncs_before_failure = None;
+        self.faults().syncs_before_failure = None;
         self.disk.crash(survivors);
     }
 
@@ -94,8 +131,8 @@ impl RowReader for FaultyDisk {
 }
 
 impl Disk for FaultyDisk {
-    fn write(&mut self, mut batch: DiskBatch, mut durability: Durability) -> Result<(), DiskError> {
-        let mut faults = self.faults.borrow_mut();
+    fn write(&mut self, mut batch: DiskBatch, durability: Durability) -> Result<(), DiskError> {
+        let mut faults = self.faults();
         if faults.full {
             return Err(DiskError::Io { operation: "write", detail: "the disk is full".to_owned() });
         }
@@ -110,30 +147,17 @@ impl Disk for FaultyDisk {
                 faults.applied_before = self.disk.meta(MetaKey::Applied)?;
             }
         }
-        if durability == Durability::Synced {
-            match &mut faults.syncs_before_failure {
-                Some(0) => {
-                    faults.syncs_before_failure = None;
-                    self.disk.fail_next_sync();
-                }
-                Some(left) => *left -= 1,
-                None => {}
-            }
-            faults.syncs += 1;
-            let skip = faults.syncs.is_multiple_of(SYNCS_PER_SKIP);
-            if self.mutation == Some(Mutation::SyncedBatchLost)
-                || self.mutation == Some(Mutation::FsyncSkipped) && skip
-            {
-                durability = Durability::Replayable;
-            }
-        }
         drop(faults);
-        self.disk.write(batch, durability)
+        self.disk.write(batch, Durability::Unsynced)?;
+        match durability {
+            Durability::Synced => self.sync_to(self.writes()),
+            Durability::Unsynced => Ok(()),
+        }
     }
 
     fn meta(&self, key: MetaKey) -> Result<Option<Vec<u8>>, DiskError> {
         if key == MetaKey::Applied
-            && let Some(before) = &self.faults.borrow().applied_before
+            && let Some(before) = &self.faults().applied_before
         {
             return Ok(Some(before.clone()));
         }
@@ -152,7 +176,17 @@ impl Disk for FaultyDisk {
         self.disk.stage()
     }
 
-    fn reclaim_log(&mut self, below: u64) -> Result<(), DiskError> {
-        self.disk.reclaim_log(below)
+    fn syncer(&self) -> Box<dyn DiskSync> {
+        Box::new(self.clone())
+    }
+}
+
+impl DiskSync for FaultyDisk {
+    fn sync(&mut self) -> Result<(), DiskError> {
+        self.sync_to(self.writes())
+    }
+
+    fn reclaim_log(&mut self, _below: u64) -> Result<(), DiskError> {
+        Ok(())
     }
 }

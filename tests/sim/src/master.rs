@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, VecDeque};
 use tessera_master::node::{Node, Settled};
 use tessera_master_core::{CLUSTER_VERSION, Config, Now, Output};
 use tessera_replica::{
-    ClusterId, ElectionTimeout, FatalError, Identity, Limits, MemDisk, ReplicaConfig,
+    ClusterId, ElectionTimeout, FatalError, Identity, Limits, MemDisk, Outlet, ReplicaConfig, WriteJob,
 };
 use tessera_types::{AgentId, Epoch, FrameworkId};
 use tessera_wire::v1::{self, master_message::Message as MasterSays};
@@ -24,7 +24,7 @@ use tessera_wire::v1::{self, master_message::Message as MasterSays};
 const EPOCH_MS: u64 = 1_700_000_000_000;
 /// One tick of the loop, in us.
 pub(crate) const TICK_US: u64 = 50_000;
-/// Inputs taken before what they caused is persisted, as in the real loop.
+/// Inputs taken before what they caused is written, as in the real loop.
 const INPUTS_PER_ROUND_MAX: usize = 512;
 /// Entries of a framework's state in one chunk.
 const STATE_PAGE: usize = 7;
@@ -53,13 +53,31 @@ pub(crate) enum Inbound {
 /// What the crash that is coming spares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CrashPoint {
-    /// Inputs were taken, nothing was persisted.
+    /// Inputs were taken, nothing was written.
     BeforeSettle,
     /// A sync fails in the middle.
     InSync,
     /// All is durable, nothing was sent.
     BeforeSend,
 }
+/// What leaves a node while it settles.
+struct Leaving {
+    messages: Vec<(u64, Vec<u8>)>,
+    disk: FaultyDisk,
+    /// The first job, and for how many writes of the disk it is.
+    job: Option<(WriteJob, u64)>,
+}
+
+impl Outlet for Leaving {
+    fn send(&mut self, node: u64, message: Vec<u8>) {
+        self.messages.push((node, message));
+    }
+
+    fn write(&mut self, job: WriteJob) {
+        self.job.get_or_insert((job, self.disk.writes()));
+    }
+}
+
 
 /// A process and its disk.
 pub(crate) struct Master {
@@ -82,6 +100,8 @@ pub(crate) struct Master {
     pub(crate) wall_offset_ms: i64,
     inbox: VecDeque<Inbound>,
     take_scheduled: bool,
+    /// The sync that is under way, and for how many writes it is.
+    writing: Option<(WriteJob, u64)>,
     settle_scheduled: bool,
     pub(crate) crash_at: Option<CrashPoint>,
     /// Leaderships of this life and all before.
@@ -115,6 +135,7 @@ impl Master {
             slow_until_us: 0,
             wall_offset_ms: 0,
             inbox: VecDeque::new(),
+            writing: None,
             take_scheduled: false,
             settle_scheduled: false,
             crash_at: None,
@@ -219,6 +240,7 @@ impl World {
             return false;
         }
         let survivors = master.rng.index(master.disk.unsynced_batches() + 1);
+        master.writing = None;
         master.disk.crash(survivors);
         master.inbox.clear();
         master.take_scheduled = false;
@@ -292,15 +314,71 @@ impl World {
             return;
         }
         master.settle_scheduled = true;
-        // The time of an fsync, which is sometimes slow.
+        let at_us = now_us + master.rng.range(20, 300);
+        self.queue.at(at_us, Event::MasterSettle { master: slot, life: master.life });
+    }
+
+    /// A master's disk begins to sync, which takes its time.
+    fn sync_begins(&mut self, slot: usize, job: WriteJob, mark: u64) {
+        let now_us = self.now_us;
+        let master = &mut self.masters[slot];
+        master.writing = Some((job, mark));
         let slow = master.rng.chance(4);
         let most_us = match master.slow_until_us > now_us {
             true => 1_000_000,
             false if slow => 60_000,
             false => 4_000,
         };
-        let latency_us = master.rng.range(100, most_us);
-        self.queue.at(now_us + latency_us, Event::MasterSettle { master: slot, life: master.life });
+        let at_us = now_us + master.rng.range(100, most_us);
+        self.queue.at(at_us, Event::MasterWritten { master: slot, life: master.life });
+    }
+
+    pub(crate) fn master_written(&mut self, slot: usize, life: u64) {
+        let now_us = self.now_us;
+        let master = &mut self.masters[slot];
+        if master.life != life || master.node.is_none() {
+            return;
+        }
+        if now_us < master.paused_until_us {
+            self.queue.at(master.paused_until_us, Event::MasterWritten { master: slot, life });
+            return;
+        }
+        let Some((job, mark)) = master.writing.take() else { return };
+        if master.crash_at == Some(CrashPoint::InSync) {
+            master.disk.fail_sync_after(master.rng.below(3));
+        }
+        if let Err(error) = master.disk.sync_to(mark) {
+            self.journal.line(now_us, &format!("master {slot}: the disk fails: {error}"));
+            return self.master_crash(slot);
+        }
+        if master.crash_at == Some(CrashPoint::BeforeSend) {
+            return self.master_crash(slot);
+        }
+        if let Some(node) = &mut master.node {
+            node.on_written(job);
+        }
+        // The thread of the disk goes on with what was written meanwhile.
+        let (left, writes) = (master.node.as_ref().and_then(Node::unwritten), master.disk.writes());
+        let planted = (self.plant_at_write(slot) && writes > mark).then_some(job);
+        if let Some(job) = left.or(planted) {
+            self.sync_begins(slot, job, writes);
+        }
+        self.settle_soon(slot);
+    }
+
+    /// What a master wrote is to be synced, unless a sync is under way: the next one is for it as well.
+    fn after_writes(&mut self, slot: usize, first: Option<(WriteJob, u64)>) {
+        if let Some((job, mark)) = first.filter(|_| self.masters[slot].writing.is_none()) {
+            self.sync_begins(slot, job, mark);
+        }
+        let early = self.plant_at_write(slot);
+        let node = self.masters[slot].node.as_mut();
+        if let Some((node, job)) = node.and_then(|node| node.unwritten().map(|job| (node, job)))
+            && early
+        {
+            node.on_written(job);
+            self.settle_soon(slot);
+        }
     }
 
     pub(crate) fn master_tick(&mut self, slot: usize, life: u64) {
@@ -450,19 +528,16 @@ impl World {
         master.settle_scheduled = false;
         match master.crash_at {
             Some(CrashPoint::BeforeSettle) => return self.master_crash(slot),
-            Some(CrashPoint::InSync) => master.disk.fail_sync_after(master.rng.below(3)),
-            Some(CrashPoint::BeforeSend) | None => {}
+            Some(CrashPoint::InSync | CrashPoint::BeforeSend) | None => {}
         }
         master.disk.set_full(master.full_until_us > now_us);
         let now = master.now(now_us);
         let Some(node) = &mut master.node else { return };
         // What leaves before the disk fails has left.
-        let mut messages = Vec::new();
-        let result = node.settle_sending(now, &mut |to, bytes| messages.push((to, bytes)));
-        let crashes = self.masters[slot].crash_at == Some(CrashPoint::BeforeSend);
-        if !crashes {
-            self.post(slot, messages);
-        }
+        let mut leaving = Leaving { messages: Vec::new(), disk: master.disk.clone(), job: None };
+        let result = node.settle(now, &mut leaving);
+        self.post(slot, leaving.messages);
+        self.after_writes(slot, leaving.job);
         match result {
             Err(FatalError::Removed { .. }) => self.master_is_removed(slot),
             Err(error) => {
@@ -478,9 +553,6 @@ impl World {
                 let checked = self.oracle.on_settled(master, &settled);
                 for line in checked {
                     self.journal.line(now_us, &line);
-                }
-                if crashes {
-                    return self.master_crash(slot);
                 }
                 self.master_perform(slot, settled);
             }

@@ -61,6 +61,10 @@ mutations! {
     QuarantineEndsTasks = "quarantine-ends-tasks",
     /// Some synced writes of a master's disk are not synced.
     FsyncSkipped = "fsync-skipped",
+    /// What a follower promises with a write leaves while the sync is still to be done.
+    PromisedBeforeSync = "promised-before-sync",
+    /// A leader takes a write for durable while the sync is still to be done.
+    WrittenBeforeSync = "written-before-sync",
     /// A user is told that a request is done when it has only arrived.
     AcknowledgedBeforeCommit = "acknowledged-before-commit",
     /// A master answers reads without asking the others whether it still leads.

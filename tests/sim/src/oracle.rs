@@ -98,6 +98,8 @@ pub(crate) struct Oracle {
     removed: BTreeSet<u64>,
     /// Newest term and generation that was sent to each agent.
     generations: BTreeMap<usize, (u64, u64)>,
+    /// Every offer that a scheduler was sent.
+    offered: BTreeSet<u64>,
     group: Group,
     /// Masters of whose disk a bit turned over.
     pub(crate) flipped: BTreeSet<usize>,
@@ -375,9 +377,16 @@ impl Oracle {
     /// Events are sent to a scheduler.
     pub(crate) fn on_batch_sent(&mut self, batch: &v1::Batch) {
         let framework = batch.key.as_ref().map_or(0, |key| key.framework);
-        let offers = |event: &v1::Event| matches!(event.event, Some(v1::event::Event::Offers(_)));
-        // What was offered before the turn was committed comes with the next batch.
-        let offered = batch.events.iter().any(offers);
+        let mut offered = false;
+        for event in &batch.events {
+            if let Some(v1::event::Event::Offers(offers)) = &event.event {
+                for offer in &offers.offers {
+                    offered |= self.offered.insert(offer.id);
+                }
+            }
+        }
+        // What was offered before the turn was committed comes with the next batch, and once more with
+        // those after it when a session ended before its answer came.
         let shadow = self.frameworks.get(&framework);
         let unwanted = shadow.and_then(|f| f.suppressed).is_some_and(|turn| batch.number > turn + 1);
         self.ensure(!offered || !unwanted, || {

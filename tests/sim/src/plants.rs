@@ -122,6 +122,15 @@ impl World {
         (host, v1::AgentMessage { message: Some(AgentSays::Turn(turn)) })
     }
 
+    /// Whether a master takes for done what its disk has only begun to sync.
+    pub(crate) fn plant_at_write(&self, slot: usize) -> bool {
+        match self.mutation {
+            Some(Mutation::PromisedBeforeSync) => !self.masters[slot].leads(),
+            Some(Mutation::WrittenBeforeSync) => self.masters[slot].leads(),
+            _ => false,
+        }
+    }
+
     /// What a master says is changed on its way out.
     pub(crate) fn plant_at_output(&self, mut message: v1::MasterMessage) -> v1::MasterMessage {
         if let Some(MasterSays::Desired(desired)) = &mut message.message {

@@ -19,8 +19,10 @@ pub(crate) enum Event {
     MasterStart { master: usize },
     /// It takes what waits for it.
     MasterTake { master: usize, life: u64 },
-    /// It persists, applies and performs.
+    /// It writes, applies and performs.
     MasterSettle { master: usize, life: u64 },
+    /// What it wrote reached stable storage.
+    MasterWritten { master: usize, life: u64 },
     /// Its tick.
     MasterTick { master: usize, life: u64 },
     /// A message among masters arrives; nodes have slots, and may lose them.

@@ -302,6 +302,7 @@ impl World {
             Event::MasterStart { master } => self.master_start(master),
             Event::MasterTake { master, life } => self.master_take(master, life),
             Event::MasterSettle { master, life } => self.master_settle(master, life),
+            Event::MasterWritten { master, life } => self.master_written(master, life),
             Event::MasterTick { master, life } => self.master_tick(master, life),
             Event::Raft { letter } => self.letter_arrives(letter),
             Event::Snapshot { transfer } => self.snapshot_goes_on(transfer),

@@ -11,7 +11,7 @@ const SEEDS: u64 = 400;
 /// Seeds among which a planted bug must be found.
 const SEEDS_PER_MUTATION: u64 = 200;
 /// Seeds that found a bug, of the cluster or of the simulator, which is mended.
-const FAILED_ONCE: &[u64] = &[309, 713, 1_211, 10_369];
+const FAILED_ONCE: &[u64] = &[309, 713, 1_211, 10_369, 11_685];
 /// Threads over which seeds are spread; each run is in one.
 const THREADS: u64 = 2;
 
@@ -160,6 +160,16 @@ fn ending_the_tasks_of_a_quarantined_scheduler_is_found() {
 #[test]
 fn skipping_an_fsync_is_found() {
     is_found(Mutation::FsyncSkipped);
+}
+
+#[test]
+fn promising_before_the_sync_is_found() {
+    is_found(Mutation::PromisedBeforeSync);
+}
+
+#[test]
+fn taking_a_write_for_durable_before_the_sync_is_found() {
+    is_found(Mutation::WrittenBeforeSync);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::ops::{Bound, Range};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{
-    Disk, DiskBatch, DiskView, Durability, MetaKey, Row, StageId, StageWriter, not_staged,
+    Disk, DiskBatch, DiskSync, DiskView, Durability, MetaKey, Row, StageId, StageWriter, not_staged,
     prefix_end, row_key,
 };
 use crate::error::DiskError;
@@ -131,8 +131,8 @@ impl MemDisk {
         self.lock().unsynced.len()
     }
 
-    /// The next synced write fails, and like after a failed fsync its batch may or may not
-    /// survive the crash that must follow.
+    /// The next sync fails, and like after a failed fsync what it was for may or may not survive
+    /// the crash that must follow.
     pub fn fail_next_sync(&mut self) {
         self.lock().fail_next_sync = true;
     }
@@ -142,12 +142,20 @@ impl MemDisk {
         self.lock().fail_next_sync = false;
     }
 
-    /// Synced writes so far.
+    /// Makes the first `mark` writes durable; see [`MemDisk::writes`].
+    ///
+    /// # Errors
+    /// The fault that was asked for.
+    pub fn sync_to(&mut self, mark: u64) -> Result<(), DiskError> {
+        self.lock().sync_to(mark)
+    }
+
+    /// Syncs so far, those of synced writes among them.
     pub fn syncs(&self) -> u64 {
         self.lock().syncs
     }
 
-    /// All writes so far.
+    /// All writes so far. A sync that begins now is for as many.
     pub fn writes(&self) -> u64 {
         self.lock().writes
     }
@@ -241,6 +249,20 @@ impl Inner {
         self.unsynced.push_back(change);
     }
 
+    fn sync_to(&mut self, mark: u64) -> Result<(), DiskError> {
+        if std::mem::take(&mut self.fail_next_sync) {
+            let detail = "injected fault".to_owned();
+            return Err(DiskError::Io {
+                operation: "sync",
+                detail,
+            });
+        }
+        self.syncs += 1;
+        let later = self.writes.saturating_sub(mark);
+        self.write_back(usize::try_from(later).unwrap_or(usize::MAX));
+        Ok(())
+    }
+
     fn write_back(&mut self, keep: usize) {
         while self.unsynced.len() > keep
             && let Some(oldest) = self.unsynced.pop_front()
@@ -303,20 +325,10 @@ impl Disk for MemDisk {
         }
         inner.note(Change::Batch(batch));
         if durability == Durability::Synced {
-            if std::mem::take(&mut inner.fail_next_sync) {
-                let detail = "injected fault".to_owned();
-                return Err(DiskError::Io {
-                    operation: "sync",
-                    detail,
-                });
-            }
-            inner.syncs += 1;
+            let all = inner.writes;
+            return inner.sync_to(all);
         }
-        inner.write_back(if durability == Durability::Synced {
-            0
-        } else {
-            MAX_UNSYNCED_BATCHES
-        });
+        inner.write_back(MAX_UNSYNCED_BATCHES);
         Ok(())
     }
 
@@ -359,6 +371,17 @@ impl Disk for MemDisk {
         Ok(records)
     }
 
+    fn syncer(&self) -> Box<dyn DiskSync> {
+        Box::new(self.clone())
+    }
+}
+
+impl DiskSync for MemDisk {
+    fn sync(&mut self) -> Result<(), DiskError> {
+        let all = self.writes();
+        self.sync_to(all)
+    }
+
     fn reclaim_log(&mut self, _below: u64) -> Result<(), DiskError> {
         Ok(())
     }
@@ -386,12 +409,24 @@ mod tests {
             let mut disk = MemDisk::new();
             assert_eq!(disk.write(put(b"a", b"1"), Durability::Synced), Ok(()));
             for key in [b"b", b"c", b"d"] {
-                assert_eq!(disk.write(put(key, b"2"), Durability::Replayable), Ok(()));
+                assert_eq!(disk.write(put(key, b"2"), Durability::Unsynced), Ok(()));
             }
             assert_eq!(disk.all_rows().len(), 4);
             disk.crash(survivors);
             assert_eq!(disk.all_rows().len(), 1 + survivors.min(3));
         }
+    }
+
+    #[test]
+    fn a_sync_is_for_what_was_written_before_it_began() {
+        let mut disk = MemDisk::new();
+        assert_eq!(disk.write(put(b"a", b"1"), Durability::Unsynced), Ok(()));
+        let mark = disk.writes();
+        assert_eq!(disk.write(put(b"b", b"1"), Durability::Unsynced), Ok(()));
+        assert_eq!(disk.sync_to(mark), Ok(()));
+        assert_eq!(disk.unsynced_batches(), 1);
+        disk.crash(0);
+        assert_eq!(disk.all_rows().len(), 1);
     }
 
     #[test]

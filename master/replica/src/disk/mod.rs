@@ -1,8 +1,8 @@
 //! The disk behind a replica: three ordered maps (meta, log, rows) and one atomic batch.
 //!
 //! Owns: the [`Disk`] contract, which RocksDB and the simulator fulfil.
-//! Invariants: a batch is all or nothing; batches become durable in the order in which they
-//! were written, so a synced batch makes every earlier one durable too; after a crash a prefix
+//! Invariants: a batch is all or nothing, and readable at once; batches become durable in the order
+//! in which they were written, so a sync makes every earlier one durable too; after a crash a prefix
 //! of the unsynced batches may survive, never a later one without an earlier one. Staged rows are
 //! beside the rows in use until a batch adopts them, as one step with everything else in it.
 //! Must never: interpret a log record, a meta record or a row.
@@ -66,8 +66,9 @@ pub trait StageWriter: Send {
 pub enum Durability {
     /// Returns only when this batch and all earlier ones are on stable storage.
     Synced,
-    /// May be lost, together with what follows it; must be replayable from the log.
-    Replayable,
+    /// Does not wait for the disk. May be lost, together with what follows it, until a [`DiskSync`]
+    /// is done that began after it; what it says must not be promised to anybody before.
+    Unsynced,
 }
 
 /// One atomic write. Parts take effect in the order of the fields.
@@ -83,6 +84,22 @@ pub struct DiskBatch {
     pub adopt: Option<StageId>,
     /// Row changes, in order.
     pub rows: Vec<RowChange>,
+}
+
+/// Makes durable what was written to a disk. Used beside the owner's thread, which goes on writing.
+pub trait DiskSync: Send {
+    /// Returns when every batch that was written before this call is on stable storage.
+    ///
+    /// # Errors
+    /// After an error it is unknown how much is durable; the process must stop.
+    fn sync(&mut self) -> Result<(), DiskError>;
+
+    /// Tells that the log below `index` was removed by a batch that is durable, so that space can
+    /// be given back.
+    ///
+    /// # Errors
+    /// When the disk cannot do it.
+    fn reclaim_log(&mut self, below: u64) -> Result<(), DiskError>;
 }
 
 /// What a replica needs from its disk. One owner; not shared.
@@ -119,12 +136,8 @@ pub trait Disk: RowReader {
     /// When the disk cannot be written.
     fn stage(&mut self) -> Result<(StageId, Box<dyn StageWriter>), DiskError>;
 
-    /// Tells that the log below `index` was removed by an earlier synced batch, so that space
-    /// can be given back.
-    ///
-    /// # Errors
-    /// When the disk cannot do it.
-    fn reclaim_log(&mut self, below: u64) -> Result<(), DiskError>;
+    /// Another thread's hold on the disk, to sync it.
+    fn syncer(&self) -> Box<dyn DiskSync>;
 }
 
 fn not_staged() -> DiskError {

@@ -2,6 +2,8 @@
 //!
 //! Owns: RocksDB options and keys. Invariants: every batch goes through the write-ahead log;
 //! recovery accepts a torn last record only, so that a damaged middle is found, not skipped.
+//! A batch that is not synced ends in a buffer of the write-ahead log: only a sync hands that to the
+//! kernel, on the thread that syncs, because a write to a file waits for the fsync of the same file.
 //! Must never: write outside a batch, or hold more than a small, bounded part in memory.
 
 use std::ops::Range;
@@ -15,7 +17,7 @@ use rocksdb::{
 };
 
 use super::{
-    Disk, DiskBatch, DiskView, Durability, MetaKey, Row, StageId, StageWriter, not_staged,
+    Disk, DiskBatch, DiskSync, DiskView, Durability, MetaKey, Row, StageId, StageWriter, not_staged,
     prefix_end, row_key,
 };
 use crate::error::DiskError;
@@ -37,6 +39,9 @@ const WRITE_BUFFER_BYTES: usize = 8 * 1024 * 1024;
 const ALL_WRITE_BUFFERS_BYTES: usize = 32 * 1024 * 1024;
 /// Write-ahead log on disk; a rarely written family is flushed rather than pin more of it.
 const WAL_BYTES: u64 = 64 * 1024 * 1024;
+/// Buffer of the write-ahead log and of other files, which grows up to this. What is written while a
+/// sync is under way must fit, or the owner waits for the disk after all: many full appends.
+const FILE_BUFFER_BYTES: u64 = 4 * 1024 * 1024;
 /// RocksDB's own text log, per file.
 const INFO_LOG_BYTES: usize = 4 * 1024 * 1024;
 
@@ -45,9 +50,11 @@ pub struct RocksDisk {
     shared: Arc<Shared>,
     /// Which of [`STATES`] holds the rows.
     live: usize,
+    /// Held by every view as well.
+    views: Arc<()>,
 }
 
-/// What views and stagings on other threads need as well.
+/// What views, stagings and syncs on other threads need as well.
 struct Shared {
     db: DB,
     /// The staging that may still write, and the number of all so far.
@@ -114,6 +121,8 @@ fn db_options() -> Options {
     options.set_db_write_buffer_size(ALL_WRITE_BUFFERS_BYTES);
     options.set_max_total_wal_size(WAL_BYTES);
     options.set_wal_bytes_per_sync(512 * 1024);
+    options.set_manual_wal_flush(true);
+    options.set_writable_file_max_buffer_size(FILE_BUFFER_BYTES);
     options.set_max_background_jobs(2);
     options.set_keep_log_file_num(2);
     options.set_max_log_file_size(INFO_LOG_BYTES);
@@ -166,7 +175,11 @@ impl RocksDisk {
                 });
             }
         };
-        Ok(RocksDisk { shared, live })
+        Ok(RocksDisk {
+            shared,
+            live,
+            views: Arc::new(()),
+        })
     }
 
     fn family(&self, name: &'static str) -> Result<&ColumnFamily, DiskError> {
@@ -185,7 +198,7 @@ impl RocksDisk {
     fn clear_idle(&self) -> Result<(), DiskError> {
         let idle = self.family(self.idle_state())?;
         let cannot = "clear rows that are not in use";
-        if Arc::strong_count(&self.shared) == 1 {
+        if Arc::strong_count(&self.views) == 1 {
             let clear = self.shared.db.delete_file_in_range_cf(idle, [0u8], [0xff]);
             clear.map_err(io(cannot))?;
         }
@@ -270,6 +283,8 @@ self_cell::self_cell!(
 struct RocksView {
     snapshot: OwnedSnapshot,
     state: &'static str,
+    /// While it lives, no files of rows are removed.
+    _view: Arc<()>,
 }
 
 impl DiskView for RocksView {
@@ -368,6 +383,7 @@ impl Disk for RocksDisk {
         Ok(Box::new(RocksView {
             snapshot,
             state: self.state(),
+            _view: Arc::clone(&self.views),
         }))
     }
 
@@ -428,11 +444,24 @@ impl Disk for RocksDisk {
         Ok(records)
     }
 
+    fn syncer(&self) -> Box<dyn DiskSync> {
+        Box::new(RocksSync(Arc::clone(&self.shared)))
+    }
+}
+
+struct RocksSync(Arc<Shared>);
+
+impl DiskSync for RocksSync {
+    fn sync(&mut self) -> Result<(), DiskError> {
+        let synced = self.0.db.flush_wal(true);
+        synced.map_err(io("sync the write-ahead log"))
+    }
+
     fn reclaim_log(&mut self, below: u64) -> Result<(), DiskError> {
-        let log = self.family(LOG)?;
+        let log = self.0.family(LOG)?;
         // The range is inclusive at its end.
         let last = below.saturating_sub(1).to_be_bytes();
-        self.shared
+        self.0
             .db
             .delete_file_in_range_cf(log, 0u64.to_be_bytes(), last)
             .map_err(io("reclaim log files"))

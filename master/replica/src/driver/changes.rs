@@ -9,7 +9,7 @@ use prost_raft::Message as _;
 use raft::StateRole;
 use raft::eraftpb::{ConfChangeV2, Message, MessageType};
 
-use super::{Replica, Send};
+use super::{Out, Replica};
 use crate::change::{self, MemberChange, PeerView};
 use crate::config::REMOVED_LINGER_TICKS;
 use crate::disk::Disk;
@@ -155,7 +155,7 @@ impl<D: Disk> Replica<D> {
 
     /// A node that hears of no leader says something harmless to every member from time to time;
     /// those that know of its removal refuse it.
-    pub(super) fn ask_whether_removed(&mut self, send: Send<'_>) {
+    pub(super) fn ask_whether_removed(&mut self, out: Out<'_>) {
         if self.silence < self.config.election_ticks {
             return;
         }
@@ -170,7 +170,7 @@ impl<D: Disk> Replica<D> {
                 ..Message::default()
             };
             message.set_msg_type(MessageType::MsgHeartbeatResponse);
-            send(peer, message.encode_to_vec());
+            out.send(peer, message.encode_to_vec());
         }
     }
 

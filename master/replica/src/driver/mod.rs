@@ -1,18 +1,23 @@
 //! The one module that drives raft.
 //!
 //! Owns: the raft node and the order of every step of a ready: a leader's appends go out while its
-//! own write is still to come, everything else only after entries and hard state are durable; then
+//! own write is still to become durable, everything else only after entries and hard state are; then
 //! what is committed is applied and its rows written, only then reported.
-//! Invariants: one synced batch per ready that needs one; after an error the replica stays
+//! Invariants: one batch per ready that needs one, which the owner has synced beside its thread
+//! ([`WriteJob`]); what is applied was durable here before; after an error the replica stays
 //! stopped; leadership is reported only once the first entry of the own term is applied.
-//! Must never: be bypassed: no other module calls raft.
+//! Must never: be bypassed: no other module calls raft. Must never wait for the disk, but for the
+//! rare steps that replace everything (a snapshot) or make somebody a stranger (a change of members).
 //!
 //! `changes.rs` holds changes of the members, `install.rs` snapshots, `open.rs` the ways to a
-//! replica.
+//! replica, `writes.rs` what is not durable yet.
 
 mod changes;
 mod install;
 mod open;
+mod writes;
+
+pub use writes::WriteJob;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,7 +32,7 @@ use crate::config::{
     MAX_ENTRY_BYTES, MAX_MESSAGE_BYTES, MAX_PENDING_READS, MAX_READIES_PER_PROCESS,
     MAX_UNCOMMITTED_ENTRIES, ReplicaConfig,
 };
-use crate::disk::{Disk, StageId};
+use crate::disk::{Disk, Durability, StageId};
 use crate::error::{FatalError, ProposeError, ReadError, StepError, TransferError};
 use crate::inspect::{PeerStatus, Role, Status};
 use crate::machine::{EntryId, Machine, Progress, RoleChange, RowChange, RowReader};
@@ -38,17 +43,36 @@ use crate::proposals::{Proposals, Reads};
 use crate::snapshot::Staged;
 use crate::storage::LogStore;
 use crate::validate::{self, Local};
+use writes::Unwritten;
 
 /// Table numbers end below this one, so that every prefix has an end.
 const RESERVED_TABLE: u8 = 255;
 
-/// Where messages to peers go as soon as they may leave: (peer, bytes).
-pub(crate) type Send<'a> = &'a mut dyn FnMut(u64, Vec<u8>);
+/// Where things go while a replica still works.
+pub trait Outlet {
+    /// A message to a peer, which may leave.
+    fn send(&mut self, peer: u64, message: Vec<u8>);
+
+    /// Something is to be made durable beside the owner's thread. A later job replaces an earlier
+    /// one that is not begun.
+    fn write(&mut self, job: WriteJob);
+}
+
+/// Keeps messages; jobs are found in [`Replica::unwritten`].
+impl Outlet for Vec<(u64, Vec<u8>)> {
+    fn send(&mut self, peer: u64, message: Vec<u8>) {
+        self.push((peer, message));
+    }
+
+    fn write(&mut self, _job: WriteJob) {}
+}
+
+type Out<'a> = &'a mut dyn Outlet;
 
 /// One member of the group of masters, owned by one OS thread.
 ///
 /// Inputs only note what is to be done; [`Replica::process`] does it. Calling it once after
-/// many inputs is what makes batches: one synced write serves all of them. Raft itself panics
+/// many inputs is what makes batches: one sync serves all of them. Raft itself panics
 /// when the log it reads back is impossible; the owner treats that as a crash.
 pub struct Replica<D: Disk> {
     node: RawNode<LogStore<D>>,
@@ -60,6 +84,9 @@ pub struct Replica<D: Disk> {
     activity: Activity,
     /// Ticks since a snapshot was sent, per peer that did not acknowledge it yet.
     snapshot_ticks: BTreeMap<u64, u32>,
+    unwritten: Unwritten,
+    /// Messages that waited for a write which is durable now.
+    free: Vec<Message>,
     /// The newest staging that was begun here.
     staging: Option<StageId>,
     /// Rows of the snapshot that raft has taken and the next `process` adopts.
@@ -102,10 +129,13 @@ impl<D: Disk> Replica<D> {
         }
         self.activity.tick();
         self.count_silence();
-        self.node.tick();
+        if !self.must_write_before_election() {
+            self.node.tick();
+        }
         for peer in self.count_snapshot_ticks() {
             self.node.report_snapshot(peer, SnapshotStatus::Failure);
         }
+        self.leave_to_faster_disks();
         self.settle_timeout();
     }
 
@@ -344,9 +374,9 @@ impl<D: Disk> Replica<D> {
         }
     }
 
-    /// Does everything that is ready: persists, applies, and returns what to send and report.
-    /// In a group of one, everything proposed before the call is applied when it returns,
-    /// unless [`Progress::more`] is set.
+    /// Does everything that is ready: persists, applies, and returns what to send and report. Waits
+    /// for the disk itself. In a group of one, everything proposed before the call is applied when
+    /// it returns, unless [`Progress::more`] is set.
     ///
     /// # Errors
     /// The replica has stopped and the process must end; what is durable is known only after a
@@ -356,27 +386,34 @@ impl<D: Disk> Replica<D> {
         machine: &mut M,
     ) -> Result<Progress<M::Effect>, FatalError> {
         let mut messages = Vec::new();
-        let mut collect = |peer, bytes| messages.push((peer, bytes));
-        let mut progress = self.process_sending(machine, &mut collect)?;
+        let mut progress = self.process_sending(machine, &mut messages)?;
+        while let Some(job) = self.unwritten() {
+            let written = job.run(&mut *self.syncer());
+            self.stopped |= written.is_err();
+            written?;
+            self.on_written(job);
+            progress.then(self.process_sending(machine, &mut messages)?);
+        }
         progress.messages = messages;
         Ok(progress)
     }
 
-    /// Like [`Replica::process`], but gives every message to `send` as soon as it may leave: a
-    /// leader's entries go out before its own write, so that the followers write at the same time.
-    /// [`Progress::messages`] stays empty.
+    /// Like [`Replica::process`], but never waits for the disk: `out` is told what is to be made
+    /// durable elsewhere, before anything else of this call is applied. Gives it every message as
+    /// soon as it may leave: a leader's entries go out before its own write is durable, so that the
+    /// followers write at the same time. [`Progress::messages`] stays empty.
     ///
     /// # Errors
     /// The replica has stopped and the process must end. What was sent may have been sent.
     pub fn process_sending<M: Machine>(
         &mut self,
         machine: &mut M,
-        send: &mut dyn FnMut(u64, Vec<u8>),
+        out: &mut dyn Outlet,
     ) -> Result<Progress<M::Effect>, FatalError> {
         if self.stopped {
             return Err(FatalError::Stopped);
         }
-        let result = self.process_readies(machine, send);
+        let result = self.process_readies(machine, out);
         self.settle_timeout();
         self.stopped = result.is_err();
         result
@@ -385,11 +422,13 @@ impl<D: Disk> Replica<D> {
     fn process_readies<M: Machine>(
         &mut self,
         machine: &mut M,
-        send: Send<'_>,
+        out: Out<'_>,
     ) -> Result<Progress<M::Effect>, FatalError> {
         self.check_removed()?;
-        self.ask_whether_removed(send);
+        self.ask_whether_removed(out);
         let mut progress = Progress::default();
+        let free = std::mem::take(&mut self.free);
+        self.post(free, out, &mut progress);
         for _ in 0..MAX_READIES_PER_PROCESS {
             if let Some(error) = self.node.store().take_read_error() {
                 return Err(error.into());
@@ -400,32 +439,51 @@ impl<D: Disk> Replica<D> {
             if !self.node.has_ready() {
                 break;
             }
-            self.process_ready(machine, send, &mut progress)?;
+            self.process_ready(machine, out, &mut progress)?;
         }
         self.note_step_down(&mut progress);
         progress.more = self.node.has_ready();
         let needed = self.needed_by_peers();
-        self.node.mut_store().compact(needed)?;
+        if let Some(below) = self.node.mut_store().compact(needed)? {
+            self.unwritten.add_cut(below);
+            self.unwritten.job().into_iter().for_each(|job| out.write(job));
+        }
         Ok(progress)
     }
 
     fn process_ready<M: Machine>(
         &mut self,
         machine: &mut M,
-        send: Send<'_>,
+        out: Out<'_>,
         progress: &mut Progress<M::Effect>,
     ) -> Result<(), FatalError> {
         let mut ready = self.node.ready();
+        let number = ready.number();
         self.confirm_reads(ready.take_read_states());
-        // Only a leader has any of these: they promise nothing about its own disk.
-        self.post(ready.take_messages(), send, progress);
-        self.persist(machine, &mut ready, progress)?;
-        let mut messages = ready.take_persisted_messages();
-        let mut committed = ready.take_committed_entries();
-        let mut light = self.node.advance_append(ready);
-        messages.append(&mut light.take_messages());
-        committed.append(&mut light.take_committed_entries());
-        self.post(messages, send, progress);
+        let vote_is_durable = self.unwritten.vote_is_durable(ready.hs());
+        // Only a leader has any of these: they promise nothing about its own disk but its vote, which
+        // is durable long before unless it votes alone.
+        let (at_once, held) = match vote_is_durable {
+            true => (ready.take_messages(), Vec::new()),
+            false => (Vec::new(), ready.take_messages()),
+        };
+        self.post(at_once, out, progress);
+        let mut messages = self.persist(machine, &mut ready, progress)?;
+        messages.extend(held);
+        messages.append(&mut ready.take_persisted_messages());
+        let committed = ready.take_committed_entries();
+        let wrote = ready.must_sync();
+        self.node.advance_append_async(ready);
+        if self.unwritten.is_empty() {
+            self.node.on_persist_ready(number);
+        } else {
+            let at_once = self.harmless(&mut messages, vote_is_durable);
+            self.post(at_once, out, progress);
+            self.unwritten.add_ready(number, std::mem::take(&mut messages));
+            let job = self.unwritten.job().filter(|_| wrote);
+            job.into_iter().for_each(|job| out.write(job));
+        }
+        self.post(messages, out, progress);
         self.apply(machine, committed, progress)?;
         let applied = self.node.store().applied().index;
         self.node.advance_apply_to(applied);
@@ -433,7 +491,7 @@ impl<D: Disk> Replica<D> {
         Ok(())
     }
 
-    fn post<E>(&self, messages: Vec<Message>, send: Send<'_>, progress: &mut Progress<E>) {
+    fn post<E>(&self, messages: Vec<Message>, out: Out<'_>, progress: &mut Progress<E>) {
         let mut outbox = Outbox::default();
         for message in messages {
             if message.msg_type == MessageType::MsgSnapshot as i32 {
@@ -442,33 +500,39 @@ impl<D: Disk> Replica<D> {
                 outbox.add(message);
             }
         }
-        outbox.finish(send);
+        outbox.finish(&mut |peer, message| out.send(peer, message));
     }
 
-    /// Makes durable what this ready promises. A commit index alone is not worth a write: the
-    /// applied record carries it.
+    /// Writes what this ready promises. A commit index alone is not worth a write: the applied
+    /// record carries it. A snapshot is synced at once, and so is everything before it; gives back
+    /// the messages that waited for that.
     fn persist<M: Machine>(
         &mut self,
         machine: &mut M,
         ready: &mut Ready,
         progress: &mut Progress<M::Effect>,
-    ) -> Result<(), FatalError> {
+    ) -> Result<Vec<Message>, FatalError> {
         if !ready.must_sync() {
-            return Ok(());
-        }
-        if !ready.snapshot().is_empty() {
-            let hard = ready
-                .hs()
-                .cloned()
-                .unwrap_or_else(|| self.node.raft.hard_state());
-            self.install(machine, ready.snapshot(), hard_record(&hard), progress)?;
+            return Ok(Vec::new());
         }
         let hard = ready.hs().map(hard_record);
+        if ready.snapshot().is_empty() {
+            let entries = ready.take_entries();
+            let store = self.node.mut_store();
+            store.persist(entries, hard, Durability::Unsynced)?;
+            self.unwritten.add_write(ready.hs());
+            return Ok(Vec::new());
+        }
+        let whole = ready.hs().cloned();
+        let whole = whole.unwrap_or_else(|| self.node.raft.hard_state());
+        self.install(machine, ready.snapshot(), hard_record(&whole), progress)?;
         let entries = ready.take_entries();
         if hard.is_some() || !entries.is_empty() {
-            self.node.mut_store().persist(entries, hard)?;
+            let store = self.node.mut_store();
+            store.persist(entries, hard, Durability::Synced)?;
         }
-        Ok(())
+        self.unwritten.add_write(Some(&whole));
+        Ok(self.unwritten.on_all_durable())
     }
 
     fn apply<M: Machine>(

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use raft::RawNode;
 
 use super::Replica;
+use super::writes::Unwritten;
 use crate::activity::Activity;
 use crate::boot;
 use crate::config::{Identity, ReplicaConfig};
@@ -114,6 +115,7 @@ impl<D: Disk> Replica<D> {
         let store = boot::load(disk, config.identity, config.limits)?;
         let raft_config = config.raft_config(store.applied().index);
         let group = store.group();
+        let unwritten = Unwritten::new(store.first_vote());
         let alone = group.conf.voters == [me] && !group.is_joint();
         // A joiner has applied nothing yet.
         let removed = store.applied().index > 0 && !group.contains(me);
@@ -127,6 +129,8 @@ impl<D: Disk> Replica<D> {
             reads: Reads::default(),
             activity: Activity::default(),
             snapshot_ticks: BTreeMap::new(),
+            unwritten,
+            free: Vec::new(),
             staging: None,
             staged: None,
             removed,

@@ -14,3 +14,4 @@ mod single;
 mod snapshots;
 mod support;
 mod throughput;
+mod writes;

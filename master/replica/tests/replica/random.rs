@@ -25,6 +25,8 @@ struct Plan {
     change_members: bool,
     configure: fn(u64) -> ReplicaConfig,
     record: bool,
+    /// How many steps a sync takes, on average.
+    sync_steps: u64,
 }
 
 /// Small logs, so that snapshots are needed.
@@ -41,6 +43,7 @@ fn plan(steps: u64, change_members: bool) -> Plan {
         change_members,
         configure: config,
         record: false,
+        sync_steps: 2,
     }
 }
 
@@ -128,6 +131,10 @@ fn random_step(sim: &mut Sim, random: &mut Seeded, plan: &Plan) {
 /// One run of random steps, then quiet until all replicas are equal.
 fn run_seed(seed: u64, plan: &Plan) -> Sim {
     let mut random = Seeded::new(seed);
+    let plan = &Plan {
+        sync_steps: [1, 2, 8, 60][(seed / 4 % 4) as usize],
+        ..*plan
+    };
     let voters: &[u64] = match seed % 4 {
         0 if plan.change_members => &[1],
         3 => &[1, 2, 3, 4, 5],
@@ -135,11 +142,16 @@ fn run_seed(seed: u64, plan: &Plan) -> Sim {
     };
     let mut sim = Sim::with(plan.limits, voters, plan.configure);
     sim.record = plan.record.then(Vec::new);
+    sim.slow_disks = true;
     for _ in 0..plan.steps {
         random_step(&mut sim, &mut random, plan);
         // Inputs pile up before a node processes them, as they do under load.
         for id in sim.ids() {
             if random.below(3) != 0 && sim.process(id).is_err() {
+                random_crash(&mut sim, &mut random, id);
+            }
+            // Disks take their time, more than a tick now and then.
+            if random.below(plan.sync_steps) == 0 && sim.written(id).is_err() {
                 random_crash(&mut sim, &mut random, id);
             }
         }

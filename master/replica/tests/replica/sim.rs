@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use tessera_replica::{
     ChangeError, EntryId, FatalError, JoinId, Limits, MemDisk, MemberChange, Membership, Progress,
-    Replica, ReplicaConfig, Role, RoleChange, SnapshotToSend, Staging, StepError,
+    Replica, ReplicaConfig, Role, RoleChange, SnapshotToSend, Staging, StepError, WriteJob,
 };
 
 use crate::support::{Counters, Node, config, identity};
@@ -29,6 +29,10 @@ pub struct Sim {
     pub nodes: BTreeMap<u64, Node<MemDisk>>,
     pub disks: BTreeMap<u64, MemDisk>,
     pub network: VecDeque<(u64, u64, Packet)>,
+    /// Syncs that have begun: what each is for, and how many writes of the disk it makes durable.
+    pub writing: BTreeMap<u64, (WriteJob, u64)>,
+    /// Whether syncs end when a test says so, and not at once.
+    pub slow_disks: bool,
     /// Nodes cut off from all others.
     pub isolated: BTreeSet<u64>,
     /// Nodes that ended because they were removed.
@@ -61,6 +65,8 @@ impl Sim {
             nodes: BTreeMap::new(),
             disks: BTreeMap::new(),
             network: VecDeque::new(),
+            writing: BTreeMap::new(),
+            slow_disks: false,
             isolated: BTreeSet::new(),
             ended: BTreeSet::new(),
             committed: BTreeMap::new(),
@@ -138,6 +144,7 @@ impl Sim {
 
     pub fn crash(&mut self, id: u64, survivors: usize) {
         self.nodes.remove(&id);
+        self.writing.remove(&id);
         self.open.retain(|_, proposer| *proposer != id);
         let (kept, gone) = std::mem::take(&mut self.network)
             .into_iter()
@@ -249,29 +256,56 @@ impl Sim {
         true
     }
 
-    /// Processes a node and checks what it reports. An injected disk fault comes back.
+    /// Processes a node until its disk is the only thing it waits for, and checks what it reports. An
+    /// injected disk fault comes back.
     pub fn process(&mut self, id: u64) -> Result<(), FatalError> {
+        self.process_once(id)?;
+        while !self.slow_disks && self.written(id)? {}
+        Ok(())
+    }
+
+    /// The sync of a node's disk that has begun is done; says whether there was one.
+    pub fn written(&mut self, id: u64) -> Result<bool, FatalError> {
+        let Some((job, mark)) = self.writing.remove(&id) else {
+            return Ok(false);
+        };
+        let disk = self.disks.get_mut(&id).expect("every node has a disk");
+        disk.sync_to(mark)?;
+        let node = self.nodes.get_mut(&id).expect("only running nodes write");
+        node.replica.on_written(job);
+        self.process_once(id)?;
+        Ok(true)
+    }
+
+    fn process_once(&mut self, id: u64) -> Result<(), FatalError> {
         let Some(node) = self.nodes.get_mut(&id) else {
             return Ok(());
         };
         // Messages leave at once, so they are on their way even if the disk fails after that.
-        let (record, network) = (&mut self.record, &mut self.network);
-        let mut send = |to, bytes: Vec<u8>| {
-            if let Some(record) = record {
+        let mut sent = Vec::new();
+        let result = node.replica.process_sending(&mut node.machine, &mut sent);
+        for (to, bytes) in sent {
+            if let Some(record) = &mut self.record {
                 record.push((id, to, bytes.clone()));
             }
-            network.push_back((id, to, Packet::Message(bytes)));
-        };
-        let result = node.replica.process_sending(&mut node.machine, &mut send);
+            self.network.push_back((id, to, Packet::Message(bytes)));
+        }
         // What was applied before a fault is committed as well, though not reported.
         self.check_applied(id);
         if matches!(result, Err(FatalError::Removed { .. })) {
             self.nodes.remove(&id);
+            self.writing.remove(&id);
             self.ended.insert(id);
             self.open.retain(|_, proposer| *proposer != id);
             return Ok(());
         }
         self.check(id, result?);
+        let job = self.nodes[&id].replica.unwritten();
+        if let Some(job) = job
+            && !self.writing.contains_key(&id)
+        {
+            self.writing.insert(id, (job, self.disks[&id].writes()));
+        }
         Ok(())
     }
 
@@ -379,6 +413,7 @@ impl Sim {
     /// Everybody up and connected agrees on everything within bounded rounds.
     pub fn heal_and_compare(&mut self) {
         self.isolated.clear();
+        self.slow_disks = false;
         for id in self.ids() {
             if !self.nodes.contains_key(&id) {
                 self.start(id);

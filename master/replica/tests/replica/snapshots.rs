@@ -500,7 +500,7 @@ fn snapshot_of_400_000_rows() {
             rows: (0..1_000).map(row).collect(),
             ..DiskBatch::default()
         };
-        disk.write(batch, Durability::Replayable).expect("no fault");
+        disk.write(batch, Durability::Unsynced).expect("no fault");
     }
     let node = Node::open(config(1), disk);
     let start = Instant::now();

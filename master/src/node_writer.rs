@@ -1,0 +1,230 @@
+//! The thread that waits for the disk, so that the node's thread never does.
+//!
+//! Owns: the newest job that is asked for, and the newest that is done. Invariants: one job is asked for
+//! at a time, as each stands for all before it, so that nothing queues here and whatever was written during
+//! a sync shares the next one; after a failure nothing more is done. Must never touch the node.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use tessera_replica::{DiskError, DiskSync, WriteJob};
+use tokio::sync::Notify;
+
+#[derive(Default)]
+struct State {
+    asked: Option<WriteJob>,
+    done: Option<Result<WriteJob, DiskError>>,
+    stop: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    asked: Condvar,
+    done: Notify,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next job, or none when there will be no more.
+    fn next(&self) -> Option<WriteJob> {
+        let idle = |state: &mut State| state.asked.is_none() && !state.stop;
+        let waited = self.asked.wait_while(self.state(), idle);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        if state.stop { None } else { state.asked.take() }
+    }
+
+    fn finish(&self, result: Result<WriteJob, DiskError>) {
+        self.state().done = Some(result);
+        self.done.notify_one();
+    }
+}
+
+/// Tells the node's thread if this one ends before it was told to.
+struct Ends(Arc<Shared>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let state = self.0.state();
+        if !state.stop && !matches!(state.done, Some(Err(_))) {
+            drop(state);
+            self.0.finish(Err(ended("the thread that syncs has ended".to_owned())));
+        }
+    }
+}
+
+const fn ended(detail: String) -> DiskError {
+    DiskError::Io { operation: "sync the log", detail }
+}
+
+/// The thread, which ends with this.
+pub struct LogWriter {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl LogWriter {
+    /// A thread that syncs this disk.
+    ///
+    /// # Errors
+    /// When the system has no thread left.
+    pub fn start(mut disk: Box<dyn DiskSync>) -> Result<Self, DiskError> {
+        let shared = Arc::new(Shared::default());
+        let ends = Ends(Arc::clone(&shared));
+        let thread = std::thread::Builder::new().name("log-writer".into()).spawn(move || {
+            while let Some(job) = ends.0.next() {
+                let result = job.run(&mut *disk).map(|()| job);
+                let failed = result.is_err();
+                ends.0.finish(result);
+                if failed {
+                    return;
+                }
+            }
+        });
+        let thread = thread.map_err(|error| ended(format!("no thread for it: {error}")))?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Asks for a job.
+    pub fn ask(&self, job: WriteJob) {
+        self.shared.state().asked = Some(job);
+        self.shared.asked.notify_one();
+    }
+
+    /// Waits until a job may be done; see [`LogWriter::take`].
+    pub async fn done(&self) {
+        self.shared.done.notified().await;
+    }
+
+    /// The newest job that is done, if one is since the last call.
+    ///
+    /// # Errors
+    /// The disk failed: the process must end.
+    pub fn take(&self) -> Result<Option<WriteJob>, DiskError> {
+        self.shared.state().done.take().transpose()
+    }
+}
+
+impl Drop for LogWriter {
+    fn drop(&mut self) {
+        self.shared.state().stop = true;
+        self.shared.asked.notify_one();
+        // The database is closed in order only when nobody holds it any more.
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::warn!("the thread that syncs the log did not end in order");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use tessera_replica::{ClusterId, ElectionTimeout, Identity, MemDisk, Replica, ReplicaConfig};
+
+    /// A disk of which every sync waits for its result.
+    struct Slow {
+        begun: Sender<()>,
+        end: Receiver<Result<(), DiskError>>,
+    }
+
+    impl DiskSync for Slow {
+        fn sync(&mut self) -> Result<(), DiskError> {
+            // The test may be over.
+            let _ = self.begun.send(());
+            self.end.recv().unwrap_or(Ok(()))
+        }
+
+        fn reclaim_log(&mut self, _below: u64) -> Result<(), DiskError> {
+            Ok(())
+        }
+    }
+
+    type Harness = (LogWriter, Receiver<()>, Sender<Result<(), DiskError>>);
+
+    fn slow() -> Harness {
+        let (begun, begins) = channel();
+        let (ends, end) = channel();
+        (LogWriter::start(Box::new(Slow { begun, end })).unwrap(), begins, ends)
+    }
+
+    /// Jobs of a real replica, which alone makes them; each stands for one more write.
+    fn jobs(count: usize) -> Vec<WriteJob> {
+        let identity = Identity { cluster: ClusterId([7; 16]), node: 1 };
+        let mut disk = MemDisk::new();
+        Replica::bootstrap(&mut disk, identity, Vec::new()).unwrap();
+        let config =
+            ReplicaConfig { election_timeout: ElectionTimeout::Fixed(10), ..ReplicaConfig::new(identity) };
+        let mut replica = Replica::open(config, disk).unwrap();
+        let mut made = Vec::new();
+        while made.len() < count {
+            replica.propose(vec![1]).unwrap();
+            let mut out: Vec<(u64, Vec<u8>)> = Vec::new();
+            replica.process_sending(&mut Nothing, &mut out).unwrap();
+            made.extend(replica.unwritten());
+        }
+        made
+    }
+
+    struct Nothing;
+
+    impl tessera_replica::Machine for Nothing {
+        type Effect = ();
+
+        fn apply(
+            &mut self,
+            _id: tessera_replica::EntryId,
+            _entry: &[u8],
+            _rows: &dyn tessera_replica::RowReader,
+        ) -> Result<tessera_replica::Applied<()>, tessera_replica::MachineError> {
+            Ok(tessera_replica::Applied { rows: Vec::new(), effects: Vec::new() })
+        }
+
+        fn restore(
+            &mut self,
+            _id: tessera_replica::EntryId,
+            _rows: &dyn tessera_replica::RowReader,
+        ) -> Result<(), tessera_replica::MachineError> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_for_during_a_sync_shares_the_next_one() {
+        let (writer, begins, ends) = slow();
+        let jobs = jobs(3);
+        writer.ask(jobs[0]);
+        begins.recv().unwrap();
+        writer.ask(jobs[1]);
+        writer.ask(jobs[2]);
+        assert_eq!(writer.take().unwrap(), None, "nothing is done before the disk says so");
+        ends.send(Ok(())).unwrap();
+        writer.done().await;
+        assert_eq!(writer.take().unwrap(), Some(jobs[0]));
+        begins.recv().unwrap();
+        ends.send(Ok(())).unwrap();
+        writer.done().await;
+        assert_eq!(writer.take().unwrap(), Some(jobs[2]));
+        drop(ends);
+        drop(writer);
+        assert!(begins.recv().is_err(), "the disk is let go, and was synced twice");
+    }
+
+    #[tokio::test]
+    async fn a_failed_sync_is_the_last_one() {
+        let (writer, begins, ends) = slow();
+        let jobs = jobs(2);
+        writer.ask(jobs[0]);
+        begins.recv().unwrap();
+        writer.ask(jobs[1]);
+        let failure = ended("broken".into());
+        ends.send(Err(failure.clone())).unwrap();
+        writer.done().await;
+        assert_eq!(writer.take(), Err(failure));
+        assert!(begins.recv().is_err(), "nothing is synced after a failure");
+    }
+}
