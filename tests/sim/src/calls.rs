@@ -29,6 +29,8 @@ pub(crate) enum Ask {
     Change(Request),
     /// The configuration of a framework.
     Read(FrameworkId),
+    /// A key of a framework's state.
+    ReadKey(FrameworkId, String),
     /// Something of a scheduler.
     Http(FrameworkId, HttpRequest),
 }
@@ -38,7 +40,7 @@ pub(crate) enum Ask {
 pub(crate) enum Answer {
     /// To a change.
     Reply(Result<Reply, RequestError>),
-    /// To a read: none if there is no such framework.
+    /// To a read of a configuration or a key: none if there is no such framework.
     Config(Option<String>),
     /// To something that was asked of a scheduler.
     Http(Result<HttpAnswer, HttpFailure>),
@@ -83,7 +85,7 @@ impl Calls {
     pub(crate) fn asks(&self, what: impl Fn(&Request) -> bool) -> bool {
         self.calls.values().any(|call| match &call.ask {
             Ask::Change(request) => call.answer.is_none() && what(request),
-            Ask::Read(_) | Ask::Http(..) => false,
+            Ask::Read(_) | Ask::ReadKey(..) | Ask::Http(..) => false,
         })
     }
 
@@ -134,11 +136,20 @@ impl World {
             Ask::Read(framework) => {
                 Some(calls.history.called(id, &framework.to_string(), RegisterCall::Read, now_us))
             }
+            Ask::Change(Request::WriteState { framework, key, value, .. }) => {
+                let value = value.as_ref().map(|value| String::from_utf8_lossy(value).into_owned());
+                let call = RegisterCall::Write { value };
+                Some(calls.history.called(id, &format!("{framework}/{key}"), call, now_us))
+            }
+            Ask::ReadKey(framework, key) => {
+                let of = format!("{framework}/{key}");
+                Some(calls.history.called(id, &of, RegisterCall::Read, now_us))
+            }
             Ask::Change(_) | Ask::Http(..) => None,
         };
         let floor = match &ask {
             Ask::Http(framework, _) => self.oracle.counted(framework.0),
-            Ask::Change(_) | Ask::Read(_) => (0, 0),
+            Ask::Change(_) | Ask::Read(_) | Ask::ReadKey(..) => (0, 0),
         };
         let key = format!("key-{id}");
         self.calls.calls.insert(id, Call { ask, key, attempts: 0, noted, floor, answer: None });
@@ -197,8 +208,8 @@ impl World {
                 self.masters[slot].requests.insert(ticket, id);
                 self.feed(slot, |core| core.on_request_once(ticket, &principal, request, once, now));
             }
-            Ask::Read(_) if stale => self.serve_read(slot, id),
-            Ask::Read(_) => {
+            Ask::Read(_) | Ask::ReadKey(..) if stale => self.serve_read(slot, id),
+            Ask::Read(_) | Ask::ReadKey(..) => {
                 let round = self.masters[slot].number();
                 let node = self.masters[slot].node.as_mut();
                 if node.is_some_and(|node| node.read_index(round)) {
@@ -222,11 +233,19 @@ impl World {
     /// The rows hold all that was committed before the read was asked for.
     pub(crate) fn serve_read(&mut self, slot: usize, id: u64) {
         let (Some(call), Some(node)) = (self.calls.calls.get(&id), &self.masters[slot].node) else { return };
-        let Ask::Read(framework) = call.ask else { return };
-        let config = node.core().framework(framework).map(|view| {
-            note_in(&view.config).unwrap_or_default()
-        });
-        self.answer(id, Answer::Config(config));
+        let read = match &call.ask {
+            Ask::Read(framework) => {
+                let view = node.core().framework(*framework);
+                view.map(|view| note_in(&view.config).unwrap_or_default())
+            }
+            Ask::ReadKey(framework, key) => {
+                let there = node.core().framework(*framework).filter(|view| !view.removing);
+                let value = node.core().state_value(*framework, key, &node.rows()).ok().flatten();
+                there.map(|_| String::from_utf8_lossy(&value.unwrap_or_default()).into_owned())
+            }
+            Ask::Change(_) | Ask::Http(..) => return,
+        };
+        self.answer(id, Answer::Config(read));
     }
 
     /// An answer leaves for the user.
@@ -263,11 +282,12 @@ impl World {
         call.answer = Some(answer.clone());
         if let Some(noted) = call.noted {
             let output = match (&call.ask, &answer) {
-                (Ask::Read(_), Answer::Config(Some(note))) => {
+                (Ask::Read(_) | Ask::ReadKey(..), Answer::Config(Some(note))) => {
                     let value = (!note.is_empty()).then(|| note.clone());
                     Some(RegisterAnswer::Value { value })
                 }
                 (Ask::Change(_), Answer::Reply(Ok(_))) => Some(RegisterAnswer::Done),
+                (Ask::Change(Request::WriteState { .. }), Answer::Reply(Err(_))) => None,
                 (Ask::Change(_), Answer::Reply(Err(RequestError::Conflict { .. }))) => {
                     Some(RegisterAnswer::Differs)
                 }

@@ -84,12 +84,14 @@ impl World {
         let early = self.mutation == Some(Mutation::VersionRaisedEarly);
         let understand = self.masters.iter().filter(|master| master.understands > CLUSTER_VERSION).count();
         let enough = if early { understand > 0 } else { understand == self.masters.len() };
-        let raised = self.masters[leader].node.as_ref().is_some_and(|node| {
-            node.core().cluster_version() > CLUSTER_VERSION
-        });
+        let present = self.masters[leader].node.as_ref().map_or(0, |node| node.core().cluster_version());
+        let raised = present > CLUSTER_VERSION;
         let asked = self.calls.asks(|request| matches!(request, Request::SetClusterVersion { .. }));
         if enough && !raised && !asked {
             let version = CLUSTER_VERSION + 1;
+            self.ask(Ask::Change(Request::SetClusterVersion { version }), None);
+        } else if present < CLUSTER_VERSION && !asked {
+            let version = CLUSTER_VERSION;
             self.ask(Ask::Change(Request::SetClusterVersion { version }), None);
         }
     }

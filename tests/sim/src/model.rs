@@ -23,6 +23,8 @@ pub const COUNT_KEY: &str = "count";
 pub const EPOCH_KEY: &str = "epoch";
 /// Key of the newest configuration's note.
 pub const NOTE_KEY: &str = "note";
+/// Prefix of the keys that users write, and no turn reads or writes.
+pub const OUTSIDE_PREFIX: &str = "out/";
 /// Prefix of the keys of tasks.
 pub const TASK_PREFIX: &str = "task/";
 /// Records that one step of a migration carries over: keeps it from being over in one turn.
@@ -461,6 +463,7 @@ impl Model {
                 Event::Agent(_)
                 | Event::InverseOffers(_)
                 | Event::InverseRescinded(_)
+                | Event::StateChanged { .. }
                 | Event::Again
                 | Event::Message(_)
                 | Event::ExecutorFailed { .. } => {}

@@ -53,6 +53,8 @@ mutations! {
     GroupsForgotten = "groups-forgotten",
     /// A worker builds the instance of a new epoch from the memory of the one before.
     StateKeptOverEpochs = "state-kept-over-epochs",
+    /// A worker counts what users wrote, and does not put all of it into its copy of the state.
+    OutsideWritesPassedOver = "outside-writes-passed-over",
     /// Kept turns of executors are missing in an agent's checkpoint.
     ExecutorTurnsForgotten = "executor-turns-forgotten",
     /// An agent passes what executors say on twice.

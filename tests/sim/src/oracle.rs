@@ -668,7 +668,7 @@ impl Oracle {
     fn check_version(&mut self, node: &Node<FaultyDisk>, view: &FrameworkView, given_up: bool) {
         let id = view.id.0;
         if given_up {
-            let state = match read_state(node, view.id) {
+            let state = match read_state(node, view.id).map(of_turns) {
                 Ok(state) => state,
                 Err(error) => return self.violate(error),
             };
@@ -726,7 +726,7 @@ impl Oracle {
             let now = view.last_turn;
             return self.violate(format!("f{id} jumps from turn {last} to {now} in one step"));
         }
-        let state = match read_state(node, view.id) {
+        let state = match read_state(node, view.id).map(of_turns) {
             Ok(state) => state,
             Err(error) => return self.violate(error),
         };
@@ -858,7 +858,8 @@ fn is_pure(turn: &Turn) -> bool {
     turn.consumed.is_empty() && turn.operations.iter().all(|operation| !operation.changes_state())
 }
 
-fn read_state(
+/// All keys and values of a framework.
+pub(crate) fn read_state(
     node: &Node<FaultyDisk>,
     framework: FrameworkId,
 ) -> Result<BTreeMap<String, Vec<u8>>, String> {
@@ -875,4 +876,10 @@ fn read_state(
         }
         state.extend(page.into_iter().filter_map(|write| Some((write.key, write.value?))));
     }
+}
+
+/// The state without what users write, which no turn explains.
+fn of_turns(mut state: BTreeMap<String, Vec<u8>>) -> BTreeMap<String, Vec<u8>> {
+    state.retain(|key, _| !key.starts_with(model::OUTSIDE_PREFIX));
+    state
 }

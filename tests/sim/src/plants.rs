@@ -53,6 +53,7 @@ impl World {
                 let key = v1::InstanceKey { framework: turn.framework, epoch: turn.epoch };
                 let outcome = v1::turn_outcome::Outcome::Next(turn.number + 1);
                 MasterSays::TurnResult(v1::TurnResult {
+                    outside: 0,
                     key: Some(key),
                     number: turn.number,
                     outcome: Some(v1::TurnOutcome { outcome: Some(outcome) }),

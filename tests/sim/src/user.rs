@@ -6,15 +6,18 @@
 
 use crate::builds::Build;
 use crate::calls::Ask;
-use crate::model::{self, NOTE_KEY};
+use crate::model::{self, NOTE_KEY, OUTSIDE_PREFIX};
 use crate::mutation::Mutation;
 use crate::queue::Event;
 use crate::world::World;
 use tessera_master_core::{
-    FrameworkView, Keep, Reply, Request, RequestError, StateVersions, TaskFilter, UnreachablePolicy,
+    Expected, FrameworkView, Keep, Reply, Request, RequestError, StateVersions, TaskFilter, UnreachablePolicy,
     World as ComponentWorld,
 };
 use tessera_types::{Digest, FrameworkId, HttpRequest};
+
+/// Keys of state that users write: few, so that they are written again and again.
+const OUTSIDE_KEYS: u64 = 3;
 
 /// Requests that one user has under way: more would only wait for each other.
 const OPEN_MAX: usize = 8;
@@ -193,7 +196,7 @@ impl World {
         self.ask(Ask::Change(request), Some(&view.config));
     }
 
-    /// The user reads and writes configurations beside everything else, so that histories are dense.
+    /// The user reads and writes configurations and state beside everything else, so that histories are dense.
     fn user_looks(&mut self, framework: FrameworkId) {
         if self.rng.chance(20) {
             let config = self.user.config(false);
@@ -201,6 +204,17 @@ impl World {
         }
         for _ in 0..self.rng.below(4) {
             self.ask(Ask::Read(framework), None);
+        }
+        for _ in 0..self.rng.below(4) {
+            let key = format!("{OUTSIDE_PREFIX}{}", self.rng.below(OUTSIDE_KEYS));
+            if self.rng.chance(40) {
+                self.ask(Ask::ReadKey(framework, key), None);
+                continue;
+            }
+            self.user.notes += 1;
+            let value = self.rng.chance(80).then(|| self.user.notes.to_string().into_bytes());
+            let expected = Expected::Anything;
+            self.change(Request::WriteState { framework, key, value, expected });
         }
     }
 

@@ -6,7 +6,7 @@
 
 use crate::builds::Build;
 use crate::executor::{Instance, Name, Phase as ExecutorPhase, name_of};
-use crate::model::{Model, run_of};
+use crate::model::{Model, OUTSIDE_PREFIX, run_of};
 use crate::mutation::Mutation;
 use crate::queue::Event;
 use crate::rng::Rng;
@@ -108,6 +108,8 @@ pub(crate) struct Worker {
     forgets_turn: bool,
     /// Mutation: an instance of another epoch begins with the memory of the one before.
     keeps_state: bool,
+    /// Mutation: what users wrote is counted and not always taken.
+    passes_over: bool,
     /// Mutation: memories of instances that were stopped.
     memories: BTreeMap<u64, Memory>,
 }
@@ -133,6 +135,7 @@ impl Worker {
             trap_next: false,
             forgets_turn: mutation == Some(Mutation::OutstandingTurnForgotten),
             keeps_state: mutation == Some(Mutation::StateKeptOverEpochs),
+            passes_over: mutation == Some(Mutation::OutsideWritesPassedOver),
             memories: BTreeMap::new(),
         }
     }
@@ -242,6 +245,14 @@ impl Worker {
             }
             ToWorker::ExecutorLimits(_) | ToWorker::Shutdown(_) => Vec::new(),
         }
+    }
+
+    /// What the copy of an instance has of what users write, if it waits for a batch.
+    pub(crate) fn outside_of(&self, framework: u64, epoch: u64) -> Option<BTreeMap<String, Vec<u8>>> {
+        let slot = self.instances.get(&framework)?;
+        let idle = slot.key.epoch == epoch && matches!(slot.phase, Phase::Idle);
+        let keys = slot.committed.iter().filter(|(key, _)| key.starts_with(OUTSIDE_PREFIX));
+        idle.then(|| keys.map(|(key, value)| (key.clone(), value.clone())).collect())
     }
 
     /// Mutation: keep the memory of an instance that ends.
@@ -388,6 +399,19 @@ impl Worker {
             batch.events.iter().filter_map(|event| event.clone().try_into().ok()).collect();
         if events.len() != batch.events.len() {
             return vec![Wish::Violation("a batch has an event that cannot be read".to_owned())];
+        }
+        for event in &events {
+            let GuestEvent::StateChanged { count, writes } = event else { continue };
+            slot.outside = slot.outside.max(*count);
+            if self.passes_over && self.rng.chance(20) {
+                continue;
+            }
+            for write in writes {
+                match &write.value {
+                    Some(value) => slot.committed.insert(write.key.clone(), value.clone()),
+                    None => slot.committed.remove(&write.key),
+                };
+            }
         }
         let header = tessera_types::TurnHeader {
             framework: tessera_types::FrameworkId(slot.key.framework),

@@ -6,11 +6,13 @@
 
 use crate::agent::Agent;
 use crate::calls::Calls;
+use crate::disk::FaultyDisk;
 use crate::journal::Journal;
 use crate::master::{Inbound, Master, attributes, identity};
+use crate::model::OUTSIDE_PREFIX;
 use crate::mutation::Mutation;
 use crate::network::Network;
-use crate::oracle::Oracle;
+use crate::oracle::{Oracle, read_state};
 use crate::peers::Transfer;
 use crate::queue::{Event, Queue, Up};
 use crate::rng::Rng;
@@ -18,7 +20,8 @@ use crate::shims::Process;
 use crate::user::User;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use tessera_master_core::Config;
+use tessera_master::node::Node;
+use tessera_master_core::{Config, FrameworkView};
 use tessera_replica::{MemDisk, Replica};
 
 /// One run.
@@ -429,7 +432,24 @@ impl World {
                 return Some(format!("the scheduler of {id} is not ready"));
             }
         }
-        (0..self.agents.len()).find_map(|agent| self.agent_disagrees(agent))
+        let agents = (0..self.agents.len()).find_map(|agent| self.agent_disagrees(agent));
+        agents.or_else(|| core.frameworks().iter().find_map(|view| self.copy_differs(node, view)))
+    }
+
+    /// A scheduler's copy of what users wrote is not what is committed.
+    fn copy_differs(&self, node: &Node<FaultyDisk>, view: &FrameworkView) -> Option<String> {
+        let (id, epoch) = (view.id.0, view.epoch.0);
+        let mut committed = match read_state(node, view.id) {
+            Ok(committed) => committed,
+            Err(error) => return Some(error),
+        };
+        committed.retain(|key, _| key.starts_with(OUTSIDE_PREFIX));
+        let workers = self.agents.iter().flat_map(|agent| agent.workers.values());
+        match workers.filter_map(|worker| worker.outside_of(id, epoch)).next() {
+            Some(copy) if copy == committed => None,
+            Some(copy) => Some(format!("f{id} has {copy:?} of what users wrote, {committed:?}")),
+            None => Some(format!("the scheduler of f{id} has no instance that waits")),
+        }
     }
 
     fn why_not_converged(&mut self) -> String {

@@ -143,6 +143,11 @@ fn keeping_state_over_a_rollback_is_found() {
 }
 
 #[test]
+fn passing_over_what_users_wrote_is_found() {
+    is_found(Mutation::OutsideWritesPassedOver);
+}
+
+#[test]
 fn forgetting_turns_of_executors_is_found() {
     is_found(Mutation::ExecutorTurnsForgotten);
 }
