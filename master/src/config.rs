@@ -4,7 +4,7 @@
 //! listens on loopback only, unless the operator said otherwise in so many words.
 
 use crate::join::check_address;
-use crate::members::UNDERSTANDS;
+use crate::members::understands;
 use crate::oci::is_registry;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -162,7 +162,7 @@ pub fn member_info(config: &MasterConfig) -> v1::MemberInfo {
         peer_address,
         software_version: env!("CARGO_PKG_VERSION").to_owned(),
         added_at_ms: 0,
-        understands: UNDERSTANDS,
+        understands: understands(),
     }
 }
 

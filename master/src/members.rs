@@ -10,8 +10,15 @@ use prost::Message as _;
 use tessera_replica::{ClusterId, Identity, MemberRole, Membership, Standing};
 use tessera_wire::v1;
 
+/// For tests of upgrades: this build is to act as one that understands no more than this cluster version.
+const UNDERSTANDS_AT_MOST: &str = "TESSERA_UNDERSTANDS_AT_MOST";
+
 /// Newest cluster version that this build understands.
-pub const UNDERSTANDS: u32 = tessera_master_core::CLUSTER_VERSION;
+pub fn understands() -> u32 {
+    let own = tessera_master_core::CLUSTER_VERSION;
+    let most = std::env::var(UNDERSTANDS_AT_MOST).ok().and_then(|text| text.parse().ok());
+    most.map_or(own, |most: u32| most.clamp(1, own))
+}
 
 /// One node of the cluster.
 #[derive(Clone, Debug, PartialEq)]

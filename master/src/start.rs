@@ -8,6 +8,7 @@ use crate::api::joining::Joining;
 use crate::backup::{self, BackupError, Summary};
 use crate::config::{MasterConfig, member_info};
 use crate::join;
+use crate::members::understands;
 use crate::node::Node;
 use crate::peer::Caller;
 use crate::store::ComponentStore;
@@ -180,6 +181,7 @@ pub fn open_node(
         session_silence_ms: Config::default()
             .session_silence_ms
             .min(config.agent_timeout_ms),
+        understands: understands(),
         ..Config::default()
     };
     Ok(Node::open(core, ReplicaConfig::new(identity), disk)?)

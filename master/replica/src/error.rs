@@ -441,7 +441,7 @@ pub enum RestoreError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FatalError {
     /// A write or read failed.
-    #[error("the replica's disk failed")]
+    #[error("its disk failed: {0}; nothing that was acknowledged is lost: start it again when the disk is well and has room")]
     Disk(#[from] DiskError),
     /// The machine refused to go on.
     #[error("applying entry {index} failed")]

@@ -8,7 +8,7 @@ use super::sender::REMOVED;
 use super::snapshots::Incoming;
 use super::{Peers, envelope, gone};
 use crate::join::check_address;
-use crate::members::{Topology, UNDERSTANDS};
+use crate::members::{Topology, understands};
 use crate::node_handle::NodeHandle;
 use crate::sessions::file_chunks;
 use crate::store::ComponentStore;
@@ -183,7 +183,7 @@ impl v1::peer_server::Peer for PeerService {
             .map_err(gone)?;
         Ok(Response::new(v1::MasterStatusReply {
             software_version: env!("CARGO_PKG_VERSION").to_owned(),
-            understands: UNDERSTANDS,
+            understands: understands(),
             components_missing: missing.len() as u64,
             member: Some(self.info.clone()),
             ..reply

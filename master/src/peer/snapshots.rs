@@ -136,6 +136,9 @@ impl To<'_> {
             Ok(offset) => offset,
             Err(error) => return (Some(source), Err(error)),
         };
+        if offset > 0 {
+            tracing::info!(peer = self.peer, offset, "a snapshot goes on where it broke off");
+        }
         let mut client = match self.caller.connect(&self.address).await {
             Ok(client) => client,
             Err(error) => return (Some(source), Err(error.into())),

@@ -106,8 +106,7 @@ impl Steward {
 
     /// Commands of a newer version may be proposed once every voting master understands them.
     async fn raise_version(&self, view: &Topology) {
-        let voters = view.members.values().filter(|member| member.votes);
-        let all = voters.map(|member| member.info.understands).min().unwrap_or(0);
+        let all = understood_by_all(view, &self.info, &self.health.all());
         let present = self.node.query(|core, _| core.cluster_version()).await;
         if present.is_ok_and(|present| all > present) {
             let request = Request::SetClusterVersion { version: all };
@@ -189,6 +188,20 @@ pub async fn others_answer(
         return Err(ChangeError::NoQuorum { voters, active, needed });
     }
     Ok(())
+}
+
+/// The newest version that every voter understands: as is known of it, and as it says itself at this time, since
+/// it may have been replaced by an older build.
+fn understood_by_all(view: &Topology, own: &v1::MemberInfo, heard: &BTreeMap<u64, Heard>) -> u32 {
+    let says = |node: u64| match node == view.node() {
+        true => own.understands,
+        false => {
+            let heard = heard.get(&node).filter(|heard| heard.at.elapsed() <= SILENT_AFTER);
+            heard.map_or(0, |heard| heard.reply.understands)
+        }
+    };
+    let voters = view.members.iter().filter(|(_, member)| member.votes);
+    voters.map(|(node, member)| member.info.understands.min(says(*node))).min().unwrap_or(0)
 }
 
 fn warn_of_even(view: &Topology, warned_of: &mut usize) {
@@ -367,6 +380,31 @@ mod tests {
         ] {
             let heard = [heard(4, others[others.len() - 1].2, 0)].into_iter().collect();
             assert_eq!(plan(&view(&others), &info(1), &heard, &peers), Some(expected));
+        }
+    }
+
+    #[test]
+    fn a_version_is_understood_when_all_say_so_now() {
+        let of = |understands: u32, info: v1::MemberInfo| v1::MemberInfo { understands, ..info };
+        let said = |understands: u32| {
+            let (node, mut heard) = heard(2, 2, 0);
+            heard.reply.understands = understands;
+            BTreeMap::from([(node, heard)])
+        };
+        // What is known of both, what the leader is, what the other one says.
+        for (known, own, says, all) in [
+            (2, 2, said(2), 2),
+            (1, 2, said(2), 1),
+            (2, 1, said(2), 1),
+            (2, 2, said(1), 1),
+            (2, 2, BTreeMap::new(), 0),
+        ] {
+            let mut members = view(&[(2, true, 2)]);
+            let list = members.members.iter().map(|(node, member)| {
+                (*node, MasterNode { votes: member.votes, info: of(known, member.info.clone()) })
+            });
+            members.members = Arc::new(list.collect());
+            assert_eq!(understood_by_all(&members, &of(own, info(1)), &says), all, "{known} {own} {all}");
         }
     }
 

@@ -31,6 +31,8 @@ pub struct Group {
     pub token: String,
     /// Further flags of every master.
     pub flags: Vec<String>,
+    /// Variables of every master that is started from now on.
+    pub variables: Vec<(&'static str, &'static str)>,
     /// An agent, while one runs.
     pub agents: Vec<Process>,
     // Dropped last: the processes end before their directory goes.
@@ -81,6 +83,19 @@ impl Group {
     /// # Errors
     /// When it does not come together in time.
     pub async fn start_with(name: &str, masters: usize, flags: &[&str]) -> Outcome<Self> {
+        Self::start_as(name, masters, flags, &[]).await
+    }
+
+    /// The same with variables, too.
+    ///
+    /// # Errors
+    /// When it does not come together in time.
+    pub async fn start_as(
+        name: &str,
+        masters: usize,
+        flags: &[&str],
+        variables: &[(&'static str, &'static str)],
+    ) -> Outcome<Self> {
         let scene = Scene::new(name).await?;
         let first = Member::new(scene.dir(), 1)?;
         init(&first.dir, first.peer_port, first.port).await?;
@@ -89,6 +104,7 @@ impl Group {
             members: vec![first],
             token: token.trim().to_owned(),
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            variables: variables.to_vec(),
             agents: Vec::new(),
             scene,
         };
@@ -130,7 +146,7 @@ impl Group {
     pub fn run(&mut self, index: usize) -> Outcome {
         let args = self.args(index)?;
         let member = &mut self.members[index];
-        member.process = Some(Process::start(&member.log, &args)?);
+        member.process = Some(Process::start_in(&member.log, &args, None, &self.variables)?);
         Ok(())
     }
 

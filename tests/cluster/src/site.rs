@@ -155,11 +155,15 @@ impl Site {
         self.scene.dir().join("token")
     }
 
-    fn peer(&self, master: usize) -> String {
+    /// Where agents and other masters reach a master.
+    #[must_use]
+    pub fn peer(&self, master: usize) -> String {
         format!("{}:{PEER_PORT}", self.net.address(self.masters[master].machine))
     }
 
-    fn rest_address(&self, master: usize) -> String {
+    /// Where clients reach a master.
+    #[must_use]
+    pub fn rest_address(&self, master: usize) -> String {
         format!("{}:{REST_PORT}", self.net.address(self.masters[master].machine))
     }
 
