@@ -28,8 +28,6 @@ pub(crate) const TICK_US: u64 = 50_000;
 const INPUTS_PER_ROUND_MAX: usize = 512;
 /// Entries of a framework's state in one chunk.
 const STATE_PAGE: usize = 7;
-/// How long a master goes on that was told that it is no member, as the real loop does.
-const REMOVED_LINGER_US: u64 = 3_000_000;
 
 /// Whose disk one is.
 pub(crate) const fn identity(node: u64) -> Identity {
@@ -107,7 +105,6 @@ pub(crate) struct Master {
     /// Leaderships of this life and all before.
     pub(crate) led: u64,
     leads: bool,
-    told_removed_us: Option<u64>,
     next_number: u64,
     pub(crate) sessions: BTreeMap<u64, ConnId>,
     /// Requests by their tickets, reads by their rounds.
@@ -141,7 +138,6 @@ impl Master {
             crash_at: None,
             led: 0,
             leads: false,
-            told_removed_us: None,
             next_number: 0,
             sessions: BTreeMap::new(),
             requests: BTreeMap::new(),
@@ -213,7 +209,6 @@ impl World {
                 master.node = Some(node);
                 master.next_number = 0;
                 master.leads = false;
-                master.told_removed_us = None;
                 let life = master.life;
                 self.journal.line(now_us, &format!("master {slot}: life {life} of node {number} begins"));
                 self.oracle.on_master_open(slot, self.masters[slot].node.as_ref());
@@ -391,9 +386,6 @@ impl World {
         self.queue.at(next_us, Event::MasterTick { master: slot, life });
         if now_us < master.paused_until_us {
             return;
-        }
-        if master.told_removed_us.is_some_and(|told| now_us > told + REMOVED_LINGER_US) {
-            return self.master_is_removed(slot);
         }
         let now = master.now(now_us);
         if let Some(node) = &mut master.node {
@@ -660,11 +652,13 @@ impl World {
     }
 
     /// Another master told this node that it is no member.
-    pub(crate) fn master_told_removed(&mut self, slot: usize, node: u64) {
-        let now_us = self.now_us;
+    pub(crate) fn master_told_removed(&mut self, slot: usize, node: u64, by: usize) {
+        let Some(by) = self.masters[by].number else { return };
         let master = &mut self.masters[slot];
-        if master.number == Some(node) && master.node.is_some() {
-            master.told_removed_us.get_or_insert(now_us);
+        if master.number == Some(node)
+            && let Some(node) = &mut master.node
+        {
+            node.on_told_removed(by);
         }
     }
 

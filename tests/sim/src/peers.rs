@@ -67,7 +67,7 @@ impl World {
             Err(StepError::RemovedPeer(peer)) => {
                 let (from, number) = letter.from;
                 if peer == number && self.net.hears(self.now_us, slot, from) {
-                    self.master_told_removed(from, number);
+                    self.master_told_removed(from, number, slot);
                 }
             }
             Err(error @ StepError::LostLog { .. }) => {

@@ -427,7 +427,11 @@ impl Worker {
             _ => None,
         });
         let turn = if migrating { model.migrate(header) } else { model.handle(header, &events) };
-        let wire = v1::Turn::from(&turn);
+        let delivered = events.iter().filter_map(|event| match event {
+            GuestEvent::Http(request) => Some(request.id),
+            _ => None,
+        });
+        let wire = v1::Turn { requests: delivered.collect(), ..v1::Turn::from(&turn) };
         slot.phase = Phase::Outstanding(wire.clone());
         let epoch = slot.key.epoch;
         vec![Wish::Made { epoch, turn, batch }, Wish::Say(FromWorker::Turn(wire))]
