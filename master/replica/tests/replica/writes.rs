@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use prost_raft::Message as _;
 use raft::eraftpb::{Message, MessageType};
-use tessera_replica::{Limits, Role, WriteJob};
+use tessera_replica::{Limits, MemberChange, Role, WriteJob};
 
 use crate::sim::{NODES, Packet, Sim};
 use crate::support::{add, config};
@@ -157,4 +157,56 @@ fn a_lone_voter_tells_nobody_of_its_term_before_its_disk_has_it() {
     assert_eq!(sim.written(1), Ok(true));
     assert!(from_one(&sim) > 0);
     sim.heal_and_compare();
+}
+
+#[test]
+fn a_lone_voter_does_not_stand_before_its_disk_has_its_log() {
+    let mut sim = Sim::with(Limits::default(), &[1, 2], config);
+    sim.run_until("a leader", |sim| sim.leader().is_some());
+    sim.round();
+    let first = sim.leader().expect("there is one");
+    let second = 3 - first;
+    sim.slow_disks = true;
+    let settle = |sim: &mut Sim| {
+        for _ in 0..4 {
+            for id in [first, second] {
+                sim.process(id).expect("no fault is injected");
+            }
+            while sim.deliver(0) {}
+        }
+    };
+    // The leader begins to remove the other one, which then leads and finds that in its log.
+    let removal = sim.change(first, &MemberChange::Remove { node: second });
+    let removal = removal.expect("it leads");
+    settle(&mut sim);
+    assert_eq!(sim.written(second), Ok(true), "the removal");
+    settle(&mut sim);
+    let replica = &mut sim.nodes.get_mut(&first).expect("it runs").replica;
+    replica.transfer_leadership(second).expect("it leads");
+    settle(&mut sim);
+    for (id, what) in [(second, "its vote"), (first, "the removal"), (first, "its vote")] {
+        assert_eq!(sim.written(id), Ok(true), "{what}");
+        settle(&mut sim);
+    }
+    assert_eq!(sim.written(second), Ok(true), "the first entry of its term");
+    let last = sim.propose(second, add(b"x")).expect("it leads");
+    settle(&mut sim);
+    assert_eq!(sim.written(first), Ok(true), "the first entry of the new term");
+    settle(&mut sim);
+    // With the news that it is the only voter came an entry that its disk has not got.
+    let alone = |sim: &Sim| {
+        let status = sim.nodes[&first].replica.status();
+        (status.voters, status.applied.index, status.last_index, status.role)
+    };
+    let expected = (vec![first], removal.index + 1, last.index, Role::Follower);
+    assert_eq!(alone(&sim), expected);
+    for _ in 0..4 * config(first).election_ticks {
+        sim.tick(first);
+        sim.process(first).expect("no fault is injected");
+    }
+    assert_eq!(alone(&sim), expected, "its log is not durable yet");
+    sim.slow_disks = false;
+    sim.written(first).expect("no fault is injected");
+    sim.run_until("the only voter leads", |sim| sim.leader() == Some(first));
+    assert!(sim.committed.contains_key(&last.index));
 }
