@@ -215,7 +215,10 @@ impl World<'_> {
                 self.agent_input(index, |core, now| core.on_registered(number, registered.tasks_equal, now));
             }
             MasterSays::Refused(refused) => {
-                self.fail(format!("the master refuses an agent: {}: {}", refused.field, refused.rule));
+                // For example a machine that is back before its old session is given up; it comes again.
+                let text = format!("{}: agent {index} is refused: {}: {}", self.clock(), refused.field, refused.rule);
+                self.measure.note(text);
+                self.agent_is_closed(index, session);
             }
             MasterSays::Desired(desired) => self.agent_input(index, |core, now| core.on_desired(desired, now)),
             MasterSays::StatusAcks(acks) => {

@@ -66,6 +66,9 @@ async fn a_scheduler_is_tried_and_a_seed_gives_the_same_report() -> Outcome {
         tasks(200),
         json!({"event": "run-time", "framework": "run", "exponential": "20s", "failing_percent": 10}),
         json!({"event": "agents-lost", "at": "30s", "count": 5, "for": "30s"}),
+        // They are back before the master has noticed.
+        json!({"event": "agents-lost", "at": "1m", "count": 3, "for": "1s"}),
+        json!({"event": "agents-lost", "at": "1m", "count": 3, "for": "1s", "how": "partition"}),
     ])?;
     let args = |seed| {
         ["--scheduler", &scheduler, "--agents", "40", "--for", "4m", "--trace", &trace, "--faults", "60", "--seed", seed]
