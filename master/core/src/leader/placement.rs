@@ -138,6 +138,8 @@ impl Desk<'_> {
                     format!(
                         "it may take {needs} bytes, and tenant {tenant}'s other schedulers may take {taken}; limit {name}: at most {max} together"
                     )
+                } else if instance.is_some_and(|instance| instance.placing.is_some()) || self.choose(id).is_some() {
+                    "an agent has room for it; the placement is being committed".to_owned()
                 } else {
                     format!(
                         "none of {connected} connected agents has {SCHEDULER_MEM_MIB} MiB left of its slice for schedulers"
