@@ -47,7 +47,7 @@ impl Kind {
     pub const fn of_status(status: u16) -> Self {
         match status {
             404 => Self::NotFound,
-            400 | 401 | 403 | 405 | 409 | 413 | 422 | 501 => Self::Refused,
+            400 | 401 | 403 | 405 | 409 | 412 | 413 | 422 | 501 => Self::Refused,
             429 | 502..=504 => Self::Unavailable,
             _ => Self::Failed,
         }

@@ -67,11 +67,15 @@ impl Forwarder {
     /// A connection that can be used at once, if one is kept.
     fn kept(&self, address: &str) -> Option<SendRequest<Body>> {
         let mut idle = self.idle();
-        idle.retain(|idle| {
-            idle.address == address && idle.since.elapsed() < IDLE_FOR && idle.connection.is_ready()
-        });
+        let old = |idle: &Idle| idle.address != address || idle.since.elapsed() >= IDLE_FOR;
+        while idle.pop_front_if(|idle| old(idle)).is_some() {}
         // The newest one: the others may rest until they are too old.
-        idle.pop_back().map(|idle| idle.connection)
+        while let Some(newest) = idle.pop_back() {
+            if newest.connection.is_ready() && !old(&newest) {
+                return Some(newest.connection);
+            }
+        }
+        None
     }
 
     fn keep(&self, address: String, connection: SendRequest<Body>) {

@@ -14,6 +14,7 @@ mod inspect;
 mod join;
 mod listener;
 mod members;
+mod names;
 pub mod node;
 mod node_handle;
 mod node_loop;
@@ -34,7 +35,7 @@ pub use node_handle::LoopError;
 pub use oci::KeyError;
 pub use token::{TOKEN_FILE, TokenError};
 
-use crate::api::Api;
+use crate::api::{Api, Shared};
 use crate::config::member_info;
 use crate::files::FileLane;
 use crate::forward::Forwarder;
@@ -44,7 +45,7 @@ use crate::node::NodeOpenError;
 use crate::node_handle::{NodeHandle, Stopped};
 use crate::node_loop::NodeLoop;
 use crate::oci::{Key, Puller};
-use crate::peer::{Caller, Incoming, PEER_MESSAGE_BYTES_MAX, PeerService, Peers};
+use crate::peer::{Caller, Incoming, PEER_MESSAGE_BYTES_MAX, PeerService, Peers, Writes};
 use crate::sessions::{AgentService, MESSAGE_BYTES_MAX, check_token};
 use crate::stage::Staging;
 use crate::store::ComponentStore;
@@ -253,7 +254,7 @@ pub async fn run(mut config: MasterConfig, shutdown: CancellationToken) -> Resul
     let serve_agents = serve_agents(agents, agent_service, peer_service, token.clone());
     let greet = join::greet(&config.join, &caller, &peers, &handle, &info.peer_address);
     let reconcile = reconcile(fetcher.clone(), handle.clone(), config.component_grace);
-    let api = Api {
+    let api = Api::from(Shared {
         node: handle.clone(),
         store,
         files,
@@ -267,7 +268,8 @@ pub async fn run(mut config: MasterConfig, shutdown: CancellationToken) -> Resul
         peers: peers.clone(),
         fetcher,
         health,
-    };
+        writes: Writes::new(caller.clone(), peers.clone(), handle.topology()),
+    });
     let serve_rest = async move {
         axum::serve(Bounded::new(rest, CLIENTS_MAX), api::router(api))
             .await

@@ -5,6 +5,7 @@
 
 use crate::beats::{BeatRefused, Beats};
 use crate::members::Topology;
+use crate::names::Names;
 use std::sync::Arc;
 use std::time::Instant;
 use tessera_master_core::{
@@ -185,6 +186,7 @@ pub struct NodeHandle {
     pub(crate) topology: watch::Receiver<Topology>,
     pub(crate) tickets: Arc<std::sync::atomic::AtomicU64>,
     pub(crate) beats: Arc<Beats>,
+    pub(crate) names: Arc<Names>,
 }
 
 impl NodeHandle {

@@ -70,6 +70,7 @@ impl<D: Disk> NodeLoop<D> {
             topology: topology_watch,
             tickets: Arc::new(std::sync::atomic::AtomicU64::new(1)),
             beats: Arc::new(Beats::new(now)),
+            names: Arc::default(),
         };
         let this = Self {
             node,

@@ -12,7 +12,7 @@ use tessera_types::{
     AgentId, Digest, Epoch, ExecutorId, FrameworkId, FrameworkName, HttpAnswer, Launch, LimitName,
     OfferId, Quantities, RoleName, TaskId, TaskState, TaskStatus, TimeMs, TurnNumber,
 };
-use tessera_wire::v1;
+use tessera_wire::v1::{self, write_state::Condition};
 
 /// The present, as two clocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -298,6 +298,30 @@ pub enum Expected {
     Absent,
     /// The value with this tag.
     Same([u8; TAG_BYTES]),
+}
+
+impl Expected {
+    /// As commands have it.
+    #[must_use]
+    pub fn condition(self) -> Option<Condition> {
+        match self {
+            Self::Anything => None,
+            Self::Present => Some(Condition::Present(v1::Empty {})),
+            Self::Absent => Some(Condition::Absent(v1::Empty {})),
+            Self::Same(tag) => Some(Condition::Same(tag.to_vec())),
+        }
+    }
+
+    /// Of a command's condition; nothing if it has none of these forms.
+    #[must_use]
+    pub fn of(condition: Option<Condition>) -> Option<Self> {
+        Some(match condition {
+            None => Self::Anything,
+            Some(Condition::Present(v1::Empty {})) => Self::Present,
+            Some(Condition::Absent(v1::Empty {})) => Self::Absent,
+            Some(Condition::Same(tag)) => Self::Same(tag.try_into().ok()?),
+        })
+    }
 }
 
 /// What became of a request.

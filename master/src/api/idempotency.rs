@@ -11,7 +11,7 @@ use crate::node_handle::Asker;
 use axum::Json;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header, request};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -66,28 +66,30 @@ async fn fingerprint(request: Request) -> Result<(Request, Asker), ApiError> {
     let (mut parts, mut body) = request.into_parts();
     let principal = parts.extensions.get::<Principal>().cloned();
     let mut asker = Asker::from(principal.unwrap_or_else(Principal::anonymous));
-    if parts.method != Method::GET
-        && let Some(key) = key(&parts.headers)?
-    {
+    if parts.method != Method::GET && parts.headers.contains_key(KEY) {
         let bytes = to_bytes(body, BODY_BYTES_MAX)
             .await
             .map_err(|error| ApiError::too_large("body", error.to_string()))?;
-        let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
-        let mut said = format!("{} {target}\n", parts.method).into_bytes();
-        for name in &CONDITIONS {
-            for value in parts.headers.get_all(name) {
-                said.extend_from_slice(&[name.as_str().as_bytes(), b" ", value.as_bytes(), b"\n"].concat());
-            }
-        }
-        said.extend_from_slice(&bytes);
-        asker.once = Some(Once {
-            key,
-            fingerprint: Digest::of(&said),
-        });
+        asker.once = once(&parts, &bytes)?;
         body = Body::from(bytes);
     }
     parts.extensions.insert(asker.clone());
     Ok((Request::from_parts(parts, body), asker))
+}
+
+/// How a repetition of a request with its whole body is known; nothing if it has no key.
+pub fn once(parts: &request::Parts, bytes: &[u8]) -> Result<Option<Once>, ApiError> {
+    let Some(key) = key(&parts.headers)? else { return Ok(None) };
+    let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+    let mut said = format!("{} {target}\n", parts.method).into_bytes();
+    for name in &CONDITIONS {
+        for value in parts.headers.get_all(name) {
+            said.extend_from_slice(&[name.as_str().as_bytes(), b" ", value.as_bytes(), b"\n"].concat());
+        }
+    }
+    said.extend_from_slice(bytes);
+    let fingerprint = Digest::of(&said);
+    Ok(Some(Once { key, fingerprint }))
 }
 
 fn key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {

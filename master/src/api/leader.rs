@@ -4,7 +4,7 @@
 //! acting once, or when nobody can have acted on it; everything that waits has a deadline. Reads that the
 //! leader answers are linearizable; others say so. Must never look at what a request means.
 
-use super::Api;
+use super::{Api, quick};
 use super::error::{ApiError, REPEAT};
 use crate::forward::{FORWARDED_BY, ForwardError};
 use crate::members::Topology;
@@ -113,6 +113,14 @@ impl Kept {
         self.parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(staged.len()));
         self.body = KeptBody::Staged(staged);
         Ok(true)
+    }
+
+    /// What has a shorter way.
+    fn quick(&self, api: &Api) -> Option<quick::Write> {
+        match &self.body {
+            KeptBody::Bytes(bytes) => quick::Write::of(api, &self.parts, bytes),
+            KeptBody::Staged(_) | KeptBody::Coming(_) | KeptBody::Gone => None,
+        }
     }
 
     const fn is_here(&self) -> bool {
@@ -248,7 +256,15 @@ async fn attempts(api: &Api, mut kept: Kept, next: Next) -> Result<Response, Api
                 }
                 let Some(request) = kept.next() else { return Err(last) };
                 let wait_for_other = kept.repeatable();
-                let sent = api.forwarder.send(&address, view.node(), request);
+                let quick = kept.quick(api);
+                let sent = async {
+                    if let Some(quick) = quick
+                        && let Some(done) = quick.there(api, leader).await
+                    {
+                        return Ok(done);
+                    }
+                    api.forwarder.send(&address, view.node(), request).await
+                };
                 Some(there(sent, &mut topology, leader, wait_for_other).await)
             }
             None => None,
@@ -297,6 +313,11 @@ enum Outcome {
 async fn here(api: &Api, kept: &mut Kept, next: &Next) -> Outcome {
     if matches!(kept.parts.method, Method::GET | Method::HEAD) && api.node.barrier().await.is_err() {
         return Outcome::Untouched(ApiError::no_leader("this master stopped leading"));
+    }
+    if let Some(quick) = kept.quick(api)
+        && let Some(done) = quick.here(api).await
+    {
+        return Outcome::Answer(done);
     }
     match kept.next() {
         Some(request) => Outcome::Answer(next.clone().run(request).await),

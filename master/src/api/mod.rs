@@ -20,9 +20,10 @@ mod limits;
 mod lookup;
 mod masters;
 mod proxy;
+mod quick;
 mod recordings;
-mod tasks;
 mod state;
+mod tasks;
 mod views;
 
 use crate::files::FileLane;
@@ -30,7 +31,7 @@ use crate::forward::Forwarder;
 use crate::inspect::Inspector;
 use crate::node_handle::NodeHandle;
 use crate::oci::Puller;
-use crate::peer::{Caller, Peers};
+use crate::peer::{Caller, Peers, Writes};
 use crate::stage::Staging;
 use crate::store::ComponentStore;
 use crate::token::Token;
@@ -43,15 +44,33 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, any, delete, get, patch, post, put};
 use error::ApiError;
+pub use lookup::framework_in;
+use std::ops::Deref;
 use std::sync::Arc;
 use tessera_master_core::{Action, Object, Principal, PrincipalKind, authorize};
 
 /// Characters of an unknown path that its refusal repeats.
 const PATH_SHOWN_MAX: usize = 200;
 
-/// What handlers share.
+/// What handlers share. Requests pass it on many times, so that it is one pointer.
 #[derive(Clone)]
-pub struct Api {
+pub struct Api(Arc<Shared>);
+
+impl From<Shared> for Api {
+    fn from(shared: Shared) -> Self {
+        Self(Arc::new(shared))
+    }
+}
+
+impl Deref for Api {
+    type Target = Shared;
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+/// All of it.
+pub struct Shared {
     /// The node.
     pub node: NodeHandle,
     /// Component bytes.
@@ -78,6 +97,8 @@ pub struct Api {
     pub fetcher: Arc<Fetcher>,
     /// How the other masters are.
     pub health: Arc<Health>,
+    /// Writes of state to the leader.
+    pub writes: Writes,
 }
 
 /// A route: its path, what its callers need to be allowed to do to what, and its handlers.

@@ -57,7 +57,7 @@ fn tag_text(value: &[u8]) -> String {
     format!("\"{hex}\"")
 }
 
-fn tag_header(value: &[u8]) -> Result<HeaderValue, ApiError> {
+pub fn tag_header(value: &[u8]) -> Result<HeaderValue, ApiError> {
     HeaderValue::from_str(&tag_text(value)).map_err(|error| ApiError::internal(error.to_string()))
 }
 
@@ -183,7 +183,7 @@ async fn write(
 }
 
 /// What the caller says must be there.
-fn expected(headers: &HeaderMap) -> Result<Expected, ApiError> {
+pub fn expected(headers: &HeaderMap) -> Result<Expected, ApiError> {
     let said = |name: HeaderName| {
         let text = headers.get(name).map(|value| value.to_str().unwrap_or_default().trim());
         text.map(str::to_owned)

@@ -10,10 +10,12 @@ mod queue;
 pub mod sender;
 mod service;
 mod snapshots;
+mod writes;
 
 pub use call::{CallError, Caller};
 pub use service::{PeerService, status_request};
 pub use snapshots::Incoming;
+pub use writes::Writes;
 
 use crate::members::Topology;
 use crate::node_handle::{NodeHandle, Stopped};

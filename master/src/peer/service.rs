@@ -6,7 +6,7 @@
 
 use super::sender::REMOVED;
 use super::snapshots::Incoming;
-use super::{Peers, envelope, gone};
+use super::{Peers, envelope, gone, writes};
 use crate::join::check_address;
 use crate::members::{Topology, understands};
 use crate::node_handle::NodeHandle;
@@ -105,6 +105,7 @@ impl PeerService {
 impl v1::peer_server::Peer for PeerService {
     type RaftStream = Reply<v1::RaftAck>;
     type CopyComponentStream = Reply<v1::Chunk>;
+    type WriteStateStream = Reply<v1::StateAnswers>;
 
     async fn raft(
         &self,
@@ -148,6 +149,21 @@ impl v1::peer_server::Peer for PeerService {
                 }
             }
         });
+        let out = tokio_stream::wrappers::ReceiverStream::new(out);
+        Ok(Response::new(Box::pin(out)))
+    }
+
+    async fn write_state(
+        &self,
+        request: Request<Streaming<v1::StateWrites>>,
+    ) -> Result<Response<Self::WriteStateStream>, Status> {
+        let topology = self.topology.clone();
+        let check = move |frame: &v1::StateWrites| {
+            check(&topology.borrow(), frame.envelope.as_ref()).map(|_| ())
+        };
+        let (answers, out) = tokio::sync::mpsc::channel(writes::FRAMES_MAX);
+        // Ends with the stream.
+        tokio::spawn(writes::serve(self.node.clone(), request.into_inner(), check, answers));
         let out = tokio_stream::wrappers::ReceiverStream::new(out);
         Ok(Response::new(Box::pin(out)))
     }

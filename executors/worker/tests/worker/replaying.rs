@@ -5,7 +5,7 @@ use crate::schedulers::{entry, subscribed};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use tessera_types::{Event, LimitName};
+use tessera_types::{Event, KeyWrite, LimitName};
 use tessera_wire::recording::{Sealer, Unsealed, Unsealer};
 use tessera_wire::v1;
 use v1::recording_item::Item;
@@ -60,6 +60,10 @@ fn record(agent: &mut Agent, instance: &mut Instance) {
     agent.committed_turn(instance, &[first]);
     for turn in 2..=TURNS {
         let mut events = vec![get(turn, "/"), Event::Again];
+        if turn == 4 {
+            let write = KeyWrite { key: "k00".into(), value: None };
+            events.push(Event::StateChanged { count: 3, writes: vec![write] });
+        }
         if turn == 5 {
             events.push(Event::ConfigChanged {
                 version: 2,
@@ -83,7 +87,7 @@ fn a_life_is_replayed_byte_for_byte_and_what_differs_is_found_in_its_turn() {
     let state = (0..30).map(|n| entry(&format!("k{n:02}"), &"v".repeat(5_000))).collect();
     let mut instance = agent.start_instance(1, &image, &[("remark", "first")], state);
     record(&mut agent, &mut instance);
-    agent.ready(&instance);
+    assert_eq!(agent.ready(&instance).outside, 3, "the copy has what was written from outside");
 
     let file = recordings.join("e1-1.rec");
     let (code, said) = replay(&file, "nondet", false);

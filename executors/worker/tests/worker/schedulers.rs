@@ -4,7 +4,7 @@ use crate::harness::{Agent, Instance, Worker, answer, get};
 use prost::Message as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tessera_types::{Epoch, Event, FrameworkId, TurnHeader, TurnNumber, limits};
+use tessera_types::{Epoch, Event, FrameworkId, KeyWrite, TurnHeader, TurnNumber, limits};
 use tessera_wire::v1::{self, from_worker, to_worker};
 use tessera_wit_host::{SchedulerHost, Start, State, ThreadControl, Ticker, new_engine};
 
@@ -57,6 +57,37 @@ fn a_trap_loses_the_turn_and_nothing_else() {
         let (text, _) = ask(&mut agent, &mut instance, "/");
         assert_eq!(text.trim(), format!("{{\"turns\":{turns},\"instance\":1}}"));
     }
+}
+
+#[test]
+fn what_users_write_is_there_before_the_turn_and_stays_when_the_guest_fails() {
+    let worker = Worker::start();
+    let image = worker.compile("echo");
+    let (mut agent, _) = worker.connect();
+    let mut instance = agent.start_instance(1, &image, &[], vec![]);
+    assert_eq!(agent.ready(&instance).outside, 0);
+    let first = subscribed(&instance);
+    agent.committed_turn(&mut instance, &[first]);
+    let write = |key: &str, value: Option<&[u8]>| KeyWrite {
+        key: key.into(),
+        value: value.map(<[u8]>::to_vec),
+    };
+    let changed = Event::StateChanged { count: 2, writes: vec![write("a", Some(b"1")), write("turns", None)] };
+    let turn = agent.committed_turn(&mut instance, &[changed, get(9, "/state/a"), get(10, "/changes")]);
+    assert_eq!(answer(&turn, 9).as_deref(), Some("1"));
+    assert_eq!(answer(&turn, 10).as_deref(), Some("a turns"));
+    // Its own write of this turn is newer.
+    assert_eq!(ask(&mut agent, &mut instance, "/state/turns").0, "2");
+    let changed = Event::StateChanged { count: 5, writes: vec![write("a", Some(b"2"))] };
+    agent.send_batch(&mut instance, &[changed]);
+    agent.turn(&instance);
+    let refused = v1::WrongNumber { given: 0, expected: instance.next_turn, ..v1::WrongNumber::default() };
+    agent.outcome(&instance, v1::turn_outcome::Outcome::WrongNumber(refused));
+    let ready = agent.ready(&instance);
+    assert_eq!((ready.rebuilt, ready.outside), (true, 5));
+    assert_eq!(ask(&mut agent, &mut instance, "/state/a").0, "2");
+    let (_, hello) = worker.connect();
+    assert_eq!(hello.instances[0].outside, 5);
 }
 
 #[test]

@@ -1,14 +1,14 @@
 //! Requests of users: authorised, checked, proposed.
 
 use super::{Desk, Pending};
-use crate::api::{Expected, Output, Request, RequestError};
+use crate::api::{Output, Request, RequestError};
 use crate::repeats::Once;
 use crate::auth::{Action, Object, Principal, authorize};
 use crate::codec;
 use crate::commands::{since, validate_config};
 use crate::upkeep::UnreachablePolicy;
 use tessera_types::FrameworkId;
-use tessera_wire::v1::{self, command::Command, write_state::Condition};
+use tessera_wire::v1::{self, command::Command};
 
 impl Desk<'_> {
     /// A request comes in; its reply follows once, now or after the commit.
@@ -127,12 +127,7 @@ impl Desk<'_> {
                     framework: framework.0,
                     key,
                     value,
-                    condition: match expected {
-                        Expected::Anything => None,
-                        Expected::Present => Some(Condition::Present(v1::Empty {})),
-                        Expected::Absent => Some(Condition::Absent(v1::Empty {})),
-                        Expected::Same(tag) => Some(Condition::Same(tag.to_vec())),
-                    },
+                    condition: expected.condition(),
                 })
             }
             Request::ReleaseFramework { framework } => {

@@ -1,6 +1,7 @@
 //! A good neighbour: each turn counts itself in the state and sets a timer `tick-ms` (50) ahead, for
 //! ever.
-//! `GET /` answers with the count as text; any other request is answered with its own body.
+//! `GET /` answers with the count as text, `GET /state/<key>` with a key of its state, `GET /changes` with the keys
+//! of which it was told that users wrote them; any other request is answered with its own body.
 
 use tessera_sdk::http::Response;
 use tessera_sdk::{Config, Error, Event, Scheduler, Turn, state};
@@ -11,6 +12,7 @@ const TICK_MS: u64 = 50;
 struct Echo {
     turns: u64,
     tick_ms: u64,
+    changes: Vec<String>,
 }
 
 tessera_sdk::scheduler!(Echo, state_version = 1);
@@ -20,15 +22,27 @@ impl Scheduler for Echo {
         Ok(Self {
             turns: state::get("turns")?.unwrap_or(0),
             tick_ms: config.parse_or("tick-ms", TICK_MS)?,
+            changes: Vec::new(),
         })
     }
 
     fn handle(&mut self, _turn: &mut Turn, event: Event) -> Result<(), Error> {
-        let Event::Http(request) = event else {
-            return Ok(());
+        let request = match event {
+            Event::Http(request) => request,
+            Event::Other(other) if other.key == "state-changed" => {
+                self.changes.push(String::from_utf8_lossy(&other.value).into_owned());
+                return Ok(());
+            }
+            _ => return Ok(()),
         };
-        let response = match request.method.as_str() {
-            "GET" => Response::text(format!("{}\n", self.turns)),
+        let key = request.path.strip_prefix("/state/");
+        let response = match (request.method.as_str(), key) {
+            ("GET", Some(key)) => match state::get_bytes(key) {
+                Some(value) => Response::text(String::from_utf8_lossy(&value)),
+                None => Response::text("nothing"),
+            },
+            ("GET", None) if request.path == "/changes" => Response::text(self.changes.join(" ")),
+            ("GET", None) => Response::text(format!("{}\n", self.turns)),
             _ => Response::text(String::from_utf8_lossy(&request.body)),
         };
         request.respond(response)
