@@ -33,6 +33,7 @@ mod replay;
 mod restart;
 mod simulate;
 mod standby;
+mod state_keys;
 mod unprivileged;
 mod upgrades;
 mod upkeep;

@@ -5,14 +5,23 @@
 //! missed is shown as missed, and does not fail the run. Must never run beside tests: it takes the
 //! machine for itself.
 
+mod chart;
+mod etcd;
+mod failover;
+mod fleet;
+mod large;
 mod launches;
 mod machine;
+mod masters;
 mod report;
 mod scale;
 mod turns;
+mod writes;
+mod zookeeper;
 
 use report::{Report, Row, Target};
 use std::process::ExitCode;
+use std::time::Duration;
 use tessera_cluster::cluster::{Cluster, Parts};
 use tessera_cluster::{Outcome, procfs};
 
@@ -30,7 +39,7 @@ const TENANTS: usize = 200;
 const IDLE_SCHEDULERS: u64 = 10;
 
 /// Parts that can be asked for by name, in the order in which they are measured.
-const PARTS: [&str; 8] = [
+const PARTS: [&str; 12] = [
     "worker",
     "turns",
     "latency",
@@ -39,26 +48,46 @@ const PARTS: [&str; 8] = [
     "memory",
     "at-once",
     "crowds",
+    "writes",
+    "failover",
+    "fleet",
+    "large",
 ];
 
+/// Measures more, and for longer.
+const FULL: &str = "--full";
+/// How long writes are counted, in all and in a short run.
+const WRITES_FOR: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(3));
+/// How often the leader fails, of each kind.
+const FAILOVERS: (usize, usize) = (30, 5);
+
 /// What to measure: everything, unless parts are named.
-struct Wanted(Vec<String>);
+struct Wanted {
+    parts: Vec<String>,
+    full: bool,
+}
 
 impl Wanted {
     fn from_args() -> Result<Self, String> {
-        let parts: Vec<String> = std::env::args().skip(1).collect();
+        let (flags, parts): (Vec<String>, Vec<String>) =
+            std::env::args().skip(1).partition(|arg| arg == FULL);
         match parts.iter().find(|part| !PARTS.contains(&part.as_str())) {
-            Some(part) => Err(format!("no part {part:?}; there are {}", PARTS.join(", "))),
-            None => Ok(Self(parts)),
+            Some(part) => Err(format!("no part {part:?}; there are {}, and {FULL}", PARTS.join(", "))),
+            None => Ok(Self { parts, full: !flags.is_empty() }),
         }
     }
 
     fn all(&self) -> bool {
-        self.0.is_empty()
+        self.parts.is_empty()
     }
 
     fn has(&self, part: &str) -> bool {
-        self.all() || self.0.iter().any(|wanted| wanted == part)
+        self.all() || self.parts.iter().any(|wanted| wanted == part)
+    }
+
+    /// The first of these in a full run, else the second.
+    fn of<T>(&self, (full, short): (T, T)) -> T {
+        if self.full { full } else { short }
     }
 }
 
@@ -105,6 +134,20 @@ async fn measure(wanted: &Wanted) -> Outcome<Report> {
     }
     if wanted.has("crowds") {
         many(&mut report).await?;
+    }
+    if wanted.has("writes") {
+        writes::measure(&mut report, wanted.of(WRITES_FOR)).await?;
+    }
+    if wanted.has("failover") {
+        failover::measure(&mut report, wanted.of(FAILOVERS)).await?;
+    }
+    if wanted.has("fleet") {
+        // Curves are of a full run.
+        let charts = wanted.full.then(report::charts);
+        fleet::measure(&mut report, wanted.of((fleet::FULL, fleet::SHORT)), charts.as_deref()).await?;
+    }
+    if wanted.has("large") {
+        large::measure(&mut report, wanted.of((large::FULL, large::SHORT))).await?;
     }
     Ok(report)
 }
