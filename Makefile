@@ -35,8 +35,8 @@ sim: setup ## run so many seeds of the simulation, going on where it was: SEEDS=
 chaos: build ## masters and agents under faults: MINUTES=10 SEED=… MASTERS=3, or FAILOVERS=30
 	@scripts/chaos
 
-bench: build ## measure, and write docs/benchmarks.md
-	@cargo run --locked -p tessera-cluster --bin bench
+bench: build ## measure, and write docs/benchmarks.md; FULL=1 measures longer
+	@cargo run --locked -p tessera-cluster --bin bench -- $(if $(FULL),--full)
 
 deny: ## check dependencies: bans, licences, sources, advisories where reachable
 	@scripts/deny

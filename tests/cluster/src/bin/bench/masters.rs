@@ -5,11 +5,10 @@
 
 use crate::writes::{MEMBERS, Store, VALUE_BYTES, Writer};
 use serde_json::json;
-use std::time::Duration;
 use tessera_cluster::cluster::{PATIENCE, push};
 use tessera_cluster::masters::Group;
 use tessera_cluster::wait::until;
-use tessera_cluster::{Outcome, ensure, failure};
+use tessera_cluster::{Outcome, ensure};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -108,14 +107,6 @@ impl Client {
 
     fn said(&self) -> String {
         String::from_utf8_lossy(&self.answer).into_owned()
-    }
-
-    /// Write, or fail within this time.
-    pub async fn put_within(&mut self, key: usize, time: Duration) -> Outcome {
-        match tokio::time::timeout(time, self.put(key)).await {
-            Ok(done) => done,
-            Err(_) => Err(failure("no answer in time")),
-        }
     }
 }
 

@@ -181,7 +181,7 @@ How it is measured:
   share all cores of the machine, and nothing else runs; CPU time is of both, by write. Ours is `PUT
   /v1/frameworks/<framework>/state/<key>`, HTTP/1.1, with token, limits and idempotency as always, on a framework whose
   scheduler runs nowhere; etcd's is `KV/Put` by gRPC, ten clients to a connection; ZooKeeper's is `setData`. Targets are the
-  better of the other two in this run. `make bench` counts for 3 s, `cargo run -p tessera-cluster --bin bench -- --full` for 10 s.
+  better of the other two in this run. `make bench` counts for 3 s, `make bench FULL=1` for 10 s.
 - *Leader fails*: from the signal until a write that was begun afterwards, by a client of either other member, is acknowledged;
   election time-outs are each system's default. 5 rounds, or 30 in a full run.
 - *Private memory*: `Private_Clean` and `Private_Dirty` of `/proc/<pid>/smaps_rollup`.
