@@ -1,8 +1,9 @@
 //! A master's process: the real node on a simulated disk, in place of its loop and its sessions.
 //!
 //! Invariants: inputs are taken in batches and settled together a little later, as the real loop does;
-//! a crash forgets everything but the disk; while it is stopped, what arrives waits. Must never change
-//! what goes in or comes out, unless a mutation is planted.
+//! one sync of the disk is under way at a time, and is for what was written before it began; a crash forgets
+//! everything but the disk; while it is stopped, what arrives waits. Must never change what goes in or
+//! comes out, unless a mutation is planted.
 
 use crate::calls::Answer;
 use crate::disk::FaultyDisk;
@@ -58,6 +59,7 @@ pub(crate) enum CrashPoint {
     /// All is durable, nothing was sent.
     BeforeSend,
 }
+
 /// What leaves a node while it settles.
 struct Leaving {
     messages: Vec<(u64, Vec<u8>)>,
@@ -75,7 +77,6 @@ impl Outlet for Leaving {
         self.job.get_or_insert((job, self.disk.writes()));
     }
 }
-
 
 /// A process and its disk.
 pub(crate) struct Master {
@@ -98,9 +99,9 @@ pub(crate) struct Master {
     pub(crate) wall_offset_ms: i64,
     inbox: VecDeque<Inbound>,
     take_scheduled: bool,
+    settle_scheduled: bool,
     /// The sync that is under way, and for how many writes it is.
     writing: Option<(WriteJob, u64)>,
-    settle_scheduled: bool,
     pub(crate) crash_at: Option<CrashPoint>,
     /// Leaderships of this life and all before.
     pub(crate) led: u64,
@@ -132,9 +133,9 @@ impl Master {
             slow_until_us: 0,
             wall_offset_ms: 0,
             inbox: VecDeque::new(),
-            writing: None,
             take_scheduled: false,
             settle_scheduled: false,
+            writing: None,
             crash_at: None,
             led: 0,
             leads: false,
@@ -235,11 +236,11 @@ impl World {
             return false;
         }
         let survivors = master.rng.index(master.disk.unsynced_batches() + 1);
-        master.writing = None;
         master.disk.crash(survivors);
         master.inbox.clear();
         master.take_scheduled = false;
         master.settle_scheduled = false;
+        master.writing = None;
         master.crash_at = None;
         master.paused_until_us = 0;
         master.forget();
