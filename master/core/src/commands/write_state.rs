@@ -64,7 +64,7 @@ pub(super) fn run(
     }
     // What the version before the upgrade has, and gets back if the upgrade is given up.
     let below = match &framework.upgrade {
-        Some(_) => rows_below(apply, &key)?,
+        Some(_) => apply.rows.get(rows::VALUES, &key)?,
         None => None,
     };
     generation::write_through(&mut apply.rows, layer, key, command.value.clone());
@@ -81,10 +81,6 @@ pub(super) fn run(
     apply.mark(Dirty::Framework(id));
     apply.effect(Effect::StateWritten { framework: id, key: command.key, count });
     Ok(Ok(CommandResult::Done))
-}
-
-fn rows_below(apply: &Apply<'_>, key: &[u8]) -> Result<Option<Vec<u8>>, RowsError> {
-    apply.rows.get(rows::VALUES, key)
 }
 
 fn well_formed(command: &v1::WriteState) -> Result<(), RequestError> {
@@ -122,6 +118,9 @@ fn within(
     before: (u64, u64),
     after: (u64, u64),
 ) -> Result<(), RequestError> {
+    if after.0 <= before.0 && after.1 <= before.1 {
+        return Ok(());
+    }
     let Some(framework) = apply.state.frameworks.get(&id) else { return Ok(()) };
     let limits = apply.state.limits_of(&framework.role);
     let totals = [
