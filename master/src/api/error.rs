@@ -227,6 +227,12 @@ impl From<RequestError> for ApiError {
                 error
             }
             RequestError::Invalid { field, .. } => Self::invalid(field.to_string(), text),
+            RequestError::Precondition { .. } => {
+                let status = StatusCode::PRECONDITION_FAILED;
+                let mut error = Self::new(status, "PRECONDITION_FAILED", text);
+                error.field = Some("if-match".into());
+                error
+            }
             RequestError::Limit { .. } => Self::new(StatusCode::CONFLICT, "CONFLICT", text),
             RequestError::KeyReused { .. } => {
                 let status = StatusCode::UNPROCESSABLE_ENTITY;
@@ -236,12 +242,6 @@ impl From<RequestError> for ApiError {
             }
             RequestError::NotLeader => Self::no_leader(text),
             // What became of it is not known, which a repetition with the same key finds out.
-            RequestError::Precondition { .. } => {
-                let status = StatusCode::PRECONDITION_FAILED;
-                let mut error = Self::new(status, "PRECONDITION_FAILED", text);
-                error.field = Some("if-match".into());
-                error
-            }
             RequestError::Unavailable(_) => {
                 let mut error = Self::unavailable(text);
                 error.repeat = true;

@@ -5,9 +5,13 @@
 
 use nix::sys::signal::Signal;
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tessera_cluster::disk::Disk;
+use tessera_cluster::cluster::framework;
 use tessera_cluster::random::Random;
+use tessera_cluster::rest::Rest;
 use tessera_cluster::site::Site;
 use tessera_cluster::wait::pass;
 use tessera_cluster::{Outcome, failure};
@@ -16,6 +20,41 @@ use tessera_cluster::{Outcome, failure};
 const BEAT: Duration = Duration::from_millis(200);
 /// Writes per second of a slow disk: a synced write takes about a second then.
 const SLOW_WRITES: u32 = 6;
+
+/// The framework whose state is written while a disk is full, so that its master notices.
+const BALLAST: &str = "ballast";
+/// One of its values: as large as a value may be, nearly.
+const BALLAST_BYTES: usize = 250_000;
+/// Who write them, so that it does not take long.
+const BALLAST_WRITERS: usize = 3;
+/// So many of each are more than what a database has allotted ahead on a disk that was filled.
+const BALLAST_VALUES: usize = 40;
+/// Full disks of a run that are noticed for sure: the log keeps what was written, and the disks are small.
+const BALLAST_FAULTS_MAX: usize = 3;
+
+/// Makes the framework that is written while a disk is full.
+pub async fn prepare(site: &Site) -> Outcome {
+    let leader = site.leader().await?;
+    framework(&site.rest(leader)?, BALLAST, "echo", &[]).await.map(drop)
+}
+
+/// And removes it again.
+pub async fn clear(site: &Site) -> Outcome {
+    let rest = site.rest(site.leader().await?)?;
+    rest.send("DELETE", &format!("/v1/frameworks/{BALLAST}"), &[], Vec::new()).await?.ok().map(drop)
+}
+
+/// Writes through any master until it is enough, or the disk has room again. What becomes of it does not matter.
+async fn write_ballast(masters: Vec<Rest>, writer: usize, stop: Arc<AtomicBool>) {
+    let path = format!("/v1/frameworks/{BALLAST}/state/k{writer}");
+    for number in 0..BALLAST_VALUES {
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        let value = vec![u8::try_from(number % 256).unwrap_or(0); BALLAST_BYTES];
+        let _ = masters[(number + writer) % masters.len()].send("PUT", &path, &[], value).await;
+    }
+}
 
 /// What may go wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +151,8 @@ struct Begun {
     master: usize,
     agent: usize,
     over: bool,
+    /// Ends what writes while the disk is full.
+    stop: Arc<AtomicBool>,
 }
 
 /// Another than this one.
@@ -176,6 +217,7 @@ async fn begin(site: &mut Site, planned: Planned, random: &mut Random) -> Outcom
         Fault::KillFollower | Fault::PauseFollower => follower,
         _ => leader,
     };
+    let stop = Arc::new(AtomicBool::new(false));
     match planned.fault {
         Fault::KillLeader | Fault::KillFollower => site.masters[master].kill_9()?,
         Fault::KillAgent => site.agents[agent].kill_9()?,
@@ -189,11 +231,17 @@ async fn begin(site: &mut Site, planned: Planned, random: &mut Random) -> Outcom
         Fault::DiskFull => {
             if let Some(disk) = &site.masters[master].disk {
                 disk.fill()?;
+                static FILLED: AtomicUsize = AtomicUsize::new(0);
+                if FILLED.fetch_add(1, Ordering::Relaxed) < BALLAST_FAULTS_MAX {
+                    for writer in 0..BALLAST_WRITERS {
+                        tokio::spawn(write_ballast(site.clients()?, writer, stop.clone()));
+                    }
+                }
             }
         }
         Fault::DiskSlow => set_slow(site, master, Some(SLOW_WRITES))?,
     }
-    Ok(Begun { planned, master, agent, over: false })
+    Ok(Begun { planned, master, agent, over: false, stop })
 }
 
 impl Begun {
@@ -208,6 +256,7 @@ impl Begun {
     }
 
     fn end(&self, site: &mut Site) -> Outcome {
+        self.stop.store(true, Ordering::Relaxed);
         let (master, agent) = (self.master, self.agent);
         match self.planned.fault {
             Fault::KillLeader | Fault::KillFollower => match site.masters[master].process {

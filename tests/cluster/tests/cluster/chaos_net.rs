@@ -5,7 +5,7 @@
 //! `TESSERA_SEED` repeats a run: seed, plan and history are printed and kept. `make chaos` runs it for longer.
 
 use crate::chaos_books::balance;
-use crate::chaos_faults::{ALL, Fault, Lasts, carry_out, plan};
+use crate::chaos_faults::{ALL, Fault, Lasts, carry_out, clear, plan, prepare};
 use crate::chaos_load::Load;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -93,7 +93,9 @@ async fn nobody_notices_what_happens_to_masters_and_agents() -> Outcome {
     said(seed, "nobody_notices");
     let mut site = Site::start("net", MASTERS, AGENTS, &AGENT_FLAGS).await?;
     let faults = possible(&site);
+    prepare(&site).await?;
     round(&mut site, 0, seed, &faults, SHORT).await?;
+    clear(&site).await?;
     site.idle().await?;
     site.finish()
 }
@@ -108,6 +110,7 @@ async fn rounds_of_faults_for_as_long_as_asked() -> Outcome {
     ensure((3..=9).contains(&masters), || "3 to 9 masters".to_owned())?;
     let mut site = Site::start("net", usize::try_from(masters)?, AGENTS, &AGENT_FLAGS).await?;
     let mut faults = possible(&site);
+    prepare(&site).await?;
     let end = Instant::now() + Duration::from_secs(minutes * 60);
     let mut number = 0;
     while Instant::now() < end {
@@ -117,6 +120,7 @@ async fn rounds_of_faults_for_as_long_as_asked() -> Outcome {
         round(&mut site, number, seed, some, LONG).await?;
         number += 1;
     }
+    clear(&site).await?;
     site.idle().await?;
     site.finish()?;
     eprintln!("{number} rounds of seed {seed} in {minutes} minutes: all books balanced");
