@@ -94,6 +94,11 @@ pub const EXPIRED_FILTER_MS: u64 = 1_000;
 /// An offer that was kept for so long and then given back was kept from others: schedulers answer within
 /// a turn.
 pub const OFFER_WASTED_MS: u64 = 1_000;
+/// Agents that a scheduler is told of in a batch before it is offered anything: less than half of what fits. Where there are
+/// more to tell of, after a change of leader for example, those come first that something is offered of.
+pub const AGENTS_AT_ONCE: usize = 100;
+/// Events that tell of one agent, and the offers after them.
+pub const EVENTS_OF_AGENT_MAX: usize = 4;
 /// Offers in one event: all free agents of a large cluster do not fit into a batch, which takes some events of these.
 pub const OFFERS_OF_EVENT_MAX: usize = 1_000;
 /// How often all agents are looked at for something to offer, whether or not anything is known to have changed.

@@ -8,7 +8,7 @@ use super::lifecycle::Care;
 use super::{Desk, Pending};
 use crate::api::{FetchRefusal, Fetched};
 use crate::lifecycle::WORKER_FULL;
-use crate::limits::{FAILURE_RECORD_MS, NOTICES_MAX, OFFERS_OF_EVENT_MAX, REPEAT_WAIT_MS};
+use crate::limits::{AGENTS_AT_ONCE, EVENTS_OF_AGENT_MAX, FAILURE_RECORD_MS, NOTICES_MAX, OFFERS_OF_EVENT_MAX, REPEAT_WAIT_MS};
 use crate::state::{Agent, Framework};
 use crate::upkeep::{inverse_ids, inverse_offers};
 use prost::Message;
@@ -152,6 +152,20 @@ impl Instance {
         self.wanted_back.retain(|id| !ended.contains(id));
         not_wanted_back.extend(ended);
         true
+    }
+
+    /// Offer the first of what is to be offered, as far as it fits; the rest comes with the next batch.
+    fn push_offers(&mut self, mut count: usize, batch: &mut BatchBuilder, carried: &mut Outstanding) {
+        while count > 0 {
+            let rest = self.offers.split_off(count.min(OFFERS_OF_EVENT_MAX));
+            let some = std::mem::replace(&mut self.offers, rest);
+            if !batch.push(&Event::Offers(some.clone())) {
+                self.offers.splice(0..0, some);
+                return;
+            }
+            count -= some.len();
+            carried.offers.extend(some);
+        }
     }
 
     pub(super) fn notice(&mut self, status: TaskStatus) {
@@ -473,6 +487,22 @@ impl Desk<'_> {
         carried: &mut Outstanding,
     ) {
         let Some(instance) = self.leader.instances.get_mut(&id) else { return };
+        if instance.agents.len() > AGENTS_AT_ONCE {
+            // There are more than fit: those that something is offered of come first, with what is offered.
+            let of_offers = instance.offers.iter().take(AGENTS_AT_ONCE).map(|offer| offer.agent);
+            let first: BTreeSet<AgentId> = of_offers.filter(|agent| instance.agents.contains(agent)).collect();
+            for agent in first {
+                let row = self.state.agents.get(&agent);
+                if !batch.room_for_more() || !instance.push_agent(agent, row, batch, &mut carried.not_wanted_back) {
+                    break;
+                }
+                instance.agents.remove(&agent);
+                carried.agents.push(agent);
+            }
+            let told = |offer: &Offer| !instance.agents.contains(&offer.agent);
+            let told = instance.offers.iter().take_while(|offer| told(offer)).count();
+            instance.push_offers(told, batch, carried);
+        }
         while let Some(agent) = instance.agents.first().copied() {
             let row = self.state.agents.get(&agent);
             if !instance.push_agent(agent, row, batch, &mut carried.not_wanted_back) {
@@ -484,15 +514,8 @@ impl Desk<'_> {
             carried.rescinded = std::mem::take(&mut instance.rescinded);
             batch.push(&Event::Rescinded(carried.rescinded.clone()));
         }
-        while !instance.offers.is_empty() {
-            let rest = instance.offers.split_off(instance.offers.len().min(OFFERS_OF_EVENT_MAX));
-            let some = std::mem::replace(&mut instance.offers, rest);
-            if !batch.push(&Event::Offers(some.clone())) {
-                // The rest comes with the next batch.
-                instance.offers.splice(0..0, some);
-                break;
-            }
-            carried.offers.extend(some);
+        if instance.agents.is_empty() {
+            instance.push_offers(instance.offers.len(), batch, carried);
         }
         while let Some(status) = instance.notices.front() {
             if !batch.push(&Event::Update { sequence: 0, status: status.clone() }) {
@@ -649,6 +672,11 @@ struct BatchBuilder {
 impl BatchBuilder {
     fn room(&self) -> bool {
         self.events.len() + self.kept < BATCH_EVENTS_MAX && self.bytes < BATCH_BYTES_MAX
+    }
+
+    /// Whether some more fit beside the one that is added next.
+    fn room_for_more(&self) -> bool {
+        self.events.len() + self.kept + EVENTS_OF_AGENT_MAX < BATCH_EVENTS_MAX && self.bytes < BATCH_BYTES_MAX / 2
     }
 
     /// Add events that belong together, if they fit; they do where nothing else is.

@@ -17,8 +17,8 @@ const TICK_MS: u64 = 20;
 const AHEAD_MS: u64 = 500;
 /// For how long the others are declined.
 const REFUSE_MS: u64 = 3_000;
-/// Tasks of one turn: the rest waits for the next one.
-const LAUNCHES_MAX: u64 = 2_000;
+/// Tasks of one turn, which takes 1,000 operations: the rest waits for the next one.
+const LAUNCHES_MAX: u64 = 500;
 
 /// What is counted since the rate was set.
 #[derive(Clone, Debug, Default, Serialize)]
