@@ -124,6 +124,11 @@ pub async fn metrics(State(api): State<Api>) -> Result<Response, ApiError> {
             "Index of the last applied entry.",
             applied,
         ),
+        (
+            "tessera_state_writes_passed_on",
+            "Writes of state that came here and went to the leader by the stream that they share.",
+            api.writes.done(),
+        ),
     ];
     let mut text = String::new();
     for (name, help, value) in gauges {

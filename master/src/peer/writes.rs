@@ -11,6 +11,7 @@ use crate::node_handle::{Asker, NodeHandle};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tessera_master_core::{Expected, Once, Principal, Request};
@@ -50,12 +51,13 @@ pub struct Writes {
     peers: Arc<Peers>,
     topology: watch::Receiver<Topology>,
     stream: Mutex<Option<Stream>>,
+    done: AtomicU64,
 }
 
 impl Writes {
     /// None is open yet.
     pub fn new(caller: Caller, peers: Arc<Peers>, topology: watch::Receiver<Topology>) -> Self {
-        Self { caller, peers, topology, stream: Mutex::new(None) }
+        Self { caller, peers, topology, stream: Mutex::new(None), done: AtomicU64::new(0) }
     }
 
     /// Have the leader do it. False when it is not known to be done.
@@ -65,7 +67,14 @@ impl Writes {
         if writes.try_send(Waiting { write, done }).is_err() {
             return false;
         }
-        answered.await.unwrap_or(false)
+        let done = answered.await.unwrap_or(false);
+        self.done.fetch_add(u64::from(done), Ordering::Relaxed);
+        done
+    }
+
+    /// How many it has had done.
+    pub fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
     }
 
     fn stream_to(&self, leader: u64) -> Option<mpsc::Sender<Waiting>> {

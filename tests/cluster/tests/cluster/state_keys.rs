@@ -109,6 +109,11 @@ async fn any_master_takes_writes_and_refuses_those_that_do_not_hold() -> Outcome
         ensure(listed["items"][0]["key"] == "key-0", || listed.to_string())?;
         ensure(listed["next"] == "key-0" || member == 0, || listed.to_string())?;
     }
+    for member in (0..3).filter(|member| *member != leader) {
+        let metrics = group.rest(member)?.get("/metrics").await?.text();
+        let passed_on = metrics.lines().find_map(|line| line.strip_prefix("tessera_state_writes_passed_on "));
+        ensure(passed_on.is_some_and(|count| count != "0"), || format!("writes went another way: {metrics}"))?;
+    }
     let rest = group.rest(0)?;
     let space = rest.get(&format!("/v1/frameworks/{NAME}/state/percent%20encoded")).await?;
     ensure(space.status == 200, || space.text())?;
