@@ -128,6 +128,8 @@ fn a_changed_configuration_is_consumed_and_a_rebuilt_instance_starts_with_it() {
     assert!(page(&mut agent, &mut instance).contains("\"remark\":\"old\""));
 
     let turn = agent.committed_turn(&mut instance, &[changed(3, "newer"), changed(2, "new"), get(9, "/")]);
+    // By these a leader finds out whether it knows the requests of a turn that it is sent again.
+    assert_eq!(turn.requests, [9]);
     let consumed: Vec<_> = turn.consumed.iter().filter_map(|c| c.consumed.clone()).collect();
     assert_eq!(consumed, [v1::consumed::Consumed::Config(3)]);
     assert!(answer(&turn, 9).is_some());
