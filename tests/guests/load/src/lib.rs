@@ -156,7 +156,8 @@ impl Load {
                 left = rest;
                 due -= 1;
                 self.next += 1;
-                let id = format!("{}-{}", turn.epoch(), self.next);
+                // Numbers of turns that committed never come again, also for an instance that is built anew.
+                let id = format!("{}-{}", turn.number(), self.next);
                 self.waiting.insert(id.clone(), turn.time_ms());
                 self.counts.launched += 1;
                 tasks.push(Pending::new(id, self.spec.clone()));
