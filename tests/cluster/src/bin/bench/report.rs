@@ -128,7 +128,7 @@ impl Report {
     /// The document.
     pub fn markdown(&self) -> String {
         let mut text = format!(
-            "# Benchmarks\n\nWritten by `make bench`, from one run on a real cluster of `tessera dev`; nothing is \
+            "# Benchmarks\n\nWritten by `make bench`, from one run with real processes on one machine; nothing is \
              edited by hand.\n\n- date: {}\n- machine: {}; load average before: {}\n- version: {}, built as by `make build`\n\n\
              | what | measured | target | |\n|---|---|---|---|\n",
             machine::date(),
