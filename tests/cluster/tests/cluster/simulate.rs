@@ -155,8 +155,8 @@ async fn limits_failures_and_quarantine_are_told() -> Outcome {
         ("trap-storm", "", "", true),
     ] {
         let scheduler = desk.scheduler("h", "hostile", "default", &format!("attack={attack}"))?;
-        let report =
-            sim(&["--scheduler", &scheduler, "--agents", "3", "--for", "30s", "--trace", &trace]).await?;
+        let args = ["--scheduler", &scheduler, "--agents", "3", "--for", "30s", "--trace", &trace];
+        let report = sim(&args).await?;
         let hostile = &report["frameworks"][0];
         let hits = hostile["limits"].as_array().cloned().unwrap_or_default();
         let hit = hits.iter().find(|hit| hit["limit"] == limit);
@@ -166,6 +166,11 @@ async fn limits_failures_and_quarantine_are_told() -> Outcome {
         ensure(quarantined == is_quarantined, || format!("{attack}: {hostile}"))?;
         let failures = hostile["failures"].as_array().map_or(0, Vec::len);
         ensure((failures > 0) == is_quarantined, || format!("{attack}: {hostile}"))?;
+        // People are told the same.
+        let shown = tessera(&[&["sim"], &args[..]].concat(), &[]).await?;
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        let told = [limit, effect].iter().all(|text| shown.contains(text));
+        ensure(told && shown.contains("quarantined     by failures") == is_quarantined, || shown.clone())?;
     }
     Ok(())
 }
