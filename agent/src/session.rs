@@ -187,13 +187,18 @@ async fn hold(
         .into_inner();
     let mut liveness: Pin<Box<dyn Future<Output = String> + Send>> =
         Box::pin(std::future::pending());
+    let mut session = None;
     loop {
         tokio::select! {
             message = incoming.message() => match message {
                 Ok(Some(message)) => {
                     if let Some(v1::master_message::Message::Registered(registered)) = &message.message {
-                        liveness = Box::pin(beat(client.clone(), registered.agent, registered.session));
                         masters.learn(&registered.masters);
+                        // Said again when the masters have changed, and that is all that is new then.
+                        if session.replace(registered.session) == Some(registered.session) {
+                            continue;
+                        }
+                        liveness = Box::pin(beat(client.clone(), registered.agent, registered.session));
                     }
                     if events.send(SessionEvent::Message(Box::new(message))).await.is_err() {
                         return Ok("the agent ends".into());

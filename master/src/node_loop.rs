@@ -196,7 +196,30 @@ impl<D: Disk> NodeLoop<D> {
         if members_changed && let Some(peers) = &self.peers {
             peers.follow(&self.handle, &after);
         }
+        let moved = after.leads && after.peer_addresses() != before.peer_addresses();
         self.topology.send_replace(after);
+        if moved {
+            self.tell_masters();
+        }
+    }
+
+    /// Agents that are registered are told where the masters are now: they may soon need another one.
+    fn tell_masters(&mut self) {
+        let term = self.node.status().term;
+        let sessions: Vec<u64> = self.sessions.keys().copied().collect();
+        for session in sessions {
+            let Some(agent) = self.node.core().session_agent(session) else { continue };
+            let registered = v1::Registered {
+                agent: agent.0,
+                cluster: self.node.identity().cluster.to_string(),
+                term,
+                session,
+                tasks_equal: true,
+                masters: Vec::new(),
+            };
+            let message = v1::master_message::Message::Registered(registered);
+            self.send_agent(session, v1::MasterMessage { message: Some(message) });
+        }
     }
 
     fn settle(&mut self, writer: &LogWriter) -> Result<Settled, FatalError> {
