@@ -222,6 +222,11 @@ impl<D: Disk> LogStore<D> {
         }
     }
 
+    /// Bytes of entries in memory: those that are not applied yet, and a few before them.
+    pub(crate) const fn cached_bytes(&self) -> usize {
+        self.cache_bytes
+    }
+
     fn trim_cache(&mut self) {
         let applied = self.applied.index;
         while self.cache_bytes > ENTRY_CACHE_BYTES

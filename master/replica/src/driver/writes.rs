@@ -14,6 +14,10 @@ use super::Replica;
 use crate::disk::{Disk, DiskSync};
 use crate::error::DiskError;
 
+/// Bytes of entries beyond which a node whose disk stands still no longer has its leader send more. What it
+/// holds then is this and the leader's window of unanswered messages.
+const WAITING_BYTES_MAX: usize = 64 << 20;
+
 /// What the owner is to have made durable beside its thread: everything that was written until this
 /// job was taken, so that the newest job stands for all before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,8 +52,8 @@ struct Waiting {
 pub(super) struct Unwritten {
     writes: u64,
     durable: u64,
-    /// By rising writes. What it holds is bounded by what peers may send unanswered, and by what may
-    /// be uncommitted.
+    /// By rising writes. On a leader its messages are bounded by what may be uncommitted, on a follower by
+    /// [`WAITING_BYTES_MAX`] and the leader's window: one that answers no heartbeats is sent nothing more.
     waiting: VecDeque<Waiting>,
     /// Term and vote as they are written, and the write with them.
     vote: (u64, u64),
@@ -180,14 +184,16 @@ impl<D: Disk> Replica<D> {
 
     /// A leader whose disk stands still for as long as it takes to elect another one, while the others
     /// have had enough to commit, is all that the group waits for: entries are applied once they are
-    /// durable here. It would go on leading, as its heartbeats do not wait for its disk.
+    /// durable here. It would go on leading, as its heartbeats do not wait for its disk. So it is when no
+    /// entry waits, only a cut of the log: its owner may propose nothing until the disk is done. What
+    /// nobody else has is not left behind.
     pub(super) fn leave_to_faster_disks(&mut self) {
         let ticks = self.unwritten.tick();
         let election = self.config.election_ticks;
         let raft = &self.node.raft;
         let log = &raft.raft_log;
-        let waited_for = raft.state == StateRole::Leader && log.committed > log.persisted;
-        if !waited_for || ticks == 0 || !ticks.is_multiple_of(election) {
+        let others_have_it = log.committed > log.persisted || log.persisted == log.last_index();
+        if raft.state != StateRole::Leader || !others_have_it || ticks == 0 || !ticks.is_multiple_of(election) {
             return;
         }
         let Some(heir) = self.best_successor() else {
@@ -200,10 +206,13 @@ impl<D: Disk> Replica<D> {
     /// Takes out what may leave although it comes with writes that are not durable: the answer to a
     /// heartbeat promises nothing but the term, and without it a leader would take a slow disk for a
     /// node that is gone.
+    ///
+    /// Each answer has the leader send more, so that none leaves any more once [`WAITING_BYTES_MAX`] wait.
     pub(super) fn harmless(&self, messages: &mut Vec<Message>, vote_is_durable: bool) -> Vec<Message> {
         let answer = MessageType::MsgHeartbeatResponse as i32;
+        let may_leave = vote_is_durable && self.node.store().cached_bytes() <= WAITING_BYTES_MAX;
         messages
-            .extract_if(.., |message| vote_is_durable && message.msg_type == answer)
+            .extract_if(.., |message| may_leave && message.msg_type == answer)
             .collect()
     }
 }

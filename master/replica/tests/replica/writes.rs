@@ -20,7 +20,11 @@ struct Slow {
 impl Slow {
     /// Three nodes with a leader that was elected while the disks were fast.
     fn new(sync_ticks: impl Fn(u64, u64) -> usize) -> (Self, u64) {
-        let mut sim = Sim::new(Limits::default());
+        Slow::with(Limits::default(), sync_ticks)
+    }
+
+    fn with(limits: Limits, sync_ticks: impl Fn(u64, u64) -> usize) -> (Self, u64) {
+        let mut sim = Sim::new(limits);
         sim.run_until("a leader", |sim| sim.leader().is_some());
         let leader = sim.leader().expect("there is one");
         sim.slow_disks = true;
@@ -130,6 +134,51 @@ fn a_leader_whose_disk_stands_still_is_replaced_without_an_election_timeout() {
         slow.tick();
     }
     assert!(slow.sim.committed.contains_key(&id.index), "two disks are enough");
+    slow.sim.heal_and_compare();
+}
+
+#[test]
+fn a_leader_whose_disk_stands_still_over_a_cut_of_the_log_is_replaced_too() {
+    let limits = Limits { log_compact_after_entries: 20, log_keep_entries: 5, ..Limits::default() };
+    let (mut slow, leader) = Slow::with(limits, |id, leader| if id == leader { usize::MAX } else { 0 });
+    // Until a write is left that brings no entry.
+    for proposed in 0.. {
+        assert!(proposed < 50, "the log is never cut");
+        let id = slow.sim.propose(leader, add(b"x")).expect("it leads");
+        while slow.sim.nodes[&leader].replica.status().applied.index < id.index {
+            slow.tick();
+            if slow.sim.nodes[&leader].replica.status().applied.index < id.index {
+                slow.sim.written(leader).expect("no fault is injected");
+                slow.deliver();
+            }
+        }
+        if slow.sim.writing.contains_key(&leader) {
+            break;
+        }
+    }
+    let timeout = config(leader).election_ticks;
+    let mut ticks = 0;
+    while slow.sim.leader().is_none_or(|new| new == leader) {
+        slow.tick();
+        ticks += 1;
+        assert!(ticks <= timeout + 6, "it goes on leading, and its owner proposes nothing");
+    }
+    slow.sim.heal_and_compare();
+}
+
+#[test]
+fn a_follower_whose_disk_stands_still_takes_no_more_than_it_may_hold() {
+    let (mut slow, leader) = Slow::new(|id, leader| if id == leader % 3 + 1 { usize::MAX } else { 0 });
+    let slow_one = leader % 3 + 1;
+    // Its leader's window is full before what it may hold is; heartbeats would open that again and again.
+    let entry = vec![b'x'; 320 << 10];
+    for _ in 0..500 {
+        slow.sim.propose(leader, add(&entry)).expect("it leads");
+        slow.tick();
+    }
+    let last = |id: u64| slow.sim.nodes[&id].replica.status().last_index;
+    let (held, all) = (last(slow_one), last(leader));
+    assert!(held < 300 && all >= 500, "{held} entries of {all}");
     slow.sim.heal_and_compare();
 }
 
