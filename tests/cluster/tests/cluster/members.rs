@@ -101,6 +101,18 @@ async fn a_wiped_master_takes_its_place_again_under_another_number() -> Outcome 
 }
 
 #[tokio::test]
+async fn an_agent_that_knew_one_master_finds_those_that_joined_since() -> Outcome {
+    let mut group = Group::start("grown", 1).await?;
+    group.start_agent("a1", &[]).await?;
+    group.join().await?;
+    group.join().await?;
+    group.members[0].kill_9()?;
+    // Of its command line it knows the master that is gone.
+    group.connected(1).await?;
+    group.finish()
+}
+
+#[tokio::test]
 async fn what_would_harm_a_cluster_is_refused() -> Outcome {
     let mut group = Group::start("refuse", 3).await?;
     let leader = group.leader().await?;
