@@ -51,7 +51,7 @@ const TASK_TIME: &str = "5s";
 /// More than this from a launch to its event, and a rate is not kept up with.
 const P99_MAX_MS: f64 = 1_000.0;
 /// Less than this part of what was offered, likewise.
-const PLACED_MIN: f64 = 0.9;
+const PLACED_MIN: f64 = 0.95;
 /// A lost agent is to be found within so long.
 const FOUND_WITHIN_S: f64 = 15.0;
 /// How long it may take all agents to join or to be found, on a busy machine.
