@@ -3,12 +3,12 @@
 //! Invariants: a trace is read as a whole before anything is simulated; a line that breaks a rule is refused
 //! with its number. Must never act.
 
-use crate::duration;
 use crate::random::Random;
 use crate::{Refused, plan::Plan};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use tessera_types::parse_duration;
 
 /// Lines of a trace: all are in memory.
 const LINES_MAX: usize = 1_000_000;
@@ -218,7 +218,7 @@ impl Trace {
                     (None, Some(count)) if (1..=plan.agents).contains(&count) => Which::Drawn(count),
                     _ => return Err(format!("either `agent`, 0 to {}, or `count`, 1 to {}", plan.agents - 1, plan.agents)),
                 };
-                let for_ms = duration.as_deref().map(duration::parse).transpose()?;
+                let for_ms = duration.as_deref().map(parse_duration).transpose()?;
                 (at, What::Lose { which, for_ms, how }, 1, None)
             }
             Written::Request { at, framework, method, path, body, times, every, tasks } => {
@@ -253,8 +253,8 @@ impl Trace {
         if !(1..=TIMES_MAX).contains(&times) {
             return Err(format!("times: 1 to {TIMES_MAX}"));
         }
-        let every_ms = every.as_deref().map(duration::parse).transpose()?.unwrap_or(0);
-        self.lines.push(Line { at_ms: duration::parse(&at)?, times, every_ms, what });
+        let every_ms = every.as_deref().map(parse_duration).transpose()?.unwrap_or(0);
+        self.lines.push(Line { at_ms: parse_duration(&at)?, times, every_ms, what });
         Ok(())
     }
 
@@ -290,15 +290,15 @@ fn distribution(
     exponential: Option<String>,
 ) -> Result<Distribution, String> {
     match (fixed, uniform, exponential) {
-        (Some(ms), None, None) => Ok(Distribution::Fixed(duration::parse(&ms)?)),
+        (Some(ms), None, None) => Ok(Distribution::Fixed(parse_duration(&ms)?)),
         (None, Some((low, high)), None) => {
-            let (low, high) = (duration::parse(&low)?, duration::parse(&high)?);
+            let (low, high) = (parse_duration(&low)?, parse_duration(&high)?);
             if low > high {
                 return Err("uniform: the first is at most the second".to_owned());
             }
             Ok(Distribution::Uniform(low, high))
         }
-        (None, None, Some(mean)) => Ok(Distribution::Exponential(duration::parse(&mean)?)),
+        (None, None, Some(mean)) => Ok(Distribution::Exponential(parse_duration(&mean)?)),
         _ => Err("one of `fixed`, `uniform` and `exponential`".to_owned()),
     }
 }

@@ -5,11 +5,10 @@
 
 use crate::api::{Component, ComponentUse, read, read_items};
 use crate::client::Client;
-use crate::commands::upkeep::parse_duration;
 use crate::error::{CliError, Kind};
 use crate::{Context, output};
 use serde_json::{Value, json};
-use tessera_types::Digest;
+use tessera_types::{Digest, parse_duration};
 
 /// Digits that the beginning of a digest has at least: fewer are a slip more often than meant.
 const DIGITS_MIN: usize = 4;

@@ -5,7 +5,6 @@
 
 use crate::api::{Framework, read, read_items};
 use crate::client::Client;
-use crate::commands::upkeep::parse_duration;
 use crate::commands::{component, executor, lifecycle, replay, state};
 use crate::error::{CliError, Kind};
 use crate::follow::{Pace, Patience, Tail};
@@ -13,6 +12,7 @@ use crate::{Context, output};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use tessera_types::parse_duration;
 
 /// What to do with frameworks.
 #[derive(Debug, clap::Subcommand)]

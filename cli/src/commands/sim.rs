@@ -5,13 +5,13 @@
 
 use crate::commands::framework::parse_pair;
 use crate::commands::master::bin_dir;
-use crate::commands::upkeep::parse_duration;
 use crate::error::{CliError, Kind, io_error};
 use crate::{Context, output};
 use serde::Deserialize;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
+use tessera_types::parse_duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// The program that simulates.

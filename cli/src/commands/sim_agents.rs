@@ -10,11 +10,10 @@ use crate::client::Client;
 use crate::commands::agent::DEFAULT_MASTER;
 use crate::commands::framework::parse_pair;
 use crate::commands::master::{shutdown_on_signals, start_logging, with_causes};
-use crate::commands::upkeep::parse_duration;
 use crate::error::{CliError, Kind};
 use std::process::ExitCode;
 use tessera_agent::{RunError, SIMULATED_ATTRIBUTE, SimulatedConfig};
-use tessera_types::Quantities;
+use tessera_types::{Quantities, parse_duration};
 
 /// Arguments of `tessera sim-agents`.
 #[derive(Debug, clap::Args)]

@@ -1,5 +1,4 @@
-//! `tessera agent deactivate`, `activate`, `drain`, `gone` and `maintenance`: taking agents out of use. Also
-//! durations and times as people write them.
+//! `tessera agent deactivate`, `activate`, `drain`, `gone` and `maintenance`: taking agents out of use.
 //!
 //! Must never decide what may be taken out of use.
 
@@ -8,32 +7,7 @@ use crate::client::Client;
 use crate::error::{CliError, Kind};
 use crate::{Context, output};
 use serde_json::{Value, json};
-
-/// Units of durations, in milliseconds.
-const UNITS: [(&str, u64); 5] = [
-    ("ms", 1),
-    ("s", 1_000),
-    ("m", 60_000),
-    ("h", 3_600_000),
-    ("d", 86_400_000),
-];
-
-/// Reads `500ms`, `30s`, `10m`, `2h` or `1d` as milliseconds.
-pub fn parse_duration(text: &str) -> Result<u64, String> {
-    let rule = || "a number and a unit are expected: ms, s, m, h or d, as in 10m".to_owned();
-    let end = text
-        .find(|c: char| !c.is_ascii_digit())
-        .ok_or_else(rule)?;
-    let (number, unit) = text.split_at(end);
-    let number: u64 = number.parse().map_err(|_| rule())?;
-    let (_, size) = UNITS
-        .iter()
-        .find(|(name, _)| *name == unit)
-        .ok_or_else(rule)?;
-    number
-        .checked_mul(*size)
-        .ok_or_else(|| "is too long".to_owned())
-}
+use tessera_types::parse_duration;
 
 /// An agent of the cluster.
 #[derive(Debug, clap::Args)]
@@ -145,26 +119,4 @@ fn tell(context: &Context, value: &Value) -> Result<(), CliError> {
         text += &format!("; maintenance from {start} to {end}");
     }
     output::line(&text)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::parse_duration;
-
-    #[test]
-    fn durations_are_read_with_units() {
-        for (text, ms) in [
-            ("0s", 0),
-            ("500ms", 500),
-            ("30s", 30_000),
-            ("10m", 600_000),
-            ("2h", 7_200_000),
-            ("1d", 86_400_000),
-        ] {
-            assert_eq!(parse_duration(text), Ok(ms), "{text}");
-        }
-        for text in ["", "10", "m", "-1s", "1.5s", "1w", "99999999999999999999s", "9999999999999999999d"] {
-            assert!(parse_duration(text).is_err(), "{text}");
-        }
-    }
 }

@@ -6,6 +6,7 @@
 
 mod agent;
 mod digest;
+mod duration;
 mod ids;
 mod limit_table;
 pub mod limits;
@@ -17,6 +18,7 @@ mod turn;
 
 pub use agent::{AgentInfo, AgentResources};
 pub use digest::{Digest, DigestError};
+pub use duration::parse_duration;
 pub use ids::{
     AgentId, Epoch, ExecutorId, FrameworkId, FrameworkName, NameError, OfferId, RoleName, TaskId, TurnNumber,
 };
