@@ -30,6 +30,9 @@ const CHUNKS_AHEAD: usize = 4;
 
 /// How long the receiver may take to install what it has: all rows are read once.
 const INSTALL_WITHIN: Duration = Duration::from_secs(120);
+/// How long the next chunk may take. A sender that is cut off does not say so, and until then no other stream
+/// goes on with what it has sent.
+const CHUNK_WITHIN: Duration = Duration::from_secs(5);
 
 /// Snapshots on their way out, by peer.
 #[derive(Default)]
@@ -275,37 +278,35 @@ impl PeerService {
             .ok_or_else(|| Status::invalid_argument("message: the first chunk must be there"))?;
         self.check(first.envelope.as_ref())?;
         let message = first.message.clone();
-        let mut staging = self
+        let staging = self
             .incoming
             .take(&message)
             .ok_or_else(|| Status::unavailable("this snapshot is not expected; ask for its offset"))?;
-        let mut chunk = first;
+        let mut held = Held { incoming: &self.incoming, message: &message, staging: None };
+        let (mut chunk, mut staging) = (first, staging);
         loop {
             let (last, written);
             (staging, last, written) = spawn_blocking(move || write(staging, &chunk))
                 .await
                 .map_err(|_| Status::internal("writing a chunk failed"))?;
             match written {
-                Ok(()) if last => return self.install(message, staging).await,
+                Ok(()) if last => break,
                 Ok(()) => {}
                 Err(error) => {
-                    if matches!(error, SnapshotError::WrongOffset { .. }) {
-                        self.incoming.put_back(&message, staging);
-                    } else {
-                        self.incoming.forget(&message);
-                    }
+                    held.staging = matches!(error, SnapshotError::WrongOffset { .. }).then_some(staging);
                     return Err(Status::unavailable(error.to_string()));
                 }
             }
-            chunk = match chunks.message().await {
-                Ok(Some(next)) => next,
-                ended => {
-                    self.incoming.put_back(&message, staging);
-                    ended?;
-                    return Err(Status::unavailable("the stream ended before the snapshot did"));
-                }
-            };
+            held.staging = Some(staging);
+            let next = tokio::time::timeout(CHUNK_WITHIN, chunks.message()).await;
+            let next = next.map_err(|_| Status::unavailable("no chunk came for too long"))??;
+            chunk = next.ok_or_else(|| Status::unavailable("the stream ended before the snapshot did"))?;
+            staging = held.staging.take().ok_or_else(|| Status::internal("nothing is staged"))?;
         }
+        // What it holds is not begun anew by another stream before it is installed.
+        let installed = self.install(message.clone(), staging).await;
+        drop(held);
+        installed
     }
 
     async fn install(&self, message: Vec<u8>, staging: Staging) -> Result<u64, Status> {
@@ -323,6 +324,26 @@ impl PeerService {
             Ok(Ok(Err(error))) => Err(Status::failed_precondition(error.to_string())),
             Ok(Err(stopped)) => Err(gone(stopped)),
             Err(_) => Err(Status::deadline_exceeded("installing the snapshot takes too long")),
+        }
+    }
+}
+
+/// What a stream has taken, which goes back when it ends, also when its connection does and nobody hears of it.
+/// While a chunk is written nothing is here; if the stream ends then, the snapshot begins anew.
+struct Held<'a> {
+    incoming: &'a Incoming,
+    message: &'a [u8],
+    staging: Option<Staging>,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        match self.staging.take() {
+            Some(staging) => {
+                tracing::info!(offset = staging.offset(), "the stream of a snapshot ended before it was whole");
+                self.incoming.put_back(self.message, staging);
+            }
+            None => self.incoming.forget(self.message),
         }
     }
 }

@@ -134,6 +134,26 @@ impl Net {
         Ok(())
     }
 
+    /// Bytes that have arrived at a machine.
+    #[must_use]
+    pub fn received(&self, machine: usize) -> u64 {
+        let path = format!("/sys/class/net/{}/statistics/tx_bytes", self.link(machine));
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    }
+
+    /// What a machine sends leaves at this rate from now on, in Mbit/s, or as fast as it can.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set_rate(&self, machine: usize, mbit: Option<u32>) -> Outcome {
+        let qdisc = match mbit {
+            Some(mbit) => format!("qdisc replace dev eth0 root tbf rate {mbit}mbit burst 64kb latency 400ms"),
+            None => "qdisc del dev eth0 root".to_owned(),
+        };
+        batch("tc", &["-n", &self.namespace(machine)], &[qdisc])
+    }
+
     /// All that was cut is whole again.
     ///
     /// # Errors
@@ -203,19 +223,24 @@ fn remove(whose: &dyn Fn(u32) -> bool) -> Outcome {
 }
 
 fn ip(flags: &[&str], commands: &[String]) -> Outcome {
-    let mut child = Command::new("ip")
+    batch("ip", flags, commands)
+}
+
+/// Runs commands of `ip` or `tc`.
+fn batch(program: &str, flags: &[&str], commands: &[String]) -> Outcome {
+    let mut child = Command::new(program)
         .args(flags)
         .args(["-batch", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|error| failure(format!("`ip` (package iproute2) cannot be run: {error}")))?;
+        .map_err(|error| failure(format!("`{program}` (package iproute2) cannot be run: {error}")))?;
     if let Some(mut input) = child.stdin.take() {
         input.write_all((commands.join("\n") + "\n").as_bytes())?;
     }
     let output = child.wait_with_output()?;
     ensure(output.status.success(), || {
-        format!("ip {} {commands:?}: {}", flags.join(" "), String::from_utf8_lossy(&output.stderr))
+        format!("{program} {} {commands:?}: {}", flags.join(" "), String::from_utf8_lossy(&output.stderr))
     })
 }
