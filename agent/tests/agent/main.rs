@@ -289,7 +289,7 @@ fn a_task_runs_reports_and_leaves_its_result_and_output() {
         (chunk.data.as_slice(), chunk.size, chunk.error.as_str()),
         (&b"the"[..], 24, "")
     );
-    for path in ["../state/exit.json", "/etc/passwd", "missing"] {
+    for path in ["../1.state/exit.json", "/etc/passwd", "missing"] {
         let chunk = cluster.master.file("t", path, 0, 10);
         assert!(chunk.data.is_empty() && !chunk.error.is_empty(), "{path}");
     }
@@ -440,13 +440,13 @@ fn a_killed_agent_stops_no_task_and_loses_no_exit_code() {
     let away = cluster
         .home
         .path()
-        .join("work/tasks/f1/away/1/state/exit.json");
+        .join("work/tasks/f1/away/1.state/exit.json");
     wait_for("the exit record", || away.exists().then_some(()));
     let shim = std::fs::read_to_string(
         cluster
             .home
             .path()
-            .join("work/tasks/f1/gone/1/state/shim.json"),
+            .join("work/tasks/f1/gone/1.state/shim.json"),
     )
     .unwrap();
     let shim: i32 = shim

@@ -177,8 +177,8 @@ async fn names_are_not_reused_and_files_stay_in_their_sandbox() -> Outcome {
     let run = cluster.tessera(&["run", "--", "echo", "x"]).await?;
     ensure(run.status.success(), || format!("{run:?}"))?;
     for path in [
-        "../exit.json",
-        "..%2Fexit.json",
+        "../1.state/exit.json",
+        "..%2F1.state%2Fexit.json",
         "%2Fetc%2Fpasswd",
         "a/../../x",
         "nope",

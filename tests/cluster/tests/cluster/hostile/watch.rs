@@ -17,8 +17,9 @@ pub const SIBLING: &str = "sibling";
 const WATCHED: [&str; 2] = [NEIGHBOUR, SIBLING];
 /// Least turns of a quiet window: fewer would make half of them a matter of luck.
 const QUIET_MIN: u64 = 8;
-/// Least turns of a scheduler that storms in one window, and so of what is stood beside.
-const STORM_MIN: u64 = 10;
+/// Least turns of a scheduler that storms in one window, and so of what is stood beside. Timers are looked at
+/// every 50 ms, which is nine or ten times in a window.
+const STORM_MIN: u64 = 8;
 /// Least CPU time of workers in one window in which a task computes.
 const LOOP_MIN_US: u64 = 50_000;
 /// Least bytes by which the agent's checkpoint changes in one window in which an executor takes turns:
