@@ -100,56 +100,67 @@ async fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match measure(&wanted).await {
-        // Some parts only are for whoever changes them: the document is of one whole run.
-        Ok(report) if !wanted.all() => {
-            println!("{}", report.rows());
-            ExitCode::SUCCESS
-        }
-        Ok(report) => match report.write() {
-            Ok(path) => {
-                println!("{}", report.markdown());
-                println!("written to {}", path.display());
-                ExitCode::SUCCESS
-            }
+    let (report, whole) = measure(&wanted).await;
+    // Some parts only are for whoever changes them: the document is of one whole run.
+    if !wanted.all() {
+        println!("{}", report.rows());
+    } else {
+        match report.write() {
+            Ok(path) => println!("{}\nwritten to {}", report.markdown(), path.display()),
             Err(error) => {
                 eprintln!("bench: cannot write the report: {error}");
-                ExitCode::FAILURE
+                return ExitCode::FAILURE;
             }
-        },
-        Err(error) => {
-            eprintln!("bench: {error}");
-            ExitCode::FAILURE
         }
     }
+    if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-async fn measure(wanted: &Wanted) -> Outcome<Report> {
+/// All that is wanted, and whether everything of it could be measured. A part that breaks off is named in
+/// the report, which the others are in all the same.
+async fn measure(wanted: &Wanted) -> (Report, bool) {
     let mut report = Report::new();
+    let mut whole = true;
+    let mut note = |report: &mut Report, part: &str, outcome: Outcome| {
+        if let Err(error) = outcome {
+            eprintln!("bench: {part}: {error}");
+            let first = error.to_string().lines().next().unwrap_or_default().to_owned();
+            report.add(Row::missing(format!("the rest of the part `{part}`"), &format!("broke off: {first}")));
+            whole = false;
+        }
+    };
     if wanted.has("worker") {
-        in_the_worker(&mut report)?;
+        let outcome = in_the_worker(&mut report);
+        note(&mut report, "worker", outcome);
     }
     if PARTS[1..7].iter().any(|part| wanted.has(part)) {
-        on_a_cluster(&mut report, wanted).await?;
+        let outcome = on_a_cluster(&mut report, wanted).await;
+        note(&mut report, "turns to at-once", outcome);
     }
     if wanted.has("crowds") {
-        many(&mut report).await?;
+        let outcome = many(&mut report).await;
+        note(&mut report, "crowds", outcome);
     }
     if wanted.has("writes") {
-        writes::measure(&mut report, wanted.of(WRITES_FOR)).await?;
+        let outcome = writes::measure(&mut report, wanted.of(WRITES_FOR)).await;
+        note(&mut report, "writes", outcome);
     }
     if wanted.has("failover") {
-        failover::measure(&mut report, wanted.of(FAILOVERS)).await?;
+        let outcome = failover::measure(&mut report, wanted.of(FAILOVERS)).await;
+        note(&mut report, "failover", outcome);
     }
     if wanted.has("fleet") {
         // Curves are of a full run.
         let charts = wanted.full.then(report::charts);
-        fleet::measure(&mut report, wanted.of((fleet::FULL, fleet::SHORT)), charts.as_deref()).await?;
+        let scale = wanted.of((fleet::FULL, fleet::SHORT));
+        let outcome = fleet::measure(&mut report, scale, charts.as_deref()).await;
+        note(&mut report, "fleet", outcome);
     }
     if wanted.has("large") {
-        large::measure(&mut report, wanted.of((large::FULL, large::SHORT))).await?;
+        let outcome = large::measure(&mut report, wanted.of((large::FULL, large::SHORT))).await;
+        note(&mut report, "large", outcome);
     }
-    Ok(report)
+    (report, whole)
 }
 
 /// Turns in a worker alone.
