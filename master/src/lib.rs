@@ -249,7 +249,7 @@ pub async fn run(mut config: MasterConfig, shutdown: CancellationToken) -> Resul
         store: store.clone(),
         fetcher: fetcher.clone(),
         info: info.clone(),
-        incoming: Incoming::default(),
+        incoming: Arc::new(Incoming::default()),
     };
     let serve_agents = serve_agents(agents, agent_service, peer_service, token.clone());
     let greet = join::greet(&config.join, &caller, &peers, &handle, &info.peer_address);

@@ -39,7 +39,7 @@ pub struct PeerService {
     /// What this master says of itself.
     pub info: v1::MemberInfo,
     /// The snapshot that is being received.
-    pub incoming: Incoming,
+    pub incoming: Arc<Incoming>,
 }
 
 /// Checks who speaks to whom; the sender.

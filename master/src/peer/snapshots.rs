@@ -9,7 +9,7 @@ use super::{PeerService, envelope, gone};
 use crate::members::Topology;
 use crate::node_handle::NodeHandle;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tessera_replica::{Chunk, SnapshotError, SnapshotSource, SnapshotToSend, Staging};
 use tessera_wire::v1;
@@ -282,31 +282,11 @@ impl PeerService {
             .incoming
             .take(&message)
             .ok_or_else(|| Status::unavailable("this snapshot is not expected; ask for its offset"))?;
-        let mut held = Held { incoming: &self.incoming, message: &message, staging: None };
-        let (mut chunk, mut staging) = (first, staging);
-        loop {
-            let (last, written);
-            (staging, last, written) = spawn_blocking(move || write(staging, &chunk))
-                .await
-                .map_err(|_| Status::internal("writing a chunk failed"))?;
-            match written {
-                Ok(()) if last => break,
-                Ok(()) => {}
-                Err(error) => {
-                    held.staging = matches!(error, SnapshotError::WrongOffset { .. }).then_some(staging);
-                    return Err(Status::unavailable(error.to_string()));
-                }
-            }
-            held.staging = Some(staging);
-            let next = tokio::time::timeout(CHUNK_WITHIN, chunks.message()).await;
-            let next = next.map_err(|_| Status::unavailable("no chunk came for too long"))??;
-            chunk = next.ok_or_else(|| Status::unavailable("the stream ended before the snapshot did"))?;
-            staging = held.staging.take().ok_or_else(|| Status::internal("nothing is staged"))?;
-        }
-        // What it holds is not begun anew by another stream before it is installed.
-        let installed = self.install(message.clone(), staging).await;
-        drop(held);
-        installed
+        // A task of its own: one whose caller is gone would be dropped with what it has staged.
+        let incoming = Arc::clone(&self.incoming);
+        let taking = tokio::spawn(take_chunks(incoming, message.clone(), staging, first, chunks));
+        let staging = taking.await.map_err(|_| Status::internal("taking the snapshot failed"))??;
+        self.install(message, staging).await
     }
 
     async fn install(&self, message: Vec<u8>, staging: Staging) -> Result<u64, Status> {
@@ -328,23 +308,39 @@ impl PeerService {
     }
 }
 
-/// What a stream has taken, which goes back when it ends, also when its connection does and nobody hears of it.
-/// While a chunk is written nothing is here; if the stream ends then, the snapshot begins anew.
-struct Held<'a> {
-    incoming: &'a Incoming,
-    message: &'a [u8],
-    staging: Option<Staging>,
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        match self.staging.take() {
-            Some(staging) => {
-                tracing::info!(offset = staging.offset(), "the stream of a snapshot ended before it was whole");
-                self.incoming.put_back(self.message, staging);
+/// Takes chunks until the snapshot is whole. What is staged goes back when the stream ends before.
+async fn take_chunks(
+    incoming: Arc<Incoming>,
+    message: Vec<u8>,
+    mut staging: Staging,
+    mut chunk: v1::SnapshotChunk,
+    mut chunks: Streaming<v1::SnapshotChunk>,
+) -> Result<Staging, Status> {
+    loop {
+        let (last, written);
+        (staging, last, written) = spawn_blocking(move || write(staging, &chunk))
+            .await
+            .map_err(|_| Status::internal("writing a chunk failed"))?;
+        match written {
+            Ok(()) if last => return Ok(staging),
+            Ok(()) => {}
+            Err(error) => {
+                if matches!(error, SnapshotError::WrongOffset { .. }) {
+                    incoming.put_back(&message, staging);
+                } else {
+                    incoming.forget(&message);
+                }
+                return Err(Status::unavailable(error.to_string()));
             }
-            None => self.incoming.forget(self.message),
         }
+        chunk = match tokio::time::timeout(CHUNK_WITHIN, chunks.message()).await {
+            Ok(Ok(Some(next))) => next,
+            ended => {
+                incoming.put_back(&message, staging);
+                ended.map_err(|_| Status::unavailable("no chunk came for too long"))??;
+                return Err(Status::unavailable("the stream ended before the snapshot did"));
+            }
+        };
     }
 }
 
