@@ -249,26 +249,23 @@ impl Group {
         .await
     }
 
-    /// Wait until so many vote, and no others are members.
+    /// Wait until so many vote, no others are members, and every one that runs answers and says so itself; what
+    /// one of them says.
     ///
     /// # Errors
-    /// When they do not in time.
+    /// When they do not in time, or none runs.
     pub async fn voters(&self, count: usize) -> Outcome<Value> {
         until(&format!("{count} masters vote"), PATIENCE, async || {
-            let mut last = String::new();
+            let mut last = Err("no master runs".to_owned());
             for index in self.running() {
-                match self.view(index).await {
-                    Ok(view) => {
-                        let all = view["items"].as_array().map_or(0, Vec::len);
-                        if view["voters"] == count && all == count && view["leader"].is_u64() {
-                            return Ok(view);
-                        }
-                        last = view.to_string();
-                    }
-                    Err(error) => last = error.to_string(),
+                let view = self.view(index).await.map_err(|error| format!("master {index}: {error}"))?;
+                let all = view["items"].as_array().map_or(0, Vec::len);
+                if view["voters"] != count || all != count || !view["leader"].is_u64() {
+                    return Err(format!("master {index}: {view}"));
                 }
+                last = Ok(view);
             }
-            Err(last)
+            last
         })
         .await
     }
