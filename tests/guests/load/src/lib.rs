@@ -5,7 +5,7 @@
 //! command). `POST /?rate=N` sets tasks per second and begins a new measurement; `GET /` answers with what was
 //! measured since. Of each turn's offers it keeps what it will need soon, and declines the others for a while.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use serde::Serialize;
 use tessera_sdk::http::Response;
@@ -17,8 +17,8 @@ const TICK_MS: u64 = 20;
 const AHEAD_MS: u64 = 500;
 /// For how long the others are declined.
 const REFUSE_MS: u64 = 3_000;
-/// Tasks of one turn, which takes 1,000 operations: the rest waits for the next one.
-const LAUNCHES_MAX: u64 = 500;
+/// Tasks of one turn, which defines at most 256 specs: the rest waits for the next one.
+const LAUNCHES_MAX: u64 = 250;
 
 /// What is counted since the rate was set.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -46,7 +46,8 @@ struct Load {
     spec: TaskSpec,
     per_offer: u64,
     needs: Resources,
-    offers: Vec<Offer>,
+    /// The oldest are used first, so that none expires.
+    offers: VecDeque<Offer>,
     next: u64,
     /// When tasks of this measurement were launched that are not known to run.
     waiting: HashMap<String, u64>,
@@ -67,7 +68,7 @@ impl Scheduler for Load {
             spec: TaskSpec::shell(command).name("load").cpus(cpus).mem_mib(mem_mib),
             per_offer: config.parse_or("per-offer", 8)?,
             needs: Resources::new(cpus, mem_mib),
-            offers: Vec::new(),
+            offers: VecDeque::new(),
             next: 0,
             waiting: HashMap::new(),
             times: BTreeMap::new(),
@@ -148,25 +149,29 @@ impl Load {
 
     fn launch(&mut self, turn: &mut Turn, mut due: u64) -> Result<(), Error> {
         while due > 0 {
-            let Some(offer) = self.offers.pop() else { return Ok(()) };
+            let Some(offer) = self.offers.pop_front() else { return Ok(()) };
             let mut left = offer.available.clone();
             let mut tasks = Vec::new();
-            while due > 0 && (tasks.len() as u64) < self.per_offer {
+            while (tasks.len() as u64) < self.per_offer.min(due) {
                 let Some(rest) = left.minus(&self.needs) else { break };
                 left = rest;
-                due -= 1;
                 self.next += 1;
                 // Numbers of turns that committed never come again, also for an instance that is built anew.
                 let id = format!("{}-{}", turn.number(), self.next);
-                self.waiting.insert(id.clone(), turn.time_ms());
-                self.counts.launched += 1;
                 tasks.push(Pending::new(id, self.spec.clone()));
             }
             if tasks.is_empty() {
                 turn.decline(&[offer], REFUSE_MS)?;
-            } else {
-                turn.place(vec![offer], tasks, 0)?;
+                continue;
             }
+            let placed = turn.place(vec![offer], tasks, 0)?.launched;
+            if placed.is_empty() {
+                // The turn takes no more.
+                return Ok(());
+            }
+            due = due.saturating_sub(placed.len() as u64);
+            self.counts.launched += placed.len() as u64;
+            self.waiting.extend(placed.into_iter().map(|id| (id, turn.time_ms())));
         }
         Ok(())
     }
@@ -175,7 +180,8 @@ impl Load {
         let ahead = self.counts.rate * AHEAD_MS / 1_000 / self.per_offer.max(1);
         let keep = usize::try_from(ahead).unwrap_or(usize::MAX).saturating_add(1);
         if self.offers.len() > keep {
-            turn.decline(&self.offers.split_off(keep), REFUSE_MS)?;
+            let rest: Vec<Offer> = self.offers.split_off(keep).into();
+            turn.decline(&rest, REFUSE_MS)?;
         }
         Ok(())
     }
