@@ -10,6 +10,7 @@ use crate::core::Core;
 use crate::executor_records::remember;
 use crate::executors::Executor;
 use crate::killing::Why;
+use std::sync::Arc;
 use tessera_types::{
     Digest, ExecutorId, FrameworkId, Launch, LimitName, Quantities, Reason, TaskBody, TaskId, TaskSpec,
     TaskState, TaskStatus, limits,
@@ -100,7 +101,7 @@ impl Core {
             }),
             task: child,
         };
-        self.take_up(&child_key, role, launch, spec, &start.spec, 0);
+        self.take_up(&child_key, role, launch, Arc::new(spec), &start.spec, 0);
         if let Some(executor) = self.executors.live.get_mut(key) {
             executor.children.insert(child_key);
             remember(&mut executor.kept.child_ids, start.child.clone());

@@ -37,6 +37,12 @@ impl Core {
                 named.insert(key);
             }
         }
+        // A state that was restored does not know them; nobody said that they are to end.
+        for stranger in desired.strangers {
+            if let Ok(task) = stranger.task.parse() {
+                named.insert(TaskKey::of(FrameworkId(stranger.framework), task));
+            }
+        }
         for removed in desired.removed {
             if let Ok(task) = removed.task.parse() {
                 let key = TaskKey::of(FrameworkId(removed.framework), task);
@@ -129,7 +135,8 @@ impl Core {
         group: u64,
         now: Now,
     ) {
-        let (role, spec) = match readable(role, &launch, encoded) {
+        let known = self.known_spec(&launch.spec);
+        let (role, spec) = match readable(role, &launch, encoded, known) {
             Ok(parts) => parts,
             Err(rule) => {
                 // Without a role and a spec there is no record; asked again, it is refused again.
@@ -154,21 +161,26 @@ impl Core {
         key: &TaskKey,
         role: RoleName,
         launch: Launch,
-        spec: TaskSpec,
+        spec: Arc<TaskSpec>,
         encoded: &[u8],
         group: u64,
     ) {
-        let known = |task: &Task| task.launch.spec == launch.spec;
-        if !self.tasks.values().any(known) {
+        if self.known_spec(&launch.spec).is_none() {
             self.keep(Record::Spec(v1::SpecKept {
                 encoded: encoded.to_vec(),
             }));
         }
         self.keep(accepted(key, &role, &launch, group));
-        let mut task = Task::new(role, launch, Arc::new(spec));
+        let mut task = Task::new(role, launch, spec);
         task.group = group;
         self.groups.join(key, &task);
         self.tasks.insert(key.clone(), task);
+    }
+
+    /// The spec with this digest, if a task has it: of many tasks at once most have the same one.
+    pub(crate) fn known_spec(&self, digest: &Digest) -> Option<Arc<TaskSpec>> {
+        let mut tasks = self.tasks.values();
+        tasks.find(|task| task.launch.spec == *digest).map(|task| Arc::clone(&task.spec))
     }
 
     fn refuse_unreadable(&mut self, key: &TaskKey, launch: &Launch, rule: &str, now: Now) {
@@ -210,13 +222,21 @@ impl Core {
     }
 }
 
-fn readable(role: &str, launch: &Launch, encoded: &[u8]) -> Result<(RoleName, TaskSpec), String> {
-    if Digest::of(encoded) != launch.spec {
-        return Err("the spec does not have the digest that the launch names".into());
-    }
+fn readable(
+    role: &str,
+    launch: &Launch,
+    encoded: &[u8],
+    known: Option<Arc<TaskSpec>>,
+) -> Result<(RoleName, Arc<TaskSpec>), String> {
     let role = role
         .parse()
         .map_err(|error: tessera_types::NameError| error.to_string())?;
+    if let Some(spec) = known {
+        return Ok((role, spec));
+    }
+    if Digest::of(encoded) != launch.spec {
+        return Err("the spec does not have the digest that the launch names".into());
+    }
     let spec = tessera_wire::decode_spec(encoded).map_err(|error| error.to_string())?;
-    Ok((role, spec))
+    Ok((role, Arc::new(spec)))
 }

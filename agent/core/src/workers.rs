@@ -99,6 +99,11 @@ impl Core {
     /// Make workers as large as what they host, and end those that nothing needs. Room comes before what
     /// is sent in this round, and is given back after it.
     pub(crate) fn keep_workers(&mut self, now: Now) {
+        if self.supplies.workers.is_empty() && self.supplies.wake_ms().is_none() {
+            // An agent that runs commands only does not wake up for workers.
+            self.keeping.due_ms = None;
+            return;
+        }
         let starts = self.actions.iter().any(|action| {
             use Action as A;
             matches!(
