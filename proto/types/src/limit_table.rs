@@ -215,13 +215,21 @@ impl RoleLimits {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct EffectiveLimits([u64; LimitName::ALL.len()]);
 
+/// What holds where nobody has a say: made once, because it is asked for at every launch.
+const DEFAULTS: EffectiveLimits = {
+    let mut values = [0; LimitName::ALL.len()];
+    let mut at = 0;
+    while at < values.len() {
+        let name = LimitName::ALL[at];
+        values[name as usize] = name.row().default;
+        at += 1;
+    }
+    EffectiveLimits(values)
+};
+
 impl Default for EffectiveLimits {
     fn default() -> Self {
-        let mut values = [0; LimitName::ALL.len()];
-        for name in LimitName::ALL {
-            values[*name as usize] = name.row().default;
-        }
-        Self(values)
+        DEFAULTS
     }
 }
 
