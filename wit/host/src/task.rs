@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::io::AsyncWrite;
+use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 use wasmtime::component::{Component, Linker, ResourceTable};
 use wasmtime::{Engine, Store, UpdateDeadline};
@@ -53,6 +54,15 @@ pub enum TaskEnd {
     Killed,
     /// By a trap or a limit.
     Failed(Failure),
+}
+
+thread_local! {
+    /// What tells the tasks of a thread, which come one after the other, that time has passed. Only time: files are
+    /// read and written on the thread itself, and there is no network.
+    static CLOCK: Result<Runtime, String> = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .map_err(|error| error.to_string());
 }
 
 #[derive(Debug, Default)]
@@ -140,21 +150,19 @@ impl TaskImage {
             Ok(store) => store,
             Err(error) => return TaskEnd::Failed(Failure::Unusable(format!("{error:#}"))),
         };
-        // Only time: files are read and written on this thread, and there is no network.
-        let runtime = match tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .build()
-        {
-            Ok(runtime) => runtime,
-            Err(error) => return TaskEnd::Failed(Failure::Unusable(error.to_string())),
-        };
-        let _running = self.ticker.run();
-        runtime.block_on(async {
-            tokio::select! {
-                biased;
-                () = kill.0.wake.notified() => TaskEnd::Killed,
-                end = self.call(store, &start.limits, kill, begun) => end,
-            }
+        CLOCK.with(|clock| {
+            let runtime = match clock {
+                Ok(runtime) => runtime,
+                Err(error) => return TaskEnd::Failed(Failure::Unusable(error.clone())),
+            };
+            let _running = self.ticker.run();
+            runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    () = kill.0.wake.notified() => TaskEnd::Killed,
+                    end = self.call(store, &start.limits, kill, begun) => end,
+                }
+            })
         })
     }
 
