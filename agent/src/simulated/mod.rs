@@ -120,8 +120,16 @@ pub async fn simulate(config: SimulatedConfig, shutdown: CancellationToken) -> R
     for number in 1..=run.config.count {
         let (sender, events) = mpsc::channel(SESSION_EVENTS_MAX);
         let masters = Masters::without_memory(masters.clone(), number as usize);
-        tokio::spawn(keep_session(masters, token.clone(), sender));
-        machines.spawn(Machine::new(Arc::clone(&run), number).live(events));
+        let session = keep_session(masters, token.clone(), sender);
+        let machine = Machine::new(Arc::clone(&run), number).live(events);
+        // One task for both: what the session hears is decided at once, without waking another one.
+        machines.spawn(async move {
+            tokio::select! {
+                biased;
+                () = session => Ok(()),
+                ended = machine => ended,
+            }
+        });
     }
     let watch = tokio::spawn(watch(Arc::clone(&run)));
     let ended = tokio::select! {
