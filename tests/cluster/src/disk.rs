@@ -8,6 +8,7 @@ use crate::{Outcome, ensure, failure};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// Bytes written at once when the disk is filled; the last ones go in one by one.
 const PIECE: usize = 1 << 20;
@@ -92,8 +93,36 @@ impl Disk {
     }
 }
 
+impl Disk {
+    /// Whatever is written to it waits from now on, or goes on.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set_frozen(&self, frozen: bool) -> Outcome {
+        let how = if frozen { "--freeze" } else { "--unfreeze" };
+        run("fsfreeze", &[how, &self.dir.display().to_string()]).map(|_| ())
+    }
+
+    /// How long a small write takes until it is synced, as a log's does that grows. It blocks.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn synced_write(&self) -> Outcome<Duration> {
+        let path = self.dir.join("probe");
+        let mut file = std::fs::File::options().create(true).append(true).open(&path)?;
+        let began = Instant::now();
+        file.write_all(&[1; 4_096])?;
+        file.sync_data()?;
+        let took = began.elapsed();
+        std::fs::remove_file(&path)?;
+        Ok(took)
+    }
+}
+
 impl Drop for Disk {
     fn drop(&mut self) {
+        // A test that failed meanwhile leaves it so; what is not frozen refuses.
+        let _ = self.set_frozen(false);
         if Self::can_be_slow() && !self.device.is_empty() {
             let _ = self.set_writes_per_second(None);
         }

@@ -1,5 +1,5 @@
 //! Afterwards: every acknowledged change is there, every task ran exactly once, what clients saw could have
-//! come from one machine, and all masters and agents agree.
+//! come from one machine, and all masters, agents and schedulers agree.
 
 use crate::chaos_load::Load;
 use serde_json::Value;
@@ -34,6 +34,7 @@ pub async fn balance(site: &mut Site, load: &mut Load, history: &Path) -> Outcom
     let verdict = check(&Register, &noted);
     ensure(verdict.is_linearizable(), || format!("{verdict}\nhistory: {}", history.display()))?;
     let tasks = tasks(site, load).await?;
+    load.schedulers_agree().await?;
     masters_agree(site, load).await?;
     agents_agree(site).await?;
     let text = format!(

@@ -20,7 +20,7 @@ const CHANGES_MAX: u64 = 2_000;
 const NAME: &str = "heavy";
 
 /// Puts a member's directory on a small disk of its own. It must not run.
-fn on_small_disk(group: &mut Group, index: usize) -> Outcome<Disk> {
+pub fn on_small_disk(group: &mut Group, index: usize) -> Outcome<Disk> {
     let dir = group.scene.dir().join(format!("disk{index}"));
     let disk = Disk::mount(&dir, DISK_MIB)?;
     let copied = Command::new("cp").arg("-a").arg(group.members[index].dir.join(".")).arg(&dir).status()?;

@@ -18,8 +18,10 @@ use tessera_cluster::{Outcome, failure};
 
 /// How often a plan looks whether something is to begin or end, and a flapping link changes.
 const BEAT: Duration = Duration::from_millis(200);
-/// Writes per second of a slow disk: a synced write takes about a second then.
-const SLOW_WRITES: u32 = 6;
+/// Writes per second of a slow disk: a synced write takes about a second then, and a leader hands over.
+pub const SLOW_WRITES: u32 = 6;
+/// And of one that is sluggish: its leader goes on, while each entry waits for a tenth of a second or two.
+pub const SLUGGISH_WRITES: u32 = 30;
 
 /// The framework whose state is written while a disk is full, so that its master notices.
 const BALLAST: &str = "ballast";
@@ -83,10 +85,14 @@ pub enum Fault {
     DiskFull,
     /// The leader's disk takes about a second for each synced write.
     DiskSlow,
+    /// The leader's disk takes a tenth of a second or two for it.
+    DiskSluggish,
+    /// A follower's disk takes about a second for it.
+    FollowerDiskSlow,
 }
 
 /// All of them.
-pub const ALL: [Fault; 14] = [
+pub const ALL: [Fault; 16] = [
     Fault::KillLeader,
     Fault::KillFollower,
     Fault::KillAgent,
@@ -101,6 +107,8 @@ pub const ALL: [Fault; 14] = [
     Fault::AgentAway,
     Fault::DiskFull,
     Fault::DiskSlow,
+    Fault::DiskSluggish,
+    Fault::FollowerDiskSlow,
 ];
 
 /// A fault and when it is there, in ms since the plan began.
@@ -214,7 +222,7 @@ async fn begin(site: &mut Site, planned: Planned, random: &mut Random) -> Outcom
     let agent = one_of(random, site.agents.len());
     let follower = other_than(random, site.masters.len(), leader);
     let master = match planned.fault {
-        Fault::KillFollower | Fault::PauseFollower => follower,
+        Fault::KillFollower | Fault::PauseFollower | Fault::FollowerDiskSlow => follower,
         _ => leader,
     };
     let stop = Arc::new(AtomicBool::new(false));
@@ -239,7 +247,8 @@ async fn begin(site: &mut Site, planned: Planned, random: &mut Random) -> Outcom
                 }
             }
         }
-        Fault::DiskSlow => set_slow(site, master, Some(SLOW_WRITES))?,
+        Fault::DiskSlow | Fault::FollowerDiskSlow => set_slow(site, master, Some(SLOW_WRITES))?,
+        Fault::DiskSluggish => set_slow(site, master, Some(SLUGGISH_WRITES))?,
     }
     Ok(Begun { planned, master, agent, over: false, stop })
 }
@@ -284,7 +293,7 @@ impl Begun {
                     None => site.run_master(master),
                 }
             }
-            Fault::DiskSlow => set_slow(site, master, None),
+            Fault::DiskSlow | Fault::DiskSluggish | Fault::FollowerDiskSlow => set_slow(site, master, None),
         }
     }
 }
@@ -312,6 +321,18 @@ fn set_ways(site: &mut Site, fault: Fault, (master, agent): (usize, usize), open
         }
     }
     Ok(())
+}
+
+impl Fault {
+    /// It needs disks that can be filled.
+    pub fn fills(self) -> bool {
+        self == Self::DiskFull
+    }
+
+    /// It needs disks that can be made slow.
+    pub fn slows(self) -> bool {
+        matches!(self, Self::DiskSlow | Self::DiskSluggish | Self::FollowerDiskSlow)
+    }
 }
 
 fn set_slow(site: &Site, master: usize, writes: Option<u32>) -> Outcome {

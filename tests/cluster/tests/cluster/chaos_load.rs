@@ -1,26 +1,29 @@
-//! A workload that never pauses: clients that write, read and swap values through any master, and a
+//! A workload that never pauses: clients that write, read, swap and remove values through any master, and a
 //! scheduler that is asked for tasks all the time. Everything that a client saw is kept.
 //!
 //! Invariants: a request that changes something has a key of its own and is repeated, with it, at other
 //! masters until it is answered; what was never answered counts as unknown; every value is written once.
 
+use crate::chaos_places::{Name, Place, Request, Seen};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tessera_cluster::cluster::framework;
+use tessera_cluster::cluster::{PATIENCE, framework};
 use tessera_cluster::random::Random;
 use tessera_cluster::rest::{Answer, Rest};
-use tessera_cluster::wait::pass;
+use tessera_cluster::wait::{pass, until};
 use tessera_cluster::{Outcome, ensure, failure};
-use tessera_linear::{History, Recorder, RegisterAnswer, RegisterCall};
+use tessera_linear::{History, OperationId, Recorder, RegisterAnswer, RegisterCall};
 
 /// Frameworks whose configuration is a register.
 const CONFIGS: usize = 2;
 /// Roles of which a limit is a register.
-const ROLES: usize = 3;
+const ROLES: usize = 2;
+/// Keys of a framework's state that are registers.
+const KEYS: usize = 4;
 /// Clients that write and read.
 const CLIENTS: usize = 5;
 /// Between two requests of a client; more would only measure this machine.
@@ -94,83 +97,25 @@ pub struct Load {
     running: Vec<tokio::task::JoinHandle<()>>,
 }
 
-/// Send a request until it is answered, at one master after the other.
-async fn ask(masters: &[Rest], first: usize, method: &str, path: &str, key: &str, body: &Value) -> Asked {
+/// Send a request until it is answered, at one master after the other; how often it was sent for that.
+async fn ask(masters: &[Rest], first: usize, request: &Request) -> (Asked, usize) {
     let deadline = Instant::now() + GIVE_UP;
-    let bytes = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
-    let headers = [("content-type", "application/json"), ("idempotency-key", key)];
-    let headers = if method == "GET" { &headers[..1] } else { &headers[..] };
+    let headers: Vec<(&str, &str)> = request.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let mut last = String::new();
-    let mut at = first;
+    let mut attempts = 0;
     while Instant::now() < deadline {
-        let master = &masters[at % masters.len()];
-        at += 1;
-        let sent = master.send(method, path, headers, bytes.clone());
+        let master = &masters[(first + attempts) % masters.len()];
+        attempts += 1;
+        let sent = master.send(request.method, &request.path, &headers, request.body.clone());
         match tokio::time::timeout(ATTEMPT, sent).await {
             Ok(Ok(answer)) if matches!(answer.status, 502..=504) => last = answer.text(),
-            Ok(Ok(answer)) => return Asked::Answered(answer),
+            Ok(Ok(answer)) => return (Asked::Answered(answer), attempts),
             Ok(Err(error)) => last = error.to_string(),
             Err(_) => last = format!("no answer within {} s", ATTEMPT.as_secs()),
         }
         pass(Duration::from_millis(20)).await;
     }
-    Asked::Unanswered(last)
-}
-
-/// A register: where it is and how its value is written there.
-#[derive(Clone)]
-enum Place {
-    Config(String),
-    Limit(String),
-}
-
-impl Place {
-    fn key(&self) -> &str {
-        let (Self::Config(name) | Self::Limit(name)) = self;
-        name
-    }
-
-    fn path(&self) -> String {
-        match self {
-            Self::Config(name) => format!("/v1/frameworks/{name}/config"),
-            Self::Limit(role) => format!("/v1/limits?role={role}"),
-        }
-    }
-
-    fn method(&self) -> &'static str {
-        match self {
-            Self::Config(_) => "PUT",
-            Self::Limit(_) => "PATCH",
-        }
-    }
-
-    fn write(&self, value: u64, expected_version: Option<u64>) -> Value {
-        match self {
-            Self::Config(_) => {
-                let mut body = json!({"config": {"count": "0", "command": "true", "value": value.to_string()}});
-                if let Some(version) = expected_version {
-                    body["expected_version"] = version.into();
-                }
-                body
-            }
-            Self::Limit(_) => json!({"set": {"timers": value}}),
-        }
-    }
-
-    /// The value in a document, and its version where there is one.
-    fn read(&self, document: &Value) -> Option<(String, Option<u64>)> {
-        match self {
-            Self::Config(_) => {
-                let value = document["config"]["value"].as_str()?.to_owned();
-                Some((value, document["config_version"].as_u64()))
-            }
-            Self::Limit(_) => {
-                let limits = document["limits"].as_array()?;
-                let timers = limits.iter().find(|limit| limit["name"] == "timers")?;
-                Some((timers["value"].as_u64()?.to_string(), None))
-            }
-        }
-    }
+    (Asked::Unanswered(last), attempts)
 }
 
 /// One client and what it has to know.
@@ -207,23 +152,29 @@ impl Client {
         format!("{}-c{}-{}", place.key(), self.process, self.requests)
     }
 
-    /// Read a register; its value and version.
-    async fn read(&mut self, place: &Place, first: usize) -> Option<(String, Option<u64>)> {
-        let id = lock(&self.ledger.noted).called(self.process, place.key(), RegisterCall::Read, self.ledger.now());
-        let asked = ask(&self.masters, first, "GET", &place.path(), "", &Value::Null).await;
+    fn called(&self, place: &Place, input: RegisterCall) -> OperationId {
+        lock(&self.ledger.noted).called(self.process, &place.key(), input, self.ledger.now())
+    }
+
+    /// Read a register.
+    async fn read(&mut self, place: &Place, first: usize) -> Option<Seen> {
+        let id = self.called(place, RegisterCall::Read);
+        let (asked, _) = ask(&self.masters, first, &place.get()).await;
         let found = match &asked {
-            Asked::Answered(answer) if answer.status == 200 => place.read(&answer.json()),
             Asked::Answered(answer) => {
-                let text = format!("a read of {} got {}: {}", place.key(), answer.status, answer.text());
-                self.ledger.complain(text);
-                None
+                let found = place.read(answer);
+                if found.is_none() {
+                    let text = format!("a read of {} got {}: {}", place.key(), answer.status, answer.text());
+                    self.ledger.complain(text);
+                }
+                found
             }
             Asked::Unanswered(_) => None,
         };
         let mut noted = lock(&self.ledger.noted);
         match &found {
-            Some((value, _)) => {
-                let value = RegisterAnswer::Value { value: Some(value.clone()) };
+            Some(seen) => {
+                let value = RegisterAnswer::Value { value: seen.value.clone() };
                 noted.returned(id, value, self.ledger.now());
             }
             // A read changes nothing, whether it was carried out or not.
@@ -232,25 +183,35 @@ impl Client {
         found
     }
 
-    /// Write a register, or swap its value if it is of this version and value.
-    async fn write(&mut self, place: &Place, swap: Option<(String, u64)>) {
+    /// Write a register whatever it holds.
+    async fn write(&mut self, place: &Place) {
         let value = self.next_value();
-        let to = Some(value.to_string());
-        let input = match &swap {
-            None => RegisterCall::Write { value: to },
-            Some((from, _)) => RegisterCall::Cas { from: Some(from.clone()), to },
-        };
-        let body = place.write(value, swap.as_ref().map(|(_, version)| *version));
+        let input = RegisterCall::Write { value: Some(value.to_string()) };
+        self.change(place, input, place.put(value, None)).await;
+    }
+
+    /// Write it if it holds what was seen.
+    async fn swap(&mut self, place: &Place, from: Option<String>, name: &Name) {
+        let value = self.next_value();
+        let input = RegisterCall::Cas { from, to: Some(value.to_string()) };
+        self.change(place, input, place.put(value, Some(name))).await;
+    }
+
+    async fn change(&mut self, place: &Place, input: RegisterCall, request: Request) {
         let (key, first) = (self.key(place), self.pick());
-        let id = lock(&self.ledger.noted).called(self.process, place.key(), input, self.ledger.now());
-        let asked = ask(&self.masters, first, place.method(), &place.path(), &key, &body).await;
+        let swaps = matches!(input, RegisterCall::Cas { .. });
+        let from_nothing = matches!(input, RegisterCall::Cas { from: None, .. });
+        let id = self.called(place, input);
+        let (asked, attempts) = ask(&self.masters, first, &request.under(key)).await;
         let now = self.ledger.now();
         match asked {
             Asked::Answered(answer) if (200..300).contains(&answer.status) => {
                 lock(&self.ledger.noted).returned(id, RegisterAnswer::Done, now);
                 self.ledger.acknowledged();
             }
-            Asked::Answered(answer) if answer.status == 409 && swap.is_some() => {
+            // A key that was refused is free again: an attempt that is still under way may yet find nothing there.
+            Asked::Answered(answer) if place.differs(&answer) && from_nothing && attempts > 1 => self.process += 1,
+            Asked::Answered(answer) if place.differs(&answer) && swaps => {
                 lock(&self.ledger.noted).returned(id, RegisterAnswer::Differs, now);
             }
             Asked::Answered(answer) => {
@@ -265,17 +226,18 @@ impl Client {
     async fn step(&mut self) {
         let at = self.pick() % self.places.len();
         let place = self.places[at].clone();
-        match self.pick() % 10 {
-            0..=4 => {
+        match (self.pick() % 10, place.delete()) {
+            (0..=4, _) => {
                 let first = self.pick();
                 self.read(&place, first).await;
             }
-            5..=7 => self.write(&place, None).await,
+            (5, Some(delete)) => self.change(&place, RegisterCall::Write { value: None }, delete).await,
+            (5..=7, _) => self.write(&place).await,
             _ => {
                 let first = self.pick();
                 match self.read(&place, first).await {
-                    Some((value, Some(version))) => self.write(&place, Some((value, version))).await,
-                    Some(_) => self.write(&place, None).await,
+                    Some(Seen { value, name: Some(name) }) => self.swap(&place, value, &name).await,
+                    Some(_) => self.write(&place).await,
                     None => {}
                 }
             }
@@ -294,8 +256,8 @@ async fn post_jobs(masters: Vec<Rest>, ledger: Arc<Ledger>, scheduler: String, r
         let run = format!("echo {id} >> {}; sleep 0.2", ran.display());
         let body = json!({"tasks": [{"id": id, "run": run}]});
         lock(&ledger.jobs).insert(id.clone(), false);
-        let key = format!("{scheduler}-{id}");
-        match ask(&masters, number, "POST", &path, &key, &body).await {
+        let request = Request::new("POST", path.clone(), &body).under(format!("{scheduler}-{id}"));
+        match ask(&masters, number, &request).await.0 {
             Asked::Answered(answer) if answer.status == 201 => {
                 lock(&ledger.jobs).insert(id, true);
                 ledger.acknowledged();
@@ -307,6 +269,21 @@ async fn post_jobs(masters: Vec<Rest>, ledger: Arc<Ledger>, scheduler: String, r
         }
         pass(JOB_PAUSE).await;
     }
+}
+
+/// Users write to states from this version of the cluster on, which a new one reaches in a moment.
+///
+/// # Errors
+/// When it does not in time.
+pub async fn understand_state_writes(master: &Rest) -> Outcome {
+    until("the masters understand all commands", PATIENCE, async || {
+        let view = master.document("/v1/masters").await.map_err(|error| error.to_string())?;
+        match view["cluster_version"].as_u64() >= Some(2) {
+            true => Ok(()),
+            false => Err(view.to_string()),
+        }
+    })
+    .await
 }
 
 /// Notes which masters say that they lead.
@@ -345,6 +322,7 @@ impl Load {
             claims: Mutex::default(),
         });
         let scheduler = format!("launcher-{round}");
+        understand_state_writes(&masters[0]).await?;
         framework(&masters[0], &scheduler, "launcher", &[]).await?;
         let mut frameworks = vec![scheduler.clone()];
         let mut places = Vec::new();
@@ -356,6 +334,11 @@ impl Load {
             places.push(Place::Config(name));
         }
         places.extend((0..ROLES).map(|number| Place::Limit(format!("limit-{round}-{number}"))));
+        let kept = format!("kept-{round}");
+        // It says what it has, and does nothing by itself.
+        framework(&masters[0], &kept, "echo", &[("tick-ms", "3600000")]).await?;
+        frameworks.push(kept.clone());
+        places.extend((0..KEYS).map(|number| Place::State(kept.clone(), format!("key/{number}"))));
         let mut first = Client {
             masters: masters.clone(),
             ledger: Arc::clone(&ledger),
@@ -367,7 +350,7 @@ impl Load {
         };
         // What a register holds before its first write is no value of ours.
         for place in &places {
-            first.write(place, None).await;
+            first.write(place).await;
         }
         ensure(first.process == 0, || "the first writes were not answered".to_owned())?;
         let mut load = Self {
@@ -452,13 +435,35 @@ impl Load {
         Ok(())
     }
 
+    /// Schedulers have in their own copies what users wrote to their states.
+    ///
+    /// # Errors
+    /// When one has not in time.
+    pub async fn schedulers_agree(&self) -> Outcome {
+        let master = &self.masters[0];
+        for place in &self.places {
+            let Some(path) = place.scheduler_path() else { continue };
+            let request = place.get();
+            until(&format!("the scheduler has {}", place.key()), PATIENCE, async || {
+                let of = async |path: &str| master.get(path).await.map_err(|error| error.to_string());
+                let answer = of(&request.path).await?;
+                let seen = place.read(&answer).ok_or_else(|| answer.text())?;
+                let wanted = seen.value.unwrap_or_else(|| "nothing".to_owned());
+                let has = of(&path).await?;
+                match has.status == 200 && has.text() == wanted {
+                    true => Ok(()),
+                    false => Err(format!("it has {}, the state {wanted}", has.text())),
+                }
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
     /// Paths of documents that every master has in its own state, for a further parameter.
-    pub fn documents(&self) -> Vec<String> {
-        let limits = self.places.iter().filter(|place| matches!(place, Place::Limit(_)));
+    pub fn documents(&self) -> BTreeSet<String> {
         let tasks = format!("/v1/tasks?framework={}&", self.scheduler);
-        let configs = self.places.iter().filter(|place| matches!(place, Place::Config(_)));
-        let configs = configs.map(|place| format!("{}?", place.path()));
-        limits.map(|place| format!("{}&", place.path())).chain(configs).chain([tasks]).collect()
+        self.places.iter().map(Place::document).chain([tasks]).collect()
     }
 
     /// Posted jobs, and whether each was acknowledged.
@@ -491,8 +496,8 @@ impl Load {
     pub async fn remove(&self) -> Outcome {
         for (number, name) in self.frameworks.iter().enumerate() {
             let path = format!("/v1/frameworks/{name}");
-            let key = format!("remove-{name}");
-            match ask(&self.masters, number, "DELETE", &path, &key, &Value::Null).await {
+            let request = Request::new("DELETE", path, &Value::Null).under(format!("remove-{name}"));
+            match ask(&self.masters, number, &request).await.0 {
                 Asked::Answered(answer) => answer.ok()?,
                 Asked::Unanswered(last) => return Err(failure(format!("removing {name}: {last}"))),
             };

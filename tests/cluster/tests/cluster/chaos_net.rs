@@ -67,11 +67,8 @@ async fn round(site: &mut Site, number: usize, seed: u64, faults: &[Fault], last
 /// Which faults this machine can make.
 fn possible(site: &Site) -> Vec<Fault> {
     let disks = site.masters.iter().all(|master| master.disk.is_some());
-    let possible = |fault: &Fault| match fault {
-        Fault::DiskFull => disks,
-        Fault::DiskSlow => disks && Disk::can_be_slow(),
-        _ => true,
-    };
+    let slow = disks && Disk::can_be_slow();
+    let possible = |fault: &Fault| (disks || !fault.fills()) && (slow || !fault.slows());
     for fault in ALL.iter().filter(|fault| !possible(fault)) {
         eprintln!("{fault:?} is left out: no loop devices, or no control groups that limit writes");
     }
