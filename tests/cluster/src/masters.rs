@@ -41,7 +41,11 @@ pub struct Group {
 }
 
 impl Member {
-    fn new(scene: &Path, number: usize) -> Outcome<Self> {
+    /// One that does not run, in a directory of its number that is not there yet.
+    ///
+    /// # Errors
+    /// When there is no port.
+    pub fn new(scene: &Path, number: usize) -> Outcome<Self> {
         Ok(Self {
             dir: scene.join(format!("m{number}")),
             port: free_port()?,
@@ -270,26 +274,23 @@ impl Group {
         .await
     }
 
+    /// With what an agent that knows all masters is started.
+    #[must_use]
+    pub fn agent_args(&self, name: &str, flags: &[&str]) -> Vec<String> {
+        let dir = self.scene.dir();
+        let (work, token) = (dir.join(name).display().to_string(), dir.join("token").display().to_string());
+        let peers = self.peers();
+        let args = ["agent", "--work-dir", &work, "--master", &peers, "--token-file", &token];
+        args.iter().chain(flags).map(|&arg| arg.to_owned()).collect()
+    }
+
     /// Start an agent that knows all masters, and wait until it is connected.
     ///
     /// # Errors
     /// When it is not in time.
     pub async fn start_agent(&mut self, name: &str, flags: &[&str]) -> Outcome {
-        let token = self.scene.dir().join("token");
-        let mut args: Vec<String> = [
-            "agent",
-            "--work-dir",
-            &self.scene.dir().join(name).display().to_string(),
-            "--master",
-            &self.peers(),
-            "--token-file",
-            &token.display().to_string(),
-        ]
-        .map(str::to_owned)
-        .to_vec();
-        args.extend(flags.iter().map(|flag| (*flag).to_owned()));
         let log = self.scene.dir().join(format!("{name}.log"));
-        self.agents.push(Process::start(&log, &args)?);
+        self.agents.push(Process::start(&log, &self.agent_args(name, flags))?);
         self.connected(self.agents.len()).await
     }
 

@@ -22,7 +22,10 @@ const ATTEMPT: Duration = Duration::from_millis(200);
 /// Between attempts that were refused.
 const PAUSE: Duration = Duration::from_millis(2);
 /// What becomes of the leader. One that was stopped goes on once a write has succeeded without it.
-const FAILURES: [(&str, Signal); 2] = [("kill -9", Signal::SIGKILL), ("SIGSTOP", Signal::SIGSTOP)];
+pub const FAILURES: [(&str, Signal); 2] = [("kill -9", Signal::SIGKILL), ("SIGSTOP", Signal::SIGSTOP)];
+
+/// What p50 and p99 of our own should be at most, in s.
+const TARGETS: [f64; 2] = [0.7, 1.5];
 
 /// Writes through one member until it succeeds.
 async fn succeeds<T, F>(since: Instant, mut attempt: T) -> Outcome<Duration>
@@ -42,7 +45,8 @@ where
     Err(last)
 }
 
-fn others(leader: usize) -> [usize; 2] {
+/// Those that go on.
+pub fn others(leader: usize) -> [usize; 2] {
     [(leader + 1) % MEMBERS, (leader + 2) % MEMBERS]
 }
 
@@ -125,7 +129,7 @@ pub async fn measure(report: &mut Report, rounds: usize) -> Outcome {
             eprintln!("bench: leader {how}, {}, {round}: {} ms", masters::NAME, took.as_millis());
             times.push(took.as_secs_f64());
         }
-        add(report, how, masters::NAME, times, true);
+        add(report, &until_a_write(how, masters::NAME), times, &TARGETS);
     }
     masters.finish()?;
     if let Some(missing) = etcd::missing() {
@@ -140,19 +144,23 @@ pub async fn measure(report: &mut Report, rounds: usize) -> Outcome {
             eprintln!("bench: leader {how}, {}, {round}: {} ms", etcd::NAME, took.as_millis());
             times.push(took.as_secs_f64());
         }
-        add(report, how, etcd::NAME, times, false);
+        add(report, &until_a_write(how, etcd::NAME), times, &[]);
     }
     Ok(())
 }
 
-fn add(report: &mut Report, how: &str, name: &str, mut times: Vec<f64>, targets: bool) {
+fn until_a_write(how: &str, name: &str) -> String {
+    format!("leader {how}, until a write succeeds, {name}")
+}
+
+/// Half of the times, nearly all, and all; with what they should be, as far as that is said.
+pub fn add(report: &mut Report, what: &str, mut times: Vec<f64>, targets: &[f64]) {
     let rounds = times.len();
-    for (share, title, most) in [(0.5, "p50", 0.7), (0.99, "p99", 1.5), (1.0, "most", f64::NAN)] {
-        let what = format!("leader {how}, until a write succeeds, {rounds} rounds, {name}, {title}");
-        let row = Row::new(what, quantile(&mut times, share), "s").places(3);
-        report.add(match targets && !most.is_nan() {
-            true => row.target(Target::AtMost(most)),
-            false => row,
+    for (at, (share, title)) in [(0.5, "p50"), (0.99, "p99"), (1.0, "most")].into_iter().enumerate() {
+        let row = Row::new(format!("{what}, {rounds} rounds, {title}"), quantile(&mut times, share), "s").places(3);
+        report.add(match targets.get(at) {
+            Some(most) => row.target(Target::AtMost(*most)),
+            None => row,
         });
     }
 }

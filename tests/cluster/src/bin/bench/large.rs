@@ -1,9 +1,10 @@
 //! A state of 40,000 agents and 400,000 tasks: how soon a master that starts from it serves, how soon a new
-//! leader places a task, what it takes in memory, and whether a snapshot is felt.
+//! leader places a task, what it takes in memory, and whether a snapshot of it is felt, saved or sent.
 //!
 //! The state is made by `fill`, through a master's node and its log. Its agents have no sessions, apart from the
 //! one that hosts the schedulers and a few simulated ones that tasks are placed on. Must never be made by hand.
 
+use crate::commits::{Commits, Window};
 use crate::report::{Report, Row, Target};
 use serde_json::Value;
 use std::process::Command;
@@ -37,6 +38,13 @@ const MASTERS: usize = 3;
 const LIVE: &str = "20";
 /// Tasks per second while a snapshot is made.
 const RATE: u64 = 100;
+/// A rate has settled after this: tasks end as fast as they are launched.
+const SETTLE: Duration = Duration::from_secs(8);
+/// How long the longest pause without a snapshot is looked for: no longer than a snapshot takes, as a longer time has
+/// longer ones.
+const QUIET: Duration = Duration::from_secs(5);
+/// What a snapshot may add to it.
+const PAUSE_MAX_MS: f64 = 50.0;
 /// How long filling or joining may take.
 const WITHIN: Duration = Duration::from_secs(900);
 
@@ -60,11 +68,7 @@ pub async fn measure(report: &mut Report, size: Size) -> Outcome {
     report.add(Row::new("its private memory", procfs::private_kib(pid) as f64 / 1_024.0, "MiB"));
     let mut live = agents(&mut group).await?;
     framework(&rest, "load", "load", &[("per-offer", "1")]).await?;
-    snapshot(report, &group, &rest).await?;
-    for _ in 1..MASTERS {
-        eprintln!("bench: another master joins");
-        group.join().await?;
-    }
+    snapshots(report, &mut group, &rest).await?;
     let placed = fail_over(&mut group).await?;
     report.add(
         Row::new(format!("kill -9 of the leader with {name}: until another one has placed a task"), placed, "s")
@@ -115,32 +119,58 @@ async fn ask(rest: &Rest, method: &str, path: &str) -> Outcome<Value> {
     .await
 }
 
-/// The longest time from a launch to its event without and with a snapshot under way.
-async fn snapshot(report: &mut Report, group: &Group, rest: &Rest) -> Outcome {
-    eprintln!("bench: a snapshot while tasks are placed");
+/// Sets the rate, and waits until it is kept.
+async fn keep_rate(rest: &Rest) -> Outcome {
     let rate = format!("/frameworks/load/?rate={RATE}");
     ask(rest, "POST", &rate).await?;
-    pass(Duration::from_secs(10)).await;
-    ask(rest, "POST", &rate).await?;
-    pass(Duration::from_secs(10)).await;
-    let without = ask(rest, "GET", "/frameworks/load/").await?;
-    ask(rest, "POST", &rate).await?;
+    pass(SETTLE).await;
+    ask(rest, "POST", &rate).await.map(drop)
+}
+
+/// The longest pause between placements at a steady rate: without a snapshot, while one is saved, and while masters
+/// join, each of which is sent one.
+async fn snapshots(report: &mut Report, group: &mut Group, rest: &Rest) -> Outcome {
+    keep_rate(rest).await?;
+    let commits = Commits::follow(rest).await?;
+    let began = Instant::now();
+    pass(QUIET).await;
+    let without = commits.since(began)?;
+    eprintln!("bench: without a snapshot: {without:?}");
+    let what = format!("{RATE} tasks offered per second: placed per second");
+    report.add(Row::new(what, without.per_second, "/s"));
+    report.add(Row::new("the longest pause between two placements", without.pause_ms, "ms"));
+
+    eprintln!("bench: a snapshot is saved");
     let file = group.scene.dir().join("saved").display().to_string();
     let env = group.env();
     let began = Instant::now();
     let saved = tessera_cluster::cluster::tessera(&["operator", "snapshot", "save", &file], &env).await?;
-    let took = began.elapsed().as_secs_f64();
+    let took = began.elapsed();
     ensure(saved.status.success(), || String::from_utf8_lossy(&saved.stderr).into_owned())?;
-    let with = ask(rest, "GET", "/frameworks/load/").await?;
-    ask(rest, "POST", "/frameworks/load/?rate=0").await?;
-    report.add(Row::new("a snapshot of it is saved within", took, "s"));
-    let longest = |counts: &Value| counts["max_ms"].as_f64().unwrap_or(f64::NAN);
-    report.add(Row::new("longest time from a launch to TASK_RUNNING at 100 tasks per second", longest(&without), "ms"));
-    report.add(
-        Row::new("the same while the snapshot is saved", longest(&with), "ms")
-            .target(Target::AtMost(longest(&without) + 50.0)),
-    );
-    Ok(())
+    let found = commits.since(began)?;
+    eprintln!("bench: saved after {} ms: {found:?}", took.as_millis());
+    report.add(Row::new("a snapshot of it is saved within", took.as_secs_f64(), "s"));
+    report.add(Row::new("its size", std::fs::metadata(&file)?.len() as f64 / f64::from(1 << 20), "MiB"));
+    added(report, "a snapshot is saved", without, found);
+
+    for number in 1..MASTERS {
+        eprintln!("bench: another master joins");
+        let began = Instant::now();
+        group.join().await?;
+        let took = began.elapsed();
+        let found = commits.since(began)?;
+        eprintln!("bench: joined after {} ms: {found:?}", took.as_millis());
+        let what = if number == 1 { "a second master joins" } else { "a third master joins" };
+        report.add(Row::new(format!("{what}: until it votes"), took.as_secs_f64(), "s"));
+        added(report, what, without, found);
+    }
+    ask(rest, "POST", "/frameworks/load/?rate=0").await.map(drop)
+}
+
+fn added(report: &mut Report, what: &str, without: Window, with: Window) {
+    report.add(Row::new(format!("the longest pause between two placements while {what}"), with.pause_ms, "ms"));
+    let added = (with.pause_ms - without.pause_ms).max(0.0);
+    report.add(Row::new("what that adds", added, "ms").target(Target::AtMost(PAUSE_MAX_MS)));
 }
 
 /// The longest time in which the scheduler launched a task, heard that it runs, and did so again, with the leader's
@@ -148,10 +178,8 @@ async fn snapshot(report: &mut Report, group: &Group, rest: &Rest) -> Outcome {
 async fn fail_over(group: &mut Group) -> Outcome<f64> {
     let leader = group.leader().await?;
     let rest = group.rest(leader)?;
-    let rate = format!("/frameworks/load/?rate={RATE}");
-    ask(&rest, "POST", &rate).await?;
-    pass(Duration::from_secs(5)).await;
-    ask(&rest, "POST", &rate).await?;
+    keep_rate(&rest).await?;
+    // The scheduler's own longest pause without a failure is within this.
     pass(Duration::from_secs(2)).await;
     eprintln!("bench: the leader is killed");
     group.members[leader].kill_9()?;

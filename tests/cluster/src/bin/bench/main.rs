@@ -6,13 +6,16 @@
 //! machine for itself.
 
 mod chart;
+mod commits;
 mod etcd;
 mod failover;
 mod fleet;
+mod headings;
 mod large;
 mod launches;
 mod machine;
 mod masters;
+mod recovery;
 mod report;
 mod scale;
 mod turns;
@@ -39,7 +42,7 @@ const TENANTS: usize = 200;
 const IDLE_SCHEDULERS: u64 = 10;
 
 /// Parts that can be asked for by name, in the order in which they are measured.
-const PARTS: [&str; 12] = [
+const PARTS: [&str; 13] = [
     "worker",
     "turns",
     "latency",
@@ -50,6 +53,7 @@ const PARTS: [&str; 12] = [
     "crowds",
     "writes",
     "failover",
+    "recovery",
     "fleet",
     "large",
 ];
@@ -105,8 +109,8 @@ async fn main() -> ExitCode {
     if !wanted.all() {
         println!("{}", report.rows());
     } else {
-        match report.write() {
-            Ok(path) => println!("{}\nwritten to {}", report.markdown(), path.display()),
+        match report.write(wanted.full) {
+            Ok(path) => println!("{}\nwritten to {}", report.markdown(wanted.full), path.display()),
             Err(error) => {
                 eprintln!("bench: cannot write the report: {error}");
                 return ExitCode::FAILURE;
@@ -130,26 +134,37 @@ async fn measure(wanted: &Wanted) -> (Report, bool) {
         }
     };
     if wanted.has("worker") {
+        report.section(&headings::WORKER);
         let outcome = in_the_worker(&mut report);
         note(&mut report, "worker", outcome);
     }
     if PARTS[1..7].iter().any(|part| wanted.has(part)) {
+        report.section(&headings::AGENT);
         let outcome = on_a_cluster(&mut report, wanted).await;
         note(&mut report, "turns to at-once", outcome);
     }
     if wanted.has("crowds") {
+        report.section(&headings::CROWDS);
         let outcome = many(&mut report).await;
         note(&mut report, "crowds", outcome);
     }
     if wanted.has("writes") {
+        report.section(&headings::WRITES);
         let outcome = writes::measure(&mut report, wanted.of(WRITES_FOR)).await;
         note(&mut report, "writes", outcome);
     }
     if wanted.has("failover") {
+        report.section(&headings::FAILOVER);
         let outcome = failover::measure(&mut report, wanted.of(FAILOVERS)).await;
         note(&mut report, "failover", outcome);
     }
+    if wanted.has("recovery") {
+        report.section(&headings::RECOVERY);
+        let outcome = recovery::measure(&mut report, wanted.of(FAILOVERS)).await;
+        note(&mut report, "recovery", outcome);
+    }
     if wanted.has("fleet") {
+        report.section(&headings::FLEET);
         // Curves are of a full run.
         let charts = wanted.full.then(report::charts);
         let scale = wanted.of((fleet::FULL, fleet::SHORT));
@@ -157,6 +172,7 @@ async fn measure(wanted: &Wanted) -> (Report, bool) {
         note(&mut report, "fleet", outcome);
     }
     if wanted.has("large") {
+        report.section(&headings::LARGE);
         let outcome = large::measure(&mut report, wanted.of((large::FULL, large::SHORT))).await;
         note(&mut report, "large", outcome);
     }

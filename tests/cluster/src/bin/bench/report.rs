@@ -2,8 +2,10 @@
 //!
 //! Must never leave out a row because its target was missed.
 
+use crate::headings::Heading;
 use crate::machine;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// What a number should be.
 #[derive(Clone, Copy, Debug)]
@@ -104,58 +106,80 @@ pub fn charts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/benchmarks")
 }
 
+/// Numbers that belong together.
+#[derive(Debug)]
+struct Section {
+    heading: Option<&'static Heading>,
+    rows: Vec<Row>,
+}
+
 /// All numbers of a run.
 #[derive(Debug)]
 pub struct Report {
-    rows: Vec<Row>,
+    sections: Vec<Section>,
     load: String,
+    began: Instant,
 }
 
 impl Report {
     /// An empty one; the machine's load is what it is now.
     pub fn new() -> Self {
-        Self {
-            rows: Vec::new(),
-            load: machine::load(),
-        }
+        Self { sections: Vec::new(), load: machine::load(), began: Instant::now() }
+    }
+
+    /// What follows belongs here.
+    pub fn section(&mut self, heading: &'static Heading) {
+        eprintln!("bench: {}, after {:.0} s", heading.title, self.began.elapsed().as_secs_f64());
+        self.sections.push(Section { heading: Some(heading), rows: Vec::new() });
     }
 
     /// Add a number.
     pub fn add(&mut self, row: Row) {
-        self.rows.push(row);
+        match self.sections.last_mut() {
+            Some(section) => section.rows.push(row),
+            None => self.sections.push(Section { heading: None, rows: vec![row] }),
+        }
     }
 
     /// The document.
-    pub fn markdown(&self) -> String {
+    pub fn markdown(&self, full: bool) -> String {
         let mut text = format!(
-            "# Benchmarks\n\nWritten by `make bench`, from one run with real processes on one machine; nothing is \
-             edited by hand.\n\n- date: {}\n- machine: {}; load average before: {}\n- version: {}, built as by `make build`\n\n\
-             | what | measured | target | |\n|---|---|---|---|\n",
+            "# Benchmarks\n\nWritten by `make bench{}`, from one run with real processes on one machine; nothing is \
+             edited by hand.\n\n- date: {}\n- machine: {}; load average before: {}\n- version: {}, built as by `make build`\n\
+             - the run took {:.0} min\n",
+            if full { " FULL=1" } else { "" },
             machine::date(),
             machine::describe(),
             self.load,
             env!("CARGO_PKG_VERSION"),
+            self.began.elapsed().as_secs_f64() / 60.0,
         );
-        text.push_str(&self.rows());
+        for section in &self.sections {
+            if let Some(Heading { title, shares }) = section.heading {
+                text += &format!("\n## {title}\n\nOn the machine: {shares}\n");
+            }
+            text += "\n| what | measured | target | |\n|---|---|---|---|\n";
+            text.extend(section.rows.iter().map(Row::line));
+        }
         text.push_str(NOTES);
         text
     }
 
     /// The numbers alone.
     pub fn rows(&self) -> String {
-        self.rows.iter().map(Row::line).collect()
+        self.sections.iter().flat_map(|section| &section.rows).map(Row::line).collect()
     }
 
     /// Write the document; its path.
-    pub fn write(&self) -> std::io::Result<PathBuf> {
+    pub fn write(&self, full: bool) -> std::io::Result<PathBuf> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/benchmarks.md");
-        std::fs::write(&path, self.markdown())?;
+        std::fs::write(&path, self.markdown(full))?;
         path.canonicalize()
     }
 }
 
 const NOTES: &str = "
-How it is measured:
+## How it is measured
 
 - *A turn in the worker*: `tessera-worker bench-turn`, from a decoded batch with 100 offers to the encoded turn.
 - *Turns committed*: a client per framework asks the guest `trap` as fast as it is answered; counted is what
@@ -184,6 +208,13 @@ How it is measured:
   better of the other two in this run. `make bench` counts for 3 s, `make bench FULL=1` for 10 s.
 - *Leader fails*: from the signal until a write that was begun afterwards, by a client of either other member, is acknowledged;
   election time-outs are each system's default. 5 rounds, or 30 in a full run.
+- *Until a task runs*: the same with a client of either other master that asks the scheduler `launcher` for a task, whose
+  command writes a file: what is measured ends there, so that election, the agents' way to the new leader, the scheduler's
+  turn, its commit and the start of a process are in it.
+- *Until a scheduler answers elsewhere*: from SIGKILL or SIGSTOP of an agent and its workers together until a question to its
+  scheduler is answered by an instance of a later epoch on the other agent. A master takes an agent for silent 5 s after its
+  last beat, and places schedulers anew when there was no session for 6 s; both are in the number. A killed process closes
+  its connections, so that only the second is. A third of the rounds.
 - *Simulated agents*: `tessera sim-agents`, one process, each with a connection, a session and beats of its own; tasks run
   for 5 s and are not really started. One real agent hosts the one scheduler, the guest `load`, which launches up to 8 tasks
   on an offer, keeps no state, and times each task from the turn that launched it to the turn that heard that it runs, by
@@ -194,7 +225,10 @@ How it is measured:
   agent may be given up meanwhile.
 - *A large state* is made through a master's node and its log. Its agents have no sessions, apart from one that hosts the
   schedulers and 20 that new tasks are placed on. Until another leader has placed a task: the longest time in which the
-  scheduler `load` launched a task, heard that it runs, and did so again. A short run has a hundredth of it.
+  scheduler `load` launched a task, heard that it runs, and did so again. A short run has a hundredth of it. *Pauses* are those
+  between the events of two commits of placements at a client of `/v1/events`, without a snapshot for 5 s, and then for as long
+  as a snapshot is being saved or a master joins, which is sent one and takes it in on the same cores. `load` looks every
+  20 ms what is due.
 - *Private memory*: `Private_Clean` and `Private_Dirty` of `/proc/<pid>/smaps_rollup`.
 
 Curves of the last full run with 5,000 simulated agents:
