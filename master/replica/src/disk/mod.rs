@@ -7,7 +7,9 @@
 //! beside the rows in use until a batch adopts them, as one step with everything else in it.
 //! Must never: interpret a log record, a meta record or a row.
 
+mod mark;
 mod mem;
+mod opening;
 mod rocks;
 
 use std::ops::Range;

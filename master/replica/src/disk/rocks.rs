@@ -1,7 +1,7 @@
 //! The disk of a real master: one RocksDB with one write-ahead log and four column families.
 //!
-//! Owns: RocksDB options and keys. Invariants: every batch goes through the write-ahead log;
-//! recovery accepts a torn last record only, so that a damaged middle is found, not skipped.
+//! Owns: RocksDB options and keys. Invariants: every batch goes through the write-ahead log; what was
+//! synced is marked, so that a database that lost some of it is refused (`opening`).
 //! A batch that is not synced ends in a buffer of the write-ahead log: only a sync hands that to the
 //! kernel, on the thread that syncs, because a write to a file waits for the fsync of the same file.
 //! Must never: write outside a batch, or hold more than a small, bounded part in memory.
@@ -13,18 +13,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rocksdb::Snapshot as DbSnapshot;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
+    Direction, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
 };
 
+use super::mark::Mark;
 use super::{
     Disk, DiskBatch, DiskSync, DiskView, Durability, MetaKey, Row, StageId, StageWriter, not_staged,
-    prefix_end, row_key,
+    opening, prefix_end, row_key,
 };
 use crate::error::DiskError;
 use crate::machine::{RowChange, RowReader};
 
 const LOG: &str = "log";
-const META: &str = "meta";
+pub(super) const META: &str = "meta";
 /// Rows live in one of two families; the other one takes staged rows. Which one is a meta record,
 /// so that adopting staged rows is one small write.
 const STATES: [&str; 2] = ["state", "state-b"];
@@ -35,8 +36,10 @@ const LIVE: &[u8] = b"live_state";
 const BLOCK_CACHE_BYTES: usize = 16 * 1024 * 1024;
 /// One memtable; two per family can exist.
 const WRITE_BUFFER_BYTES: usize = 8 * 1024 * 1024;
+/// One of rows: what is written again before it is full never gets into a file.
+const ROWS_BUFFER_BYTES: usize = 16 * 1024 * 1024;
 /// All memtables together.
-const ALL_WRITE_BUFFERS_BYTES: usize = 32 * 1024 * 1024;
+const ALL_WRITE_BUFFERS_BYTES: usize = 48 * 1024 * 1024;
 /// Write-ahead log on disk; a rarely written family is flushed rather than pin more of it.
 const WAL_BYTES: u64 = 64 * 1024 * 1024;
 /// Buffer of the write-ahead log and of other files, which grows up to this. What is written while a
@@ -57,6 +60,7 @@ pub struct RocksDisk {
 /// What views, stagings and syncs on other threads need as well.
 struct Shared {
     db: DB,
+    mark: Mark,
     /// The staging that may still write, and the number of all so far.
     staging: Mutex<(Option<StageId>, u64)>,
 }
@@ -75,7 +79,7 @@ impl Shared {
 }
 
 /// RocksDB calls what it cannot read back "corruption"; that is damage, not a failing disk.
-fn io(operation: &'static str) -> impl FnOnce(rocksdb::Error) -> DiskError {
+pub(super) fn io(operation: &'static str) -> impl FnOnce(rocksdb::Error) -> DiskError {
     move |error| match error.kind() {
         rocksdb::ErrorKind::Corruption => DiskError::Corrupt {
             what: format!("database, found on trying to {operation}"),
@@ -89,7 +93,7 @@ fn io(operation: &'static str) -> impl FnOnce(rocksdb::Error) -> DiskError {
 }
 
 /// A file that is named and missing is damage as well; the directory itself is made if need be.
-fn open_error(error: rocksdb::Error) -> DiskError {
+pub(super) fn open_error(error: rocksdb::Error) -> DiskError {
     match io("open the database")(error) {
         DiskError::Io { operation, detail } if detail.contains("No such file") => {
             DiskError::Corrupt {
@@ -115,12 +119,12 @@ fn db_options() -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
-    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
-    options.set_track_and_verify_wals_in_manifest(true);
     options.set_paranoid_checks(true);
     options.set_db_write_buffer_size(ALL_WRITE_BUFFERS_BYTES);
     options.set_max_total_wal_size(WAL_BYTES);
     options.set_wal_bytes_per_sync(512 * 1024);
+    // Files of rows go to the disk piece by piece, so that a sync of the log never waits for a whole one.
+    options.set_bytes_per_sync(512 * 1024);
     options.set_manual_wal_flush(true);
     options.set_writable_file_max_buffer_size(FILE_BUFFER_BYTES);
     options.set_max_background_jobs(2);
@@ -131,20 +135,24 @@ fn db_options() -> Options {
     options
 }
 
-fn family_options(cache: &Cache, bloom: bool) -> Options {
+fn family_options(cache: &Cache, rows: bool) -> Options {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
     table.set_cache_index_and_filter_blocks(true);
-    if bloom {
+    if rows {
         table.set_bloom_filter(10.0, false);
     }
     let mut options = Options::default();
     options.set_block_based_table_factory(&table);
-    options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+    options.set_write_buffer_size(if rows { ROWS_BUFFER_BYTES } else { WRITE_BUFFER_BYTES });
     options.set_max_write_buffer_number(2);
     options.set_target_file_size_base(WRITE_BUFFER_BYTES as u64);
     options.set_compression_type(DBCompressionType::None);
-    options.set_bottommost_compression_type(DBCompressionType::Lz4);
+    // The log is written once and cut: its files are moved from level to level as they are.
+    options.set_bottommost_compression_type(match rows {
+        true => DBCompressionType::Lz4,
+        false => DBCompressionType::None,
+    });
     options
 }
 
@@ -152,16 +160,20 @@ impl RocksDisk {
     /// Opens or creates the database in `dir`, which one process may hold at a time.
     ///
     /// # Errors
-    /// When the directory cannot be used, is held by another process, or its write-ahead log
-    /// is damaged before its end.
+    /// When the directory cannot be used, is held by another process, is damaged, or holds less than was
+    /// synced.
     pub fn open(dir: &Path) -> Result<Self, DiskError> {
         let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
         let [one, other] = STATES;
-        let families = [(LOG, false), (META, false), (one, true), (other, true)]
-            .map(|(name, bloom)| ColumnFamilyDescriptor::new(name, family_options(&cache, bloom)));
-        let db = DB::open_cf_descriptors(&db_options(), dir, families).map_err(open_error)?;
+        let families = || {
+            [(LOG, false), (META, false), (one, true), (other, true)]
+                .map(|(name, rows)| ColumnFamilyDescriptor::new(name, family_options(&cache, rows)))
+                .into()
+        };
+        let (db, mark) = opening::open(dir, db_options(), families)?;
         let shared = Arc::new(Shared {
             db,
+            mark,
             staging: Mutex::new((None, 0)),
         });
         let recorded = shared.db.get_cf(shared.family(META)?, LIVE);
@@ -366,10 +378,15 @@ impl Disk for RocksDisk {
         Self::add_rows(&mut write, state, batch.rows);
         let mut options = WriteOptions::default();
         options.set_sync(durability == Durability::Synced);
+        // Rows that are staged meanwhile may come between the two.
+        let at_least = shared.db.latest_sequence_number() + write.len() as u64;
         shared
             .db
             .write_opt(write, &options)
             .map_err(io("write a batch"))?;
+        if durability == Durability::Synced {
+            shared.mark.advance(at_least)?;
+        }
         drop(shared);
         if live != self.live {
             self.live = live;
@@ -453,8 +470,10 @@ struct RocksSync(Arc<Shared>);
 
 impl DiskSync for RocksSync {
     fn sync(&mut self) -> Result<(), DiskError> {
+        let written = self.0.db.latest_sequence_number();
         let synced = self.0.db.flush_wal(true);
-        synced.map_err(io("sync the write-ahead log"))
+        synced.map_err(io("sync the write-ahead log"))?;
+        self.0.mark.advance(written)
     }
 
     fn reclaim_log(&mut self, below: u64) -> Result<(), DiskError> {

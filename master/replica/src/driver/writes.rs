@@ -32,7 +32,21 @@ impl WriteJob {
     /// # Errors
     /// The process must end: what is durable is known only after a restart.
     pub fn run(&self, disk: &mut dyn DiskSync) -> Result<(), DiskError> {
+        self.run_and_tell(disk, drop)
+    }
+
+    /// Like [`WriteJob::run`], but `done` hears of it as soon as it is durable, before space is given
+    /// back, so that nobody waits for that.
+    ///
+    /// # Errors
+    /// As for [`WriteJob::run`], also after `done` was told.
+    pub fn run_and_tell(
+        &self,
+        disk: &mut dyn DiskSync,
+        done: impl FnOnce(WriteJob),
+    ) -> Result<(), DiskError> {
         disk.sync()?;
+        done(*self);
         self.reclaim_below
             .map_or(Ok(()), |below| disk.reclaim_log(below))
     }

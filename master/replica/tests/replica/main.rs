@@ -5,6 +5,7 @@
 
 mod boot;
 mod crash;
+mod damage;
 mod group;
 mod members;
 mod random;

@@ -231,7 +231,7 @@ fn newest_wal(dir: &std::path::Path) -> std::path::PathBuf {
 }
 
 /// A closed database with `count` committed entries in its write-ahead log.
-fn closed_database(count: usize) -> tempfile::TempDir {
+pub fn closed_database(count: usize) -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let mut disk = RocksDisk::open(dir.path()).expect("the database opens");
     Replica::bootstrap(&mut disk, identity(1), Vec::new()).expect("an empty disk");
@@ -282,7 +282,7 @@ fn damage_in_the_middle_of_the_write_ahead_log_is_refused() {
 }
 
 /// Whether the database in `dir` can be used, and if so the value of the counter.
-fn value_or_refusal(dir: &std::path::Path) -> Result<u64, String> {
+pub fn value_or_refusal(dir: &std::path::Path) -> Result<u64, String> {
     let disk = RocksDisk::open(dir).map_err(|error| error.to_string())?;
     let mut replica = Replica::open(config(1), disk).map_err(|error| error.to_string())?;
     let rows = replica.rows().scan(1, &[], None, 1_000);
