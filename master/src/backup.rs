@@ -47,7 +47,7 @@ pub enum BackupError {
     #[error("reading or writing: {0}")]
     Io(#[from] io::Error),
     /// It is no saved snapshot, or of another version.
-    #[error("the file is no saved snapshot of this version: it begins otherwise")]
+    #[error("the file is no saved snapshot of this version: it begins otherwise; use one that `tessera operator snapshot save` wrote")]
     NotOne,
     /// It ends too early, or says what it cannot.
     #[error("the file is damaged: {0}; use another one")]
@@ -131,16 +131,9 @@ impl Out {
             self.piece(&chunk.bytes)?;
         }
         self.piece(&[])?;
-        let mut buffer = vec![0; PIECE_BYTES];
         for digest in components {
             self.send([&[COMPONENT], digest.0.as_slice()].concat())?;
-            let mut file = File::open(store.path(digest))?;
-            loop {
-                match file.read(&mut buffer)? {
-                    0 => break,
-                    read => self.piece(&buffer[..read])?,
-                }
-            }
+            store.read(digest, |piece| self.piece(piece))?;
             self.piece(&[])?;
         }
         let count = u32::try_from(components.len()).unwrap_or(u32::MAX);
@@ -319,4 +312,102 @@ pub fn restore<D: Disk>(
     let (staged, summary) = open(path)?.all(begin, keep)?;
     Replica::finish_restore(disk, identity, attributes, &staged)?;
     Ok(summary)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tessera_replica::{DiskBatch, Durability, MemDisk, ReplicaConfig, RowChange};
+
+    const OLD: Identity = Identity { cluster: ClusterId([7; 16]), node: 1 };
+    const NEW: Identity = Identity { cluster: ClusterId([8; 16]), node: 1 };
+    const ROWS: u32 = 60;
+
+    /// Bytes of a component, and their digest.
+    fn component(length: usize) -> (Vec<u8>, Digest) {
+        let bytes = vec![length as u8; length];
+        let digest = Digest(Sha256::digest(&bytes).into());
+        (bytes, digest)
+    }
+
+    /// A small saved snapshot.
+    async fn saved(dir: &Path) -> Vec<u8> {
+        let mut disk = MemDisk::new();
+        Replica::bootstrap(&mut disk, OLD, b"one".to_vec()).unwrap();
+        let rows = (0..ROWS).map(|number| RowChange::Put {
+            table: 3,
+            key: number.to_be_bytes().to_vec(),
+            value: vec![number as u8; 20],
+        });
+        let rows = rows.collect();
+        disk.write(DiskBatch { rows, ..DiskBatch::default() }, Durability::Synced).unwrap();
+        let source = Replica::open(ReplicaConfig::new(OLD), disk).unwrap().snapshot().unwrap();
+        let store = Arc::new(ComponentStore::open(dir).unwrap());
+        let mut components = Vec::new();
+        for length in [500, 3] {
+            let (bytes, digest) = component(length);
+            let mut file = store.begin_plain().unwrap();
+            file.write(&bytes).unwrap();
+            store.keep_plain(file, &digest).unwrap();
+            components.push(digest);
+        }
+        let mut pieces = stream(source, components, store);
+        let mut file = Vec::new();
+        while let Some(piece) = pieces.recv().await {
+            file.extend_from_slice(&piece.unwrap());
+        }
+        file
+    }
+
+    /// Refused in words that say what to do.
+    fn assert_refused<T: std::fmt::Debug>(result: Result<T, BackupError>, context: &str) {
+        let text = result.expect_err(context).to_string();
+        let says = ["use another one", "use one that", "use the newer build"];
+        assert!(says.iter().any(|says| text.contains(says)), "{context}: {text}");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_cut_or_changed_anywhere_is_refused_and_nothing_is_taken_from_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let sound = saved(&dir.path().join("old")).await;
+        let path = dir.path().join("saved");
+        std::fs::write(&path, &sound).unwrap();
+        let summary = inspect(&path).unwrap();
+        assert_eq!((summary.rows, summary.components.len()), (u64::from(ROWS), 2));
+        let changed = |at: usize| {
+            let mut bytes = sound.clone();
+            bytes[at] ^= 1 << (at % 8);
+            bytes
+        };
+        for at in 0..sound.len() {
+            for (what, bytes) in [("cut", sound[..at].to_vec()), ("changed", changed(at))] {
+                std::fs::write(&path, bytes).unwrap();
+                assert_refused(inspect(&path), &format!("{what} at {at} of {}", sound.len()));
+            }
+        }
+        std::fs::write(&path, [&sound[..], b"x"].concat()).unwrap();
+        assert_refused(inspect(&path), "a byte more");
+
+        // One disk for all: whatever a file that was refused has left there is in nobody's way.
+        let mut disk = MemDisk::new();
+        let store = ComponentStore::open(&dir.path().join("new")).unwrap();
+        for place in 0..64 {
+            let at = sound.len() * place / 64;
+            for (what, bytes) in [("cut", sound[..at].to_vec()), ("changed", changed(at))] {
+                std::fs::write(&path, bytes).unwrap();
+                let restored = restore(&path, &mut disk, &store, NEW, Vec::new());
+                assert_refused(restored, &format!("{what} at {at} of {}", sound.len()));
+                assert_eq!(Replica::identity(&disk).unwrap(), None, "{what} at {at}");
+            }
+        }
+        std::fs::write(&path, &sound).unwrap();
+        restore(&path, &mut disk, &store, NEW, Vec::new()).unwrap();
+        assert!(store.has(&component(500).1) && store.has(&component(3).1));
+        let replica = Replica::open(ReplicaConfig::new(NEW), disk).unwrap();
+        let rows = replica.rows().scan(3, &[], None, 1_000).unwrap();
+        assert_eq!(rows.len(), ROWS as usize);
+        let mut disk = MemDisk::new();
+        let same = restore(&path, &mut disk, &store, OLD, Vec::new());
+        assert!(matches!(same, Err(BackupError::Restore(RestoreError::SameCluster(_)))), "{same:?}");
+    }
 }

@@ -2,18 +2,25 @@
 //!
 //! Owns: the newest job that is asked for, and the newest that is done. Invariants: one job is asked for
 //! at a time, as each stands for all before it, so that nothing queues here and whatever was written during
-//! a sync shares the next one; after a failure nothing more is done. Must never touch the node.
+//! a sync shares the next one; what is durable is told before space is given back; after a failure nothing more
+//! is done. Must never touch the node, or keep a process that ends for longer than [`LAST_SYNC_MAX`].
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tessera_replica::{DiskError, DiskSync, WriteJob};
 use tokio::sync::Notify;
+
+/// How long a process that ends waits for a sync under way: an ordinary one takes milliseconds, and a disk that hangs
+/// may do so for ever. What is not synced was promised to nobody.
+const LAST_SYNC_MAX: Duration = Duration::from_secs(2);
 
 #[derive(Default)]
 struct State {
     asked: Option<WriteJob>,
     done: Option<Result<WriteJob, DiskError>>,
     stop: bool,
+    ended: bool,
 }
 
 #[derive(Default)]
@@ -21,6 +28,7 @@ struct Shared {
     state: Mutex<State>,
     asked: Condvar,
     done: Notify,
+    ended: Condvar,
 }
 
 impl Shared {
@@ -47,7 +55,9 @@ struct Ends(Arc<Shared>);
 
 impl Drop for Ends {
     fn drop(&mut self) {
-        let state = self.0.state();
+        let mut state = self.0.state();
+        state.ended = true;
+        self.0.ended.notify_one();
         if !state.stop && !matches!(state.done, Some(Err(_))) {
             drop(state);
             self.0.finish(Err(ended("the thread that syncs has ended".to_owned())));
@@ -63,6 +73,7 @@ const fn ended(detail: String) -> DiskError {
 pub struct LogWriter {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    last_sync_max: Duration,
 }
 
 impl LogWriter {
@@ -75,16 +86,14 @@ impl LogWriter {
         let ends = Ends(Arc::clone(&shared));
         let thread = std::thread::Builder::new().name("log-writer".into()).spawn(move || {
             while let Some(job) = ends.0.next() {
-                let result = job.run(&mut *disk).map(|()| job);
-                let failed = result.is_err();
-                ends.0.finish(result);
-                if failed {
+                if let Err(failure) = job.run_and_tell(&mut *disk, |job| ends.0.finish(Ok(job))) {
+                    ends.0.finish(Err(failure));
                     return;
                 }
             }
         });
         let thread = thread.map_err(|error| ended(format!("no thread for it: {error}")))?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { shared, thread: Some(thread), last_sync_max: LAST_SYNC_MAX })
     }
 
     /// Asks for a job.
@@ -111,6 +120,12 @@ impl Drop for LogWriter {
     fn drop(&mut self) {
         self.shared.state().stop = true;
         self.shared.asked.notify_one();
+        let hangs = |state: &mut State| !state.ended;
+        let waited = self.shared.ended.wait_timeout_while(self.shared.state(), self.last_sync_max, hangs);
+        if waited.unwrap_or_else(PoisonError::into_inner).1.timed_out() {
+            tracing::warn!("the disk does not finish a sync; it is not waited for, as nobody was promised what it has not got");
+            return;
+        }
         // The database is closed in order only when nobody holds it any more.
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
@@ -124,9 +139,12 @@ impl Drop for LogWriter {
 mod tests {
     use super::*;
     use std::sync::mpsc::{Receiver, Sender, channel};
-    use tessera_replica::{ClusterId, ElectionTimeout, Identity, MemDisk, Replica, ReplicaConfig};
+    use std::time::Instant;
+    use tessera_replica::{
+        ClusterId, ElectionTimeout, Identity, Limits, MemDisk, Replica, ReplicaConfig,
+    };
 
-    /// A disk of which every sync waits for its result.
+    /// A disk of which every sync, and every reclaiming, waits for its result.
     struct Slow {
         begun: Sender<()>,
         end: Receiver<Result<(), DiskError>>,
@@ -140,8 +158,26 @@ mod tests {
         }
 
         fn reclaim_log(&mut self, _below: u64) -> Result<(), DiskError> {
-            Ok(())
+            self.sync()
         }
+    }
+
+    /// Whether this job gives space back.
+    fn reclaims(job: &WriteJob) -> bool {
+        struct Recorder(bool);
+        impl DiskSync for Recorder {
+            fn sync(&mut self) -> Result<(), DiskError> {
+                Ok(())
+            }
+
+            fn reclaim_log(&mut self, _below: u64) -> Result<(), DiskError> {
+                self.0 = true;
+                Ok(())
+            }
+        }
+        let mut recorder = Recorder(false);
+        job.run(&mut recorder).unwrap();
+        recorder.0
     }
 
     type Harness = (LogWriter, Receiver<()>, Sender<Result<(), DiskError>>);
@@ -152,14 +188,21 @@ mod tests {
         (LogWriter::start(Box::new(Slow { begun, end })).unwrap(), begins, ends)
     }
 
-    /// Jobs of a real replica, which alone makes them; each stands for one more write.
-    fn jobs(count: usize) -> Vec<WriteJob> {
+    fn replica(limits: Limits) -> Replica<MemDisk> {
         let identity = Identity { cluster: ClusterId([7; 16]), node: 1 };
         let mut disk = MemDisk::new();
         Replica::bootstrap(&mut disk, identity, Vec::new()).unwrap();
-        let config =
-            ReplicaConfig { election_timeout: ElectionTimeout::Fixed(10), ..ReplicaConfig::new(identity) };
-        let mut replica = Replica::open(config, disk).unwrap();
+        let config = ReplicaConfig {
+            election_timeout: ElectionTimeout::Fixed(10),
+            limits,
+            ..ReplicaConfig::new(identity)
+        };
+        Replica::open(config, disk).unwrap()
+    }
+
+    /// Jobs of a real replica, which alone makes them; each stands for one more write.
+    fn jobs(count: usize) -> Vec<WriteJob> {
+        let mut replica = replica(Limits::default());
         let mut made = Vec::new();
         while made.len() < count {
             replica.propose(vec![1]).unwrap();
@@ -168,6 +211,23 @@ mod tests {
             made.extend(replica.unwritten());
         }
         made
+    }
+
+    /// A job that cuts the log.
+    fn cut() -> WriteJob {
+        let limits =
+            Limits { log_compact_after_entries: 4, log_keep_entries: 1, ..Limits::default() };
+        let mut replica = replica(limits);
+        for _ in 0..100 {
+            replica.propose(vec![1]).unwrap_or_default();
+            let mut out: Vec<(u64, Vec<u8>)> = Vec::new();
+            replica.process_sending(&mut Nothing, &mut out).unwrap();
+            match replica.unwritten() {
+                Some(job) if reclaims(&job) => return job,
+                job => job.into_iter().for_each(|job| replica.on_written(job)),
+            }
+        }
+        panic!("the log was never cut");
     }
 
     struct Nothing;
@@ -212,6 +272,37 @@ mod tests {
         drop(ends);
         drop(writer);
         assert!(begins.recv().is_err(), "the disk is let go, and was synced twice");
+    }
+
+    #[tokio::test]
+    async fn what_is_durable_is_told_before_space_is_given_back() {
+        let (writer, begins, ends) = slow();
+        let job = cut();
+        writer.ask(job);
+        begins.recv().unwrap();
+        ends.send(Ok(())).unwrap();
+        begins.recv().unwrap();
+        assert_eq!(writer.take().unwrap(), Some(job), "its space is not given back yet");
+        let failure = ended("broken".into());
+        ends.send(Err(failure.clone())).unwrap();
+        while writer.take() != Err(failure.clone()) {
+            writer.done().await;
+        }
+    }
+
+    #[test]
+    fn a_disk_that_hangs_does_not_keep_the_process() {
+        let (mut writer, begins, ends) = slow();
+        writer.last_sync_max = Duration::from_millis(50);
+        writer.ask(jobs(1)[0]);
+        begins.recv().unwrap();
+        let begun = Instant::now();
+        drop(writer);
+        let waited = begun.elapsed();
+        assert!((Duration::from_millis(50)..LAST_SYNC_MAX).contains(&waited), "{waited:?}");
+        // It ends when the disk is done, and lets it go.
+        ends.send(Ok(())).unwrap();
+        assert!(begins.recv().is_err());
     }
 
     #[tokio::test]
