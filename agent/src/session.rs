@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tessera_wire::v1;
 use tessera_wire::v1::agent_session_client::AgentSessionClient;
 use crate::masters::Masters;
+use v1::master_message::Message as FromMaster;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -187,18 +188,20 @@ async fn hold(
         .into_inner();
     let mut liveness: Pin<Box<dyn Future<Output = String> + Send>> =
         Box::pin(std::future::pending());
-    let mut session = None;
     loop {
         tokio::select! {
             message = incoming.message() => match message {
                 Ok(Some(message)) => {
-                    if let Some(v1::master_message::Message::Registered(registered)) = &message.message {
-                        masters.learn(&registered.masters);
-                        // Said again when the masters have changed, and that is all that is new then.
-                        if session.replace(registered.session) == Some(registered.session) {
+                    match &message.message {
+                        Some(FromMaster::Registered(registered)) => {
+                            masters.learn(&registered.masters);
+                            liveness = Box::pin(beat(client.clone(), registered.agent, registered.session));
+                        }
+                        Some(FromMaster::Masters(moved)) => {
+                            masters.learn(&moved.addresses);
                             continue;
                         }
-                        liveness = Box::pin(beat(client.clone(), registered.agent, registered.session));
+                        _ => {}
                     }
                     if events.send(SessionEvent::Message(Box::new(message))).await.is_err() {
                         return Ok("the agent ends".into());

@@ -32,6 +32,13 @@ use v1::master_message::Message as FromMaster;
 /// Things that one round decides together: more would make the first wait for too long.
 const ROUND_MAX: usize = 256;
 
+/// Rounds follow each other in no less, once there were [`ROUNDS_AT_ONCE`] in a row: each is a sync of the disk, and
+/// of a busy agent many things happen in as much.
+const ROUND_EVERY: Duration = Duration::from_millis(2);
+
+/// Rounds that follow each other at once after a pause: more than one task takes from its order to its end.
+const ROUNDS_AT_ONCE: u32 = 16;
+
 /// Where the loop hears from.
 pub struct Ears {
     /// The session.
@@ -48,6 +55,27 @@ enum Heard {
     Link(WorkerKey, LinkEvent),
     Input(Input),
     Tick,
+}
+
+impl Heard {
+    /// Whether it is more than news of tasks, which come by the hundred and can wait for each other: a turn, for
+    /// example, for which a scheduler and its users wait.
+    fn is_urgent(&self) -> bool {
+        match self {
+            Self::Session(SessionEvent::Message(message)) => {
+                !matches!(message.message, Some(FromMaster::Desired(_) | FromMaster::StatusAcks(_)))
+            }
+            Self::Link(_, LinkEvent::Message(message)) => {
+                !matches!(message.message, Some(FromWorker::TaskState(_) | FromWorker::Log(_)))
+            }
+            Self::Input(input) => !matches!(
+                input,
+                Input::Native { .. } | Input::WasmPrepared(..) | Input::WasmEnded(..) | Input::Prepared { .. }
+            ),
+            Self::Session(_) | Self::Link(..) => true,
+            Self::Tick => false,
+        }
+    }
 }
 
 /// The session as the loop has it.
@@ -101,17 +129,50 @@ impl Supervisor {
                 tokio::time::sleep(caches::LOOK_EVERY).await;
             }
         });
+        // When the next round would be due if all kept their distance.
+        let mut next = Instant::now();
         loop {
             let Some(heard) = self.hear(&mut ears).await else {
                 return Ok(());
             };
-            let mut actions = self.on_heard(heard)?;
-            for _ in 1..ROUND_MAX {
-                let Some(more) = more(&mut ears) else { break };
-                actions.extend(self.on_heard(more)?);
+            let began = Instant::now();
+            let until = next.checked_sub(ROUND_EVERY * ROUNDS_AT_ONCE).unwrap_or(began);
+            let (actions, urgent) = self.gather(&mut ears, heard, until).await?;
+            if !urgent {
+                next = next.max(began) + ROUND_EVERY;
             }
             self.round(actions).await?;
         }
+    }
+
+    /// What comes of everything that waits, and of what comes until then, unless something of it is urgent;
+    /// whether it is.
+    async fn gather(
+        &mut self,
+        ears: &mut Ears,
+        first: Heard,
+        until: Instant,
+    ) -> Result<(Vec<Action>, bool), RunError> {
+        self.core.begin_round();
+        let mut urgent = first.is_urgent();
+        let mut actions = self.on_heard(first)?;
+        for _ in 1..ROUND_MAX {
+            let heard = match more(ears) {
+                Some(heard) => heard,
+                None if urgent || Instant::now() >= until => break,
+                None => tokio::select! {
+                    heard = hear(ears) => match heard {
+                        Some(heard) => heard,
+                        None => break,
+                    },
+                    () = tokio::time::sleep_until(until.into()) => break,
+                },
+            };
+            urgent |= heard.is_urgent();
+            actions.extend(self.on_heard(heard)?);
+        }
+        actions.extend(self.core.end_round(self.now()));
+        Ok((actions, urgent))
     }
 
     async fn hear(&self, ears: &mut Ears) -> Option<Heard> {
@@ -126,9 +187,7 @@ impl Supervisor {
             }
         };
         tokio::select! {
-            event = ears.session.recv() => event.map(Heard::Session),
-            event = ears.links.recv() => event.map(|(key, event)| Heard::Link(key, event)),
-            input = ears.inputs.recv() => input.map(Heard::Input),
+            heard = hear(ears) => heard,
             () = tick => Some(Heard::Tick),
         }
     }
@@ -289,6 +348,8 @@ impl Supervisor {
             FromMaster::StatusAcks(acks) => Ok(self.core.on_status_acks(acks.acks, now)),
             FromMaster::Batch(batch) => Ok(self.core.on_batch(batch, now)),
             FromMaster::TurnResult(result) => Ok(self.core.on_turn_result(result, now)),
+            // The session keeps them.
+            FromMaster::Masters(_) => Ok(Vec::new()),
             FromMaster::ToExecutor(message) => Ok(self.core.on_to_executor(message, now)),
         }
     }
@@ -328,9 +389,12 @@ impl Supervisor {
                 old.abort();
             }
         }
-        Ok(self
-            .core
-            .on_registered(AgentId(registered.agent), registered.tasks_equal, now))
+        let repeat = registered.repeat_statuses;
+        let mut actions = self.core.on_registered(AgentId(registered.agent), registered.tasks_equal, now);
+        if repeat {
+            actions.extend(self.core.repeat_statuses(now));
+        }
+        Ok(actions)
     }
 
     /// The agent was declared gone while it was away: what it runs was given up. Once nothing is left it
@@ -736,6 +800,15 @@ impl Supervisor {
             // Cancelled or finished: either way nothing comes any more.
             let _ = fetch.await;
         }
+    }
+}
+
+/// The next thing but time.
+async fn hear(ears: &mut Ears) -> Option<Heard> {
+    tokio::select! {
+        event = ears.session.recv() => event.map(Heard::Session),
+        event = ears.links.recv() => event.map(|(key, event)| Heard::Link(key, event)),
+        input = ears.inputs.recv() => input.map(Heard::Input),
     }
 }
 

@@ -381,6 +381,17 @@ pub struct Ahead {
     pub error: Option<String>,
 }
 
+/// A task that the restored state of a cluster does not know.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Stranger {
+    /// `f3`.
+    pub framework: String,
+    /// Its id.
+    pub task: String,
+    /// What it takes.
+    pub resources: Resources,
+}
+
 /// An agent.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -405,6 +416,8 @@ pub struct Agent {
     pub attributes: BTreeMap<String, String>,
     /// Tasks that have not ended.
     pub tasks: u64,
+    /// Tasks on it that the cluster does not know, because it was restored.
+    pub strangers: Vec<Stranger>,
     /// Schedulers that it hosts.
     pub schedulers: u64,
     /// Schedulers of other agents that it stands by for.

@@ -21,6 +21,11 @@ use tessera_wire::v1;
 /// largest kind always fits.
 const ENTRY_BYTES_TARGET: usize = 4 << 20;
 
+/// Entries of commands that are not applied yet beyond which commands wait for the next one. An entry has its
+/// price on every master, whatever it holds; masters that have too much to do would otherwise make many small
+/// ones of it. With a few under way, commands wait for a small part of the time that an entry takes.
+const ENTRIES_OPEN_MAX: usize = 4;
+
 /// Rounds of propose and apply in one [`Node::settle`]. Effects of a command may propose another, a few
 /// deep; a longer chain goes on with the next input, so that ticks are never kept waiting.
 const SETTLE_ROUNDS_MAX: usize = 64;
@@ -61,7 +66,8 @@ impl core::Rows for RowsOf<'_> {
     }
 }
 
-fn row_change(change: core::RowChange) -> RowChange {
+/// A change of the core's as the replica writes it.
+pub(crate) fn row_change(change: core::RowChange) -> RowChange {
     match change {
         core::RowChange::Put { table, key, value } => RowChange::Put { table, key, value },
         core::RowChange::Delete { table, key } => RowChange::Delete { table, key },
@@ -454,7 +460,7 @@ impl<D: Disk> Node<D> {
                 | Output::Report { .. } => settled.outputs.push(output),
             }
         }
-        if self.replica.unwritten().is_none() {
+        if self.replica.unwritten().is_none() && self.tickets.len() < ENTRIES_OPEN_MAX {
             any |= self.propose(now);
         }
         any

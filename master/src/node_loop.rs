@@ -10,14 +10,14 @@ use crate::members::Topology;
 use crate::node::{Node, Settled};
 use crate::node_handle::{
     AnswerSender, Asker, BarrierSender, ChangeRefused, ChangeSender, Input, LoopError, NodeHandle,
-    NotLeading, ReplySender, TransferRefused,
+    NotLeading, ReplyTo, TransferRefused,
 };
 use crate::node_writer::LogWriter;
 use crate::peer::Peers;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tessera_master_core::{EventId, Now, Output};
+use tessera_master_core::{EventId, Now, Output, Request};
 use tessera_replica::{Disk, EntryId, FatalError, Outlet, SnapshotToSend, StepError, WriteJob};
 use tessera_wire::v1;
 use tokio::sync::{mpsc, watch};
@@ -50,7 +50,7 @@ pub struct NodeLoop<D: Disk> {
     changes: HashMap<EntryId, ChangeSender>,
     ended: Option<LoopError>,
     sessions: HashMap<u64, mpsc::Sender<v1::MasterMessage>>,
-    replies: HashMap<u64, ReplySender>,
+    replies: HashMap<u64, ReplyTo>,
     answers: HashMap<u64, AnswerSender>,
     handle: NodeHandle,
     started: Instant,
@@ -203,22 +203,13 @@ impl<D: Disk> NodeLoop<D> {
         }
     }
 
-    /// Agents that are registered are told where the masters are now: they may soon need another one.
+    /// Agents are told where the masters are now: they may soon need another one.
     fn tell_masters(&mut self) {
-        let term = self.node.status().term;
+        let addresses = self.topology.borrow().peer_addresses();
+        let message = v1::master_message::Message::Masters(v1::Masters { addresses });
         let sessions: Vec<u64> = self.sessions.keys().copied().collect();
         for session in sessions {
-            let Some(agent) = self.node.core().session_agent(session) else { continue };
-            let registered = v1::Registered {
-                agent: agent.0,
-                cluster: self.node.identity().cluster.to_string(),
-                term,
-                session,
-                tasks_equal: true,
-                masters: Vec::new(),
-            };
-            let message = v1::master_message::Message::Registered(registered);
-            self.send_agent(session, v1::MasterMessage { message: Some(message) });
+            self.send_agent(session, v1::MasterMessage { message: Some(message.clone()) });
         }
     }
 
@@ -282,6 +273,16 @@ impl<D: Disk> NodeLoop<D> {
         });
     }
 
+    fn request(&mut self, asker: Asker, request: Request, reply: ReplyTo, now: Now) {
+        let ticket = self.handle.next_ticket();
+        self.replies.insert(ticket, reply);
+        let Asker { principal, known } = asker;
+        self.node.input(|core| match known {
+            Some(known) => core.on_request_once(ticket, &principal, request, known, now),
+            None => core.on_request(ticket, &principal, request, now),
+        });
+    }
+
     /// Takes one input; says whether it was the last.
     fn take(&mut self, input: Input) -> bool {
         let now = self.now();
@@ -307,18 +308,11 @@ impl<D: Disk> NodeLoop<D> {
                 self.handle.beats.close(session);
                 self.node.input(|core| core.on_session_closed(session, now));
             }
-            Input::Request {
-                asker,
-                request,
-                reply,
-            } => {
-                let ticket = self.handle.next_ticket();
-                self.replies.insert(ticket, reply);
-                let Asker { principal, once } = asker;
-                self.node.input(|core| match once {
-                    Some(once) => core.on_request_once(ticket, &principal, request, once, now),
-                    None => core.on_request(ticket, &principal, request, now),
-                });
+            Input::Request { asker, request, reply } => self.request(asker, request, reply, now),
+            Input::Requests(requests) => {
+                for (asker, request, reply) in requests {
+                    self.request(asker, request, reply, now);
+                }
             }
             Input::Http {
                 principal,
@@ -407,7 +401,13 @@ impl<D: Disk> NodeLoop<D> {
                 let _ = sender.send(Err(ChangeRefused::Lost));
             }
         }
-        for output in settled.outputs {
+        let mut outputs = settled.outputs;
+        // What goes to one agent stands together, in its order: it then leaves in one packet.
+        outputs.sort_by_key(|output| match output {
+            Output::SendAgent { session, .. } | Output::CloseSession { session, .. } => *session,
+            _ => 0,
+        });
+        for output in outputs {
             match output {
                 Output::SendAgent { session, message } => self.send_agent(session, message),
                 Output::CloseSession { session, reason } => {
@@ -421,9 +421,8 @@ impl<D: Disk> NodeLoop<D> {
                     }
                 }
                 Output::Reply { ticket, result } => {
-                    if let Some(sender) = self.replies.remove(&ticket) {
-                        // The caller may have hung up.
-                        let _ = sender.send(result);
+                    if let Some(reply) = self.replies.remove(&ticket) {
+                        reply.send(result);
                     }
                 }
                 Output::Report { text } => tracing::warn!("{text}"),

@@ -9,7 +9,7 @@ use crate::backup::{self, BackupError, Summary};
 use crate::config::{MasterConfig, member_info};
 use crate::join;
 use crate::members::understands;
-use crate::node::Node;
+use crate::node::{Node, NodeOpenError, RowsOf, row_change};
 use crate::peer::Caller;
 use crate::store::ComponentStore;
 use crate::token::Token;
@@ -20,7 +20,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::Duration;
 use tessera_master_core::Config;
-use tessera_replica::{ClusterId, Identity, Replica, ReplicaConfig, RestoreError, RocksDisk};
+use tessera_replica::{ClusterId, Disk as _, DiskBatch, Durability, Identity, Replica, ReplicaConfig, RestoreError, RocksDisk};
 use tessera_wire::v1;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -122,11 +122,21 @@ pub fn restore_cluster(
     let mut disk = RocksDisk::open(&new)?;
     let attributes = info.encode_to_vec();
     let summary = backup::restore(file, &mut disk, &store, identity, attributes)?;
+    keep_clear(&mut disk)?;
     drop(disk);
     Token::load_or_make(data_dir)?;
     std::fs::rename(&new, &db).map_err(io)?;
     File::open(data_dir).and_then(|dir| dir.sync_all()).map_err(io)?;
     Ok((identity, summary))
+}
+
+/// The state is one of before: what the old cluster gave out since is not given out again.
+fn keep_clear(disk: &mut RocksDisk) -> Result<(), RunError> {
+    let config = Config { understands: understands(), ..Config::default() };
+    let changes = tessera_master_core::restored(&RowsOf(&*disk), &config).map_err(NodeOpenError::from)?;
+    let rows = changes.into_iter().map(row_change).collect();
+    disk.write(DiskBatch { rows, ..DiskBatch::default() }, Durability::Synced)?;
+    Ok(())
 }
 
 fn new_identity() -> Result<Identity, RunError> {

@@ -228,6 +228,8 @@ impl World<'_> {
             MasterSays::TurnResult(result) => {
                 self.agent_input(index, |core, now| core.on_turn_result(result, now));
             }
+            // Where masters are is not simulated.
+            MasterSays::Masters(_) => {}
             MasterSays::ToExecutor(message) => {
                 self.agent_input(index, |core, now| core.on_to_executor(message, now));
             }

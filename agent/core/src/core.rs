@@ -1,8 +1,8 @@
 //! The core itself: its inputs, and how the output of one input is put together.
 //!
-//! Invariants: all records of one input precede all its other actions; a status leaves at once after a
-//! pause and else at most every [`FLUSH_MS`]; a task is started only after it was recorded. This file
-//! must never hold rules of one kind of thing: those stand in the files beside it.
+//! Invariants: all records of one input, or of the inputs of one round, precede all its other actions; a
+//! status leaves at once after a pause and else at most every [`FLUSH_MS`]; a task is started only after it
+//! was recorded. This file must never hold rules of one kind of thing: those stand in the files beside it.
 
 use crate::action::{Action, ExecutorKey, Now, TaskKey, WorkerKey, WorkerKind};
 use crate::ahead::Ahead;
@@ -72,6 +72,8 @@ pub struct Core {
     pub(crate) keeping: Keeping,
     pub(crate) session: bool,
     last_flush_ms: Option<u64>,
+    /// Inputs are being taken together: what follows from them waits for the last one.
+    in_round: bool,
     records: Vec<v1::CheckpointRecord>,
     sync: bool,
     pub(crate) actions: Vec<Action>,
@@ -97,6 +99,7 @@ impl Core {
             keeping: Keeping::default(),
             session: false,
             last_flush_ms: None,
+            in_round: false,
             records: Vec::new(),
             sync: false,
             actions: Vec::new(),
@@ -127,8 +130,23 @@ impl Core {
         }
     }
 
-    /// Go on with whatever can go on, and hand the output over.
+    /// Take the inputs until [`Core::end_round`] together: each gives no output, and it gives that of all. What is
+    /// heard together then costs one look at everything and leaves in one message.
+    pub fn begin_round(&mut self) {
+        self.in_round = true;
+    }
+
+    /// The output of all inputs of a round.
+    pub fn end_round(&mut self, now: Now) -> Vec<Action> {
+        self.in_round = false;
+        self.finish(now)
+    }
+
+    /// Go on with whatever can go on, and hand the output over, unless more inputs of a round come.
     pub(crate) fn finish(&mut self, now: Now) -> Vec<Action> {
+        if self.in_round {
+            return Vec::new();
+        }
         // Each can give the one before it something more to do; every round ends or starts something.
         loop {
             self.drive_groups(now);
@@ -219,6 +237,7 @@ impl Core {
                 task: key.task.to_string(),
                 attempt: task.attempt,
                 state: v1::TaskState::from(task.newest_state()).into(),
+                charge: Some((&task.charge_with_executor()).into()),
             };
             let tasks = self.reported().map(entry).collect();
             self.send(Message::TaskSet(v1::TaskSet { tasks }));
@@ -231,6 +250,22 @@ impl Core {
         self.last_flush_ms = None;
         self.ahead.on_session();
         self.announce_instances();
+        self.finish(now)
+    }
+
+    /// The masters' state may be older than what they acknowledged: the newest status of each task goes again.
+    pub fn repeat_statuses(&mut self, now: Now) -> Vec<Action> {
+        let reported: Vec<TaskKey> = self.reported().map(|(key, _)| key.clone()).collect();
+        for key in reported {
+            let Some(task) = self.tasks.get_mut(&key) else { continue };
+            if let Some(ended) = task.ended().cloned() {
+                task.outbox.put(ended, now);
+                self.unacked.insert(key);
+            } else if task.state != TaskState::Staging {
+                let state = task.state;
+                self.report(&key, state, now);
+            }
+        }
         self.finish(now)
     }
 

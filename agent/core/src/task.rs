@@ -304,6 +304,12 @@ impl Task {
         }
     }
 
+    /// The same with its executor, whatever else runs in that: more than it takes, never less.
+    pub(crate) fn charge_with_executor(&self) -> Quantities {
+        let executor = self.executor_task().filter(|_| self.ended().is_none());
+        executor.map_or(self.charge(), |task| self.charge().plus(task.resources))
+    }
+
     /// Whether an attempt that ended so is followed by another.
     pub(crate) fn restarts_after(&self, ending: &Ending) -> bool {
         ending.state == TaskState::Failed

@@ -45,6 +45,43 @@ fn a_native_task_from_desired_to_forgotten() {
 }
 
 #[test]
+fn inputs_of_a_round_are_decided_together() {
+    let mut agent = Agent::new();
+    let names = ["a", "b", "c"];
+    agent.core.begin_round();
+    for (index, name) in names.iter().enumerate() {
+        let desired = v1::Desired {
+            generation: index as u64 + 1,
+            tasks: vec![desired_task(name, &native())],
+            ..v1::Desired::default()
+        };
+        assert!(agent.core.on_desired(desired, agent.now).is_empty());
+    }
+    let actions = agent.core.end_round(agent.now);
+    let done = agent.take(actions);
+    // One checkpoint for all, before anything is started: a spec, three tasks, three generations.
+    let starts = ["start f1/a 1", "start f1/b 1", "start f1/c 1"];
+    assert_eq!(done, [&["checkpoint 7 sync", "ack 1", "ack 2", "ack 3"][..], &starts].concat());
+    agent.core.begin_round();
+    for name in names {
+        assert!(agent.core.on_native(&key(name), 1, Seen::Running, agent.now).is_empty());
+    }
+    let actions = agent.core.end_round(agent.now);
+    let running = "a#2 RUNNING attempt 1, b#2 RUNNING attempt 1, c#2 RUNNING attempt 1";
+    assert_eq!(agent.take(actions), [format!("send {running}")], "none leaves alone and holds up the others");
+    // One that ends and is let go in the same round is not told of any more.
+    agent.now.mono_ms += 20;
+    agent.core.begin_round();
+    let exited = NativeExit { code: Some(0), ..NativeExit::default() };
+    assert!(agent.core.on_native(&key("b"), 1, Seen::Exited(exited), agent.now).is_empty());
+    let gone = v1::Desired { generation: 4, removed: vec![(&key("b")).into()], ..v1::Desired::default() };
+    assert!(agent.core.on_desired(gone, agent.now).is_empty());
+    let actions = agent.core.end_round(agent.now);
+    assert_eq!(agent.take(actions), ["checkpoint 3 sync", "forgotten f1/b", "ack 4"]);
+    assert_eq!(agent.crash(), ["inspect f1/a 1", "inspect f1/c 1"]);
+}
+
+#[test]
 fn duplicates_and_strangers_change_nothing() {
     let mut agent = Agent::new();
     agent.desire(false, 5, vec![desired_task("t", &native())]);

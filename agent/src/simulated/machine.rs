@@ -1,12 +1,12 @@
 //! One simulated agent: the core of an agent, in a session, over a machine that starts everything at once.
 //!
-//! Invariants: what the core asks of its machine is answered in the same step; a task runs until its time is
+//! Invariants: what the core asks of its machine is answered in the same round; a task runs until its time is
 //! over or somebody ends it; the same order may come again. Must never start anything.
 
 use super::Run;
-use crate::RunError;
+use crate::{RunError, SESSION_EVENTS_MAX};
 use crate::session::SessionEvent;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -82,15 +82,44 @@ impl Machine {
                     None => std::future::pending().await,
                 }
             };
-            let actions = tokio::select! {
+            let heard = tokio::select! {
                 event = events.recv() => match event {
-                    Some(event) => self.on_session(event)?,
+                    Some(event) => Some(event),
                     None => return Ok(()),
                 },
-                () = tick => self.on_tick(),
+                () = tick => None,
             };
-            self.perform(actions);
+            self.round(heard, &mut events)?;
         }
+    }
+
+    /// What waits together is decided together, as an agent does; so is what the machine says to it.
+    fn round(
+        &mut self,
+        heard: Option<SessionEvent>,
+        events: &mut mpsc::Receiver<SessionEvent>,
+    ) -> Result<(), RunError> {
+        self.core.begin_round();
+        let mut actions = match heard {
+            Some(event) => self.on_session(event)?,
+            None => self.on_tick(),
+        };
+        for _ in 0..SESSION_EVENTS_MAX {
+            let Ok(event) = events.try_recv() else { break };
+            actions.extend(self.on_session(event)?);
+        }
+        actions.extend(self.core.end_round(self.now()));
+        while !actions.is_empty() {
+            self.core.begin_round();
+            let now = self.now();
+            let mut next = Vec::new();
+            for action in actions {
+                next.extend(self.act(action, now));
+            }
+            next.extend(self.core.end_round(now));
+            actions = next;
+        }
+        Ok(())
     }
 
     fn now(&self) -> Now {
@@ -143,8 +172,14 @@ impl Machine {
                 self.cluster = registered.cluster;
                 self.count(true);
                 let equal = registered.tasks_equal;
-                Ok(self.core.on_registered(AgentId(registered.agent), equal, now))
+                let mut actions = self.core.on_registered(AgentId(registered.agent), equal, now);
+                if registered.repeat_statuses {
+                    actions.extend(self.core.repeat_statuses(now));
+                }
+                Ok(actions)
             }
+            // The session keeps them.
+            FromMaster::Masters(_) => Ok(Vec::new()),
             FromMaster::Refused(refused) if refused.gone => {
                 let actions = self.core.on_gone(now);
                 if self.core.is_empty() {
@@ -206,14 +241,6 @@ impl Machine {
     }
 
     // What the machine is taken to do.
-
-    fn perform(&mut self, actions: Vec<Action>) {
-        let mut actions = VecDeque::from(actions);
-        while let Some(action) = actions.pop_front() {
-            let now = self.now();
-            actions.extend(self.act(action, now));
-        }
-    }
 
     fn act(&mut self, action: Action, now: Now) -> Vec<Action> {
         match action {

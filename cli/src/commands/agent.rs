@@ -50,6 +50,8 @@ pub enum AgentCommand {
     Activate(AgentArg),
     /// Move schedulers away from an agent, ask for the end of its tasks, and kill what is left
     Drain(DrainArgs),
+    /// End the tasks on an agent that the cluster does not know, because it was restored from a saved snapshot
+    EndStrangers(AgentArg),
     /// Declare that an agent will not come back: its tasks are TASK_GONE_BY_OPERATOR
     Gone(AgentArg),
     /// Say when an agent will be worked on; schedulers are told
@@ -149,6 +151,9 @@ pub async fn run(context: &Context, args: AgentArgs) -> Result<ExitCode, CliErro
         }
         Some(AgentCommand::Drain(args)) => {
             upkeep::drain(context, &context.client()?, &args).await?;
+        }
+        Some(AgentCommand::EndStrangers(arg)) => {
+            upkeep::end_strangers(context, &context.client()?, &arg).await?;
         }
         Some(AgentCommand::Gone(arg)) => upkeep::gone(context, &context.client()?, &arg).await?,
         Some(AgentCommand::Maintenance(args)) => {
@@ -335,6 +340,11 @@ fn inspect(a: &Agent) -> Result<(), CliError> {
     if let Some(window) = &a.maintenance {
         let (start, end) = (output::time(window.start_ms), output::time(window.end_ms));
         output::fields(&[("maintenance", format!("{start} to {end}"))])?;
+    }
+    for stranger in &a.strangers {
+        let took = output::resources(&stranger.resources);
+        let text = format!("{}/{} ({took}): the restored state does not know it, and it goes on", stranger.framework, stranger.task);
+        output::fields(&[("stranger", text)])?;
     }
     for missing in &a.missing {
         output::fields(&[("missing", format!("{}: {}", missing.name, missing.why))])?;

@@ -64,7 +64,8 @@ pub enum SnapshotCommand {
     },
     /// Make a new cluster of one master from a file, in an empty data directory
     #[command(
-        after_help = "Example:\n  tessera operator snapshot restore saved.tsr --data-dir /var/lib/tessera/master --peer-address 10.0.0.1:5051 --rest-address 10.0.0.1:5050\n\nStop all masters of the old cluster before. The new one has another id, so that none of them can join it with\nits old directory. Agents find it at the old addresses and keep what they run."
+        after_help = "Example:\n  tessera operator snapshot restore saved.tsr --data-dir /var/lib/tessera/master --peer-address 10.0.0.1:5051 --rest-address 10.0.0.1:5050\n\nStop all masters of the old cluster before. The new one has another id, so that none of them can join it with\nits old directory. Agents find it at the old addresses and keep what they run. What was launched after the snapshot is shown by
+`tessera agent inspect`, and goes on until `tessera agent end-strangers`."
     )]
     Restore {
         /// The file

@@ -1,4 +1,5 @@
-//! `tessera agent deactivate`, `activate`, `drain`, `gone` and `maintenance`: taking agents out of use.
+//! `tessera agent deactivate`, `activate`, `drain`, `end-strangers`, `gone` and `maintenance`: taking agents
+//! out of use.
 //!
 //! Must never decide what may be taken out of use.
 
@@ -68,6 +69,19 @@ pub async fn drain(context: &Context, client: &Client, args: &DrainArgs) -> Resu
     let request = client.post(&["v1", "agents", &args.agent, "drain"]);
     let request = request.json(json!({"within_ms": args.deadline}));
     tell(context, &client.json(request).await?)
+}
+
+/// Have the tasks on an agent end that the restored state does not know.
+///
+/// # Errors
+/// When the cluster refuses or cannot be reached.
+pub async fn end_strangers(context: &Context, client: &Client, arg: &AgentArg) -> Result<(), CliError> {
+    let request = client.post(&["v1", "agents", &arg.agent, "end-strangers"]);
+    let value = client.json(request).await?;
+    if context.is_json() {
+        return output::json(&value);
+    }
+    output::line(&format!("{} ends what the cluster does not know; see `tessera agent inspect {}`", arg.agent, arg.agent))
 }
 
 /// Give an agent up for good.

@@ -41,7 +41,7 @@ pub struct Config {
 }
 
 /// The newest cluster version that this build understands.
-pub const CLUSTER_VERSION: u32 = 2;
+pub const CLUSTER_VERSION: u32 = 3;
 
 impl Default for Config {
     fn default() -> Self {
@@ -251,6 +251,11 @@ pub enum Request {
         /// Beside that: what is on it has to go within so long.
         drain_ms: Option<u64>,
     },
+    /// What the agent runs and a restored state does not know is to end.
+    EndStrangers {
+        /// Which.
+        agent: AgentId,
+    },
     /// The agent will not come back.
     MarkGone {
         /// Which.
@@ -278,6 +283,15 @@ pub enum Request {
         value: Option<Vec<u8>>,
         /// Refused if something else is there.
         expected: Expected,
+    },
+    /// A process of a master is going to pass requests on under numbers.
+    OpenSession {
+        /// Which master.
+        node: u64,
+        /// Drawn by the process.
+        session: u64,
+        /// All masters there are.
+        members: Vec<u64>,
     },
     /// Let a quarantined scheduler run again.
     ReleaseFramework {
@@ -530,6 +544,8 @@ pub struct AgentView {
     pub connected: bool,
     /// Tasks on it that have not ended.
     pub tasks: usize,
+    /// Tasks on it that the state does not know, because it was restored, and what each takes.
+    pub strangers: Vec<(FrameworkId, TaskId, Quantities)>,
     /// Schedulers placed on it.
     pub schedulers: usize,
     /// Schedulers of other agents that it stands by for; none on followers.

@@ -10,7 +10,7 @@ use crate::commands;
 use crate::effect::{CommandResult, Effect};
 use crate::ledger;
 use crate::limits;
-use crate::repeats::{self, Once};
+use crate::repeats::{self, Known};
 use crate::rows::{self, Overlay, Rows, RowsError};
 use crate::state::{State, StoredUpdate, Task};
 use crate::upkeep::Gone;
@@ -89,8 +89,8 @@ pub(crate) fn apply(
     if batch.version == 0 || batch.version > BATCH_VERSION {
         return Err(ApplyError::NewerVersion { index, found: batch.version });
     }
-    let time_ms = state.meta.time_ms.max(batch.time_ms);
-    state.meta.time_ms = time_ms;
+    state.meta.advance(batch.time_ms);
+    let time_ms = state.meta.time_ms;
     state.meta.index = index;
     let mut apply = Apply {
         state,
@@ -105,12 +105,12 @@ pub(crate) fn apply(
     for command in batch.commands {
         let ticket = command.ticket;
         let origin = command.origin.unwrap_or_default();
-        let once = repeats::of(&origin);
+        let known = repeats::of(&origin);
         apply.principal = origin.principal;
-        let result = match (command.command, once) {
+        let result = match (command.command, known) {
             (_, Err(error)) => CommandResult::Refused(error),
             (Some(command), Ok(None)) => commands::run(&mut apply, command)?,
-            (Some(command), Ok(Some(once))) => run_once(&mut apply, command, once)?,
+            (Some(command), Ok(Some(known))) => run_once(&mut apply, command, known)?,
             // A newer leader's command; the cluster version keeps it from being sent for real.
             (None, Ok(_)) => CommandResult::Refused(RequestError::Invalid {
                 field: "command",
@@ -126,15 +126,15 @@ pub(crate) fn apply(
 fn run_once(
     apply: &mut Apply<'_>,
     command: v1::command::Command,
-    once: Once,
+    known: Known,
 ) -> Result<CommandResult, ApplyError> {
-    match apply.state.repeated(&apply.principal, &once, apply.time_ms) {
+    match apply.state.repeated(&apply.principal, &known) {
         Some(Ok(result)) => return Ok(result.clone()),
         Some(Err(error)) => return Ok(CommandResult::Refused(error)),
         None => {}
     }
     let result = commands::run(apply, command)?;
-    apply.keep_result(once, &result);
+    apply.keep_result(known, &result);
     Ok(result)
 }
 
@@ -188,12 +188,19 @@ impl Apply<'_> {
             }
             self.effects.push(Effect::Task { agent: task.agent, framework, task: id.clone() });
         }
-        owner.used_ids += 1;
         owner.tasks.insert(id.clone(), task);
-        let used = v1::UsedIdRow { version: codec::ROW_VERSION, history: 0 };
-        self.rows.put(rows::USED_IDS, rows::task_key(framework, &id), used.encode_to_vec());
-        self.mark(Dirty::Framework(framework));
+        self.use_id(framework, &id);
         self.mark(Dirty::Task(framework, id));
+    }
+
+    /// A task id is refused from now on.
+    pub(crate) fn use_id(&mut self, framework: FrameworkId, id: &TaskId) {
+        let used = v1::UsedIdRow { version: codec::ROW_VERSION, history: 0 };
+        self.rows.put(rows::USED_IDS, rows::task_key(framework, id), used.encode_to_vec());
+        if let Some(owner) = self.state.frameworks.get_mut(&framework) {
+            owner.used_ids += 1;
+            self.mark(Dirty::Framework(framework));
+        }
     }
 
     /// Give a task a new status, if the table has the step. Returns whether it has.
@@ -373,7 +380,7 @@ impl Apply<'_> {
 
     fn finish(mut self) -> Applied {
         for dirty in std::mem::take(&mut self.dirty) {
-            let (table, key, value) = self.row(&dirty);
+            let (table, key, value) = self.state.row(&dirty);
             match value {
                 Some(value) => self.rows.put(table, key, value),
                 None => self.rows.delete(table, key),
@@ -386,9 +393,12 @@ impl Apply<'_> {
         }
         Applied { rows: self.rows.into_changes(), effects: self.effects }
     }
+}
 
-    fn row(&self, dirty: &Dirty) -> (u8, Vec<u8>, Option<Vec<u8>>) {
-        let state = &*self.state;
+impl State {
+    /// A row as it is to be stored; none when it is to be removed.
+    pub(crate) fn row(&self, dirty: &Dirty) -> (u8, Vec<u8>, Option<Vec<u8>>) {
+        let state = self;
         let owner = |id: &FrameworkId| state.frameworks.get(id);
         match dirty {
             Dirty::Agent(id) => (

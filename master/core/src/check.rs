@@ -6,6 +6,7 @@
 use crate::Core;
 use crate::leader::Leader;
 use crate::lifecycle::VersionOutcome;
+use crate::limits;
 use crate::rows::{self, Rows};
 use crate::state::{Executor, Framework, State, Task};
 use std::collections::{BTreeMap, BTreeSet};
@@ -98,6 +99,7 @@ impl Core {
             .or_else(|| differ_maps("answer", &a.answers, &b.answers))
             .or_else(|| differ_maps("answer number", &a.answer_numbers, &b.answer_numbers))
             .or_else(|| differ_maps("open request", &a.open, &b.open))
+            .or_else(|| differ_maps("request session", &a.sessions, &b.sessions))
             .or_else(|| differ("state", a, b))
     }
 }
@@ -155,7 +157,10 @@ fn check_state(state: &State) -> Result<(), String> {
         let named = executors.remove(id).unwrap_or_default();
         let tasks_need = charged.get(id).copied().unwrap_or_default();
         let sum = named.values().fold(tasks_need, |sum, (first, _)| sum.plus(first.resources));
+        let sum = agent.strangers.values().fold(sum, |sum, charge| sum.plus(*charge));
         ensure!(agent.charged == sum, "{id} is charged {} but its tasks need {sum}", agent.charged);
+        let known = agent.strangers.keys().find(|(framework, task)| state.task(*framework, task).is_some());
+        ensure!(known.is_none(), "{id} has a stranger that is known: {known:?}");
         let expected = named.into_iter().map(|(key, (first, tasks))| {
             let config = first.config.clone();
             let (component, resources) = (first.component, first.resources);
@@ -177,7 +182,15 @@ fn check_state(state: &State) -> Result<(), String> {
         numbered && state.requests.len() == state.request_numbers.len(),
         "results of requests and their numbers differ"
     );
-    ensure!(state.requests.len() <= crate::limits::REQUESTS_MAX, "too many results of requests");
+    let of = state.requests_of.iter().map(|(of, numbers)| (of, numbers.len()));
+    let counted = of.clone().map(|(_, count)| count).sum::<usize>() == state.requests.len();
+    let listed = state.requests.iter().all(|(number, kept)| {
+        state.requests_of.get(&kept.key.0).is_some_and(|numbers| numbers.contains(number))
+    });
+    ensure!(counted && listed, "results of requests are listed for other principals");
+    let bounded = of.clone().all(|(_, count)| count > 0 && count <= limits::REQUESTS_OF_PRINCIPAL_MAX);
+    ensure!(bounded && state.requests.len() <= limits::REQUESTS_MAX, "too many results of requests");
+    sessions(state)?;
     for (role, limits) in &state.limits {
         ensure!(!limits.is_empty(), "role {role:?} has limits and none is set");
     }
@@ -197,6 +210,17 @@ fn check_state(state: &State) -> Result<(), String> {
 
 /// Executors of one agent as its tasks name them, and those tasks.
 type Executors<'a> = BTreeMap<(FrameworkId, ExecutorId), (&'a ExecutorTask, BTreeSet<TaskId>)>;
+
+fn sessions(state: &State) -> Result<(), String> {
+    let mut of_nodes: BTreeMap<u64, usize> = BTreeMap::new();
+    for (id, session) in &state.sessions {
+        ensure!(session.results.len() <= limits::SESSION_NUMBERS_MAX, "session {id:x} has too many results");
+        *of_nodes.entry(session.node).or_default() += 1;
+    }
+    let most = of_nodes.values().max().copied().unwrap_or(0);
+    ensure!(most <= limits::SESSIONS_OF_MASTER_MAX, "a master has {most} sessions");
+    Ok(())
+}
 
 fn executor_of<'a>(framework: &'a Framework, task: &Task) -> Option<&'a ExecutorTask> {
     match &framework.specs.get(&task.launch.spec)?.spec.body {

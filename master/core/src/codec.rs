@@ -4,6 +4,7 @@
 //! exactly the memory that applying built. Must never apply rules beyond the form of a row.
 
 mod lifecycle;
+mod restore;
 mod upkeep;
 
 pub(crate) use lifecycle::encode_limits;
@@ -117,6 +118,8 @@ impl Meta {
             events_last_n: self.events_last.n,
             requests_next: self.requests_next,
             cluster_version: self.cluster_version,
+            restores: self.restores.iter().map(Into::into).collect(),
+            steady_ms: self.steady_ms,
         }
         .encode_to_vec()
     }
@@ -136,6 +139,7 @@ impl Agent {
             drain: self.drain.map(Into::into),
             maintenance: self.maintenance.map(Into::into),
             boots_before: self.boots_before.clone(),
+            strangers: restore::strangers(&self.strangers),
         }
         .encode_to_vec()
     }
@@ -313,6 +317,8 @@ pub(crate) fn load(rows: &dyn Rows) -> Result<State, LoadError> {
             events_last: EventId { index: row.events_last_index, n: row.events_last_n },
             requests_next: row.requests_next,
             cluster_version: row.cluster_version,
+            restores: row.restores.into_iter().map(Into::into).collect(),
+            steady_ms: row.steady_ms,
         };
     }
     let mut load = Load { rows, state: &mut state };
@@ -328,6 +334,7 @@ pub(crate) fn load(rows: &dyn Rows) -> Result<State, LoadError> {
     load.each(rows::REQUESTS, Load::request)?;
     load.each(rows::GONE, Load::gone)?;
     load.each(rows::OPEN, crate::open::load)?;
+    load.each(rows::SESSIONS, crate::numbered::load)?;
     Ok(state)
 }
 
@@ -358,6 +365,7 @@ impl Load<'_> {
         let description = row.description.unwrap_or_default();
         let resources = description.resources().map_err(|error| bad(rows::AGENTS, error))?;
         let id = AgentId(row.agent);
+        let strangers = restore::read_strangers(row.strangers)?;
         state.agent_keys.insert(row.agent_key.clone(), id);
         state.agents.insert(
             id,
@@ -376,7 +384,8 @@ impl Load<'_> {
                 drain: row.drain.map(Into::into),
                 maintenance: row.maintenance.map(Into::into),
                 boots_before: row.boots_before,
-                charged: Quantities::ZERO,
+                charged: strangers.values().fold(Quantities::ZERO, |sum, charge| sum.plus(*charge)),
+                strangers,
                 tasks: BTreeSet::new(),
                 executors: BTreeMap::new(),
             },
@@ -531,7 +540,7 @@ impl Load<'_> {
         version(rows::REQUESTS, row.version)?;
         let number: [u8; 8] = key.try_into().map_err(|_| bad(rows::REQUESTS, "a short key"))?;
         let (number, kept) = (u64::from_be_bytes(number), upkeep::request(row)?);
-        state.request_numbers.insert(kept.key.clone(), number);
+        state.index_request(&kept.key, number);
         state.requests.insert(number, kept);
         Ok(())
     }
@@ -619,6 +628,8 @@ mod tests {
             events_last: EventId { index: 6, n: 7 },
             requests_next: 8,
             cluster_version: 0,
+            restores: Vec::new(),
+            steady_ms: 0,
         };
         assert_eq!(hex(&meta.encode()), "080112016318012002280330043805400648075008");
         let component = Component {
@@ -651,6 +662,7 @@ mod tests {
             drain: Some(Drain { since_ms: 2, deadline_ms: 3, over: true }),
             maintenance: Some(Maintenance { start_ms: 4, end_ms: 5 }),
             boots_before: vec!["b1".into()],
+            strangers: BTreeMap::new(),
             charged: Quantities::ZERO,
             tasks: BTreeSet::new(),
             executors: BTreeMap::new(),

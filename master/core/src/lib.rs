@@ -4,8 +4,8 @@
 //! Map: `apply` runs one log entry, `commands` has one file per command, `state` the tables, `codec`
 //! their rows, `ledger` what tasks and executors are charged, `leader` sessions, offers, batches and
 //! turns, `allocator` who is offered what, `lifecycle` what a framework has run and how it failed,
-//! `generation` the state under an upgrade, `uses` who uses which component, `query` the views, `check`
-//! the whole-state self-check, `auth` the one `authorize`.
+//! `generation` the state under an upgrade, `restore` a state from a saved snapshot, `uses` who uses which
+//! component, `clock` the time by which commands go, `query` the views, `check` the whole-state self-check, `auth` the one `authorize`.
 //!
 //! Invariants: replicated state changes only in [`Core::apply`]; leader-only state is dropped by
 //! [`Core::follow`]; time, ids of clusters and rows are arguments; input from users, guests and peers is
@@ -17,6 +17,7 @@ mod api;
 mod apply;
 mod auth;
 mod check;
+mod clock;
 mod codec;
 mod commands;
 mod effect;
@@ -25,9 +26,12 @@ mod leader;
 mod lifecycle;
 mod ledger;
 pub mod limits;
+mod numbered;
+mod numbers;
 mod open;
 mod query;
 mod repeats;
+mod restore;
 pub mod rows;
 mod state;
 pub mod testing;
@@ -48,11 +52,15 @@ pub use lifecycle::{
     Failures, FrameworkVersion, Phase, Quarantine, StateVersions, Upgrade, VersionOrigin,
     VersionOutcome,
 };
-pub use repeats::Once;
+pub use numbered::Numbered;
+pub use numbers::Numbers;
+pub use repeats::{Known, Once};
+pub use restore::restored;
 pub use rows::{RowChange, Rows, RowsError};
 pub use upkeep::{Drain, Keep, Maintenance, UnreachablePolicy};
 pub use uses::{ComponentUse, UsedAs};
 
+use clock::Heard;
 use leader::{Desk, Leader};
 use prost::Message;
 use state::State;
@@ -74,6 +82,7 @@ pub struct Core {
     state: State,
     config: Config,
     leader: Option<Box<Leader>>,
+    heard: Heard,
     last_mono_ms: u64,
     last_wall_ms: u64,
 }
@@ -86,7 +95,7 @@ impl Core {
     pub fn load(rows: &dyn Rows, config: Config) -> Result<Self, LoadError> {
         let state = codec::load(rows)?;
         check_version(&state, &config)?;
-        Ok(Self { state, config, leader: None, last_mono_ms: 0, last_wall_ms: 0 })
+        Ok(Self { state, config, leader: None, heard: Heard::default(), last_mono_ms: 0, last_wall_ms: 0 })
     }
 
     /// Apply one committed entry: the rows to write, and the effects for the leader.
@@ -102,6 +111,10 @@ impl Core {
     ) -> Result<Applied, ApplyError> {
         let applied = apply::apply(&mut self.state, index, term, entry, rows)?;
         check_version(&self.state, &self.config)?;
+        // Before the first input it is not known when this is.
+        if self.last_mono_ms > 0 {
+            self.heard.note(self.state.meta.time_ms, self.last_mono_ms);
+        }
         Ok(applied)
     }
 
@@ -133,7 +146,8 @@ impl Core {
     /// cluster has none yet.
     #[must_use]
     pub fn lead(&mut self, term: u64, fresh_cluster_id: &str, now: Now) -> Vec<Output> {
-        self.leader = Some(Box::new(Leader::new(term, &self.state, now)));
+        let expected_ms = self.heard.expected_ms(now.mono_ms);
+        self.leader = Some(Box::new(Leader::new(term, &self.state, expected_ms, now)));
         let cluster = fresh_cluster_id.to_owned();
         self.with(now, |desk| desk.create_cluster(cluster))
     }
@@ -220,13 +234,13 @@ impl Core {
         ticket: u64,
         principal: &Principal,
         request: Request,
-        once: Once,
+        known: impl Into<Known>,
         now: Now,
     ) -> Vec<Output> {
         if self.leader.is_none() {
             return vec![Output::Reply { ticket, result: Err(RequestError::NotLeader) }];
         }
-        self.with(now, |desk| desk.request(ticket, principal, request, Some(once)))
+        self.with(now, |desk| desk.request(ticket, principal, request, Some(known.into())))
     }
 
     /// A request to a scheduler. Exactly one [`Output::Answer`] follows, unless the caller goes first or

@@ -4,9 +4,21 @@
 pub const EVENTS_MAX: usize = 10_000;
 /// Answers kept for repeated requests: each takes up to 64 KiB of disk.
 pub const ANSWERS_MAX: usize = 1_000;
-/// Results kept for repeated requests to the masters: more than are sent in the time that a client repeats one.
-pub const REQUESTS_MAX: usize = 4_096;
-/// How long those are kept: far longer than anybody repeats a request.
+/// Results kept for requests that a principal sends under keys of its own: it may send 6,000 in a second, and repeat
+/// each for ten.
+pub const REQUESTS_OF_PRINCIPAL_MAX: usize = 65_536;
+/// Results kept for those of all principals: some of them may be as busy. Each takes about 400 bytes of every master's
+/// memory.
+pub const REQUESTS_MAX: usize = 131_072;
+/// The same of all together, as long as not all masters know the two bounds above.
+pub const REQUESTS_BEFORE_MAX: usize = 4_096;
+/// Requests that a master passes on without an answer, and results kept of each of its sessions: as many as may be
+/// answered while one of them waits for seconds.
+pub const SESSION_NUMBERS_MAX: usize = 65_536;
+/// Sessions kept of each master, one for each time that it was started: what an earlier process sent has arrived or is
+/// lost when there were three others.
+pub const SESSIONS_OF_MASTER_MAX: usize = 4;
+/// How long results are kept under keys of users: far longer than anybody repeats a request.
 pub const REQUEST_KEPT_MS: u64 = 600_000;
 /// Requests with a key that a scheduler has taken in and not answered, per framework: as many as may wait for it
 /// at once, for some leaders one after the other.
@@ -18,6 +30,10 @@ pub const OPEN_KEPT_MS: u64 = REQUEST_KEPT_MS;
 pub const GONE_AGENTS_MAX: usize = 10_000;
 /// Boots of an agent's machine that are remembered: a machine and its copy take turns with two.
 pub const BOOTS_KEPT_MAX: usize = 4;
+/// Restores from saved snapshots that a state remembers: the numbers that each passed over.
+pub const RESTORES_KEPT_MAX: usize = 16;
+/// Tasks on one agent that a restored state does not know: more than an agent runs, and one command names them all.
+pub const STRANGERS_MAX: usize = 10_000;
 /// Ended tasks kept per framework, as in Mesos.
 pub const HISTORY_MAX: u64 = 1_000;
 /// Task ids that one framework may use in its life: each stays on disk as a small row.
@@ -103,7 +119,15 @@ pub const EVENTS_OF_AGENT_MAX: usize = 4;
 pub const OFFERS_OF_EVENT_MAX: usize = 1_000;
 /// How often all agents are looked at for something to offer, whether or not anything is known to have changed.
 pub const LOOK_AT_ALL_MS: u64 = 5_000;
-/// Largest forward step of the leader's clock that commands follow at once.
+/// Turns of one scheduler that only bring it news follow each other in no less, once there were [`PACE_BURST`] in a
+/// row: each costs some hundred µs in four processes, however little it brings.
+pub const TURN_EVERY_MS: u64 = 10;
+/// Entries with statuses of agents follow each other in no less, likewise: each is a sync of the disk, and a task
+/// may start in as much.
+pub const STATUSES_EVERY_MS: u64 = 5;
+/// Turns, and entries, that follow each other at once after a pause: who is given little never waits.
+pub const PACE_BURST: u64 = 16;
+/// Largest step of the leader's clock that commands follow, from leader to leader, too.
 pub const CLOCK_JUMP_MAX_MS: u64 = 10_000;
 /// How long a worker may take to repeat a turn that the master has committed and it does not know of.
 pub const REPEAT_WAIT_MS: u64 = 5_000;

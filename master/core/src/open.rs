@@ -34,7 +34,7 @@ impl State {
     pub(crate) fn open_request(&self, framework: FrameworkId, request: u64) -> Option<&OpenRequest> {
         let epoch = self.frameworks.get(&framework)?.epoch;
         let open = self.open.get(&(framework, request))?;
-        let stands = open.epoch == epoch && open.at_ms.saturating_add(OPEN_KEPT_MS) >= self.meta.time_ms;
+        let stands = open.epoch == epoch && open.at_ms.saturating_add(OPEN_KEPT_MS) >= self.meta.age_ms();
         stands.then_some(open)
     }
 
@@ -61,7 +61,7 @@ impl Apply<'_> {
                 key: request.idempotency_key,
                 request_hash: request.request_hash,
                 epoch,
-                at_ms: self.time_ms,
+                at_ms: self.state.meta.age_ms(),
             };
             self.rows.put(rows::OPEN, key(framework, request.request), open.encode());
             self.state.open.insert((framework, request.request), open);

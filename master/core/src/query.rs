@@ -12,7 +12,7 @@ use crate::generation;
 use crate::leader::Instance;
 use crate::lifecycle::Phase;
 use crate::limits::LIST_MAX;
-use crate::repeats::Once;
+use crate::repeats::Known;
 use crate::rows::{self, Rows, RowsError};
 use crate::state::{Agent, Component, Framework, State, Task};
 use prost::Message;
@@ -173,6 +173,7 @@ impl Core {
                 && leader.is_some_and(|leader| leader.expiry_held(id)),
             connected: link.is_some_and(|link| link.session.is_some()),
             tasks: agent.tasks.len(),
+            strangers: agent.strangers.iter().map(|((id, task), charge)| (*id, task.clone(), *charge)).collect(),
             schedulers,
             standby_for: standing.map_or(0, |standing| standing.schedulers),
             ahead: ahead.map(|digest| (*digest, said(digest).unwrap_or(AheadState::Unknown))).collect(),
@@ -197,10 +198,10 @@ impl Core {
     pub fn repeated(
         &self,
         principal: &Principal,
-        once: &Once,
+        known: &Known,
     ) -> Option<Result<Reply, RequestError>> {
-        let known = self.state.repeated(&principal.name, once, self.state.meta.time_ms)?;
-        Some(known.and_then(|result| reply(&self.state, result.clone())))
+        let result = self.state.repeated(&principal.name, known)?;
+        Some(result.and_then(|result| reply(&self.state, result.clone())))
     }
 
     /// All frameworks.

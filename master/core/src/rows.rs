@@ -42,6 +42,8 @@ pub const REQUESTS: u8 = 15;
 pub const GONE: u8 = 16;
 /// Requests that a scheduler took in and has not answered, by framework and number.
 pub const OPEN: u8 = 17;
+/// Sessions of masters that pass requests on, and results in them, by session and number.
+pub const SESSIONS: u8 = 18;
 
 /// First byte of a row of [`GENERATION`] that holds a value.
 pub(crate) const WRITTEN: u8 = 1;

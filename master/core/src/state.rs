@@ -9,8 +9,10 @@ use crate::api::{EventId, World};
 use crate::generation::Layer;
 use crate::lifecycle::{Failures, FrameworkVersion, Quarantine, StateVersions, Upgrade};
 use crate::limits::BOOTS_KEPT_MAX;
+use crate::numbered::Session;
 use crate::open::OpenRequest;
 use crate::repeats::{KeptRequest, RequestKey};
+use crate::restore::Restore;
 use crate::upkeep::{Drain, Gone, Maintenance, UnreachablePolicy};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -36,6 +38,9 @@ pub(crate) struct State {
     pub(crate) gone: BTreeMap<String, Gone>,
     pub(crate) requests: BTreeMap<u64, KeptRequest>,
     pub(crate) request_numbers: BTreeMap<RequestKey, u64>,
+    /// Index: numbers of each principal's requests.
+    pub(crate) requests_of: BTreeMap<String, BTreeSet<u64>>,
+    pub(crate) sessions: BTreeMap<u64, Session>,
     pub(crate) answers: BTreeMap<u64, AnswerKey>,
     pub(crate) answer_numbers: BTreeMap<AnswerKey, u64>,
     pub(crate) open: BTreeMap<(FrameworkId, u64), OpenRequest>,
@@ -46,6 +51,8 @@ pub(crate) struct State {
 pub(crate) struct Meta {
     pub(crate) cluster: String,
     pub(crate) time_ms: TimeMs,
+    /// As `time_ms`, without its jumps, once the cluster counts it.
+    pub(crate) steady_ms: TimeMs,
     pub(crate) next_agent: u64,
     pub(crate) next_framework: u64,
     pub(crate) index: u64,
@@ -53,6 +60,8 @@ pub(crate) struct Meta {
     pub(crate) events_last: EventId,
     pub(crate) requests_next: u64,
     pub(crate) cluster_version: u32,
+    /// Oldest first.
+    pub(crate) restores: Vec<Restore>,
 }
 
 /// Names a stored answer.
@@ -81,7 +90,9 @@ pub(crate) struct Agent {
     pub(crate) maintenance: Option<Maintenance>,
     /// Boots of its machine before the present one, oldest first: one that comes back is another machine's.
     pub(crate) boots_before: Vec<String>,
-    /// Index: sum over `tasks` and `executors`.
+    /// Tasks on it that the state does not know, because it was restored, and what each takes.
+    pub(crate) strangers: BTreeMap<(FrameworkId, TaskId), Quantities>,
+    /// Index: sum over `tasks`, `executors` and `strangers`.
     pub(crate) charged: Quantities,
     /// Index: tasks on it that have not ended.
     pub(crate) tasks: BTreeSet<(FrameworkId, TaskId)>,

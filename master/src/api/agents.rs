@@ -154,6 +154,15 @@ pub async fn gone(
     }))
 }
 
+/// Have the tasks on an agent end that the restored state does not know.
+pub async fn end_strangers(
+    State(api): State<Api>,
+    Extension(asker): Extension<Asker>,
+    Path(agent): Path<String>,
+) -> Result<Json<AgentJson>, ApiError> {
+    change(&api, asker, &agent, |agent| Request::EndStrangers { agent }).await
+}
+
 /// When an agent will be worked on.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -12,7 +12,7 @@ use tessera_master_core::{
     AgentView, AheadState, ComponentUse, ComponentView, Core, Failures, FrameworkVersion, FrameworkView, Keep,
     Quarantine, StandbyView, TaskFilter, TaskView, UnreachablePolicy, Upgrade, UsedAs, World,
 };
-use tessera_types::{AgentId, Digest, Quantities};
+use tessera_types::{AgentId, Digest, FrameworkId, Quantities, TaskId};
 
 /// A list, and the log index that it is true at.
 #[derive(Serialize)]
@@ -36,6 +36,7 @@ pub struct AgentJson {
     free: Quantities,
     attributes: BTreeMap<String, String>,
     tasks: usize,
+    strangers: Vec<StrangerJson>,
     schedulers: usize,
     standby_for: usize,
     ahead: Vec<AheadJson>,
@@ -167,6 +168,24 @@ fn failure(state: AheadState) -> Option<String> {
     }
 }
 
+/// A task on an agent that the state does not know, because it was restored.
+#[derive(Serialize)]
+struct StrangerJson {
+    framework: String,
+    task: String,
+    resources: Quantities,
+}
+
+impl From<(FrameworkId, TaskId, Quantities)> for StrangerJson {
+    fn from((framework, task, resources): (FrameworkId, TaskId, Quantities)) -> Self {
+        Self {
+            framework: framework.to_string(),
+            task: task.to_string(),
+            resources,
+        }
+    }
+}
+
 /// A protection that an agent cannot give its tasks and guests.
 #[derive(Serialize)]
 struct MissingJson {
@@ -204,6 +223,7 @@ impl From<AgentView> for AgentJson {
             free: view.free,
             attributes: view.attributes.into_iter().collect(),
             tasks: view.tasks,
+            strangers: view.strangers.into_iter().map(Into::into).collect(),
             schedulers: view.schedulers,
             standby_for: view.standby_for,
             ahead: view.ahead.into_iter().map(Into::into).collect(),

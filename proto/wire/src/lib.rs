@@ -27,3 +27,23 @@ pub const SESSION_PROTOCOL: u32 = 1;
 
 /// Version of what masters say to each other.
 pub const PEER_PROTOCOL: u32 = 1;
+
+/// Whether two protocols, of the session or of masters, go together: one and the next do, so that a cluster is
+/// upgraded one process at a time. What is newer says nothing that the version before it must understand.
+#[must_use]
+pub const fn go_together(ours: u32, theirs: u32) -> bool {
+    // Who says none does not say it in this language.
+    theirs != 0 && ours.abs_diff(theirs) <= 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::go_together;
+
+    #[test]
+    fn versions_that_follow_each_other_go_together() {
+        let spoken = |ours| (0..9).filter(|theirs| go_together(ours, *theirs)).collect::<Vec<u32>>();
+        assert_eq!(spoken(1), [1, 2]);
+        assert_eq!(spoken(4), [3, 4, 5]);
+    }
+}

@@ -2,6 +2,7 @@
 
 mod lifecycle;
 mod limits;
+mod numbered;
 mod repeats;
 mod version;
 
@@ -56,6 +57,7 @@ fn one_of_each() -> Vec<C> {
         C::HoldExpiry(v1::HoldExpiry::default()),
         C::RefuseBoot(v1::RefuseBoot::default()),
         C::SetClusterVersion(v1::SetClusterVersion::default()),
+        C::OpenSession(v1::OpenSession::default()),
     ]
 }
 

@@ -6,6 +6,7 @@ mod add_component;
 mod commit_turn;
 mod create_framework;
 mod end_drain;
+mod end_strangers;
 pub(crate) mod give_up_tasks;
 mod hold_expiry;
 mod init_cluster;
@@ -14,6 +15,7 @@ mod launch;
 mod mark_gone;
 mod mark_unreachable;
 mod merge_state;
+mod note_strangers;
 mod place_scheduler;
 pub(crate) mod reconcile_agent;
 mod record_failure;
@@ -40,10 +42,14 @@ pub(crate) use roll_back_framework::before as version_before;
 use crate::api::RequestError;
 use crate::apply::{Apply, ApplyError};
 use crate::effect::CommandResult;
+use crate::numbered;
 use tessera_wire::v1::command::Command as C;
 
 /// What every build understands.
 pub(crate) const FIRST_VERSION: u32 = 1;
+
+/// What a state is at that says that it was restored.
+pub(crate) const RESTORE_VERSION: u32 = 3;
 
 /// Run one command.
 pub(crate) fn run(apply: &mut Apply<'_>, command: C) -> Result<CommandResult, ApplyError> {
@@ -68,12 +74,15 @@ pub(crate) fn run(apply: &mut Apply<'_>, command: C) -> Result<CommandResult, Ap
         C::ReleaseFramework(command) => release_framework::run(apply, command),
         C::SetAgentMode(command) => set_agent_mode::run(apply, command),
         C::EndDrain(command) => end_drain::run(apply, command),
+        C::NoteStrangers(command) => note_strangers::run(apply, command)?,
+        C::EndStrangers(command) => end_strangers::run(apply, command),
         C::MarkGone(command) => mark_gone::run(apply, command),
         C::SetMaintenance(command) => set_maintenance::run(apply, command),
         C::GiveUpTasks(command) => give_up_tasks::run(apply, command),
         C::RefuseBoot(command) => refuse_boot::run(apply, command),
         C::HoldExpiry(command) => hold_expiry::run(apply, command),
         C::SetClusterVersion(command) => set_cluster_version::run(apply, &command),
+        C::OpenSession(command) => apply.open_session(&command),
         C::MergeState(command) => return Ok(merge_state::run(apply, command)?),
         C::WriteState(command) => write_state::run(apply, command)?,
     };
@@ -111,6 +120,8 @@ pub(crate) const fn since(command: &C) -> u32 {
         | C::RefuseBoot(_)
         | C::SetClusterVersion(_) => FIRST_VERSION,
         C::RemoveComponent(_) | C::WriteState(_) => 2,
+        C::NoteStrangers(_) | C::EndStrangers(_) => RESTORE_VERSION,
+        C::OpenSession(_) => numbered::SINCE,
     }
 }
 

@@ -61,6 +61,7 @@ pub(super) fn run(
         drain: None,
         maintenance: None,
         boots_before: Vec::new(),
+        strangers: BTreeMap::new(),
         charged: Quantities::ZERO,
         tasks: BTreeSet::new(),
         executors: BTreeMap::new(),

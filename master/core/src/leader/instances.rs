@@ -5,6 +5,7 @@
 
 use super::executors::ExecutorEvents;
 use super::lifecycle::Care;
+use super::pace::Pace;
 use super::{Desk, Pending};
 use crate::api::{FetchRefusal, Fetched};
 use crate::lifecycle::WORKER_FULL;
@@ -75,6 +76,7 @@ pub(crate) struct Instance {
     /// Where it is being placed.
     pub(super) placing: Option<AgentId>,
     last_batch_ms: u64,
+    pub(super) pace: Pace,
     /// Writes from outside that it has for sure.
     pub(super) outside: u64,
     /// When it was last told of some.
@@ -115,6 +117,12 @@ impl Instance {
     /// Whether it wants offers as soon as they can reach it.
     pub(super) const fn wants_offers(&self) -> bool {
         self.ready && !self.out_of_step
+    }
+
+    /// Whether what waits for it is more than news: somebody waits for its answer, it goes on with work of its own,
+    /// or it would fall behind.
+    pub(super) fn is_urgent(&self) -> bool {
+        self.first.is_some() || !self.http.is_empty() || self.again || self.full || self.executor_events.front().is_some()
     }
 
     fn idle(&self) -> bool {
@@ -434,6 +442,11 @@ impl Desk<'_> {
             let carried = Outstanding { time_ms, ..Outstanding::default() };
             return self.send_batch(id, framework, session, carried, Vec::new());
         }
+        let urgent = instance.is_urgent();
+        if self.rests(id) {
+            return;
+        }
+        let Some(instance) = self.leader.instances.get_mut(&id) else { return };
         let first = instance.first.take();
         let mut batch = BatchBuilder { kept: self.leader.outside.next_len(id), ..BatchBuilder::default() };
         if let Some(first) = first {
@@ -454,6 +467,7 @@ impl Desk<'_> {
         if batch.events.is_empty() {
             return;
         }
+        self.count_turn(id, urgent);
         self.send_batch(id, framework, session, carried, batch.events);
     }
 

@@ -12,12 +12,14 @@ mod limits;
 mod liveness;
 mod offers;
 mod outside;
+mod pace;
 mod placement;
 mod plan;
 mod requests;
 mod results;
 mod sessions;
 mod standby;
+mod strangers;
 mod tasks;
 mod tenant_memory;
 mod throttle;
@@ -35,6 +37,7 @@ use http::Waiters;
 use liveness::Liveness;
 use offers::Offers;
 use outside::Outside;
+use pace::Statuses;
 use sessions::{Link, Session};
 use standby::Standbys;
 use std::collections::{BTreeMap, BTreeSet};
@@ -78,6 +81,10 @@ pub(crate) struct Leader {
     dirty_links: BTreeSet<AgentId>,
     /// Counts changes of limits.
     limits_generation: u64,
+    /// Frameworks that wait for their next turn, and until when.
+    resting: BTreeMap<FrameworkId, u64>,
+    /// What agents reported and is not proposed.
+    statuses: Statuses,
     /// Limits as agents are told them, and the newest framework whose role they cover.
     limits: Option<(u64, Vec<v1::RoleLimits>)>,
     allocate: bool,
@@ -95,6 +102,8 @@ pub(crate) enum Pending {
     Register { session: u64 },
     /// A session whose set of tasks is brought into line.
     Reconcile { session: u64 },
+    /// A session whose agent runs what the state does not know.
+    Strangers { session: u64 },
     /// A session to be told that statuses are committed.
     Statuses { session: u64, acks: Vec<v1::StatusAck> },
     /// A turn.
@@ -122,12 +131,12 @@ pub(crate) struct Desk<'a> {
 }
 
 impl Leader {
-    pub(crate) fn new(term: u64, state: &State, now: Now) -> Self {
+    pub(crate) fn new(term: u64, state: &State, expected_ms: Option<u64>, now: Now) -> Self {
         let links = state.agents.keys().map(|agent| (*agent, Link::new(now.mono_ms))).collect();
         Self {
             term,
             count: 0,
-            started: Now { wall_ms: now.wall_ms.max(state.meta.time_ms), ..now },
+            started: Now { wall_ms: unless_far(now.wall_ms, expected_ms).max(state.meta.time_ms), ..now },
             jump_reported: false,
             sessions: BTreeMap::new(),
             links,
@@ -147,6 +156,8 @@ impl Leader {
             dirty_frameworks: state.frameworks.keys().copied().collect(),
             dirty_links: BTreeSet::new(),
             limits_generation: 1,
+            resting: BTreeMap::new(),
+            statuses: Statuses::default(),
             limits: None,
             allocate: true,
             too_new: Vec::new(),
@@ -160,11 +171,16 @@ impl Leader {
         (self.term << TERM_SHIFT) + self.count
     }
 
-    /// The wall clock, held back when it has jumped ahead of the monotonic one.
+    /// The wall clock, unless it has jumped away from the monotonic one.
     pub(crate) fn wall_ms(&self, now: Now) -> u64 {
         let expected = self.started.wall_ms + now.mono_ms.saturating_sub(self.started.mono_ms);
-        if now.wall_ms > expected + CLOCK_JUMP_MAX_MS { expected } else { now.wall_ms }
+        unless_far(now.wall_ms, Some(expected))
     }
+}
+
+/// The wall clock, unless it is far from what is expected of it: then time goes on as it did.
+fn unless_far(wall_ms: u64, expected_ms: Option<u64>) -> u64 {
+    expected_ms.filter(|expected| wall_ms.abs_diff(*expected) > CLOCK_JUMP_MAX_MS).unwrap_or(wall_ms)
 }
 
 impl Desk<'_> {
@@ -226,6 +242,8 @@ impl Desk<'_> {
     /// Do everything that is undone as far as somebody noted it.
     pub(crate) fn settle(&mut self) {
         self.pace_waiting();
+        self.wake_resting();
+        self.propose_statuses();
         for framework in self.leader.dirty_frameworks.clone() {
             self.settle_framework(framework);
         }
@@ -259,8 +277,11 @@ impl Desk<'_> {
         let wall = self.leader.wall_ms(self.now);
         if wall != self.now.wall_ms && !self.leader.jump_reported {
             self.leader.jump_reported = true;
-            let ahead = self.now.wall_ms - wall;
-            let text = format!("the clock jumped {ahead} ms ahead; commands do not follow it");
+            let by = self.now.wall_ms.abs_diff(wall);
+            let side = if self.now.wall_ms > wall { "ahead of" } else { "behind" };
+            let text = format!(
+                "this master's clock is {by} ms {side} the time that commands go by, which does not follow it; set the clock, or stop all masters at once if it is right"
+            );
             self.leader.out.push(Output::Report { text });
         }
         self.tick_liveness();
@@ -277,7 +298,9 @@ impl Desk<'_> {
 mod tests {
     use super::*;
     use crate::testing::MemRows;
+    use crate::apply::BATCH_VERSION;
     use crate::{CLUSTER_VERSION, Core};
+    use prost::Message as _;
     use v1::command::Command as C;
 
     /// What is put out for a command that the leader proposes by itself.
@@ -293,9 +316,47 @@ mod tests {
         outputs.iter().filter(|output| matches!(output, Output::Propose(_))).count()
     }
 
+    /// By how much the time of its first entry is off, when a master whose clock is off comes to lead after it heard
+    /// so many entries of another one.
+    fn time_is_off(off_ms: i64, heard: u64) -> i64 {
+        const HOUR_MS: u64 = 3_600_000;
+        let rows = MemRows::default();
+        let mut core = Core::load(&rows, Config::default()).unwrap();
+        let at = |second: u64, off_ms| Now {
+            mono_ms: second * 1_000,
+            wall_ms: (24 * HOUR_MS + second * 1_000).saturating_add_signed(off_ms),
+        };
+        for second in 1..=heard {
+            let _ = core.on_tick(at(second, off_ms));
+            let time_ms = at(second, 0).wall_ms;
+            let batch = v1::CommandBatch { version: BATCH_VERSION, time_ms, commands: Vec::new() };
+            core.apply(second, 1, &batch.encode_to_vec(), &rows).unwrap();
+        }
+        // Nothing is written for an hour, during which the other one leads.
+        let now = at(3_600, off_ms);
+        let _ = core.lead(2, "cluster", now);
+        let batch = core.encode_batch(Vec::new(), now);
+        let time_ms = v1::CommandBatch::decode(batch.as_slice()).unwrap().time_ms;
+        i64::try_from(time_ms).unwrap() - i64::try_from(at(3_600, 0).wall_ms).unwrap()
+    }
+
+    #[test]
+    fn time_goes_on_when_a_master_leads_whose_clock_is_off() {
+        let hour_ms = 3_600_000;
+        for (off_ms, heard, expected) in [
+            (hour_ms, 5, 0),
+            (-hour_ms, 5, 0),
+            (5_000, 5, 5_000),
+            // The whole cluster was started: the clock may have been set.
+            (hour_ms, 0, hour_ms),
+        ] {
+            assert_eq!(time_is_off(off_ms, heard), expected, "off by {off_ms} ms, {heard} entries");
+        }
+    }
+
     #[test]
     fn a_leader_proposes_nothing_that_others_do_not_understand() {
-        let newest = C::WriteState(v1::WriteState::default());
+        let newest = C::OpenSession(v1::OpenSession::default());
         assert_eq!(since(&newest), CLUSTER_VERSION, "another command is the newest now");
         assert_eq!(proposed(CLUSTER_VERSION, newest.clone()), 1);
         assert_eq!(proposed(CLUSTER_VERSION - 1, newest), 0);

@@ -2,7 +2,7 @@
 
 use super::{Desk, Pending};
 use crate::api::{Output, Request, RequestError};
-use crate::repeats::Once;
+use crate::repeats::Known;
 use crate::auth::{Action, Object, Principal, authorize};
 use crate::codec;
 use crate::commands::{since, validate_config};
@@ -17,16 +17,15 @@ impl Desk<'_> {
         ticket: u64,
         principal: &Principal,
         request: Request,
-        once: Option<Once>,
+        known: Option<Known>,
     ) {
         let command = self.command(principal, request).and_then(|command| self.understood(command));
         match command {
             Ok(command) => {
-                let origin = v1::Origin {
-                    principal: principal.name.clone(),
-                    fingerprint: once.as_ref().map(|o| o.fingerprint.0.to_vec()).unwrap_or_default(),
-                    idempotency_key: once.map(|once| once.key).unwrap_or_default(),
-                    ..v1::Origin::default()
+                let principal = principal.name.clone();
+                let origin = match known {
+                    Some(known) => known.origin(principal),
+                    None => v1::Origin { principal, ..v1::Origin::default() },
                 };
                 self.propose_from(origin, command, Pending::Request { ticket });
             }
@@ -115,6 +114,12 @@ impl Desk<'_> {
             Request::SetClusterVersion { version } => {
                 Command::SetClusterVersion(v1::SetClusterVersion { version })
             }
+            Request::EndStrangers { agent } => {
+                Command::EndStrangers(v1::EndStrangers { agent: agent.0, tasks: Vec::new(), all: true })
+            }
+            Request::OpenSession { node, session, members } => {
+                Command::OpenSession(v1::OpenSession { node, session, members })
+            }
             Request::MarkGone { agent } => Command::MarkGone(v1::MarkGone { agent: agent.0 }),
             Request::SetMaintenance { agent, maintenance } => {
                 Command::SetMaintenance(v1::SetMaintenance {
@@ -142,9 +147,10 @@ impl Desk<'_> {
         };
         match request {
             Request::AddComponent { .. } | Request::RemoveComponent { .. } => Object::Component,
-            Request::SetClusterVersion { .. } => Object::Cluster,
+            Request::SetClusterVersion { .. } | Request::OpenSession { .. } => Object::Cluster,
             Request::SetAgentMode { .. }
             | Request::MarkGone { .. }
+            | Request::EndStrangers { .. }
             | Request::SetMaintenance { .. } => Object::Agent,
             Request::CreateFramework { role, .. } => {
                 Object::Framework { role: Some(role.to_string()) }
@@ -169,6 +175,7 @@ const fn action(request: &Request) -> Action {
         Request::RemoveComponent { .. }
         | Request::RemoveFramework { .. }
         | Request::MarkGone { .. } => Action::Remove,
+        Request::EndStrangers { .. } => Action::Kill,
         Request::KillTask { .. } => Action::Kill,
         Request::SetLimits { .. }
         | Request::UpgradeFramework { .. }
@@ -178,6 +185,7 @@ const fn action(request: &Request) -> Action {
         | Request::SetAgentMode { .. }
         | Request::SetMaintenance { .. }
         | Request::SetClusterVersion { .. }
+        | Request::OpenSession { .. }
         | Request::ReleaseFramework { .. } => Action::Change,
     }
 }

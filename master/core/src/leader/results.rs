@@ -102,7 +102,7 @@ impl Desk<'_> {
                     link.unreachable_proposed = false;
                 }
             }
-            Pending::Nobody => {}
+            Pending::Strangers { .. } | Pending::Nobody => {}
         }
     }
 
@@ -144,6 +144,7 @@ impl Desk<'_> {
                 }
                 Pending::Register { session }
                 | Pending::Reconcile { session }
+                | Pending::Strangers { session }
                 | Pending::Statuses { session, .. } => {
                     self.close(session, "the log does not take commands now; try again");
                 }

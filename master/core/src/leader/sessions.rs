@@ -10,7 +10,7 @@ use crate::limits::AGENT_KEY_BYTES_MAX;
 use std::collections::{BTreeMap, BTreeSet};
 use tessera_types::{AgentId, Digest, Epoch, FrameworkId, TaskId};
 use tessera_wire::v1::{self, agent_message::Message as In, master_message::Message as Out};
-use tessera_wire::{SESSION_PROTOCOL, WireError, tasks_hash};
+use tessera_wire::{SESSION_PROTOCOL, WireError, go_together, tasks_hash};
 
 /// One session.
 #[derive(Debug)]
@@ -116,8 +116,10 @@ impl Desk<'_> {
             self.registered(session, agent);
             return;
         }
+        // What got its number after the snapshot from which the state was restored gets another one.
+        let lost = self.state.is_lost_agent(AgentId(register.agent));
         let command = v1::RegisterAgent {
-            agent: register.agent,
+            agent: if lost { 0 } else { register.agent },
             agent_key: register.agent_key,
             boot: register.boot,
             description: register.description,
@@ -166,15 +168,19 @@ impl Desk<'_> {
         let agent = AgentId(register.agent);
         let ours = register.cluster == self.state.meta.cluster;
         let given = (1..=self.state.meta.next_agent).contains(&agent.0);
-        let forgotten = ours && given && !self.state.agents.contains_key(&agent);
+        let lost = self.state.is_lost_agent(agent);
+        let forgotten = ours && given && !lost && !self.state.agents.contains_key(&agent);
         let gone = self.state.gone.get(&register.agent_key).map(|gone| gone.agent);
         gone.or_else(|| forgotten.then_some(agent))
     }
 
     fn check_register(&self, register: &v1::Register) -> Result<(), WireError> {
         let refuse = |field, rule: String| Err(WireError::new(field, rule));
-        if register.protocol != SESSION_PROTOCOL {
-            let rule = format!("this master speaks {SESSION_PROTOCOL}, not {}", register.protocol);
+        if !go_together(SESSION_PROTOCOL, register.protocol) {
+            let rule = format!(
+                "this master speaks {SESSION_PROTOCOL}, not {}; use a build that is at most one version away",
+                register.protocol
+            );
             return refuse("register.protocol", rule);
         }
         let cluster = &self.state.meta.cluster;
@@ -194,8 +200,11 @@ impl Desk<'_> {
         if register.agent != 0 {
             let agent = AgentId(register.agent);
             match self.state.agents.get(&agent) {
-                None if self.gone(register).is_some() => {}
-                None => return refuse("register.agent", format!("{agent} is not known here")),
+                None if self.gone(register).is_some() || self.state.is_lost_agent(agent) => {}
+                None => {
+                    let rule = format!("{agent} is not known here; with an empty work directory it becomes a new agent");
+                    return refuse("register.agent", rule);
+                }
                 Some(row) if row.key != register.agent_key => {
                     return refuse("register.agent_key", format!("is not that of {agent}"));
                 }
@@ -213,7 +222,9 @@ impl Desk<'_> {
         record.agent = Some(agent);
         let theirs = std::mem::take(&mut record.register.tasks_hash);
         let ours = self.tasks_hash(agent);
-        let equal = ours.as_slice() == theirs;
+        // Strangers are no part of what the state has.
+        let strangers = self.state.agents.get(&agent).is_some_and(|row| !row.strangers.is_empty());
+        let equal = ours.as_slice() == theirs && !strangers;
         let now_ms = self.now.mono_ms;
         let link = self.leader.links.entry(agent).or_insert_with(|| Link::new(now_ms));
         *link = Link {
@@ -230,6 +241,7 @@ impl Desk<'_> {
             tasks_equal: equal,
             // The shell knows where the masters are.
             masters: Vec::new(),
+            repeat_statuses: !equal && self.state.is_restored(),
         };
         self.send(session, Out::Registered(registered));
         self.leader.dirty_links.insert(agent);

@@ -3,6 +3,7 @@
 //! Invariants: desired state is derived from the rows each time; nothing is desired while the sets are
 //! being compared; an agent is told that a status is safe only after it committed.
 
+use super::pace::Held;
 use super::{Desk, Pending};
 use crate::commands::reconcile_agent::verdict;
 use crate::limits::{COMMAND_BYTES_MAX, STATUSES_IN_FLIGHT_MAX, STATUSES_MAX, TASK_SET_MAX};
@@ -33,13 +34,15 @@ impl Desk<'_> {
             let state = TaskState::try_from(entry.state())?;
             let task = TaskId::try_from(entry.task)
                 .map_err(|error| WireError::new("task_set.task", error.to_string()))?;
-            theirs.insert((FrameworkId(entry.framework), task), (state, entry.attempt));
+            let charge = entry.charge.unwrap_or_default();
+            theirs.insert((FrameworkId(entry.framework), task), (state, entry.attempt, charge));
         }
+        let noted = self.compare_strangers(session, agent, &theirs)?;
         let Some(row) = self.state.agents.get(&agent) else { return Ok(()) };
         let mut tasks = Vec::new();
         for (framework, id) in &row.tasks {
             let Some(task) = self.state.task(*framework, id) else { continue };
-            let reported = theirs.get(&(*framework, id.clone())).copied();
+            let reported = theirs.get(&(*framework, id.clone())).map(|(state, attempt, _)| (*state, *attempt));
             if verdict(task, reported.map(|(state, _)| state)).is_none() {
                 continue;
             }
@@ -53,7 +56,8 @@ impl Desk<'_> {
                 attempt,
             });
         }
-        if tasks.is_empty() {
+        // After strangers are noted, and not before, the sets agree.
+        if tasks.is_empty() && !noted {
             self.compared(session);
             return Ok(());
         }
@@ -86,6 +90,7 @@ impl Desk<'_> {
             return Err(WireError::new("statuses", format!("at most {STATUSES_MAX} in a message")));
         }
         let (mut known, mut stale) = (Vec::new(), Vec::new());
+        let mut ended = Vec::new();
         let mut acks = Vec::new();
         for update in updates.updates {
             let status = update.status.ok_or_else(|| WireError::missing("statuses.status"))?;
@@ -112,9 +117,13 @@ impl Desk<'_> {
                 });
                 acks.push(ack);
             } else {
+                if status.state.is_terminal() {
+                    ended.push((framework, status.task));
+                }
                 stale.push(ack);
             }
         }
+        self.strangers_ended(agent, ended);
         if !stale.is_empty() {
             self.send(session, Out::StatusAcks(v1::StatusAcks { acks: stale }));
         }
@@ -129,9 +138,7 @@ impl Desk<'_> {
                 std::mem::replace(&mut known, rest),
                 std::mem::replace(&mut acks, acks_rest),
             );
-            let command = v1::UpdateStatuses { agent: agent.0, statuses };
-            let command = v1::command::Command::UpdateStatuses(command);
-            self.propose("", command, Pending::Statuses { session, acks });
+            self.hold_statuses(Held { session, agent, statuses, acks });
         }
         Ok(())
     }
@@ -160,6 +167,12 @@ impl Desk<'_> {
                 let Some(task) = state.live_task(*framework, id) else { continue };
                 desired.tasks.extend(desired_task(state, *framework, task));
                 link.sent.insert((*framework, id.clone()), task.kill.map(|kill| kill.grace_ms));
+            }
+            let strangers = state.agents.get(&agent).into_iter().flat_map(|row| row.strangers.keys());
+            for (framework, id) in strangers {
+                desired.strangers.push(v1::TaskKey { framework: framework.0, task: id.to_string() });
+                // So that it is told when they are to go.
+                link.sent.insert((*framework, id.clone()), None);
             }
         } else {
             for (framework, id) in changed {

@@ -2,6 +2,7 @@
 //! are spoken for by the script, and everything that goes out is written down.
 
 mod lifecycle;
+mod restore;
 mod show;
 mod standby;
 mod turn;
@@ -18,6 +19,8 @@ use tessera_wire::v1::{self, agent_message::Message as In};
 pub struct Cluster {
     core: Core,
     rows: MemRows,
+    /// As it was saved.
+    saved: MemRows,
     now: Now,
     term: u64,
     index: u64,
@@ -103,6 +106,7 @@ impl Cluster {
         let mut cluster = Self {
             core,
             rows,
+            saved: MemRows::default(),
             now: Now { wall_ms: 1_000_000, mono_ms: 5_000 },
             term: 0,
             index: 0,
@@ -135,6 +139,7 @@ impl Cluster {
         let words = Words::of(rest);
         match verb {
             "agent" => self.agent(&words),
+            "agents" | "reopen-all" => self.agents(verb, rest),
             "component" => self.component(&words),
             "remove-component" | "cluster-version" => self.components_upkeep(verb, &words),
             "spec" => self.spec(&words),
@@ -183,6 +188,7 @@ impl Cluster {
             "stand-still" => self.stand_still(duration_ms(words.plain(0))),
             "lose" => self.lose(),
             "restart-master" => self.restart_master(),
+            "save-state" | "restore-state" | "end-strangers" => self.restore(verb, &words),
             "show" => self.show(&words),
             other => panic!("no such verb: {other}"),
         }
@@ -290,6 +296,20 @@ impl Cluster {
         self.open(name, register);
     }
 
+    /// `agents n1..300 cpus=4` is that agent three hundred times, `reopen-all` their sessions; what came of the last
+    /// one is shown.
+    fn agents(&mut self, verb: &str, text: &str) {
+        let (names, rest) = text.split_once(' ').unwrap_or((text, ""));
+        for name in turn::expand(names) {
+            self.out.clear();
+            let line = format!("{name} {rest}");
+            match verb {
+                "agents" => self.agent(&Words::of(&line)),
+                _ => self.reopen(&Words::of(&line)),
+            }
+        }
+    }
+
     fn hash_of(&self, tasks: &[v1::TaskEntry]) -> Vec<u8> {
         let ids: Vec<_> = tasks
             .iter()
@@ -347,6 +367,7 @@ impl Cluster {
                     task: task.into(),
                     attempt: 1,
                     state: v1::TaskState::from_str_name(state).expect("a state").into(),
+                    charge: Some(v1::Quantities { cpus_milli: 1000, mem_mib: 64, disk_mib: 0 }),
                 }
             })
             .collect()

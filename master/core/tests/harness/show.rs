@@ -38,6 +38,9 @@ fn shown_agent(agent: &AgentView) -> String {
     if let Some(drain) = agent.drain {
         text += &format!("; draining until {}{}", drain.deadline_ms, if drain.over { ", over" } else { "" });
     }
+    for (framework, task, _) in &agent.strangers {
+        text += &format!("; stranger {framework}/{task}");
+    }
     text
 }
 
@@ -50,6 +53,28 @@ fn shorten(words: Vec<String>, between: &str, kind: &str) -> String {
     let mut rest: Vec<String> = words.into_iter().filter(|w| !w.starts_with(kind)).collect();
     rest.push(format!(" {many} times {}", kind.trim()));
     rest.join(between)
+}
+
+/// More than ten agents in a row, each with the number after that of the one before: `agent a1..a250`.
+fn runs_of_agents(words: Vec<String>) -> Vec<String> {
+    let number = |word: &String| word.strip_prefix("agent a").and_then(|number| number.parse::<u64>().ok());
+    let mut shown = Vec::new();
+    let mut words = words.into_iter().peekable();
+    while let Some(word) = words.next() {
+        let Some(first) = number(&word) else {
+            shown.push(word);
+            continue;
+        };
+        let mut last = first;
+        while words.next_if(|next| number(next) == Some(last + 1)).is_some() {
+            last += 1;
+        }
+        match last - first {
+            0..=9 => shown.extend((first..=last).map(|number| format!("agent a{number}"))),
+            _ => shown.push(format!("agent a{first}..a{last}")),
+        }
+    }
+    shown
 }
 
 impl Cluster {
@@ -99,8 +124,10 @@ impl Cluster {
     fn message(&mut self, to: &str, message: v1::MasterMessage) -> String {
         match message.message.expect("a message") {
             Out::Registered(r) => {
-                format!("{to} <- registered as a{} tasks-equal={}", r.agent, r.tasks_equal)
+                let repeat = if r.repeat_statuses { " repeat-statuses" } else { "" };
+                format!("{to} <- registered as a{} tasks-equal={}{repeat}", r.agent, r.tasks_equal)
             }
+            Out::Masters(masters) => format!("{to} <- masters {}", masters.addresses.join(" ")),
             Out::ToExecutor(message) => format!(
                 "{to} <- message to {}/{}: {}",
                 self.name(message.framework),
@@ -156,6 +183,9 @@ impl Cluster {
             let from = i.migrate_from.map(|from| format!("(migrate from {from})")).unwrap_or_default();
             format!("{}@e{}{from}{limits}", self.name(i.framework), i.epoch)
         });
+        for task in &desired.strangers {
+            text += &format!(" stranger {}/{}", self.name(task.framework), task.task);
+        }
         text += &format!(" schedulers=[{}]", schedulers.collect::<Vec<_>>().join(" "));
         let ahead = desired.compile_ahead.iter().flat_map(|ahead| &ahead.components);
         let ahead: Vec<&str> = ahead
@@ -199,6 +229,7 @@ impl Cluster {
             framework.consumed = consumed;
             framework.delivered = delivered;
         }
+        let shown = runs_of_agents(shown);
         let of_executors = shown.iter().any(|word| word.starts_with("message "));
         let many = if of_executors { "message " } else { "update " };
         if shown.is_empty() {

@@ -1,7 +1,8 @@
 //! Requests that come again: in one entry, beyond the bound, and from somebody else.
 
 use super::*;
-use crate::limits::{REQUEST_KEPT_MS, REQUESTS_MAX};
+use crate::CLUSTER_VERSION;
+use crate::limits::{CLOCK_JUMP_MAX_MS, REQUEST_KEPT_MS, REQUESTS_BEFORE_MAX, REQUESTS_OF_PRINCIPAL_MAX};
 
 /// A change of the limits of the cluster, under a key.
 fn change(principal: &str, key: &str, said: u8, value: u64) -> v1::Command {
@@ -24,16 +25,26 @@ struct Model {
     state: State,
     rows: MemRows,
     index: u64,
+    time_ms: u64,
 }
 
 impl Model {
     fn apply(&mut self, time_ms: u64, commands: Vec<v1::Command>) -> Vec<CommandResult> {
         self.index += 1;
+        self.time_ms = time_ms;
         let entry = v1::CommandBatch { version: 1, time_ms, commands }.encode_to_vec();
         let applied = apply(&mut self.state, self.index, 1, &entry, &self.rows).unwrap();
         let results = results(&applied);
         self.rows.write(applied.rows);
         results
+    }
+
+    /// Time passes, as it does in a cluster that works: no step of it is taken for one of the clock.
+    fn pass(&mut self, ms: u64) {
+        let until = self.time_ms + ms;
+        while self.time_ms < until {
+            self.apply(until.min(self.time_ms + CLOCK_JUMP_MAX_MS), vec![]);
+        }
     }
 
     fn timers(&self) -> u64 {
@@ -42,7 +53,13 @@ impl Model {
 }
 
 fn model() -> Model {
-    Model { state: State::default(), rows: MemRows::default(), index: 0 }
+    Model { state: State::default(), rows: MemRows::default(), index: 0, time_ms: 0 }
+}
+
+fn at_version(version: u32) -> Model {
+    let mut model = model();
+    model.state.meta.cluster_version = version;
+    model
 }
 
 #[test]
@@ -87,24 +104,49 @@ fn keys_and_fingerprints_have_a_form() {
 
 #[test]
 fn the_newest_results_of_the_last_ten_minutes_are_kept() {
-    let mut model = model();
-    let many = |from: usize, to: usize| {
-        (from..to).map(|n| change("a", &format!("k{n}"), 1, 10)).collect::<Vec<_>>()
-    };
-    model.apply(1, many(0, REQUESTS_MAX));
-    assert_eq!(model.state.requests.len(), REQUESTS_MAX);
-    // The oldest makes room, and is a new request when it comes again.
-    model.apply(2, many(REQUESTS_MAX, REQUESTS_MAX + 1));
-    assert_eq!(model.state.requests.len(), REQUESTS_MAX);
-    assert_eq!(model.rows.count(rows::REQUESTS), REQUESTS_MAX);
-    model.apply(3, vec![change("a", "k0", 2, 20)]);
+    for (version, bound) in [(2, REQUESTS_BEFORE_MAX), (CLUSTER_VERSION, REQUESTS_OF_PRINCIPAL_MAX)] {
+        let mut model = at_version(version);
+        let many = |from: usize, to: usize| {
+            (from..to).map(|n| change("a", &format!("k{n}"), 1, 10)).collect::<Vec<_>>()
+        };
+        model.apply(1, many(0, bound));
+        assert_eq!(model.state.requests.len(), bound);
+        // The oldest makes room, and is a new request when it comes again.
+        model.apply(2, many(bound, bound + 1));
+        assert_eq!(model.state.requests.len(), bound);
+        assert_eq!(model.rows.count(rows::REQUESTS), bound);
+        model.apply(3, vec![change("a", "k0", 2, 20)]);
+        assert_eq!(model.timers(), 20);
+        // The newest ones are still known at the end of their time, and not after it.
+        model.pass(REQUEST_KEPT_MS - 1);
+        model.apply(model.time_ms, vec![change("a", &format!("k{bound}"), 1, 30)]);
+        assert_eq!(model.timers(), 20);
+        model.pass(2);
+        model.apply(model.time_ms, vec![change("a", "k0", 1, 40)]);
+        assert_eq!(model.timers(), 40);
+        assert_eq!(model.state.requests.len(), 1);
+        let again = codec::load(&model.rows).unwrap();
+        assert_eq!(again.requests, model.state.requests);
+        assert_eq!(again.requests_of, model.state.requests_of);
+    }
+}
+
+#[test]
+fn a_busy_principal_takes_nobody_elses_place() {
+    let mut model = at_version(CLUSTER_VERSION);
+    model.apply(1, vec![change("quiet", "k", 1, 10)]);
+    let busy: Vec<_> = (0..=REQUESTS_OF_PRINCIPAL_MAX).map(|n| change("busy", &format!("k{n}"), 1, 20)).collect();
+    model.apply(2, busy);
+    assert_eq!(model.apply(3, vec![change("quiet", "k", 1, 10)]), [CommandResult::Done]);
+    assert_eq!(model.timers(), 20, "the repetition was carried out");
+    assert_eq!(model.state.requests.len(), REQUESTS_OF_PRINCIPAL_MAX + 1);
+}
+
+#[test]
+fn a_step_of_the_clock_ages_no_results() {
+    let mut model = at_version(CLUSTER_VERSION);
+    model.apply(1_000, vec![change("a", "k", 1, 10)]);
+    model.apply(1_000 + 10 * REQUEST_KEPT_MS, vec![change("a", "other", 1, 20)]);
+    model.apply(model.time_ms, vec![change("a", "k", 1, 10)]);
     assert_eq!(model.timers(), 20);
-    // The newest ones are still known at the end of their time, and not after it.
-    model.apply(2 + REQUEST_KEPT_MS, vec![change("a", &format!("k{REQUESTS_MAX}"), 1, 30)]);
-    assert_eq!(model.timers(), 20);
-    model.apply(4 + REQUEST_KEPT_MS, vec![change("a", "k0", 1, 40)]);
-    assert_eq!(model.timers(), 40);
-    assert_eq!(model.state.requests.len(), 1);
-    let again = codec::load(&model.rows).unwrap();
-    assert_eq!(again.requests, model.state.requests);
 }
