@@ -11,7 +11,7 @@ use crate::guests::program;
 use crate::net::Net;
 use crate::rest::Rest;
 use crate::wait::until;
-use crate::{Outcome, ensure, procfs};
+use crate::{Outcome, ensure, failure, procfs};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -253,23 +253,44 @@ impl Site {
         .await
     }
 
+    /// What a master says of all masters, if so many vote and are in health; else what is missing.
+    async fn voters_now(&self, count: usize) -> Result<Value, String> {
+        let leader = self.leader_now().await.map_err(|error| error.to_string())?;
+        let rest = self.rest(leader.unwrap_or(0)).map_err(|error| error.to_string())?;
+        let view = tokio::time::timeout(GLANCE * 4, rest.document("/v1/masters")).await;
+        match view {
+            Ok(Ok(view)) if view["healthy_voters"] == count && view["voters"] == count => Ok(view),
+            Ok(Ok(view)) => Err(view.to_string()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("no answer".to_owned()),
+        }
+    }
+
     /// Wait until so many masters vote and are in health.
     ///
     /// # Errors
     /// When they are not in time.
     pub async fn voters(&self, count: usize) -> Outcome<Value> {
-        until(&format!("{count} masters vote"), PATIENCE, async || {
-            let leader = self.leader_now().await.map_err(|error| error.to_string())?;
-            let rest = self.rest(leader.unwrap_or(0)).map_err(|error| error.to_string())?;
-            let view = tokio::time::timeout(GLANCE * 4, rest.document("/v1/masters")).await;
-            match view {
-                Ok(Ok(view)) if view["healthy_voters"] == count && view["voters"] == count => Ok(view),
-                Ok(Ok(view)) => Err(view.to_string()),
-                Ok(Err(error)) => Err(error.to_string()),
-                Err(_) => Err("no answer".to_owned()),
+        until(&format!("{count} masters vote"), PATIENCE, async || self.voters_now(count).await).await
+    }
+
+    /// Start whatever does not run, and wait until all masters vote: one that failed on its full disk may take a
+    /// moment to end, and is started again then.
+    ///
+    /// # Errors
+    /// When they do not in time, or one ends that is not among these.
+    pub async fn whole(&mut self, may_end: &[String]) -> Outcome {
+        let count = self.masters.len();
+        let done = until("all masters vote again", PATIENCE, async || {
+            for (name, words) in self.ended().map_err(|error| error.to_string())? {
+                if !may_end.contains(&name) {
+                    return Ok(Err(failure(format!("{name} ended by itself: {words}"))));
+                }
             }
-        })
-        .await
+            self.heal().map_err(|error| error.to_string())?;
+            self.voters_now(count).await.map(|_| Ok(()))
+        });
+        done.await?
     }
 
     /// Wait until all agents have a session.

@@ -213,7 +213,7 @@ pub async fn carry_out(site: &mut Site, plan: &[Planned], random: &mut Random) -
             eprintln!("  {now:>6} ms: {name} ended on its full disk");
         }
     }
-    site.heal()
+    site.whole(&filled).await
 }
 
 async fn begin(site: &mut Site, planned: Planned, random: &mut Random) -> Outcome<Begun> {
