@@ -1,72 +1,112 @@
 //! Component bytes: content-addressed files in the master's data directory.
 //!
-//! Invariants: a file under its digest's name is complete and has that digest: it is written under
-//! another name, synced, and renamed; a file goes only after a grace in which nothing named it, written
-//! down beside it so that a restart does not end it, and never while it is held. Nothing here looks
-//! inside: that is done by `tessera-worker inspect` in a process of its own.
+//! Owns: the folder on the real disk, and bytes on their way into it and out of it. Invariant: what is decided
+//! about files is decided by [`Shelf`]; nothing here looks inside: that is done by `tessera-worker inspect` in
+//! a process of its own.
 
+use crate::shelf::{Folder, Intake, IntakeError, Outgoing, Shelf, file_name, temporary_name};
 use sha2::{Digest as _, Sha256};
-use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::collections::BTreeSet;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 use tessera_types::Digest;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
 
-/// Bytes read at once of what the judge wrote.
-const PIECE_BYTES: usize = 64 << 10;
+/// Bytes read at once.
+pub const PIECE_BYTES: usize = 64 << 10;
+
+/// Pieces of a file that are read ahead of whom it is for.
+const PIECES_AHEAD: usize = 8;
+
+/// A folder on the real disk.
+#[derive(Debug)]
+pub struct Dir(PathBuf);
+
+impl Folder for Dir {
+    fn names(&self) -> io::Result<Vec<String>> {
+        let names = std::fs::read_dir(&self.0)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        names.collect()
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.0.join(name).is_file()
+    }
+
+    fn digest(&self, name: &str) -> io::Result<(Digest, u64)> {
+        let mut file = std::fs::File::open(self.0.join(name))?;
+        let (mut hash, mut length) = (Sha256::new(), 0);
+        let mut piece = vec![0; PIECE_BYTES];
+        loop {
+            match file.read(&mut piece)? {
+                0 => return Ok((Digest(hash.finalize().into()), length)),
+                read => {
+                    hash.update(&piece[..read]);
+                    length += read as u64;
+                }
+            }
+        }
+    }
+
+    fn touch(&self, name: &str) -> io::Result<()> {
+        std::fs::File::create(self.0.join(name)).map(|_| ())
+    }
+
+    fn written(&self, name: &str) -> io::Result<Option<SystemTime>> {
+        match std::fs::metadata(self.0.join(name)) {
+            Ok(file) => file.modified().map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::rename(self.0.join(from), self.0.join(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        match std::fs::remove_file(self.0.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        std::fs::File::open(&self.0)?.sync_all()
+    }
+}
 
 /// The folder of components.
 #[derive(Debug)]
 pub struct ComponentStore {
     dir: PathBuf,
     uploads: AtomicU64,
-    /// How many need a file although no state names it yet. Locked while files get and lose their names.
-    held: Mutex<BTreeMap<Digest, usize>>,
+    shelf: Arc<Shelf<Dir>>,
 }
 
 /// A file that is not collected as long as this is there.
 #[derive(Debug)]
 pub struct Held {
-    store: Arc<ComponentStore>,
+    shelf: Arc<Shelf<Dir>>,
     digest: Digest,
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let mut held = self.store.held();
-        if let Some(count) = held.get_mut(&self.digest) {
-            *count -= 1;
-            if *count == 0 {
-                held.remove(&self.digest);
-            }
-        }
+        self.shelf.let_go(self.digest);
     }
 }
 
 /// Why bytes were not stored.
 #[derive(Debug, thiserror::Error)]
 pub enum UploadError {
-    /// Longer than allowed.
-    #[error("limit component-bytes: at most {most}")]
-    TooLarge {
-        /// What is allowed.
-        most: u64,
-    },
-    /// Nothing was sent.
-    #[error("the body is empty; send the bytes of a component")]
-    Empty,
-    /// Not the digest that the caller named.
-    #[error("the bytes have the digest {found}, not {named}")]
-    WrongDigest {
-        /// What the caller named.
-        named: Digest,
-        /// What was found.
-        found: Digest,
-    },
+    /// They are not what they should be.
+    #[error(transparent)]
+    Bytes(#[from] IntakeError),
     /// The disk refused.
     #[error("storing the component")]
     Io(#[from] io::Error),
@@ -76,6 +116,7 @@ pub enum UploadError {
 #[derive(Debug)]
 pub struct Staged {
     path: PathBuf,
+    name: String,
     /// Digest of the bytes.
     pub digest: Digest,
     /// How many.
@@ -123,8 +164,17 @@ impl Drop for Beside {
 pub struct Upload {
     file: File,
     staged: Staged,
-    hash: Sha256,
-    most: u64,
+    intake: Intake,
+}
+
+/// Do something with the shelf that waits for the disk.
+async fn blocking<T: Send + 'static>(
+    shelf: &Arc<Shelf<Dir>>,
+    what: impl FnOnce(&Shelf<Dir>) -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let shelf = Arc::clone(shelf);
+    // It is cut off only when the process is ending.
+    tokio::task::spawn_blocking(move || what(&shelf)).await.map_err(io::Error::other)?
 }
 
 impl ComponentStore {
@@ -135,118 +185,135 @@ impl ComponentStore {
     pub fn open(data_dir: &Path) -> io::Result<Self> {
         let dir = data_dir.join("components");
         std::fs::create_dir_all(&dir)?;
-        for entry in std::fs::read_dir(&dir)? {
-            let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with("upload-") {
-                std::fs::remove_file(entry.path())?;
-            }
-        }
-        Ok(Self {
-            dir,
-            uploads: AtomicU64::new(0),
-            held: Mutex::default(),
-        })
-    }
-
-    fn held(&self) -> MutexGuard<'_, BTreeMap<Digest, usize>> {
-        // A panic while holding the lock cannot leave the table half changed.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        let shelf = Arc::new(Shelf::open(Dir(dir.clone()))?);
+        Ok(Self { dir, uploads: AtomicU64::new(0), shelf })
     }
 
     /// Keep the file of a digest from being collected, whether it is there yet or not.
     #[must_use]
-    pub fn hold(self: &Arc<Self>, digest: Digest) -> Held {
-        *self.held().entry(digest).or_default() += 1;
-        Held { store: Arc::clone(self), digest }
+    pub fn hold(&self, digest: Digest) -> Held {
+        self.shelf.hold(digest);
+        Held { shelf: Arc::clone(&self.shelf), digest }
     }
 
-    /// Whether a file is here; if it is, its grace begins again.
+    /// See [`Shelf::claim`].
     ///
     /// # Errors
     /// Those of the disk.
-    pub fn claim(&self, digest: &Digest) -> io::Result<bool> {
-        let _names = self.held();
-        remove_if_there(&self.unnamed(digest))?;
-        Ok(self.has(digest))
-    }
-
-    /// A mark beside a file that no state names: it is as old as that was first seen.
-    fn unnamed(&self, digest: &Digest) -> PathBuf {
-        self.dir.join(format!("unnamed-{}", digest.hex()))
+    pub async fn claim(&self, digest: Digest) -> io::Result<bool> {
+        blocking(&self.shelf, move |shelf| shelf.claim(&digest)).await
     }
 
     /// Where the bytes of a digest are, or would be.
     #[must_use]
     pub fn path(&self, digest: &Digest) -> PathBuf {
-        self.dir.join(format!("sha256-{}.wasm", digest.hex()))
+        self.dir.join(file_name(digest))
     }
 
     /// Whether the bytes of a digest are here, complete and synced.
     #[must_use]
     pub fn has(&self, digest: &Digest) -> bool {
-        self.path(digest).is_file()
+        self.shelf.has(digest)
     }
 
-    /// Remove files of digests that are not among these, are held by nobody, and were first seen so longer
-    /// ago than `grace`; which.
+    /// See [`Shelf::collect`].
     ///
     /// # Errors
     /// Those of the disk.
-    pub fn collect(
+    pub async fn collect(
         &self,
-        known: &BTreeSet<Digest>,
+        known: BTreeSet<Digest>,
+        current: bool,
         now: SystemTime,
         grace: Duration,
     ) -> io::Result<Vec<Digest>> {
-        let mut removed = Vec::new();
-        let (files, marks) = self.names()?;
-        for digest in files.iter().filter(|digest| !known.contains(digest)) {
-            // From here on nobody can begin to need it: whoever does takes the lock first.
-            let held = self.held();
-            let mark = self.unnamed(digest);
-            if held.contains_key(digest) {
-                remove_if_there(&mark)?;
-                continue;
-            }
-            let since = match std::fs::metadata(&mark) {
-                Ok(mark) => mark.modified()?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    std::fs::File::create(&mark)?;
-                    continue;
+        blocking(&self.shelf, move |shelf| shelf.collect(&known, current, now, grace)).await
+    }
+
+    /// See [`Shelf::scrub`].
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub async fn scrub(&self) -> io::Result<Vec<Digest>> {
+        blocking(&self.shelf, Shelf::scrub).await
+    }
+
+    /// The size of a file, and its bytes as they are read; the last of them come only if all are what they should
+    /// be. A file that is damaged loses its name.
+    ///
+    /// # Errors
+    /// When it is not here.
+    pub async fn send(&self, digest: Digest) -> io::Result<(u64, mpsc::Receiver<io::Result<Vec<u8>>>)> {
+        let mut file = File::open(self.path(&digest)).await?;
+        let size = file.metadata().await?.len();
+        let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
+        let shelf = Arc::clone(&self.shelf);
+        // Ends with the file, or with whom it is for.
+        tokio::spawn(async move {
+            let mut outgoing = Outgoing::new(digest);
+            loop {
+                let mut piece = vec![0; PIECE_BYTES];
+                let ready = match file.read(&mut piece).await {
+                    Ok(0) => break,
+                    Ok(read) => {
+                        piece.truncate(read);
+                        Ok(outgoing.piece(piece))
+                    }
+                    Err(error) => Err(error),
+                };
+                let failed = ready.is_err();
+                if let Some(ready) = ready.transpose()
+                    && (sender.send(ready).await.is_err() || failed)
+                {
+                    return;
                 }
-                Err(error) => return Err(error),
+            }
+            let last = match outgoing.finish() {
+                Ok(last) => last.map(Ok),
+                Err(damaged) => {
+                    let found = blocking(&shelf, move |shelf| shelf.doubt(&digest)).await;
+                    tracing::warn!(%damaged, removed = found.unwrap_or(false), "a component file");
+                    Some(Err(io::Error::new(io::ErrorKind::InvalidData, damaged)))
+                }
             };
-            if now.duration_since(since).is_ok_and(|age| age >= grace) {
-                std::fs::remove_file(self.path(digest))?;
-                remove_if_there(&mark)?;
-                removed.push(*digest);
+            if let Some(last) = last {
+                // Whoever went away asks again.
+                let _ = sender.send(last).await;
+            }
+        });
+        Ok((size, pieces))
+    }
+
+    /// Pass the bytes of a file on, waiting for the disk; the last of them only if all are what they should be.
+    ///
+    /// # Errors
+    /// When it is not here or is damaged, or those of who takes them.
+    pub fn read(&self, digest: &Digest, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        let mut file = std::fs::File::open(self.path(digest))?;
+        let mut outgoing = Outgoing::new(*digest);
+        loop {
+            let mut piece = vec![0; PIECE_BYTES];
+            let read = file.read(&mut piece)?;
+            if read == 0 {
+                break;
+            }
+            piece.truncate(read);
+            if let Some(piece) = outgoing.piece(piece) {
+                take(&piece)?;
             }
         }
-        for digest in marks.iter().filter(|d| known.contains(d) || !files.contains(d)) {
-            let _names = self.held();
-            remove_if_there(&self.unnamed(digest))?;
+        match outgoing.finish() {
+            Ok(last) => last.map_or(Ok(()), |last| take(&last)),
+            Err(damaged) => {
+                self.shelf.doubt(digest)?;
+                Err(io::Error::new(io::ErrorKind::InvalidData, damaged))
+            }
         }
-        Ok(removed)
     }
 
-    /// Digests of which there are files, and of which there are marks.
-    fn names(&self) -> io::Result<(BTreeSet<Digest>, BTreeSet<Digest>)> {
-        let (mut files, mut marks) = (BTreeSet::new(), BTreeSet::new());
-        for entry in std::fs::read_dir(&self.dir)? {
-            let name = entry?.file_name();
-            let name = name.to_string_lossy();
-            let parse = |hex: &str| format!("sha256:{hex}").parse::<Digest>().ok();
-            let file = name.strip_prefix("sha256-").and_then(|rest| rest.strip_suffix(".wasm"));
-            files.extend(file.and_then(parse));
-            marks.extend(name.strip_prefix("unnamed-").and_then(parse));
-        }
-        Ok((files, marks))
-    }
-
-    /// A path for something that may be dropped again, and is when the process ends.
-    fn temporary(&self) -> PathBuf {
-        let number = self.uploads.fetch_add(1, Ordering::Relaxed);
-        self.dir.join(format!("upload-{number}"))
+    /// A name for something that may be dropped again, and is when the process begins.
+    fn temporary(&self) -> String {
+        temporary_name(self.uploads.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Begin an upload of at most `most` bytes.
@@ -254,27 +321,17 @@ impl ComponentStore {
     /// # Errors
     /// Those of the disk.
     pub async fn begin(&self, most: u64) -> Result<Upload, UploadError> {
-        let path = self.temporary();
+        let name = self.temporary();
+        let path = self.dir.join(&name);
         let file = File::create(&path).await?;
-        let staged = Staged {
-            path,
-            digest: Digest([0; 32]),
-            size: 0,
-        };
-        Ok(Upload {
-            file,
-            staged,
-            hash: Sha256::new(),
-            most,
-        })
+        let staged = Staged { path, name, digest: Digest([0; 32]), size: 0 };
+        Ok(Upload { file, staged, intake: Intake::new(most) })
     }
 
     /// A path beside a staged file for what its judge may write.
     #[must_use]
     pub fn beside(&self) -> Beside {
-        Beside {
-            path: self.temporary(),
-        }
+        Beside { path: self.dir.join(self.temporary()) }
     }
 
     /// Take what the judge wrote, if it wrote anything.
@@ -302,27 +359,14 @@ impl ComponentStore {
     /// # Errors
     /// Those of the disk.
     pub async fn keep(&self, staged: Staged) -> Result<(), UploadError> {
-        {
-            let _names = self.held();
-            std::fs::rename(&staged.path, self.path(&staged.digest))?;
-            remove_if_there(&self.unnamed(&staged.digest))?;
-        }
-        File::open(&self.dir).await?.sync_all().await?;
-        Ok(())
-    }
-}
-
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+        Ok(blocking(&self.shelf, move |shelf| shelf.keep(&staged.name, &staged.digest)).await?)
     }
 }
 
 /// A file that is written without waiting for anybody, by who restores a directory that nobody uses yet.
 #[derive(Debug)]
 pub struct PlainFile {
-    path: PathBuf,
+    name: String,
     file: std::fs::File,
 }
 
@@ -342,9 +386,9 @@ impl ComponentStore {
     /// # Errors
     /// Those of the disk.
     pub fn begin_plain(&self) -> io::Result<PlainFile> {
-        let path = self.temporary();
-        let file = std::fs::File::create(&path)?;
-        Ok(PlainFile { path, file })
+        let name = self.temporary();
+        let file = std::fs::File::create(self.dir.join(&name))?;
+        Ok(PlainFile { name, file })
     }
 
     /// Give it the name of the digest that its bytes were found to have.
@@ -353,8 +397,7 @@ impl ComponentStore {
     /// Those of the disk.
     pub fn keep_plain(&self, plain: PlainFile, digest: &Digest) -> io::Result<()> {
         plain.file.sync_all()?;
-        std::fs::rename(&plain.path, self.path(digest))?;
-        std::fs::File::open(&self.dir)?.sync_all()
+        self.shelf.keep(&plain.name, digest)
     }
 }
 
@@ -364,11 +407,7 @@ impl Upload {
     /// # Errors
     /// When the whole becomes too long, or the disk refuses.
     pub async fn write(&mut self, piece: &[u8]) -> Result<(), UploadError> {
-        self.staged.size += piece.len() as u64;
-        if self.staged.size > self.most {
-            return Err(UploadError::TooLarge { most: self.most });
-        }
-        self.hash.update(piece);
+        self.intake.take(piece)?;
         self.file.write_all(piece).await?;
         Ok(())
     }
@@ -377,17 +416,11 @@ impl Upload {
     ///
     /// # Errors
     /// When there were none, the digest is not the one named, or the disk refuses.
-    pub async fn finish(mut self, named: Option<Digest>) -> Result<Staged, UploadError> {
-        if self.staged.size == 0 {
-            return Err(UploadError::Empty);
-        }
+    pub async fn finish(self, named: Option<Digest>) -> Result<Staged, UploadError> {
+        let mut staged = self.staged;
+        (staged.digest, staged.size) = self.intake.finish(named)?;
         self.file.sync_all().await?;
-        self.staged.digest = Digest(self.hash.finalize().into());
-        let found = self.staged.digest;
-        match named {
-            Some(named) if named != found => Err(UploadError::WrongDigest { named, found }),
-            _ => Ok(self.staged),
-        }
+        Ok(staged)
     }
 }
 
@@ -400,7 +433,7 @@ mod tests {
     #[tokio::test]
     async fn files_go_after_a_grace_in_which_nothing_named_or_held_them() {
         let dir = tempfile::tempdir().unwrap();
-        let open = || Arc::new(ComponentStore::open(dir.path()).unwrap());
+        let open = || ComponentStore::open(dir.path()).unwrap();
         let store = open();
         let keep = async |store: &ComponentStore, bytes: &[u8]| {
             let mut upload = store.begin(MOST).await.unwrap();
@@ -413,25 +446,30 @@ mod tests {
         let [a, b, c, d] = [b"a", b"b", b"c", b"d"].map(|bytes| Digest::of(bytes));
         let (grace, now) = (Duration::from_secs(60), SystemTime::now());
         let (known, later) = (BTreeSet::from([a]), now + 2 * grace);
+        let collect = async |store: &ComponentStore, known: &BTreeSet<Digest>, now| {
+            store.collect(known.clone(), true, now, grace).await.unwrap()
+        };
         let none = Vec::<Digest>::new();
         // However old a file is, its grace begins when it is first seen without a name.
-        assert_eq!(store.collect(&known, later, grace).unwrap(), none);
-        assert_eq!(store.collect(&known, now, grace).unwrap(), none);
+        assert_eq!(collect(&store, &known, later).await, none);
+        assert_eq!(collect(&store, &known, now).await, none);
         // A restart does not begin it anew; being held, asked for and uploaded again does.
         let store = open();
         let held = store.hold(b);
-        assert!(store.claim(&c).unwrap());
-        assert!(!store.claim(&Digest::of(b"e")).unwrap());
-        assert_eq!(store.collect(&known, later, grace).unwrap(), vec![d]);
+        assert!(store.claim(c).await.unwrap());
+        assert!(!store.claim(Digest::of(b"e")).await.unwrap());
+        assert_eq!(collect(&store, &known, later).await, vec![d]);
         assert_eq!([a, b, c, d].map(|digest| store.has(&digest)), [true, true, true, false]);
         drop(held);
-        assert_eq!(store.collect(&known, later, grace).unwrap(), vec![c]);
+        assert_eq!(collect(&store, &known, later).await, vec![c]);
         keep(&store, b"b").await;
-        assert_eq!(store.collect(&known, later, grace).unwrap(), none);
+        assert_eq!(collect(&store, &known, later).await, none);
+        // Who is behind the others removes nothing.
+        assert_eq!(store.collect(known.clone(), false, later, grace).await.unwrap(), none);
         // What is named again in time stays, and has a whole grace when it is not any more.
-        assert_eq!(store.collect(&BTreeSet::from([a, b]), later, grace).unwrap(), none);
-        assert_eq!(store.collect(&known, later, grace).unwrap(), none);
-        assert_eq!(store.collect(&known, later, grace).unwrap(), vec![b]);
+        assert_eq!(collect(&store, &BTreeSet::from([a, b]), later).await, none);
+        assert_eq!(collect(&store, &known, later).await, none);
+        assert_eq!(collect(&store, &known, later).await, vec![b]);
         let left: Vec<_> = std::fs::read_dir(dir.path().join("components")).unwrap().collect();
         assert_eq!(left.len(), 1, "{left:?}");
     }
@@ -453,7 +491,7 @@ mod tests {
         let mut upload = store.begin(MOST).await.unwrap();
         upload.write(b"x").await.unwrap();
         let error = upload.finish(Some(Digest::of(b"y"))).await.unwrap_err();
-        assert!(matches!(error, UploadError::WrongDigest { .. }));
+        assert!(matches!(error, UploadError::Bytes(IntakeError::WrongDigest { .. })));
         let empty = store
             .begin(MOST)
             .await
@@ -461,12 +499,12 @@ mod tests {
             .finish(None)
             .await
             .unwrap_err();
-        assert!(matches!(empty, UploadError::Empty));
+        assert!(matches!(empty, UploadError::Bytes(IntakeError::Empty)));
         let mut large = store.begin(MOST).await.unwrap();
         large.write(b"12345").await.unwrap();
         assert!(matches!(
             large.write(b"6").await,
-            Err(UploadError::TooLarge { most: MOST })
+            Err(UploadError::Bytes(IntakeError::TooLarge { most: MOST }))
         ));
         drop(large);
 
@@ -483,5 +521,54 @@ mod tests {
                 .count(),
             1
         );
+    }
+
+    #[tokio::test]
+    async fn damaged_files_are_found_and_lose_their_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ComponentStore::open(dir.path()).unwrap();
+        let bytes = vec![7; PIECE_BYTES + 1];
+        let keep = async || {
+            let mut upload = store.begin(1 << 20).await.unwrap();
+            upload.write(&bytes).await.unwrap();
+            let staged = upload.finish(None).await.unwrap();
+            let digest = staged.digest;
+            store.keep(staged).await.unwrap();
+            digest
+        };
+        let digest = keep().await;
+        let receive = async || {
+            let (size, mut pieces) = store.send(digest).await.unwrap();
+            let (mut received, mut failed) = (Vec::new(), None);
+            while let Some(piece) = pieces.recv().await {
+                match piece {
+                    Ok(piece) => received.extend(piece),
+                    Err(error) => failed = Some(error.to_string()),
+                }
+            }
+            (size, received, failed)
+        };
+        let damage = || std::fs::write(store.path(&digest), vec![8; bytes.len()]).unwrap();
+        let size = bytes.len() as u64;
+        assert_eq!(receive().await, (size, bytes.clone(), None));
+        assert_eq!(store.scrub().await.unwrap(), []);
+
+        damage();
+        let (announced, received, failed) = receive().await;
+        assert!(announced == size && received.len() < bytes.len());
+        assert!(failed.unwrap().contains("is damaged here"));
+        assert!(!store.has(&digest));
+
+        keep().await;
+        let mut read = Vec::new();
+        store.read(&digest, |piece| Ok(read.extend_from_slice(piece))).unwrap();
+        assert_eq!(read, bytes);
+        damage();
+        assert!(store.read(&digest, |_| Ok(())).is_err() && !store.has(&digest));
+
+        keep().await;
+        damage();
+        assert_eq!(store.scrub().await.unwrap(), [digest]);
+        assert!(!store.has(&digest));
     }
 }

@@ -8,6 +8,7 @@ use super::views::{ComponentJson, List, UsesJson};
 use crate::inspect::Inspection;
 use crate::node_handle::Asker;
 use crate::oci::Reference;
+use crate::shelf::IntakeError;
 use crate::store::{Staged, UploadError};
 use axum::Json;
 use axum::body::Body;
@@ -18,7 +19,7 @@ use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use tessera_master_core::{Principal, Reply, Request, StateVersions, World};
 use tessera_types::{Digest, LimitName};
-use tokio_util::io::ReaderStream;
+use tokio_stream::wrappers::ReceiverStream;
 
 /// Parameters of an upload.
 #[derive(Deserialize)]
@@ -71,6 +72,8 @@ pub async fn add(
         (staged, String::new())
     };
     if let Some(known) = known(&api, staged.digest).await? {
+        // Its file may have been lost or damaged: whoever sends it again brings it back.
+        api.store.keep(staged).await?;
         return Ok((StatusCode::OK, Json(known)).into_response());
     }
     let made = api.store.beside();
@@ -123,7 +126,7 @@ async fn receive(
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|bytes| bytes > most) {
-        return Err(UploadError::TooLarge { most }.into());
+        return Err(IntakeError::TooLarge { most }.into());
     }
     let mut upload = api.store.begin(most).await?;
     let mut pieces = request.into_body().into_data_stream();
@@ -170,6 +173,7 @@ async fn keep(
     let (digest, size_bytes) = (staged.digest, staged.size);
     // What was made from other bytes may be known although these are not.
     if let Some(known) = known(api, digest).await? {
+        api.store.keep(staged).await?;
         return Ok((StatusCode::OK, Json(known.made_from(sent))).into_response());
     }
     // Until the state names it, or the upload has failed.
@@ -299,11 +303,8 @@ pub async fn content(
     if known(&api, digest).await?.is_none() {
         return Err(ApiError::not_found("component", digest));
     }
-    let file = tokio::fs::File::open(api.store.path(&digest))
-        .await
-        .map_err(UploadError::from)?;
-    let size = file.metadata().await.map_err(UploadError::from)?.len();
-    let mut response = Response::new(Body::from_stream(ReaderStream::new(file)));
+    let (size, pieces) = api.store.send(digest).await.map_err(UploadError::from)?;
+    let mut response = Response::new(Body::from_stream(ReceiverStream::new(pieces)));
     let headers = response.headers_mut();
     headers.insert(
         header::CONTENT_TYPE,

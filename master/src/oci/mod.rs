@@ -15,6 +15,7 @@ mod transport;
 pub use reference::{Reference, ReferenceError, is_registry};
 pub use signature::{Key, KeyError};
 
+use crate::shelf::IntakeError;
 use crate::store::{Staged, Upload, UploadError};
 use axum::http::Uri;
 use http_body_util::BodyExt;
@@ -243,7 +244,7 @@ async fn fetch_layer(
         .finish(Some(layer.digest))
         .await
         .map_err(|error| match error {
-            UploadError::WrongDigest { named, found } => OciError::WrongDigest {
+            UploadError::Bytes(IntakeError::WrongDigest { named, found }) => OciError::WrongDigest {
                 what: "the layer",
                 named,
                 found,

@@ -5,9 +5,10 @@
 //! it may have been wrong; one file is fetched at a time. Must never change state.
 
 use crate::members::Topology;
-use crate::node_handle::{NodeHandle, Stopped};
-use crate::peer::{CallError, Caller, envelope};
+use crate::node_handle::{NoAnswer, NodeHandle, Stopped};
+use crate::peer::{CallError, Caller, envelope, status_request};
 use crate::store::{ComponentStore, UploadError};
+use crate::upkeep::rules::{self, Spread};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use std::collections::BTreeSet;
@@ -23,10 +24,6 @@ const COMPARE_EVERY: Duration = Duration::from_secs(2);
 
 /// Shortest time between two comparisons.
 const COMPARE_PAUSE: Duration = Duration::from_millis(200);
-
-/// Shortest and longest time between two looks for files that nobody names; a quarter of the grace if it is
-/// between them.
-const COLLECT_EVERY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(600));
 
 /// How long fetching one file may take: the largest component on a slow line.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(60);
@@ -110,10 +107,11 @@ impl Fetcher {
         let _turn = self.one_at_a_time.lock().await;
         // Somebody is about to name it: it must not go meanwhile.
         let _held = self.store.hold(digest);
-        if self.store.claim(&digest).unwrap_or(false) {
-            return Ok(());
-        }
-        let mut reason = "there is no other master".to_owned();
+        let mut reason = match self.store.claim(digest).await {
+            Ok(true) => return Ok(()),
+            Ok(false) => "there is no other master".to_owned(),
+            Err(error) => error.to_string(),
+        };
         for source in sources {
             let copied = tokio::time::timeout(FETCH_TIMEOUT, self.copy(digest, size_bytes, *source));
             match copied.await {
@@ -153,10 +151,8 @@ impl Fetcher {
     /// When too few could be reached.
     pub async fn spread(&self, digest: Digest, size_bytes: u64) -> Result<(), FetchError> {
         let topology = self.topology.borrow().clone();
-        let voters = topology.voters();
-        let needed = voters / 2 + 1;
-        let votes = |node: u64| topology.members.get(&node).is_some_and(|member| member.votes);
-        let mut have = usize::from(votes(topology.node()));
+        let voters = topology.members.iter().filter(|(_, member)| member.votes);
+        let mut spread = Spread::new(topology.node(), voters.map(|(node, _)| *node));
         let mut asked: FuturesUnordered<_> = topology
             .members
             .iter()
@@ -177,11 +173,12 @@ impl Fetcher {
             .collect();
         let mut reason = "no other master answered in time".to_owned();
         let deadline = tokio::time::Instant::now() + SPREAD_TIMEOUT;
-        while have < needed {
+        while !spread.is_enough() {
             match tokio::time::timeout_at(deadline, asked.next()).await {
-                Ok(Some(Ok(node))) => have += usize::from(votes(node)),
+                Ok(Some(Ok(node))) => spread.keeps(node),
                 Ok(Some(Err(why))) => reason = why,
                 Ok(None) | Err(_) => {
+                    let (have, voters, needed) = (spread.have(), spread.voters(), spread.needed());
                     return Err(FetchError::NoMajority { digest, have, voters, needed, reason });
                 }
             }
@@ -192,8 +189,8 @@ impl Fetcher {
     /// Which files the state names and are not here. Reads the folder outside of the node's thread.
     ///
     /// # Errors
-    /// When the loop is gone.
-    pub async fn missing(&self, node: &NodeHandle) -> Result<Vec<(Digest, u64)>, Stopped> {
+    /// When there is no answer in time.
+    pub async fn missing(&self, node: &NodeHandle) -> Result<Vec<(Digest, u64)>, NoAnswer> {
         let known = node
             .query(|core, _| {
                 let all = core.components().into_iter();
@@ -207,25 +204,37 @@ impl Fetcher {
     /// The leader first, then everybody else.
     fn sources(&self) -> Vec<u64> {
         let topology = self.topology.borrow();
-        let me = topology.node();
-        let leader = topology.leader.filter(|leader| *leader != me);
-        let others = topology.members.keys().copied();
-        let others = others.filter(|node| *node != me && Some(*node) != leader);
-        leader.into_iter().chain(others).collect()
+        rules::sources(topology.node(), topology.leader, topology.members.keys().copied())
+    }
+
+    /// What the leader has applied at some moment from now on; none if nobody can say.
+    async fn leader_applied(&self, node: &NodeHandle) -> Option<u64> {
+        let topology = self.topology.borrow().clone();
+        if topology.leads {
+            node.barrier().await.ok()?;
+            return node.query_status(|_, _, status| status.applied.index).await.ok();
+        }
+        let leader = topology.leader?;
+        let address = topology.leader_peer()?.to_owned();
+        let request = status_request(&topology, leader);
+        let asked = self.caller.ask(&address, |mut client| async move { client.master_status(request).await });
+        let reply = asked.await.ok()?;
+        (reply.node == leader).then_some(reply.applied_index)
     }
 }
 
 /// Keeps files and state together until the loop is gone; what the state does not name goes after `grace`.
 pub async fn reconcile(fetcher: Arc<Fetcher>, node: NodeHandle, grace: Duration) -> Stopped {
     let mut events = node.events();
-    let (least, most) = COLLECT_EVERY;
-    let every = (grace / 4).clamp(least, most);
+    let every = rules::collect_every(grace);
     let mut collected: Option<tokio::time::Instant> = None;
     let mut last_reason = String::new();
     loop {
         let missing = match fetcher.missing(&node).await {
             Ok(missing) => missing,
-            Err(stopped) => return stopped,
+            Err(NoAnswer::Stopped(stopped)) => return stopped,
+            // Its disk stands still; whoever waits for it is told so.
+            Err(NoAnswer::Late) => continue,
         };
         for (digest, size_bytes) in missing {
             match fetcher.ensure(digest, size_bytes, &fetcher.sources()).await {
@@ -239,9 +248,10 @@ pub async fn reconcile(fetcher: Arc<Fetcher>, node: NodeHandle, grace: Duration)
         }
         if collected.is_none_or(|at| at.elapsed() >= every) {
             collected = Some(tokio::time::Instant::now());
-            if let Err(stopped) = collect(&fetcher.store, &node, grace).await {
+            if let Err(NoAnswer::Stopped(stopped)) = collect(&fetcher, &node, grace).await {
                 return stopped;
             }
+            scrub(&fetcher.store).await;
         }
         tokio::time::sleep(COMPARE_PAUSE).await;
         // An event may have named a component; without one it is looked again all the same.
@@ -250,21 +260,33 @@ pub async fn reconcile(fetcher: Arc<Fetcher>, node: NodeHandle, grace: Duration)
 }
 
 /// Removes files that the state has not named for the grace.
-async fn collect(store: &Arc<ComponentStore>, node: &NodeHandle, grace: Duration) -> Result<(), Stopped> {
-    let known: BTreeSet<Digest> = node
-        .query(|core, _| core.components().into_iter().map(|view| view.digest).collect())
+async fn collect(fetcher: &Fetcher, node: &NodeHandle, grace: Duration) -> Result<(), NoAnswer> {
+    let leader_applied = fetcher.leader_applied(node).await;
+    let (known, applied): (BTreeSet<Digest>, u64) = node
+        .query_status(|core, _, status| {
+            (core.components().into_iter().map(|view| view.digest).collect(), status.applied.index)
+        })
         .await?;
-    let store = Arc::clone(store);
-    let collected = tokio::task::spawn_blocking(move || store.collect(&known, SystemTime::now(), grace));
-    match collected.await {
-        Ok(Ok(removed)) => {
+    let current = rules::may_collect(leader_applied, applied);
+    match fetcher.store.collect(known, current, SystemTime::now(), grace).await {
+        Ok(removed) => {
             for digest in removed {
                 tracing::info!(%digest, "removed a component file that nothing names");
             }
         }
-        Ok(Err(error)) => tracing::warn!(%error, "looking for component files that nothing names"),
-        // The process is ending.
-        Err(_) => {}
+        Err(error) => tracing::warn!(%error, "looking for component files that nothing names"),
     }
     Ok(())
+}
+
+/// Looks for files that were damaged on the disk; they are fetched again like others that are missing.
+async fn scrub(store: &ComponentStore) {
+    match store.scrub().await {
+        Ok(damaged) => {
+            for digest in damaged {
+                tracing::warn!(%digest, "a component file was damaged: it is fetched from another master, or upload it again");
+            }
+        }
+        Err(error) => tracing::warn!(%error, "looking for damaged component files"),
+    }
 }

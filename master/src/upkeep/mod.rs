@@ -1,4 +1,5 @@
 //! What masters do about themselves without being asked: the members' list, and component files.
 
-pub mod components;
-pub mod steward;
+pub(crate) mod components;
+pub mod rules;
+pub(crate) mod steward;

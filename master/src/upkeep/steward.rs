@@ -6,8 +6,9 @@
 //! answers under that one's address. Must never remove a member for being silent.
 
 use crate::members::{MasterNode, Topology};
-use crate::node_handle::NodeHandle;
+use crate::node_handle::{NoAnswer, NodeHandle};
 use crate::peer::{CallError, Caller, Peers, status_request};
+use crate::upkeep::rules::{Said, lacks};
 use futures::future::join_all;
 use prost::Message as _;
 use std::collections::BTreeMap;
@@ -120,8 +121,10 @@ impl Steward {
 
     /// Does what is to be done next; false when the loop is gone.
     async fn change(&self, view: &Topology, last_refusal: &mut String) -> bool {
-        let Ok(peers) = self.node.query_status(|_, _, status| status.peers.clone()).await else {
-            return false;
+        let peers = match self.node.query_status(|_, _, status| status.peers.clone()).await {
+            Ok(peers) => peers,
+            Err(NoAnswer::Stopped(_)) => return false,
+            Err(NoAnswer::Late) => return true,
         };
         let Some(change) = plan(view, &self.info, &self.health.all(), &peers) else {
             return true;
@@ -280,26 +283,11 @@ pub fn waits_for(
     heard: &BTreeMap<u64, Heard>,
     peers: &[PeerStatus],
 ) -> Option<&'static str> {
-    let Some(heard) = heard.get(&node) else {
-        return Some("it has not answered yet");
-    };
-    let Some(peer) = peers.iter().find(|peer| peer.node == node) else {
-        return Some("the log has not reached it yet");
-    };
-    if !peer.recently_active {
-        return Some("it is silent");
-    }
-    if peer.needs_snapshot || peer.matched == 0 {
-        return Some("it receives a snapshot");
-    }
-    if heard.reply.components_missing > 0 {
-        return Some("it receives component files");
-    }
-    // What it said of its files was about the state that it had then.
-    if heard.reply.applied_index == 0 {
-        return Some("it has no state yet");
-    }
-    None
+    let said = heard.get(&node).map(|heard| Said {
+        applied_index: heard.reply.applied_index,
+        components_missing: heard.reply.components_missing,
+    });
+    lacks(said, peers.iter().find(|peer| peer.node == node))
 }
 
 #[cfg(test)]
