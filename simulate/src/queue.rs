@@ -1,10 +1,8 @@
-//! Virtual time: what happens next.
+//! Everything that can happen at a moment of virtual time.
 //!
-//! Invariants: time never goes back; what happens at the same moment happens in the order in which it was
-//! scheduled, so that messages between two never overtake each other. Must never decide anything.
+//! Invariant: what is here says what happens, and to which life of whom. Must never decide anything.
 
 use crate::trace::Lost;
-use std::collections::BTreeMap;
 use tessera_agent_core::{TaskKey, WorkerKey};
 use tessera_types::Digest;
 use tessera_wire::v1;
@@ -75,21 +73,4 @@ pub(crate) enum Later {
 }
 
 /// The queue.
-#[derive(Debug, Default)]
-pub(crate) struct Queue {
-    events: BTreeMap<(u64, u64), Event>,
-    next: u64,
-}
-
-impl Queue {
-    /// Schedule something.
-    pub(crate) fn at(&mut self, at_us: u64, event: Event) {
-        self.next += 1;
-        self.events.insert((at_us, self.next), event);
-    }
-
-    /// The next thing and its time.
-    pub(crate) fn pop(&mut self) -> Option<(u64, Event)> {
-        self.events.pop_first().map(|((at_us, _), event)| (at_us, event))
-    }
-}
+pub(crate) type Queue = tessera_virtual::Queue<Event>;

@@ -3,7 +3,7 @@
 //! Invariants: a trace is read as a whole before anything is simulated; a line that breaks a rule is refused
 //! with its number. Must never act.
 
-use crate::random::Random;
+use crate::random::random_of;
 use crate::{Refused, plan::Plan};
 use serde::Deserialize;
 use serde_json::Value;
@@ -260,7 +260,7 @@ impl Trace {
 
     /// How an attempt of a task goes: by the first line that fits, else the default.
     pub(crate) fn run(&self, seed: u64, framework: &str, task: &str, attempt: u32) -> Run {
-        let mut random = Random::of(seed, &["run", framework, task, &attempt.to_string()]);
+        let mut random = random_of(seed, &["run", framework, task, &attempt.to_string()]);
         let fitting = |line: &&RunTime| fits(&line.framework, framework) && fits(&line.task, task);
         let Some(line) = self.run_times.iter().find(fitting) else {
             return Run { ms: random.exponential(DEFAULT_MEAN_MS), exit_code: 0, result: Vec::new() };

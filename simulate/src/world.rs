@@ -10,7 +10,7 @@ use crate::master::Master;
 use crate::measure::{Measure, OfFramework};
 use crate::plan::Plan;
 use crate::queue::{Event, Queue};
-use crate::random::Random;
+use crate::random::random_of;
 use crate::report::Sample;
 use crate::tasks::Process;
 use crate::trace::{Request, Trace, What};
@@ -82,7 +82,7 @@ pub(crate) struct World<'a> {
     pub(crate) trace: &'a Trace,
     pub(crate) now_us: u64,
     pub(crate) queue: Queue,
-    pub(crate) random: Random,
+    pub(crate) random: tessera_virtual::Random,
     pub(crate) master: Master,
     pub(crate) agents: Vec<Agent>,
     pub(crate) guests: Guests,
@@ -118,7 +118,7 @@ impl<'a> World<'a> {
             trace,
             now_us: 0,
             queue: Queue::default(),
-            random: Random::of(plan.seed, &["world"]),
+            random: random_of(plan.seed, &["world"]),
             master: Master::new().map_err(Refused::new)?,
             agents: (0..plan.agents).map(|_| Agent::new(total)).collect(),
             guests,

@@ -21,9 +21,11 @@ pub const ALLOWED_EDGES: &[(&str, &[&str])] = &[
         "tessera-worker",
         &["tessera-types", "tessera-wire", "tessera-wit-host"],
     ),
+    ("tessera-virtual", &[]),
     (
         "tessera-simulate",
         &[
+            "tessera-virtual",
             "tessera-types",
             "tessera-wire",
             "tessera-wit-host",
@@ -70,6 +72,7 @@ pub const ALLOWED_EDGES: &[(&str, &[&str])] = &[
             "tessera-agent-core",
             "tessera-master",
             "tessera-linear",
+            "tessera-virtual",
         ],
     ),
     (

@@ -16,7 +16,7 @@ use tessera_master::node::Node;
 use tessera_master_core::{Config, Now, Output, Principal, Request, StateVersions, UnreachablePolicy, World};
 use tessera_replica::{Replica, ReplicaConfig, RocksDisk};
 use tessera_types::{
-    Consumed, Digest, Epoch, Event, Filters, FrameworkId, Launch, Member, NativeCommand, Offer, Operation,
+    Consumed, Digest, Epoch, Event, Filters, FrameworkId, Launch, LimitName, Member, NativeCommand, Offer, Operation,
     Quantities, TaskBody, TaskSpec, Turn, TurnHeader, TurnNumber, TurnOutcome,
 };
 use tessera_wire::encode_spec;
@@ -31,6 +31,11 @@ const OFFERS: usize = 80;
 const PATIENCE: Duration = Duration::from_secs(600);
 /// As masters call it.
 const DATABASE: &str = "db";
+const _: () = assert!(EACH_OFFER as usize * OFFERS <= LAUNCHES_MAX, "a turn launches more than it may");
+/// What one turn may launch.
+const LAUNCHES_MAX: usize = 1_000;
+/// What each task needs.
+const NEEDS: Quantities = Quantities { cpus_milli: 50, mem_mib: 32, disk_mib: 0 };
 /// What each agent has.
 const EACH: Quantities = Quantities { cpus_milli: 8_000, mem_mib: 32_768, disk_mib: 131_072 };
 
@@ -50,6 +55,27 @@ impl Arguments {
         let (dir, component) = (words.next()?.into(), words.next()?.into());
         let mut number = || words.next()?.parse().ok().filter(|number| *number > 0);
         Some(Self { dir, component, agents: number()?, tasks: number()?, frameworks: number()? })
+    }
+
+    /// What could never be reached is refused before anything is written.
+    fn check(&self) -> std::result::Result<(), String> {
+        let room = (EACH.cpus_milli / NEEDS.cpus_milli).min(EACH.mem_mib / NEEDS.mem_mib);
+        let room = self.agents.saturating_mul(u64::try_from(room).unwrap_or(0));
+        let live = LimitName::LiveTasks.row().default;
+        let rules = [
+            ("FRAMEWORKS", self.frameworks, LimitName::Frameworks.row().default, "they are of one role"),
+            ("TASKS", self.tasks, room, "there is no room for more on so many agents"),
+            ("TASKS", self.tasks, self.frameworks.saturating_mul(live), "so many frameworks cannot have more"),
+        ];
+        for (name, given, most, why) in rules {
+            if given > most {
+                return Err(format!("{name}: {given} is more than {most}: {why}"));
+            }
+        }
+        match self.tasks % self.frameworks {
+            0 => Ok(()),
+            _ => Err(format!("TASKS: a multiple of FRAMEWORKS ({}), as all get as many", self.frameworks)),
+        }
     }
 }
 
@@ -84,6 +110,7 @@ fn main() -> std::process::ExitCode {
 }
 
 fn fill(arguments: &Arguments) -> Result<()> {
+    arguments.check()?;
     let bytes = std::fs::read(&arguments.component)?;
     let component = Digest::of(&bytes);
     keep_component(&arguments.dir, &component, &bytes)?;
@@ -120,7 +147,7 @@ fn fill(arguments: &Arguments) -> Result<()> {
             unreachable: UnreachablePolicy::default(),
         });
     }
-    let all = arguments.tasks / arguments.frameworks * arguments.frameworks;
+    let all = arguments.tasks;
     fill.until("tasks are launched", |fill| fill.launched >= all)?;
     done("launches");
     fill.until("tasks run", |fill| fill.running >= all && fill.is_quiet())?;
@@ -140,7 +167,7 @@ fn spec() -> Result<(Digest, Vec<u8>)> {
     let spec = TaskSpec {
         name: "full".into(),
         body: TaskBody::Native(NativeCommand::Shell("sleep infinity".into())),
-        resources: Quantities { cpus_milli: 50, mem_mib: 32, disk_mib: 0 }.into(),
+        resources: NEEDS.into(),
         cpus_limit_milli: None,
         pids_limit: None,
         user: None,
