@@ -1,13 +1,15 @@
 //! Carries whole requests to the leader's REST port.
 //!
 //! Invariants: connections are kept for the next request only once their answer was read to its end; at
-//! most [`IDLE_MAX`] are kept, and none longer than the other side keeps a silent one. Must never decide
-//! whether a request may be sent again.
+//! most [`IDLE_MAX`] are kept, and none longer than the other side keeps a silent one; a leader that cannot be
+//! reached any more is found within seconds, however long it may take to answer. Must never decide whether a request
+//! may be sent again.
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
+use socket2::{SockRef, TcpKeepalive};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,6 +23,13 @@ const IDLE_FOR: Duration = Duration::from_secs(30);
 
 /// How long a connection may take between masters.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A connection from which nothing comes is asked after so long, and so often; it is given up when nobody answers that,
+/// or takes what was sent, for [`GONE_AFTER`]. The kernels do that, however long a request takes.
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
+
+/// A machine that is reachable answers within this.
+const GONE_AFTER: Duration = Duration::from_secs(5);
 
 /// Says which master passed a request on; such a request is never passed on again.
 pub const FORWARDED_BY: HeaderName = HeaderName::from_static("tessera-forwarded-by");
@@ -101,6 +110,7 @@ impl Forwarder {
             .map_err(|error| failed(error.to_string()))?;
         // Without it small messages wait 40 ms for each other; a failure costs only that.
         let _ = stream.set_nodelay(true);
+        find_lost(&stream).map_err(|error| failed(error.to_string()))?;
         let (sender, connection) = handshake(TokioIo::new(stream))
             .await
             .map_err(|error| failed(error.to_string()))?;
@@ -151,6 +161,13 @@ impl Forwarder {
         });
         Ok(response.map(Body::new))
     }
+}
+
+/// Has the kernel end a connection whose other side does not answer.
+fn find_lost(stream: &TcpStream) -> std::io::Result<()> {
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE))?;
+    socket.set_tcp_user_timeout(Some(GONE_AFTER))
 }
 
 /// Headers that speak of one connection and its framing.

@@ -1,15 +1,17 @@
 //! The handle by which everything else talks to the node's loop: what can be asked, and the answers.
 //!
 //! Invariants: the queue into the loop is bounded and makes senders wait; whoever goes away before the answer is
-//! forgotten. Must never hold state of the cluster.
+//! forgotten; whoever asks for something has an answer within [`ANSWER_MAX`], be it that there is none. Must never
+//! hold state of the cluster.
 
+use crate::api::OUTCOME_UNKNOWN;
 use crate::beats::{BeatRefused, Beats};
 use crate::members::Topology;
 use crate::names::Names;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tessera_master_core::{
-    Core, EventId, HttpFailure, Once, Principal, Reply, Request, RequestError, Rows,
+    Core, EventId, HttpFailure, Known, Principal, Reply, Request, RequestError, Rows,
 };
 use tessera_replica::{
     ChangeError, DiskError, FatalError, MemberChange, SnapshotSource, Staged, Staging, StepError,
@@ -17,6 +19,13 @@ use tessera_replica::{
 use tessera_types::{Digest, FrameworkId, HttpAnswer, HttpRequest};
 use tessera_wire::v1;
 use tokio::sync::{mpsc, oneshot, watch};
+
+/// How long anybody waits for the node: for its loop, its disk, and a majority of the masters. Several elections, and
+/// as long as clients and other masters try again.
+pub const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// How long for a scheduler's answer: the core gives that up after 30 s itself, if its loop runs.
+const HTTP_ANSWER_MAX: Duration = Duration::from_secs(40);
 
 /// A question answered by the loop between two inputs.
 pub(crate) type Query = Box<dyn FnOnce(&mut Core, &dyn Rows, &NodeStatus) + Send>;
@@ -30,14 +39,14 @@ pub struct Asker {
     /// Who.
     pub principal: Principal,
     /// Absent when the request is not known again.
-    pub once: Option<Once>,
+    pub known: Option<Known>,
 }
 
 impl From<Principal> for Asker {
     fn from(principal: Principal) -> Self {
         Self {
             principal,
-            once: None,
+            known: None,
         }
     }
 }
@@ -59,8 +68,10 @@ pub(crate) enum Input {
     Request {
         asker: Asker,
         request: Request,
-        reply: ReplySender,
+        reply: ReplyTo,
     },
+    /// Several, which came together.
+    Requests(Vec<(Asker, Request, ReplyTo)>),
     Http {
         principal: Principal,
         framework: FrameworkId,
@@ -119,16 +130,16 @@ pub enum ChangeRefused {
     /// Leadership was lost meanwhile.
     #[error("another master leads now, and it is not known whether the change was made; look, and try again")]
     Lost,
-    /// The loop is gone.
-    #[error(transparent)]
-    Stopped(#[from] Stopped),
+    /// The loop is gone, or it takes too long.
+    #[error("{0}; it is not known whether the change was made: look, and try again")]
+    NoAnswer(#[from] NoAnswer),
 }
 
 pub(crate) type BarrierSender = oneshot::Sender<Result<(), NotLeading>>;
 
-/// Another master leads, or nobody does.
+/// Another master leads, or nobody does, or nobody can say in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this master does not lead")]
+#[error("this master does not lead, or could not make sure of it in time")]
 pub struct NotLeading;
 
 /// Why leadership was not handed over.
@@ -140,9 +151,9 @@ pub enum TransferRefused {
     /// There is nobody.
     #[error("no other voter has kept up with the log")]
     Nobody,
-    /// The loop is gone.
+    /// The loop is gone, or it takes too long.
     #[error(transparent)]
-    Stopped(#[from] Stopped),
+    NoAnswer(#[from] NoAnswer),
 }
 
 /// Why a loop ended by itself.
@@ -171,12 +182,65 @@ impl From<FatalError> for LoopError {
 }
 
 pub(crate) type ReplySender = oneshot::Sender<Result<Reply, RequestError>>;
+
+/// Where the reply to a request goes.
+pub(crate) enum ReplyTo {
+    One(ReplySender),
+    Among(Among),
+}
+
+impl ReplyTo {
+    pub(crate) fn send(self, result: Result<Reply, RequestError>) {
+        match self {
+            // The caller may have hung up.
+            Self::One(sender) => drop(sender.send(result)),
+            Self::Among(among) => among.done(result.is_ok()),
+        }
+    }
+}
+
+/// One of many requests of one caller, who only wants to know which were done.
+pub(crate) struct Among {
+    number: u64,
+    replies: mpsc::UnboundedSender<(u64, bool)>,
+    done: bool,
+}
+
+impl Among {
+    /// The number is the caller's, who bounds how many there are.
+    pub(crate) const fn new(number: u64, replies: mpsc::UnboundedSender<(u64, bool)>) -> Self {
+        Self { number, replies, done: false }
+    }
+
+    fn done(mut self, done: bool) {
+        self.done = done;
+    }
+}
+
+impl Drop for Among {
+    /// One that gets no reply is not known to be done.
+    fn drop(&mut self) {
+        // The caller may have gone away.
+        let _ = self.replies.send((self.number, self.done));
+    }
+}
 pub(crate) type AnswerSender = oneshot::Sender<Result<HttpAnswer, HttpFailure>>;
 
 /// The loop is gone: the process is ending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the master is shutting down")]
 pub struct Stopped;
+
+/// The loop was asked, and there is no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoAnswer {
+    /// It is gone.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    /// It takes too long.
+    #[error("the master did not answer within {} s: its disk, or its connection to the others, stands still", ANSWER_MAX.as_secs())]
+    Late,
+}
 
 /// How everything else talks to the loop.
 #[derive(Clone)]
@@ -192,6 +256,15 @@ pub struct NodeHandle {
 impl NodeHandle {
     async fn send(&self, input: Input) -> Result<(), Stopped> {
         self.inputs.send(input).await.map_err(|_| Stopped)
+    }
+
+    /// Send an input that is answered, and wait for that.
+    async fn ask<T>(&self, input: Input, answered: oneshot::Receiver<T>) -> Result<T, NoAnswer> {
+        let asked = async {
+            self.send(input).await?;
+            answered.await.map_err(|_| Stopped)
+        };
+        Ok(tokio::time::timeout(ANSWER_MAX, asked).await.map_err(|_| NoAnswer::Late)??)
     }
 
     pub(crate) fn next_ticket(&self) -> u64 {
@@ -261,18 +334,26 @@ impl NodeHandle {
         request: Request,
     ) -> Result<Reply, RequestError> {
         let (reply, answered) = oneshot::channel();
-        let gone = |_| {
-            let text = "leadership was lost before it was acknowledged; it may have been done";
-            RequestError::Unavailable(text.to_owned())
-        };
-        self.send(Input::Request {
-            asker: asker.into(),
-            request,
-            reply,
-        })
-        .await
-        .map_err(|stopped| RequestError::Unavailable(stopped.to_string()))?;
-        answered.await.map_err(gone)?
+        let input = Input::Request { asker: asker.into(), request, reply: ReplyTo::One(reply) };
+        self.ask(input, answered).await.map_err(|none| {
+            let why = match none {
+                // Its callers are forgotten by a master that stops leading.
+                NoAnswer::Stopped(_) => "leadership was lost before it was acknowledged".to_owned(),
+                NoAnswer::Late => none.to_string(),
+            };
+            RequestError::Unavailable(format!("{why}; it may have been done"))
+        })?
+    }
+
+    /// Ask for several changes at once.
+    ///
+    /// # Errors
+    /// When the loop is gone.
+    pub(crate) async fn requests(
+        &self,
+        requests: Vec<(Asker, Request, ReplyTo)>,
+    ) -> Result<(), Stopped> {
+        self.send(Input::Requests(requests)).await
     }
 
     /// Pass a request on to a scheduler. Dropping the future tells the loop that the caller is gone.
@@ -290,24 +371,24 @@ impl NodeHandle {
         let gone = || HttpFailure {
             status: 503,
             retry_after_s: Some(1),
-            code: "NO_LEADER",
+            code: OUTCOME_UNKNOWN,
             message: "leadership was lost before the scheduler answered; it may have acted".into(),
+        };
+        let late = |_| HttpFailure {
+            message: format!("{}; the scheduler may have acted", NoAnswer::Late),
+            ..gone()
         };
         let guard = HangUp {
             handle: self.clone(),
             ticket,
             armed: true,
         };
-        self.send(Input::Http {
-            principal,
-            framework,
-            request,
-            answer,
-            ticket,
-        })
-        .await
-        .map_err(|Stopped| gone())?;
-        let result = answered.await.map_err(|_| gone())?;
+        let input = Input::Http { principal, framework, request, answer, ticket };
+        let asked = async {
+            self.send(input).await.map_err(|Stopped| gone())?;
+            answered.await.map_err(|_| gone())
+        };
+        let result = tokio::time::timeout(HTTP_ANSWER_MAX, asked).await.map_err(late)??;
         guard.disarm();
         result
     }
@@ -315,11 +396,11 @@ impl NodeHandle {
     /// Ask a question of the state.
     ///
     /// # Errors
-    /// When the loop is gone.
+    /// When there is no answer in time.
     pub async fn query<T: Send + 'static>(
         &self,
         question: impl FnOnce(&mut Core, &dyn Rows) -> T + Send + 'static,
-    ) -> Result<T, Stopped> {
+    ) -> Result<T, NoAnswer> {
         self.query_status(|core, rows, _| question(core, rows))
             .await
     }
@@ -327,18 +408,17 @@ impl NodeHandle {
     /// Ask a question of the state and the replica.
     ///
     /// # Errors
-    /// When the loop is gone.
+    /// When there is no answer in time.
     pub async fn query_status<T: Send + 'static>(
         &self,
         question: impl FnOnce(&mut Core, &dyn Rows, &NodeStatus) -> T + Send + 'static,
-    ) -> Result<T, Stopped> {
+    ) -> Result<T, NoAnswer> {
         let (answer, answered) = oneshot::channel();
         let query: Query = Box::new(move |core, rows, status| {
             // The asker may have gone away, which is its own affair.
             let _ = answer.send(question(core, rows, status));
         });
-        self.send(Input::Query(query)).await?;
-        answered.await.map_err(|_| Stopped)
+        self.ask(Input::Query(query), answered).await
     }
 
     /// Messages of another master's replica.
@@ -372,10 +452,7 @@ impl NodeHandle {
     /// When this master does not lead, or not any more.
     pub async fn barrier(&self) -> Result<(), NotLeading> {
         let (reply, answered) = oneshot::channel();
-        self.send(Input::Barrier(reply))
-            .await
-            .map_err(|Stopped| NotLeading)?;
-        answered.await.map_err(|_| NotLeading)?
+        self.ask(Input::Barrier(reply), answered).await.map_err(|_| NotLeading)?
     }
 
     /// Hand leadership to a node, or to the one that is best suited; the node.
@@ -384,8 +461,7 @@ impl NodeHandle {
     /// When this master does not lead, or the other one cannot.
     pub async fn transfer(&self, node: Option<u64>) -> Result<u64, TransferRefused> {
         let (reply, answered) = oneshot::channel();
-        self.send(Input::Transfer { node, reply }).await?;
-        answered.await.map_err(|_| Stopped)?
+        self.ask(Input::Transfer { node, reply }, answered).await?
     }
 
     /// Change the members; answered once the change is applied here.
@@ -394,8 +470,7 @@ impl NodeHandle {
     /// When this master does not lead, the change is not sensible now, or its fate is not known.
     pub async fn change(&self, change: MemberChange) -> Result<(), ChangeRefused> {
         let (reply, answered) = oneshot::channel();
-        self.send(Input::Change { change, reply }).await?;
-        answered.await.map_err(|_| Stopped)?
+        self.ask(Input::Change { change, reply }, answered).await?
     }
 
     /// The whole state as it is now, to be read on another thread, and the components that it names.
@@ -404,10 +479,9 @@ impl NodeHandle {
     /// When the loop is gone.
     pub async fn snapshot(
         &self,
-    ) -> Result<Result<(SnapshotSource, Vec<Digest>), DiskError>, Stopped> {
+    ) -> Result<Result<(SnapshotSource, Vec<Digest>), DiskError>, NoAnswer> {
         let (reply, answered) = oneshot::channel();
-        self.send(Input::Snapshot(reply)).await?;
-        answered.await.map_err(|_| Stopped)
+        self.ask(Input::Snapshot(reply), answered).await
     }
 
     /// How sending a snapshot ended.

@@ -5,16 +5,16 @@
 //! change state: it only carries messages.
 
 use crate::files::FileLane;
-use crate::node_handle::{NodeHandle, Stopped};
+use crate::node_handle::{NoAnswer, NodeHandle};
 use crate::node_loop::SESSION_QUEUE_MAX;
 use crate::store::ComponentStore;
 use crate::token::Token;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tessera_types::{AgentId, Digest, Epoch, FrameworkId};
 use tessera_wire::v1;
-use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
@@ -89,8 +89,8 @@ pub fn check_token(token: Token) -> impl Fn(Request<()>) -> Result<Request<()>, 
     }
 }
 
-fn gone(_: Stopped) -> Status {
-    Status::unavailable(Stopped.to_string())
+fn gone(error: impl Into<NoAnswer>) -> Status {
+    Status::unavailable(error.into().to_string())
 }
 
 #[tonic::async_trait]
@@ -174,10 +174,12 @@ impl v1::agent_session_server::AgentSession for AgentService {
                 "agent {agent} hosts nothing that needs component {digest}"
             )));
         }
-        let file = tokio::fs::File::open(self.store.path(&digest))
+        let (_, pieces) = self
+            .store
+            .send(digest)
             .await
             .map_err(|error| Status::unavailable(format!("component {digest}: {error}")))?;
-        Ok(Response::new(Box::pin(file_chunks(file))))
+        Ok(Response::new(Box::pin(file_chunks(pieces))))
     }
 
     async fn fetch_state(
@@ -231,27 +233,13 @@ impl v1::agent_session_server::AgentSession for AgentService {
 
 /// A file in chunks of the bulk lane.
 pub fn file_chunks(
-    mut file: tokio::fs::File,
+    pieces: mpsc::Receiver<io::Result<Vec<u8>>>,
 ) -> impl Stream<Item = Result<v1::Chunk, Status>> + Send + 'static {
-    let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
-    // Ends with the file, or with whom it is for.
-    tokio::spawn(async move {
-        loop {
-            let mut data = vec![0; CHUNK_BYTES];
-            let chunk = match file.read(&mut data).await {
-                Ok(0) => return,
-                Ok(read) => {
-                    data.truncate(read);
-                    Ok(v1::Chunk { data })
-                }
-                Err(error) => Err(Status::unavailable(error.to_string())),
-            };
-            if sender.send(chunk).await.is_err() {
-                return;
-            }
-        }
-    });
-    ReceiverStream::new(chunks)
+    ReceiverStream::new(pieces).map(|piece| match piece {
+        Ok(data) => Ok(v1::Chunk { data }),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(Status::data_loss(error.to_string())),
+        Err(error) => Err(Status::unavailable(error.to_string())),
+    })
 }
 
 async fn read_control(

@@ -5,9 +5,10 @@
 
 use crate::files::FileError;
 use crate::inspect::{COME_AGAIN_S, InspectError};
-use crate::node_handle::{NotLeading, Stopped};
+use crate::node_handle::{NoAnswer, NotLeading};
 use crate::oci::OciError;
 use crate::stage::StageError;
+use crate::shelf::IntakeError;
 use crate::store::UploadError;
 use crate::upkeep::components::FetchError;
 use axum::Json;
@@ -27,13 +28,35 @@ pub struct ApiError {
     hint: Option<String>,
     #[serde(skip)]
     retry_after_s: Option<u32>,
-    /// Another master may answer it, or this one in a moment; it may have been acted on.
+    /// Another master may answer it, or this one in a moment; whether it may have been carried out.
     #[serde(skip)]
-    repeat: bool,
+    repeat: Option<Fate>,
 }
 
-/// Marks refusals that only mean that the leader changed: what is safe to repeat is to be repeated.
-pub const REPEAT: HeaderName = HeaderName::from_static("tessera-repeat");
+/// Code of failures after which nobody here knows whether the request was carried out.
+pub const OUTCOME_UNKNOWN: &str = "OUTCOME_UNKNOWN";
+
+/// What is known of a request that was not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It was not carried out.
+    Untouched,
+    /// It may have been.
+    Unknown,
+}
+
+/// Marks refusals that only mean that the leader changed or stands still: what is safe to repeat is to be repeated.
+const REPEAT: HeaderName = HeaderName::from_static("tessera-repeat");
+const UNTOUCHED: &str = "untouched";
+const UNKNOWN: &str = "unknown";
+
+impl Fate {
+    /// What another master's refusal, or one of this master, says.
+    pub fn of(answer: &Response) -> Option<Self> {
+        let said = answer.headers().get(REPEAT)?;
+        Some(if *said == *UNTOUCHED { Self::Untouched } else { Self::Unknown })
+    }
+}
 
 #[derive(Serialize)]
 struct Envelope<'a> {
@@ -49,16 +72,24 @@ impl ApiError {
             message: message.into(),
             hint: None,
             retry_after_s: None,
-            repeat: false,
+            repeat: None,
         }
     }
 
-    /// Nobody leads now, or the leader changed before it had answered.
+    /// Nobody leads now, or can say so in time: nothing was carried out.
     pub fn no_leader(message: impl Into<String>) -> Self {
         let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "NO_LEADER", message);
         error.retry_after_s = Some(1);
-        error.repeat = true;
+        error.repeat = Some(Fate::Untouched);
         error
+    }
+
+    /// What became of it is not known: a repetition under the same key finds out.
+    pub fn outcome_unknown(message: impl Into<String>) -> Self {
+        let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, OUTCOME_UNKNOWN, message);
+        error.retry_after_s = Some(1);
+        error.repeat = Some(Fate::Unknown);
+        error.hint("send it again under the same Idempotency-Key, or look what became of it")
     }
 
     /// This master has not joined its cluster yet.
@@ -88,6 +119,11 @@ impl ApiError {
         let mut error = Self::new(StatusCode::BAD_REQUEST, "INVALID_ARGUMENT", rule);
         error.field = Some(field.into());
         error
+    }
+
+    /// The body did not come to its end.
+    pub fn broken_off(error: impl std::fmt::Display) -> Self {
+        Self::invalid("body", format!("the request broke off: {error}"))
     }
 
     /// The thing named does not exist.
@@ -159,18 +195,17 @@ impl IntoResponse for ApiError {
                 .headers_mut()
                 .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if self.repeat {
-            response
-                .headers_mut()
-                .insert(REPEAT, HeaderValue::from_static("1"));
+        if let Some(fate) = self.repeat {
+            let said = if fate == Fate::Untouched { UNTOUCHED } else { UNKNOWN };
+            response.headers_mut().insert(REPEAT, HeaderValue::from_static(said));
         }
         response
     }
 }
 
-impl From<Stopped> for ApiError {
-    fn from(stopped: Stopped) -> Self {
-        Self::unavailable(stopped.to_string())
+impl From<NoAnswer> for ApiError {
+    fn from(none: NoAnswer) -> Self {
+        Self::unavailable(none.to_string())
     }
 }
 
@@ -241,12 +276,7 @@ impl From<RequestError> for ApiError {
                 error.hint("send another request under another key")
             }
             RequestError::NotLeader => Self::no_leader(text),
-            // What became of it is not known, which a repetition with the same key finds out.
-            RequestError::Unavailable(_) => {
-                let mut error = Self::unavailable(text);
-                error.repeat = true;
-                error
-            }
+            RequestError::Unavailable(_) => Self::outcome_unknown(text),
         }
     }
 }
@@ -255,6 +285,9 @@ impl From<HttpFailure> for ApiError {
     fn from(failure: HttpFailure) -> Self {
         if failure.code == "NO_LEADER" {
             return Self::no_leader(failure.message);
+        }
+        if failure.code == OUTCOME_UNKNOWN {
+            return Self::outcome_unknown(failure.message);
         }
         let status = StatusCode::from_u16(failure.status).unwrap_or(StatusCode::BAD_GATEWAY);
         let mut error = Self::new(status, failure.code, failure.message);
@@ -277,14 +310,22 @@ impl From<FileError> for ApiError {
 impl From<UploadError> for ApiError {
     fn from(error: UploadError) -> Self {
         match error {
-            UploadError::TooLarge { .. } => Self::too_large("body", error.to_string()),
-            UploadError::Empty => Self::invalid("body", error.to_string()),
-            UploadError::WrongDigest { .. } => Self::invalid("digest", error.to_string())
-                .hint("the bytes were damaged on the way, or the digest is another file's"),
+            UploadError::Bytes(error) => error.into(),
             UploadError::Io(source) => {
                 tracing::error!(%source, "storing an upload");
                 Self::internal("the component could not be stored")
             }
+        }
+    }
+}
+
+impl From<IntakeError> for ApiError {
+    fn from(error: IntakeError) -> Self {
+        match error {
+            IntakeError::TooLarge { .. } => Self::too_large("body", error.to_string()),
+            IntakeError::Empty => Self::invalid("body", error.to_string()),
+            IntakeError::WrongDigest { .. } => Self::invalid("digest", error.to_string())
+                .hint("the bytes were damaged on the way, or the digest is another file's"),
         }
     }
 }

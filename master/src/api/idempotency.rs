@@ -15,11 +15,14 @@ use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header, request};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use tessera_master_core::{Once, Principal, Reply};
+use tessera_master_core::{Known, Numbered, Once, Principal, Reply};
 use tessera_types::Digest;
 
 /// The header that carries the key.
 pub const KEY: &str = "idempotency-key";
+
+/// The header that carries the number of a request that another master passed on: its session knows nobody else.
+pub const NUMBER: &str = "tessera-request-number";
 
 /// Headers that say what is to be done.
 static CONDITIONS: [HeaderName; 2] = [header::IF_MATCH, header::IF_NONE_MATCH];
@@ -52,9 +55,9 @@ pub async fn know(State(api): State<Api>, request: Request, next: Next) -> Respo
         Err(error) => return error.into_response(),
     };
     let response = next.run(request).await;
-    match asker.once {
-        Some(once) if response.status() == StatusCode::NOT_FOUND => {
-            repeated(&api, asker.principal, once)
+    match asker.known {
+        Some(known) if response.status() == StatusCode::NOT_FOUND => {
+            repeated(&api, asker.principal, known)
                 .await
                 .unwrap_or(response)
         }
@@ -70,16 +73,20 @@ async fn fingerprint(request: Request) -> Result<(Request, Asker), ApiError> {
         let bytes = to_bytes(body, BODY_BYTES_MAX)
             .await
             .map_err(|error| ApiError::too_large("body", error.to_string()))?;
-        asker.once = once(&parts, &bytes)?;
+        asker.known = known(&parts, &bytes)?;
         body = Body::from(bytes);
+    } else if parts.method != Method::GET {
+        asker.known = number(&parts.headers)?.map(Known::Number);
     }
     parts.extensions.insert(asker.clone());
     Ok((Request::from_parts(parts, body), asker))
 }
 
-/// How a repetition of a request with its whole body is known; nothing if it has no key.
-pub fn once(parts: &request::Parts, bytes: &[u8]) -> Result<Option<Once>, ApiError> {
-    let Some(key) = key(&parts.headers)? else { return Ok(None) };
+/// How a repetition of a request with its whole body is known; nothing if it has neither a key nor a number.
+pub fn known(parts: &request::Parts, bytes: &[u8]) -> Result<Option<Known>, ApiError> {
+    let Some(key) = key(&parts.headers)? else {
+        return Ok(number(&parts.headers)?.map(Known::Number));
+    };
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
     let mut said = format!("{} {target}\n", parts.method).into_bytes();
     for name in &CONDITIONS {
@@ -89,7 +96,28 @@ pub fn once(parts: &request::Parts, bytes: &[u8]) -> Result<Option<Once>, ApiErr
     }
     said.extend_from_slice(bytes);
     let fingerprint = Digest::of(&said);
-    Ok(Some(Once { key, fingerprint }))
+    Ok(Some(Known::Key(Once { key, fingerprint })))
+}
+
+/// The number as a header has it.
+pub fn number_text(numbered: Numbered) -> String {
+    let Numbered { session, number, answered_below } = numbered;
+    format!("{session:x}.{number}.{answered_below}")
+}
+
+fn number(headers: &HeaderMap) -> Result<Option<Numbered>, ApiError> {
+    let Some(value) = headers.get(NUMBER) else { return Ok(None) };
+    let parse = |text: &str| {
+        let (session, rest) = text.split_once('.')?;
+        let (number, answered_below) = rest.split_once('.')?;
+        Some(Numbered {
+            session: u64::from_str_radix(session, 16).ok()?,
+            number: number.parse().ok()?,
+            answered_below: answered_below.parse().ok()?,
+        })
+    };
+    let found = value.to_str().ok().and_then(parse);
+    found.map(Some).ok_or_else(|| ApiError::invalid(NUMBER, "only masters send it to each other"))
 }
 
 fn key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
@@ -105,10 +133,10 @@ fn key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     Ok(Some(text.to_owned()))
 }
 
-async fn repeated(api: &Api, principal: Principal, once: Once) -> Option<Response> {
+async fn repeated(api: &Api, principal: Principal, known: Known) -> Option<Response> {
     let reply = api
         .node
-        .query(move |core, _| core.repeated(&principal, &once))
+        .query(move |core, _| core.repeated(&principal, &known))
         .await
         .ok()??;
     let (id, version) = match reply {
@@ -129,13 +157,13 @@ async fn repeated(api: &Api, principal: Principal, once: Once) -> Option<Respons
 mod tests {
     use super::*;
 
-    async fn found(method: &str, uri: &str, key: Option<&str>, body: &str) -> Option<Once> {
+    async fn found(method: &str, uri: &str, key: Option<&str>, body: &str) -> Option<Known> {
         let mut request = Request::builder().method(method).uri(uri);
         if let Some(key) = key {
             request = request.header(KEY, key);
         }
         let request = request.body(Body::from(body.to_owned())).unwrap();
-        fingerprint(request).await.unwrap().1.once
+        fingerprint(request).await.unwrap().1.known
     }
 
     #[tokio::test]
@@ -146,7 +174,7 @@ mod tests {
         let conditional = Request::put("/v1/x?a=1").header(KEY, "k").header(header::IF_MATCH, "*");
         let conditional = fingerprint(conditional.body(Body::from("{}")).unwrap()).await.unwrap();
         let plain = found("PUT", "/v1/x?a=1", Some("k"), "{}").await;
-        assert_ne!(conditional.1.once, plain, "a condition is a part of what is said");
+        assert_ne!(conditional.1.known, plain, "a condition is a part of what is said");
         for (method, uri, body) in [
             ("PUT", "/v1/x?a=1", "{}"),
             ("POST", "/v1/y?a=1", "{}"),
@@ -154,10 +182,21 @@ mod tests {
             ("POST", "/v1/x?a=1", "{ }"),
         ] {
             let other = found(method, uri, Some("k"), body).await.unwrap();
-            assert_ne!(other.fingerprint, first.fingerprint, "{method} {uri} {body}");
+            assert_ne!(other, first, "{method} {uri} {body}");
         }
         assert_eq!(found("POST", "/v1/x", None, "{}").await, None);
         assert_eq!(found("GET", "/v1/x", Some("k"), "").await, None);
+    }
+
+    #[test]
+    fn numbers_are_read_as_they_are_written() {
+        let numbered = Numbered { session: u64::MAX, number: 7, answered_below: 3 };
+        let with = |text: &str| HeaderMap::from_iter([(HeaderName::from_static(NUMBER), text.parse().unwrap())]);
+        assert_eq!(number(&with(&number_text(numbered))).unwrap(), Some(numbered));
+        assert_eq!(number(&HeaderMap::new()).unwrap(), None);
+        for text in ["", "1", "1.2", "x.1.1", "1.-1.0", "1.1.1.1"] {
+            assert!(number(&with(text)).is_err(), "{text}");
+        }
     }
 
     #[tokio::test]

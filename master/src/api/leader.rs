@@ -2,12 +2,16 @@
 //!
 //! Invariants: a request is passed on at most once; it is sent again only when acting twice is the same as
 //! acting once, or when nobody can have acted on it; everything that waits has a deadline. Reads that the
-//! leader answers are linearizable; others say so. Must never look at what a request means.
+//! leader answers are linearizable; others say so. Whoever is told that nobody leads knows that nothing was done.
+//! Must never look at what a request means.
 
-use super::{Api, quick};
-use super::error::{ApiError, REPEAT};
+use super::Api;
+use super::error::{ApiError, Fate};
+use super::idempotency::{NUMBER, number_text};
+use super::state::hex;
 use crate::forward::{FORWARDED_BY, ForwardError};
 use crate::members::Topology;
+use crate::peer::Given;
 use crate::stage::{StagedBody, Staging};
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -77,7 +81,7 @@ impl Kept {
         let bytes = body
             .collect()
             .await
-            .map_err(|error| ApiError::invalid("body", format!("the request broke off: {error}")))?
+            .map_err(ApiError::broken_off)?
             .to_bytes();
         Ok(Self { parts, body: KeptBody::Bytes(bytes) })
     }
@@ -115,16 +119,13 @@ impl Kept {
         Ok(true)
     }
 
-    /// What has a shorter way.
-    fn quick(&self, api: &Api) -> Option<quick::Write> {
-        match &self.body {
-            KeptBody::Bytes(bytes) => quick::Write::of(api, &self.parts, bytes),
-            KeptBody::Staged(_) | KeptBody::Coming(_) | KeptBody::Gone => None,
-        }
-    }
-
     const fn is_here(&self) -> bool {
         matches!(self.body, KeptBody::Bytes(_) | KeptBody::Staged(_))
+    }
+
+    /// It asks for a change.
+    fn changes(&self) -> bool {
+        !matches!(self.parts.method, Method::GET | Method::HEAD | Method::OPTIONS)
     }
 
     /// Acting twice on it is the same as acting once.
@@ -132,30 +133,45 @@ impl Kept {
         if self.parts.uri.path() == ONCE {
             return false;
         }
-        let safe = matches!(self.parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
-        let known = self.parts.uri.path() == UPLOAD || self.parts.headers.contains_key(IDEMPOTENCY_KEY);
-        self.is_here() && (safe || known)
-    }
-
-    /// So that the leader knows it again. Reads need none.
-    fn ensure_key(&mut self) -> Result<(), ApiError> {
-        let changes = !matches!(self.parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
-        if !changes || self.parts.headers.contains_key(IDEMPOTENCY_KEY) {
-            return Ok(());
-        }
-        let mut random = [0; KEY_BYTES];
-        getrandom::fill(&mut random)
-            .map_err(|_| ApiError::internal("the system gave no random bytes"))?;
-        let key: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-        let key = HeaderValue::from_str(&format!("auto-{key}"))
-            .map_err(|_| ApiError::internal("a key could not be made"))?;
-        self.parts.headers.insert(IDEMPOTENCY_KEY, key);
-        Ok(())
+        let headers = &self.parts.headers;
+        let known = self.parts.uri.path() == UPLOAD
+            || headers.contains_key(IDEMPOTENCY_KEY)
+            || headers.contains_key(NUMBER);
+        self.is_here() && (!self.changes() || known)
     }
 }
 
+/// So that the leader knows a request again: by the number that this master gives it, which it keeps as long as this is
+/// there, or by a key, which schedulers see and which needs no session. Reads need neither.
+pub fn ensure_known(api: &Api, parts: &mut request::Parts, leader: u64) -> Result<(), ApiError> {
+    let reads = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
+    if reads || parts.headers.contains_key(IDEMPOTENCY_KEY) || parts.headers.contains_key(NUMBER) {
+        return Ok(());
+    }
+    let ours = parts.uri.path().starts_with("/v1/");
+    if ours && let Some(given) = api.writes.number(leader) {
+        return number(parts, given);
+    }
+    let mut random = [0; KEY_BYTES];
+    getrandom::fill(&mut random)
+        .map_err(|_| ApiError::internal("the system gave no random bytes"))?;
+    let key = HeaderValue::from_str(&format!("auto-{}", hex(&random)))
+        .map_err(|_| ApiError::internal("a key could not be made"))?;
+    parts.headers.insert(IDEMPOTENCY_KEY, key);
+    Ok(())
+}
+
+/// The request is known by this number, as long as it is there.
+pub fn number(parts: &mut request::Parts, given: Given) -> Result<(), ApiError> {
+    let text = HeaderValue::from_str(&number_text(given.numbered()))
+        .map_err(|_| ApiError::internal("a number could not be written"))?;
+    parts.headers.insert(NUMBER, text);
+    parts.extensions.insert(Arc::new(given));
+    Ok(())
+}
+
 /// How long the body is; nothing when that is not known before.
-fn announced(headers: &HeaderMap) -> Option<u64> {
+pub fn announced(headers: &HeaderMap) -> Option<u64> {
     if headers.contains_key(header::TRANSFER_ENCODING) {
         return None;
     }
@@ -239,8 +255,10 @@ async fn attempts(api: &Api, mut kept: Kept, next: Next) -> Result<Response, Api
     let passed_on = kept.parts.headers.contains_key(FORWARDED_BY);
     let mut topology = api.node.topology();
     let mut last = ApiError::no_leader("no master leads the cluster now");
+    // Whether somebody may have acted on an earlier attempt.
+    let mut unknown = kept.parts.extensions.remove::<Tried>().is_some();
     // The first answer that nobody can have acted on may come late; later ones have been waited for long.
-    let mut patience = LEADER_WAIT;
+    let mut patience = if unknown { REPEAT_FOR } else { LEADER_WAIT };
     loop {
         let view = topology.borrow_and_update().clone();
         let leader = view.leader_rest().map(|(node, address)| (node, address.to_owned()));
@@ -248,7 +266,7 @@ async fn attempts(api: &Api, mut kept: Kept, next: Next) -> Result<Response, Api
             _ if view.leads => Some(here(api, &mut kept, &next).await),
             _ if passed_on => return Err(ApiError::no_leader("this master does not lead")),
             Some((leader, address)) => {
-                kept.ensure_key()?;
+                ensure_known(api, &mut kept.parts, leader)?;
                 if kept.stage(&api.staging).await? {
                     // That took as long as its sender did, and there may be another leader by now.
                     began = Instant::now();
@@ -256,40 +274,43 @@ async fn attempts(api: &Api, mut kept: Kept, next: Next) -> Result<Response, Api
                 }
                 let Some(request) = kept.next() else { return Err(last) };
                 let wait_for_other = kept.repeatable();
-                let quick = kept.quick(api);
-                let sent = async {
-                    if let Some(quick) = quick
-                        && let Some(done) = quick.there(api, leader).await
-                    {
-                        return Ok(done);
-                    }
-                    api.forwarder.send(&address, view.node(), request).await
-                };
+                let sent = api.forwarder.send(&address, view.node(), request);
                 Some(there(sent, &mut topology, leader, wait_for_other).await)
             }
             None => None,
         };
         match outcome {
             Some(Outcome::Answer(response)) => {
-                let again = response.headers().contains_key(REPEAT) && kept.repeatable();
-                if !again || passed_on || began.elapsed() >= REPEAT_FOR {
-                    return Ok(response);
+                let fate = Fate::of(&response).filter(|_| kept.repeatable());
+                let Some(fate) = fate.filter(|_| !passed_on) else { return Ok(response) };
+                if began.elapsed() >= REPEAT_FOR {
+                    return match unknown && fate == Fate::Untouched {
+                        true => Err(ApiError::outcome_unknown(LOST)),
+                        false => Ok(response),
+                    };
+                }
+                unknown |= fate == Fate::Unknown;
+                patience = REPEAT_FOR;
+            }
+            Some(Outcome::Untouched(why)) => {
+                last = ApiError::no_leader(why);
+                if !kept.is_here() {
+                    return Err(last);
                 }
                 patience = REPEAT_FOR;
             }
-            Some(Outcome::Untouched(error)) if kept.is_here() => {
-                last = error;
+            Some(Outcome::Unknown(why)) => {
+                unknown |= kept.changes();
+                last = if unknown { ApiError::outcome_unknown(why) } else { ApiError::no_leader(why) };
+                if !kept.repeatable() {
+                    return Err(last);
+                }
                 patience = REPEAT_FOR;
             }
-            Some(Outcome::Unknown(error)) if kept.repeatable() => {
-                last = error;
-                patience = REPEAT_FOR;
-            }
-            Some(Outcome::Untouched(error) | Outcome::Unknown(error)) => return Err(error),
             None => {}
         }
         if began.elapsed() >= patience {
-            return Err(last);
+            return Err(if unknown { ApiError::outcome_unknown(LOST) } else { last });
         }
         // A change of the leader, or a moment: whichever comes first. Without a leader only a change helps.
         let pause = match view.leader_rest() {
@@ -304,61 +325,64 @@ async fn attempts(api: &Api, mut kept: Kept, next: Next) -> Result<Response, Api
 enum Outcome {
     Answer(Response),
     /// Nobody can have acted on it.
-    Untouched(ApiError),
+    Untouched(String),
     /// Somebody may have acted on it.
-    Unknown(ApiError),
+    Unknown(String),
 }
+
+/// Marks a request that went a short way before, on which somebody may have acted.
+#[derive(Clone, Copy)]
+pub struct Tried;
+
+/// What is said of a request that was tried with several leaders.
+const LOST: &str = "the leader went away or stood still before it answered, and the request may have been acted on";
 
 /// Answered by this master. A read waits until its rows are the newest.
 async fn here(api: &Api, kept: &mut Kept, next: &Next) -> Outcome {
     if matches!(kept.parts.method, Method::GET | Method::HEAD) && api.node.barrier().await.is_err() {
-        return Outcome::Untouched(ApiError::no_leader("this master stopped leading"));
-    }
-    if let Some(quick) = kept.quick(api)
-        && let Some(done) = quick.here(api).await
-    {
-        return Outcome::Answer(done);
+        return Outcome::Untouched("this master stopped leading, or could not make sure of it in time".to_owned());
     }
     match kept.next() {
         Some(request) => Outcome::Answer(next.clone().run(request).await),
-        None => Outcome::Unknown(ApiError::no_leader(
-            "the leader changed, and the request is too large to be sent again",
-        )),
+        None => Outcome::Unknown("the leader changed, and the request is too large to be sent again".to_owned()),
     }
 }
 
-/// Answered by another master, unless it stops leading first and the request can go to the next one.
+/// Answered by another master, unless it stops leading first, or this master hears of no leader any more: it may be
+/// this one that was cut off. What cannot go to the next leader gets some time more.
 async fn there(
     sent: impl Future<Output = Result<Response, ForwardError>>,
     topology: &mut watch::Receiver<Topology>,
     leader: u64,
     repeatable: bool,
 ) -> Outcome {
-    let other_leads = async {
-        let other = topology.wait_for(|now| now.leader.is_some_and(|node| node != leader));
-        if !repeatable || other.await.is_err() {
+    let leads_no_more = async {
+        if topology.wait_for(|now| now.leader != Some(leader)).await.is_err() {
+            // The loop is gone, and the process ends.
             std::future::pending::<()>().await;
+        }
+        if !repeatable {
+            tokio::time::sleep(LEADER_WAIT).await;
         }
     };
     tokio::select! {
         answer = sent => match answer {
             Ok(response) => Outcome::Answer(response),
             Err(error @ ForwardError::Unreached { .. }) => {
-                Outcome::Untouched(ApiError::no_leader(error.to_string()))
+                Outcome::Untouched(error.to_string())
             }
             Err(error @ ForwardError::Unanswered { .. }) => {
-                Outcome::Unknown(ApiError::no_leader(error.to_string()))
+                Outcome::Unknown(error.to_string())
             }
         },
-        () = other_leads => Outcome::Unknown(ApiError::no_leader(
-            "the leader changed before it answered; the request may have been acted on",
-        )),
+        () = leads_no_more => Outcome::Unknown(LOST.to_owned()),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tessera_replica::{ClusterId, Identity};
 
     #[test]
     fn consistency_is_taken_out_of_the_query() {
@@ -373,6 +397,22 @@ mod tests {
             assert_eq!((uri.to_string().as_str(), found), (left, stale), "{given}");
         }
         assert!(take_consistency(&"/v1/x?consistency=weak".parse().unwrap()).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_leader_that_is_not_heard_of_any_more_is_not_waited_for() {
+        for lost in [None, Some(3)] {
+            let identity = Identity { cluster: ClusterId([1; 16]), node: 1 };
+            let led = |leader| Topology { leader, ..Topology::new(identity) };
+            let (topology, mut watched) = watch::channel(led(Some(2)));
+            let waits = there(std::future::pending(), &mut watched, 2, true);
+            let loses = async {
+                topology.send_replace(led(lost));
+                std::future::pending::<()>().await;
+            };
+            let outcome = tokio::select! { outcome = waits => outcome, () = loses => unreachable!() };
+            assert!(matches!(outcome, Outcome::Unknown(_)), "{lost:?}");
+        }
     }
 
     #[test]

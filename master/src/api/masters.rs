@@ -4,7 +4,7 @@ use super::Api;
 use super::error::ApiError;
 use super::extract::{Document, Path};
 use crate::members::Topology;
-use crate::node_handle::{ChangeRefused, NodeStatus, TransferRefused};
+use crate::node_handle::{ChangeRefused, NoAnswer, NodeStatus, TransferRefused};
 use crate::upkeep::steward::{Heard, SILENT_AFTER, others_answer, waits_for};
 use axum::Json;
 use axum::extract::State;
@@ -271,7 +271,7 @@ impl From<ChangeRefused> for ApiError {
     fn from(error: ChangeRefused) -> Self {
         let text = error.to_string();
         let ChangeRefused::Replica(refused) = error else {
-            return Self::no_leader(text);
+            return Self::outcome_unknown(text);
         };
         match refused {
             ChangeError::NotLeader { .. } | ChangeError::Stopped => Self::no_leader(text),
@@ -289,7 +289,8 @@ impl From<TransferRefused> for ApiError {
         let text = error.to_string();
         match error {
             TransferRefused::Replica(TransferError::NotLeader { .. } | TransferError::Stopped)
-            | TransferRefused::Stopped(_) => Self::no_leader(text),
+            | TransferRefused::NoAnswer(NoAnswer::Stopped(_)) => Self::no_leader(text),
+            TransferRefused::NoAnswer(NoAnswer::Late) => Self::outcome_unknown(text),
             TransferRefused::Replica(_) => Self::conflict("to", text),
             TransferRefused::Nobody => Self::conflict("to", text)
                 .hint("start another master with --join, or wait until one has kept up"),

@@ -6,6 +6,7 @@
 
 mod agents;
 mod components;
+pub mod door;
 mod error;
 mod events;
 mod executors;
@@ -44,6 +45,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, any, delete, get, patch, post, put};
 use error::ApiError;
+pub use error::OUTCOME_UNKNOWN;
 pub use lookup::framework_in;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -226,7 +228,7 @@ fn cluster_routes() -> Vec<Route> {
 }
 
 fn agent_routes() -> Vec<Route> {
-    use Action::{Change, Read, Remove};
+    use Action::{Change, Kill, Read, Remove};
     let agent = |path, action, handlers| route(path, action, Object::Agent, handlers);
     let maintenance = "/v1/agents/{agent}/maintenance";
     vec![
@@ -236,6 +238,7 @@ fn agent_routes() -> Vec<Route> {
         agent("/v1/agents/{agent}/deactivate", Change, post(agents::deactivate)),
         agent("/v1/agents/{agent}/activate", Change, post(agents::activate)),
         agent("/v1/agents/{agent}/drain", Change, post(agents::drain)),
+        agent("/v1/agents/{agent}/end-strangers", Kill, post(agents::end_strangers)),
         agent("/v1/agents/{agent}/gone", Remove, post(agents::gone)),
         agent(maintenance, Change, post(agents::maintain)),
         agent(maintenance, Change, delete(agents::cancel_maintenance)),
@@ -396,7 +399,7 @@ fn task_routes() -> Vec<Route> {
 }
 
 /// The whole API.
-pub fn router(api: Api) -> Router {
+fn router(api: Api) -> Router {
     let mut router = Router::new();
     for route in routes() {
         let guard = Guard {

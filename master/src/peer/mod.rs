@@ -6,6 +6,8 @@
 //! about members: it carries what the node and the steward decided.
 
 pub mod call;
+mod lives;
+mod numbering;
 mod queue;
 pub mod sender;
 mod service;
@@ -13,12 +15,14 @@ mod snapshots;
 mod writes;
 
 pub use call::{CallError, Caller};
+pub use numbering::Given;
 pub use service::{PeerService, status_request};
 pub use snapshots::Incoming;
 pub use writes::Writes;
 
 use crate::members::Topology;
-use crate::node_handle::{NodeHandle, Stopped};
+use crate::node_handle::{NoAnswer, NodeHandle};
+use lives::Lives;
 use queue::Queue;
 use snapshots::{Outgoing, Sending};
 use std::collections::BTreeMap;
@@ -65,22 +69,28 @@ pub struct Peers {
     topology: watch::Receiver<Topology>,
     /// Where this one is reached: the others answer there before they know it as a member.
     own_address: String,
+    /// Tells this process from another one on a copy of its data directory.
+    life: u64,
+    lives: Arc<Lives>,
     runtime: tokio::runtime::Handle,
     peers: Mutex<BTreeMap<u64, Peer>>,
     snapshots: Outgoing,
 }
 
 impl Peers {
-    /// None are known yet. Must be made inside a runtime's context.
+    /// None are known yet; `life` is not zero. Must be made inside a runtime's context.
     pub fn new(
         caller: Caller,
         topology: watch::Receiver<Topology>,
         own_address: String,
+        life: u64,
     ) -> Arc<Self> {
         Arc::new(Self {
             caller,
             topology,
             own_address,
+            life,
+            lives: Arc::default(),
             runtime: tokio::runtime::Handle::current(),
             peers: Mutex::default(),
             snapshots: Outgoing::default(),
@@ -160,6 +170,16 @@ impl Peers {
         peer.settle();
     }
 
+    /// What this process is told from others by.
+    pub const fn life(&self) -> u64 {
+        self.life
+    }
+
+    /// Which process speaks for each other node.
+    fn lives(&self) -> &Arc<Lives> {
+        &self.lives
+    }
+
     /// Where a node is reached now, as far as this one knows.
     pub fn address(&self, node: u64) -> Option<String> {
         self.peers().get(&node).map(|peer| peer.address.borrow().clone())
@@ -176,6 +196,7 @@ impl Peers {
             handle: handle.clone(),
             topology: self.topology.clone(),
             own_address: self.own_address.clone(),
+            life: self.life,
         };
         let task = self.runtime.spawn(task.run()).abort_handle();
         Peer {
@@ -196,8 +217,8 @@ impl Drop for Peers {
     }
 }
 
-fn gone(_: Stopped) -> Status {
-    Status::unavailable(Stopped.to_string())
+fn gone(error: impl Into<NoAnswer>) -> Status {
+    Status::unavailable(error.into().to_string())
 }
 
 /// What stands in every message to a member.

@@ -5,16 +5,15 @@
 //! twice and every refusal has its own words. Must never be the only way to anything.
 
 use super::call::Caller;
+use super::numbering::{Given, Numbering};
 use super::{Peers, envelope};
 use crate::members::Topology;
-use crate::node_handle::{Asker, NodeHandle};
-use futures::StreamExt as _;
-use futures::stream::FuturesUnordered;
+use crate::node_handle::{ANSWER_MAX, Among, Asker, NodeHandle, ReplyTo};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tessera_master_core::{Expected, Once, Principal, Request};
+use tessera_master_core::{Expected, Known, Once, Principal, Request};
 use tessera_types::Digest;
 use tessera_wire::v1;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -51,23 +50,35 @@ pub struct Writes {
     peers: Arc<Peers>,
     topology: watch::Receiver<Topology>,
     stream: Mutex<Option<Stream>>,
+    numbering: Arc<Numbering>,
     done: AtomicU64,
 }
 
 impl Writes {
     /// None is open yet.
     pub fn new(caller: Caller, peers: Arc<Peers>, topology: watch::Receiver<Topology>) -> Self {
-        Self { caller, peers, topology, stream: Mutex::new(None), done: AtomicU64::new(0) }
+        let numbering = Numbering::new(peers.life());
+        Self { caller, peers, topology, stream: Mutex::new(None), numbering, done: AtomicU64::new(0) }
     }
 
-    /// Have the leader do it. False when it is not known to be done.
+    /// A number for a request that goes to the leader. None until the session is open, which this sees to.
+    pub fn number(&self, leader: u64) -> Option<Given> {
+        let given = self.numbering.give();
+        if given.is_none() {
+            self.stream_to(leader);
+        }
+        given
+    }
+
+    /// Have the leader do it. False when it is not known to be done, at the latest after [`ANSWER_MAX`].
     pub async fn pass_on(&self, leader: u64, write: v1::PassedWrite) -> bool {
         let Some(writes) = self.stream_to(leader) else { return false };
         let (done, answered) = oneshot::channel();
         if writes.try_send(Waiting { write, done }).is_err() {
             return false;
         }
-        let done = answered.await.unwrap_or(false);
+        let answer = tokio::time::timeout(ANSWER_MAX, answered).await;
+        let done = matches!(answer, Ok(Ok(true)));
         self.done.fetch_add(u64::from(done), Ordering::Relaxed);
         done
     }
@@ -91,7 +102,8 @@ impl Writes {
         let address = self.peers.address(leader)?;
         let (writes, waiting) = mpsc::channel(WAITING_MAX);
         *stream = Some(Stream { leader, writes: writes.clone(), since: Instant::now() });
-        let run = run(self.caller.clone(), self.topology.clone(), leader, address, waiting);
+        let numbering = self.numbering.clone();
+        let run = run(self.caller.clone(), self.topology.clone(), numbering, leader, address, waiting);
         // Ends with the stream, which ends with the leader or when it is not used any more.
         tokio::spawn(async move {
             if let Err(error) = run.await {
@@ -113,6 +125,7 @@ fn open_of(open: &Open) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<bool>>> {
 async fn run(
     caller: Caller,
     topology: watch::Receiver<Topology>,
+    numbering: Arc<Numbering>,
     leader: u64,
     address: String,
     waiting: mpsc::Receiver<Waiting>,
@@ -121,12 +134,21 @@ async fn run(
     let (frames, out) = mpsc::channel(FRAMES_MAX);
     let open = Open::default();
     // It begins with an empty frame, which says who speaks.
-    let first = v1::StateWrites { envelope: Some(envelope(&topology.borrow(), leader)), writes: Vec::new() };
+    let first = v1::StateWrites {
+        envelope: Some(envelope(&topology.borrow(), leader)),
+        writes: Vec::new(),
+        open_session: numbering.to_open(),
+    };
     frames.try_send(first)?;
     let mut answers = client.write_state(ReceiverStream::new(out)).await?.into_inner();
-    let writing = write(topology, leader, waiting, frames, open.clone());
+    let mut watched = topology.clone();
+    let leads_no_more = watched.wait_for(|now| now.leader != Some(leader));
+    let writing = write(topology.clone(), numbering.clone(), leader, waiting, frames, open.clone());
     let reading = async {
         while let Some(bundle) = answers.message().await? {
+            if bundle.opened_session != 0 {
+                numbering.opened(bundle.opened_session);
+            }
             let mut open = open_of(&open);
             for answer in bundle.answers {
                 if let Some(done) = open.remove(&answer.number) {
@@ -141,11 +163,14 @@ async fn run(
     tokio::select! {
         () = writing => Ok(()),
         read = reading => read,
+        // It may be one that was stopped, whose connection would stay; or this master was cut off.
+        _ = leads_no_more => Ok(()),
     }
 }
 
 async fn write(
     topology: watch::Receiver<Topology>,
+    numbering: Arc<Numbering>,
     leader: u64,
     mut waiting: mpsc::Receiver<Waiting>,
     frames: mpsc::Sender<v1::StateWrites>,
@@ -167,7 +192,8 @@ async fn write(
             }
         }
         let envelope = Some(envelope(&topology.borrow(), leader));
-        if frames.send(v1::StateWrites { envelope, writes }).await.is_err() {
+        let open_session = numbering.to_open();
+        if frames.send(v1::StateWrites { envelope, writes, open_session }).await.is_err() {
             return;
         }
     }
@@ -175,29 +201,58 @@ async fn write(
 
 /// The request that was passed on.
 fn request(write: v1::PassedWrite) -> Option<(Asker, String, v1::WriteState)> {
-    let key = write.idempotency_key;
-    let fingerprint = Digest::from_slice(&write.fingerprint).ok()?;
+    let known = match write.once {
+        Some(number) => Known::Number(number.into()),
+        None if write.idempotency_key.is_empty() => return None,
+        None => Known::Key(Once {
+            key: write.idempotency_key,
+            fingerprint: Digest::from_slice(&write.fingerprint).ok()?,
+        }),
+    };
     // The other master has looked at the same token.
-    let principal = Principal::administrator();
-    let once = (!key.is_empty()).then_some(Once { key, fingerprint })?;
-    let asker = Asker { principal, once: Some(once) };
+    let asker = Asker { principal: Principal::administrator(), known: Some(known) };
     Some((asker, write.framework, write.write?))
 }
 
-async fn carry_out(node: NodeHandle, write: v1::PassedWrite) -> v1::StateAnswer {
-    let number = write.number;
-    let done = match request(write) {
-        Some((asker, framework, write)) => done(&node, asker, framework, write).await,
-        None => false,
-    };
-    v1::StateAnswer { number, done }
+/// What is asked of the node, and how it is told.
+type Asked = (Asker, Request, ReplyTo);
+
+/// What a frame asks for; whatever cannot even be asked for is told at once as not done.
+async fn asked(
+    node: &NodeHandle,
+    writes: Vec<v1::PassedWrite>,
+    replies: &mpsc::UnboundedSender<(u64, bool)>,
+) -> Vec<Asked> {
+    let mut asked = Vec::with_capacity(writes.len());
+    for write in writes {
+        let reply = Among::new(write.number, replies.clone());
+        let Some((asker, framework, write)) = request(write) else { continue };
+        let Some(framework) = node.names.find(node, &framework).await else { continue };
+        let Some(expected) = Expected::of(write.condition) else { continue };
+        let request = Request::WriteState { framework, key: write.key, value: write.value, expected };
+        asked.push((asker, request, ReplyTo::Among(reply)));
+    }
+    asked
 }
 
-async fn done(node: &NodeHandle, asker: Asker, framework: String, write: v1::WriteState) -> bool {
-    let Some(framework) = node.names.find(node, framework).await else { return false };
-    let Some(expected) = Expected::of(write.condition) else { return false };
-    let request = Request::WriteState { framework, key: write.key, value: write.value, expected };
-    node.request(asker, request).await.is_ok()
+/// Has the cluster know the session of another master's process, and tells it.
+async fn open_session(
+    node: NodeHandle,
+    from: u64,
+    session: u64,
+    answers: mpsc::Sender<Result<v1::StateAnswers, Status>>,
+) {
+    let members = node.topology().borrow().members.keys().copied().collect();
+    let request = Request::OpenSession { node: from, session, members };
+    match node.request(Principal::administrator(), request).await {
+        Ok(_) => {
+            let opened = v1::StateAnswers { answers: Vec::new(), opened_session: session };
+            // The other side may have gone away, and asks again.
+            let _ = answers.send(Ok(opened)).await;
+        }
+        // Requests have keys until it can be.
+        Err(error) => tracing::debug!(from, %error, "a session of a master was not opened"),
+    }
 }
 
 /// The leader's side: takes frames, and answers what is done.
@@ -207,27 +262,45 @@ pub(super) async fn serve(
     check: impl Fn(&v1::StateWrites) -> Result<(), Status>,
     answers: mpsc::Sender<Result<v1::StateAnswers, Status>>,
 ) {
-    let mut open = FuturesUnordered::new();
+    // Bounded by how many are open.
+    let (replies, mut replied) = mpsc::unbounded_channel();
+    let mut open = 0;
     loop {
         tokio::select! {
             biased;
-            Some(answer) = open.next(), if !open.is_empty() => {
-                let mut bundle = vec![answer];
-                while let Some(Some(more)) = futures::FutureExt::now_or_never(open.next()) {
-                    bundle.push(more);
+            Some(first) = replied.recv() => {
+                let mut bundle = Vec::new();
+                let mut next = Some(first);
+                while let Some((number, done)) = next {
+                    bundle.push(v1::StateAnswer { number, done });
+                    next = replied.try_recv().ok();
                 }
-                if answers.send(Ok(v1::StateAnswers { answers: bundle })).await.is_err() {
+                open -= bundle.len();
+                if bundle.iter().any(|answer| !answer.done) {
+                    node.names.forget_all();
+                }
+                let bundle = v1::StateAnswers { answers: bundle, opened_session: 0 };
+                if answers.send(Ok(bundle)).await.is_err() {
                     return;
                 }
             }
-            frame = frames.message(), if open.len() < WAITING_MAX => {
+            frame = frames.message(), if open < WAITING_MAX => {
                 let Ok(Some(frame)) = frame else { return };
                 if let Err(status) = check(&frame) {
                     // The sender may have gone away.
                     let _ = answers.send(Err(status)).await;
                     return;
                 }
-                open.extend(frame.writes.into_iter().map(|write| carry_out(node.clone(), write)));
+                if frame.open_session != 0 {
+                    let from = frame.envelope.map_or(0, |envelope| envelope.from);
+                    // Ends with its answer, which comes within a time; the other side asks once in a while.
+                    tokio::spawn(open_session(node.clone(), from, frame.open_session, answers.clone()));
+                }
+                open += frame.writes.len();
+                let asked = asked(&node, frame.writes, &replies).await;
+                if node.requests(asked).await.is_err() {
+                    return;
+                }
             }
         }
     }
