@@ -32,8 +32,9 @@ impl Core {
         }
         self.take_limits(desired.limits);
         let mut named = BTreeSet::new();
+        let mut last = None;
         for task in desired.tasks {
-            if let Some(key) = self.desire_task(task, now) {
+            if let Some(key) = self.desire_task(task, &mut last, now) {
                 named.insert(key);
             }
         }
@@ -96,7 +97,12 @@ impl Core {
     }
 
     /// Take one task up, or change what is wanted of it.
-    fn desire_task(&mut self, desired: v1::DesiredTask, now: Now) -> Option<TaskKey> {
+    fn desire_task(
+        &mut self,
+        desired: v1::DesiredTask,
+        last: &mut Option<Read>,
+        now: Now,
+    ) -> Option<TaskKey> {
         let framework = FrameworkId(desired.framework);
         let launch = match desired.launch.map(Launch::try_from) {
             Some(Ok(launch)) => launch,
@@ -110,14 +116,8 @@ impl Core {
         };
         let key = TaskKey::of(framework, launch.task.clone());
         if !self.tasks.contains_key(&key) {
-            self.accept(
-                &key,
-                &desired.role,
-                launch,
-                &desired.spec,
-                desired.group,
-                now,
-            );
+            let parts = readable(&desired.role, &launch, &desired.spec, last);
+            self.accept(&key, parts, launch, &desired.spec, desired.group, now);
         }
         if let Some(grace_ms) = desired.kill_grace_ms {
             let grace_ms = grace_ms.min(limits::GRACE_MAX_MS);
@@ -129,14 +129,13 @@ impl Core {
     fn accept(
         &mut self,
         key: &TaskKey,
-        role: &str,
+        parts: Result<(RoleName, Arc<TaskSpec>), String>,
         launch: Launch,
         encoded: &[u8],
         group: u64,
         now: Now,
     ) {
-        let known = self.known_spec(&launch.spec);
-        let (role, spec) = match readable(role, &launch, encoded, known) {
+        let (role, spec) = match parts {
             Ok(parts) => parts,
             Err(rule) => {
                 // Without a role and a spec there is no record; asked again, it is refused again.
@@ -165,7 +164,8 @@ impl Core {
         encoded: &[u8],
         group: u64,
     ) {
-        if self.known_spec(&launch.spec).is_none() {
+        let known = |task: &Task| task.launch.spec == launch.spec;
+        if !self.tasks.values().any(known) {
             self.keep(Record::Spec(v1::SpecKept {
                 encoded: encoded.to_vec(),
             }));
@@ -175,12 +175,6 @@ impl Core {
         task.group = group;
         self.groups.join(key, &task);
         self.tasks.insert(key.clone(), task);
-    }
-
-    /// The spec with this digest, if a task has it: of many tasks at once most have the same one.
-    pub(crate) fn known_spec(&self, digest: &Digest) -> Option<Arc<TaskSpec>> {
-        let mut tasks = self.tasks.values();
-        tasks.find(|task| task.launch.spec == *digest).map(|task| Arc::clone(&task.spec))
     }
 
     fn refuse_unreadable(&mut self, key: &TaskKey, launch: &Launch, rule: &str, now: Now) {
@@ -222,21 +216,35 @@ impl Core {
     }
 }
 
+/// The spec that was read last, and its bytes: of many tasks in one message most have the same one.
+struct Read {
+    encoded: Vec<u8>,
+    digest: Digest,
+    spec: Arc<TaskSpec>,
+}
+
 fn readable(
     role: &str,
     launch: &Launch,
     encoded: &[u8],
-    known: Option<Arc<TaskSpec>>,
+    last: &mut Option<Read>,
 ) -> Result<(RoleName, Arc<TaskSpec>), String> {
+    let same = last.take().filter(|read| read.digest == launch.spec && read.encoded == encoded);
+    let read = match same {
+        Some(read) => read,
+        None => read_spec(launch, encoded)?,
+    };
+    let spec = Arc::clone(&last.insert(read).spec);
     let role = role
         .parse()
         .map_err(|error: tessera_types::NameError| error.to_string())?;
-    if let Some(spec) = known {
-        return Ok((role, spec));
-    }
+    Ok((role, spec))
+}
+
+fn read_spec(launch: &Launch, encoded: &[u8]) -> Result<Read, String> {
     if Digest::of(encoded) != launch.spec {
         return Err("the spec does not have the digest that the launch names".into());
     }
     let spec = tessera_wire::decode_spec(encoded).map_err(|error| error.to_string())?;
-    Ok((role, Arc::new(spec)))
+    Ok(Read { encoded: encoded.to_vec(), digest: launch.spec, spec: Arc::new(spec) })
 }
