@@ -129,7 +129,10 @@ impl Apply<'_> {
             all.clone().filter(|(_, s)| s.node == command.node).map(|(id, s)| (s.opened, *id)).collect();
         own.sort_unstable();
         let surplus = own.len().saturating_sub(SESSIONS_OF_MASTER_MAX);
-        let foreign = all.filter(|(_, session)| !command.members.contains(&session.node));
+        // Numbers of masters only rise: one above all of these may have joined since they were listed.
+        let newest = command.members.iter().max().copied().unwrap_or(0);
+        let is_gone = |node: u64| node < newest && !command.members.contains(&node);
+        let foreign = all.filter(|(_, session)| is_gone(session.node));
         let gone: Vec<u64> =
             own.into_iter().take(surplus).map(|(_, id)| id).chain(foreign.map(|(id, _)| *id)).collect();
         for session in gone {

@@ -7,7 +7,7 @@
 
 use super::Api;
 use super::error::{ApiError, Fate};
-use super::idempotency::{NUMBER, number_text};
+use super::idempotency::{NUMBER, applies, number_text};
 use super::state::hex;
 use crate::forward::{FORWARDED_BY, ForwardError};
 use crate::members::Topology;
@@ -148,8 +148,7 @@ pub fn ensure_known(api: &Api, parts: &mut request::Parts, leader: u64) -> Resul
     if reads || parts.headers.contains_key(IDEMPOTENCY_KEY) || parts.headers.contains_key(NUMBER) {
         return Ok(());
     }
-    let ours = parts.uri.path().starts_with("/v1/");
-    if ours && let Some(given) = api.writes.number(leader) {
+    if applies(parts.uri.path()) && let Some(given) = api.writes.number(leader) {
         return number(parts, given);
     }
     let mut random = [0; KEY_BYTES];

@@ -113,6 +113,8 @@ fn sessions_go_with_later_lives_and_with_their_master() {
     assert_eq!(model.ask(SESSION, 0, 0), "unknown");
     assert_eq!(model.ask(1, 0, 0), "done", "another master's");
     model.open(2, 201, &[1, 2]);
+    assert_eq!(model.ask(1, 0, 0), "was done", "it may have joined later");
+    model.open(2, 202, &[1, 2, 4]);
     assert_eq!(model.ask(1, 0, 0), "unknown", "it is no member any more");
     assert_eq!(model.rows.count(rows::SESSIONS), SESSIONS_OF_MASTER_MAX);
 }
