@@ -140,6 +140,7 @@ pub async fn greet(contacts: &[String], caller: &Caller, peers: &Peers, node: &N
                 from: view.node(),
                 protocol: PEER_PROTOCOL,
                 address: own.to_owned(),
+                life: peers.life(),
             };
             let hello = |mut client: Client| async move { client.hello(request).await };
             match caller.ask(contact, hello).await {

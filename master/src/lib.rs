@@ -22,11 +22,12 @@ mod node_writer;
 mod oci;
 mod peer;
 mod sessions;
+pub mod shelf;
 mod stage;
 mod start;
 mod store;
 mod token;
-mod upkeep;
+pub mod upkeep;
 
 pub use backup::{BackupError, Summary, inspect as inspect_snapshot};
 pub use config::{COMPONENT_GRACE, InvalidConfig, MasterConfig};
@@ -75,6 +76,10 @@ const DB_DIR: &str = "db";
 
 /// How long a leader that is stopped waits until another master leads: an election takes about a second.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(3);
+
+/// How long a master that ends waits for its database to be closed in order. A disk that hangs may keep it for ever, and
+/// nothing that was promised depends on it.
+const END_WITHIN: Duration = Duration::from_secs(10);
 
 /// Why a master ended.
 #[derive(Debug, thiserror::Error)]
@@ -218,7 +223,8 @@ pub async fn run(mut config: MasterConfig, shutdown: CancellationToken) -> Resul
     let node = start::open_node(&config, disk, identity)?;
     let (node_loop, handle) = NodeLoop::new(node);
     let info = member_info(&config);
-    let peers = Peers::new(caller.clone(), handle.topology(), info.peer_address.clone());
+    let life = getrandom::u64().map_err(RunError::Random)?.max(1);
+    let peers = Peers::new(caller.clone(), handle.topology(), info.peer_address.clone(), life);
 
     let runtime = tokio::runtime::Handle::current();
     let (ended, loop_ended) = tokio::sync::oneshot::channel();
@@ -270,11 +276,7 @@ pub async fn run(mut config: MasterConfig, shutdown: CancellationToken) -> Resul
         health,
         writes: Writes::new(caller.clone(), peers.clone(), handle.topology()),
     });
-    let serve_rest = async move {
-        axum::serve(Bounded::new(rest, CLIENTS_MAX), api::router(api))
-            .await
-            .map_err(|error| RunError::Serve(error.to_string()))
-    };
+    let serve_rest = api::door::serve(Bounded::new(rest, CLIENTS_MAX), api);
     tracing::info!(rest = %config.listen, agents = %config.agent_listen, node = identity.node, "master serves");
     let result = tokio::select! {
         ended = loop_ended => match ended {
@@ -282,18 +284,18 @@ pub async fn run(mut config: MasterConfig, shutdown: CancellationToken) -> Resul
             Err(_) => Err(RunError::Serve("the node's thread ended".into())),
         },
         result = serve_agents => result,
-        result = serve_rest => result,
+        () = serve_rest => Ok(()),
         () = look_after(steward, reconcile, greet) => Ok(()),
         // Open streams of watchers and agents would keep the listeners for ever; they are served until
         // another master leads.
         () = async { shutdown.cancelled().await; hand_over(&handle).await } => Ok(()),
     };
-    handle.stop().await;
     // The loop writes nothing after Stop; waiting for it closes the database in order.
-    if tokio::task::spawn_blocking(move || thread.join())
-        .await
-        .is_err()
-    {
+    let end = async {
+        handle.stop().await;
+        tokio::task::spawn_blocking(move || thread.join()).await.is_ok()
+    };
+    if tokio::time::timeout(END_WITHIN, end).await != Ok(true) {
         tracing::warn!("the node's thread did not end in order");
     }
     result

@@ -26,22 +26,27 @@ impl Names {
     }
 
     /// A framework by id, name, or `tenant:name`; nothing when this master knows none now.
-    pub async fn find(&self, node: &NodeHandle, text: String) -> Option<FrameworkId> {
-        if let Some(known) = self.known().get(&text).copied() {
+    pub async fn find(&self, node: &NodeHandle, text: &str) -> Option<FrameworkId> {
+        if let Some(known) = self.known().get(text).copied() {
             return Some(known);
         }
-        let asked = text.clone();
+        let asked = text.to_owned();
         let found = node.query(move |core, _| framework_in(core, &asked).ok()).await.ok()??;
         let mut known = self.known();
         if known.len() >= NAMES_MAX {
             known.clear();
         }
-        known.insert(text, found);
+        known.insert(text.to_owned(), found);
         Some(found)
     }
 
     /// What the name meant is gone.
     pub fn forget(&self, text: &str) {
         self.known().remove(text);
+    }
+
+    /// What some name meant may be gone.
+    pub fn forget_all(&self) {
+        self.known().clear();
     }
 }

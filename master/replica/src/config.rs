@@ -220,6 +220,9 @@ impl ReplicaConfig {
             batch_append: false,
             max_uncommitted_size: self.limits.max_uncommitted_bytes.max(MAX_APPEND_BYTES),
             max_committed_size_per_ready: MAX_COMMITTED_BYTES_PER_READY,
+            // Followers learn what is committed from the next append or heartbeat: a message of its own, and the
+            // answer to it, would double the messages of every entry.
+            skip_bcast_commit: true,
             ..raft::Config::new(self.identity.node)
         }
     }

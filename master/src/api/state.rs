@@ -53,8 +53,13 @@ pub struct Keys {
 
 /// How a value is named in `ETag`, `If-Match` and lists.
 fn tag_text(value: &[u8]) -> String {
-    let hex: String = value_tag(value).iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("\"{hex}\"")
+    format!("\"{}\"", hex(&value_tag(value)))
+}
+
+/// Bytes as two digits each.
+pub fn hex(bytes: &[u8]) -> String {
+    let digit = |half: u8| char::from_digit(u32::from(half), 16).unwrap_or_default();
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xf)]).collect()
 }
 
 pub fn tag_header(value: &[u8]) -> Result<HeaderValue, ApiError> {

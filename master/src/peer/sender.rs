@@ -8,22 +8,23 @@ use super::queue::Queue;
 use super::{Caller, envelope};
 use crate::members::Topology;
 use crate::node_handle::NodeHandle;
+use futures::stream::{self, Stream, StreamExt as _};
 use std::sync::Arc;
 use std::time::Duration;
 use tessera_wire::v1;
-use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 /// First and longest pause between two tries: a master that is back is wanted at once.
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
 
-/// Frames on their way into the connection; the rest waits where it can be dropped.
-const FRAMES_AHEAD: usize = 8;
-
 /// Marks a refusal that is for good: this node is no member any more.
 pub const REMOVED: &str = "tessera-removed";
+
+/// Where frames come from, and whither they go.
+type Way = (Arc<Queue>, watch::Receiver<Topology>, u64);
 
 /// What the task needs to know.
 pub struct Sender {
@@ -34,6 +35,7 @@ pub struct Sender {
     pub handle: NodeHandle,
     pub topology: watch::Receiver<Topology>,
     pub own_address: String,
+    pub life: u64,
 }
 
 impl Sender {
@@ -76,42 +78,41 @@ impl Sender {
             Ok(client) => client,
             Err(error) => return error.to_string(),
         };
-        let (frames, outgoing) = mpsc::channel(FRAMES_AHEAD);
-        let hello = v1::RaftFrame {
-            envelope: Some(self.envelope()),
-            messages: Vec::new(),
-            address: self.own_address.clone(),
-        };
-        // There is room for one frame in a new channel.
-        let _ = frames.try_send(hello);
-        let mut answers = match client.raft(ReceiverStream::new(outgoing)).await {
+        // Whatever ends this call ends the frames: they must not take messages from those of the next one.
+        let over = CancellationToken::new();
+        let frames = self.frames().take_until(over.clone().cancelled_owned());
+        let _over = over.drop_guard();
+        let mut answers = match client.raft(frames).await {
             Ok(answers) => answers.into_inner(),
             Err(status) => return self.refused(&status).await,
         };
         *carried = true;
         loop {
-            tokio::select! {
-                messages = self.queue.take() => {
-                    let frame = v1::RaftFrame {
-                        envelope: Some(self.envelope()),
-                        messages,
-                        address: String::new(),
-                    };
-                    if frames.send(frame).await.is_err() {
-                        return "the connection broke".into();
-                    }
-                }
-                answer = answers.message() => match answer {
-                    Ok(Some(_)) => {}
-                    Ok(None) => return "it ended the stream".into(),
-                    Err(status) => return self.refused(&status).await,
-                },
+            match answers.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => return "it ended the stream".into(),
+                Err(status) => return self.refused(&status).await,
             }
         }
     }
 
-    fn envelope(&self) -> v1::PeerEnvelope {
-        envelope(&self.topology.borrow(), self.node)
+    /// One that says who speaks, then what waits, taken whenever the connection has room: the rest waits where
+    /// it can be dropped.
+    fn frames(&self) -> impl Stream<Item = v1::RaftFrame> + Send + use<> {
+        let hello = v1::RaftFrame {
+            envelope: Some(envelope(&self.topology.borrow(), self.node)),
+            messages: Vec::new(),
+            address: self.own_address.clone(),
+            life: self.life,
+        };
+        let of = (Arc::clone(&self.queue), self.topology.clone(), self.node);
+        let rest = stream::unfold(of, |(queue, topology, node): Way| async move {
+            let messages = queue.take().await;
+            let envelope = Some(envelope(&topology.borrow(), node));
+            let frame = v1::RaftFrame { envelope, messages, ..v1::RaftFrame::default() };
+            Some((frame, (queue, topology, node)))
+        });
+        stream::once(std::future::ready(hello)).chain(rest)
     }
 
     async fn refused(&self, status: &Status) -> String {

@@ -5,6 +5,7 @@
 //! than the loop's queue. This file must never change state: it only carries messages.
 
 use super::sender::REMOVED;
+use super::lives::SpokenFor;
 use super::snapshots::Incoming;
 use super::{Peers, envelope, gone, writes};
 use crate::join::check_address;
@@ -15,8 +16,9 @@ use crate::store::ComponentStore;
 use crate::upkeep::components::Fetcher;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 use tessera_types::Digest;
-use tessera_wire::{PEER_PROTOCOL, v1};
+use tessera_wire::{PEER_PROTOCOL, go_together, v1};
 use tokio::sync::watch;
 use tokio_stream::Stream;
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
@@ -65,7 +67,7 @@ fn check_sender(
     from: u64,
     protocol: u32,
 ) -> Result<(), Status> {
-    if protocol != PEER_PROTOCOL {
+    if !go_together(PEER_PROTOCOL, protocol) {
         return Err(Status::failed_precondition(format!(
             "protocol: this master speaks {PEER_PROTOCOL}, the sender {protocol}; upgrade one version at a time"
         )));
@@ -88,6 +90,18 @@ fn check_sender(
         return Err(Status::with_metadata(Code::FailedPrecondition, text, metadata));
     }
     Ok(())
+}
+
+fn spoken_for(error: SpokenFor) -> Status {
+    Status::failed_precondition(error.to_string())
+}
+
+/// All frames of a stream are of one sender.
+fn same(first: u64, later: u64) -> Result<(), Status> {
+    if later == first {
+        return Ok(());
+    }
+    Err(Status::invalid_argument(format!("from: the stream began as one of node {first}, not of node {later}")))
 }
 
 fn digest(bytes: &[u8]) -> Result<Digest, Status> {
@@ -117,6 +131,7 @@ impl v1::peer_server::Peer for PeerService {
             .await?
             .ok_or_else(|| Status::invalid_argument("envelope: the first frame must be there"))?;
         let from = self.check(first.envelope.as_ref())?;
+        let speaks = self.peers.lives().begin(from, first.life, Instant::now()).map_err(spoken_for)?;
         if check_address("address", &first.address).is_ok() {
             self.peers.learn(&self.node, from, &first.address);
         }
@@ -129,9 +144,10 @@ impl v1::peer_server::Peer for PeerService {
         tokio::spawn(async move {
             loop {
                 let checked = match incoming.message().await {
-                    Ok(Some(frame)) => {
-                        check(&topology.borrow(), frame.envelope.as_ref()).map(|_| frame)
-                    }
+                    Ok(Some(frame)) => check(&topology.borrow(), frame.envelope.as_ref())
+                        .and_then(|sender| same(from, sender))
+                        .and_then(|()| speaks.heard(Instant::now()).map_err(spoken_for))
+                        .map(|()| frame),
                     Ok(None) => return,
                     Err(status) => {
                         tracing::debug!(from, %status, "a stream of another master broke");
@@ -176,6 +192,7 @@ impl v1::peer_server::Peer for PeerService {
         let topology = self.topology.borrow().clone();
         check_sender(&topology, &request.cluster, request.from, request.protocol)?;
         check_address("address", &request.address).map_err(Status::invalid_argument)?;
+        self.peers.lives().check(request.from, request.life, Instant::now()).map_err(spoken_for)?;
         self.peers.learn(&self.node, request.from, &request.address);
         let node = topology.node();
         Ok(Response::new(v1::HelloReply { node }))
@@ -213,10 +230,12 @@ impl v1::peer_server::Peer for PeerService {
         let request = request.into_inner();
         self.check(request.envelope.as_ref())?;
         let digest = digest(&request.digest)?;
-        let file = tokio::fs::File::open(self.store.path(&digest))
+        let (_, pieces) = self
+            .store
+            .send(digest)
             .await
             .map_err(|error| Status::not_found(format!("component {digest}: {error}")))?;
-        Ok(Response::new(Box::pin(file_chunks(file))))
+        Ok(Response::new(Box::pin(file_chunks(pieces))))
     }
 
     async fn ensure_component(
@@ -238,9 +257,9 @@ impl v1::peer_server::Peer for PeerService {
         request: Request<v1::JoinRequest>,
     ) -> Result<Response<v1::JoinReply>, Status> {
         let request = request.into_inner();
-        if request.protocol != PEER_PROTOCOL {
+        if !go_together(PEER_PROTOCOL, request.protocol) {
             return Err(Status::failed_precondition(format!(
-                "protocol: this cluster speaks {PEER_PROTOCOL}, the joiner {}",
+                "protocol: this cluster speaks {PEER_PROTOCOL}, the joiner {}; use a build that is at most one version away",
                 request.protocol
             )));
         }

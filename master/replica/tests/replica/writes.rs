@@ -114,6 +114,27 @@ fn heartbeats_and_leadership_do_not_wait_for_disks() {
 }
 
 #[test]
+fn an_entry_is_one_message_and_one_answer_per_follower_and_heartbeats_say_that_it_is_committed() {
+    let (mut slow, leader) = Slow::new(|_, _| 0);
+    slow.sim.slow_disks = false;
+    let id = slow.sim.propose(leader, add(b"x")).expect("it leads");
+    slow.sim.process(leader).expect("no fault is injected");
+    slow.deliver();
+    assert!(slow.sim.committed.contains_key(&id.index), "the leader has applied it");
+    let (appends, answers) = (slow.sent(MessageType::MsgAppend), slow.sent(MessageType::MsgAppendResponse));
+    for node in NODES.into_iter().filter(|node| *node != leader) {
+        assert_eq!((appends[&(leader, node)], answers[&(node, leader)]), (1, 1), "node {node}");
+    }
+    for _ in 0..config(leader).heartbeat_ticks {
+        slow.sim.round();
+    }
+    for node in NODES {
+        let applied = slow.sim.nodes[&node].replica.status().applied;
+        assert_eq!(applied, id, "node {node}");
+    }
+}
+
+#[test]
 fn a_leader_whose_disk_stands_still_is_replaced_without_an_election_timeout() {
     let (mut slow, leader) = Slow::new(|id, leader| if id == leader { usize::MAX } else { 0 });
     let timeout = config(leader).election_ticks;

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use std::process::Output;
 use tessera_cluster::cluster::{Cluster, PATIENCE, Process, free_port, init, push, tessera};
 use tessera_cluster::guests::guest;
-use tessera_cluster::masters::Group;
+use tessera_cluster::masters::{Group, Member};
 use tessera_cluster::wait::until;
 use tessera_cluster::{Outcome, ensure, failure};
 
@@ -190,6 +190,40 @@ async fn what_would_harm_a_cluster_is_refused() -> Outcome {
     group.members[2].kill_9()?;
     group.members[2].dir = own;
     group.run(2)?;
+    group.voters(3).await?;
+    group.finish()
+}
+
+/// A copy of a data directory is started beside the master whose it is: it is not heard, and nobody else notices.
+#[tokio::test]
+async fn a_copy_of_a_data_directory_is_not_heard() -> Outcome {
+    let mut group = Group::start("copy", 3).await?;
+    let original = (group.leader().await? + 1) % 3;
+    if let Some(mut process) = group.members[original].process.take() {
+        process.stop()?;
+    }
+    let copy = Member::new(group.scene.dir(), 4)?;
+    let copied = std::process::Command::new("cp").arg("-a").args([&group.members[original].dir, &copy.dir]).status()?;
+    ensure(copied.success(), || "the directory is not copied".into())?;
+    group.run(original)?;
+    group.voters(3).await?;
+    group.members.push(copy);
+    group.run(3)?;
+    until("the copy is refused", PATIENCE, async || {
+        let log = group.members[3].log();
+        if log.contains("another process speaks as node") { Ok(()) } else { Err(log) }
+    })
+    .await?;
+    let told = operator(&group, &["autopilot"]).await?;
+    let told = String::from_utf8_lossy(&told.stdout).into_owned();
+    ensure(told.contains("3 of 3 are well, 2 are needed: 1 more may fail"), || told)?;
+    for index in 0..3 {
+        let document = json!({"set": {"timers": 7}}).to_string().into_bytes();
+        let path = format!("/v1/limits?role=r{index}");
+        group.rest(index)?.send("PATCH", &path, &[], document).await?.ok()?;
+    }
+    group.members[3].kill_9()?;
+    group.members.pop();
     group.voters(3).await?;
     group.finish()
 }

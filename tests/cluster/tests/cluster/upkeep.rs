@@ -1,5 +1,6 @@
 //! Agents that are taken out of use, emptied, given up, and that come back; requests that come again.
 
+use crate::launcher::Launcher;
 use serde_json::{Value, json};
 use std::path::Path;
 use tessera_cluster::cluster::{PATIENCE, Parts, Process, framework, push, tessera};
@@ -182,6 +183,42 @@ async fn a_task_that_was_given_up_is_stopped_when_its_agent_returns() -> Outcome
     pair.task(&kept.0, "TASK_RUNNING").await?;
     dead(given_up.1).await?;
     ensure(procfs::is_alive(kept.1), || "it was to be kept".into())?;
+    pair.finish()
+}
+
+/// A window is told to the scheduler that has tasks there, and taken back; nothing is moved or stopped for it.
+#[tokio::test]
+async fn maintenance_is_announced_to_schedulers() -> Outcome {
+    let pair = Pair::start("window").await?;
+    framework(&pair.rest, "launcher", "launcher", &[]).await?;
+    let launcher = Launcher { rest: &pair.rest, name: "launcher" };
+    launcher.job("single", json!([{"id": "stays", "run": "sleep 600"}])).await?;
+    let agent = launcher.until_state("stays", "TASK_RUNNING").await?["agent"].as_u64().unwrap_or(0);
+    let id = format!("a{agent}");
+    let wanted = async |what: &str, good: &dyn Fn(&Value) -> bool| {
+        until(what, PATIENCE, async || {
+            let page = launcher.page().await.map_err(|error| error.to_string())?;
+            if good(&page["wanted_back"]) { Ok(page["wanted_back"].clone()) } else { Err(page.to_string()) }
+        })
+        .await
+    };
+    pair.operate(&["maintenance", &id, "--in", "2h", "--for", "30m"]).await?;
+    let told = wanted("the window is told", &|told| told.as_array().is_some_and(|told| told.len() == 1)).await?;
+    let shown = pair.rest.document(&format!("/v1/agents/{id}")).await?["maintenance"].clone();
+    let length = shown["end_ms"].as_u64().zip(shown["start_ms"].as_u64()).map(|(end, start)| end - start);
+    ensure(length == Some(30 * 60 * 1_000), || shown.to_string())?;
+    ensure(
+        told[0] == json!({"agent": agent, "start_ms": shown["start_ms"], "duration_ms": length}),
+        || format!("{told}, not {shown}"),
+    )?;
+    // An instance that is built anew has forgotten it, and is told again. Its request ends with the old one.
+    pair.rest.post("/frameworks/launcher/trap", &json!({})).await?;
+    wanted("it is told again", &|told| told.as_array().is_some_and(|told| told.len() == 1)).await?;
+    pair.operate(&["maintenance", &id, "--cancel"]).await?;
+    wanted("it is called off", &|told| told.as_array().is_some_and(Vec::is_empty)).await?;
+    launcher.until_state("stays", "TASK_RUNNING").await?;
+    let refused = pair.operate(&["maintenance", &id, "--in", "2h"]).await;
+    ensure(refused.is_err_and(|error| error.to_string().contains("--for")), || "a window without an end".into())?;
     pair.finish()
 }
 

@@ -6,13 +6,14 @@
 //! - `POST /kill/<task>` kills a task; `POST /send/<executor>` sends the body to an executor of this name
 //!   on every agent that has been offered; `POST /trap` panics.
 //! - `GET /` answers with [`Page`]: every state of every task with the number of times that it was
-//!   received, and what executors have sent.
+//!   received, what executors have sent, and which agents are wanted back.
 //!
 //! Offers are kept until they are used or withdrawn, so that a job never has to wait for a filter.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+use tessera_sdk::event::InverseOffer;
 use tessera_sdk::http::{Request, Response};
 use tessera_sdk::state::Map;
 use tessera_sdk::{
@@ -94,6 +95,15 @@ struct Page<'a> {
     waiting: usize,
     agents: usize,
     messages: &'a [String],
+    wanted_back: Vec<Wanted>,
+}
+
+/// An agent that is wanted back.
+#[derive(Serialize)]
+struct Wanted {
+    agent: u64,
+    start_ms: u64,
+    duration_ms: Option<u64>,
 }
 
 #[derive(Default)]
@@ -104,6 +114,7 @@ struct Launcher {
     held: Vec<Offer>,
     agents: BTreeSet<u64>,
     messages: Vec<String>,
+    wanted_back: Vec<InverseOffer>,
 }
 
 tessera_sdk::scheduler!(Launcher, state_version = 1);
@@ -130,6 +141,10 @@ impl Task {
         }
         needs
     }
+}
+
+fn wanted(offer: &InverseOffer) -> Wanted {
+    Wanted { agent: offer.agent, start_ms: offer.start_ms, duration_ms: offer.duration_ms }
 }
 
 fn executor_resources() -> Resources {
@@ -164,7 +179,12 @@ impl Scheduler for Launcher {
 
     fn handle(&mut self, turn: &mut Turn, event: Event) -> Result<(), Error> {
         match event {
-            Event::Subscribed(_) | Event::Resumed(_) => self.held.clear(),
+            Event::Subscribed(_) | Event::Resumed(_) => {
+                self.held.clear();
+                self.wanted_back.clear();
+            }
+            Event::InverseOffers(offers) => self.wanted_back.extend(offers),
+            Event::InverseRescinded(ids) => self.wanted_back.retain(|offer| !ids.contains(&offer.id)),
             Event::Offers(offers) => {
                 self.agents.extend(offers.iter().map(|offer| offer.agent));
                 self.held.extend(offers);
@@ -213,6 +233,7 @@ impl Launcher {
                 waiting: self.jobs.len(),
                 agents: self.agents.len(),
                 messages: &self.messages,
+                wanted_back: self.wanted_back.iter().map(wanted).collect(),
             }),
             ("POST", ["jobs"]) => match request.json::<Job>() {
                 Ok(job) => {

@@ -119,7 +119,8 @@ async fn rates<S: Store>(store: &S, window: Duration) -> Outcome<Vec<Rate>> {
     for clients in CLIENTS {
         eprintln!("bench: writes, {}, {clients} clients", store.name());
         let found = rate(store, clients, window).await?;
-        eprintln!("bench: {:.0} /s, p99 {:.1} ms", found.per_second, found.p99_ms);
+        let Rate { per_second, p99_ms, server_us, client_us, .. } = &found;
+        eprintln!("bench: {per_second:.0} /s, p99 {p99_ms:.1} ms, CPU per write {server_us:.0} + {client_us:.0} µs");
         rates.push(found);
     }
     Ok(rates)
