@@ -713,6 +713,32 @@ fn a_restarted_agent_goes_on_with_instances_that_are_whole() {
     assert_eq!(agent.supply_wasm(), ["start f7 e1"]);
 }
 
+/// Found by simulation: offers that only the instance before knew stayed with it.
+#[test]
+fn an_instance_that_was_rebuilt_while_the_agent_was_away_is_said_to_be() {
+    let mut agent = running_instance();
+    agent.crash();
+    let rebuilt = v1::HelloInstance {
+        key: Some(v1::InstanceKey {
+            framework: 7,
+            epoch: 1,
+        }),
+        ready: true,
+        next_turn: 5,
+        rebuilt: true,
+        outside: 0,
+    };
+    let mut said = hello("p1");
+    said.instances = vec![rebuilt];
+    agent.worker_up(&schedulers_worker(), said);
+    agent.register();
+    let lines = desire_instance(&mut agent, 2, vec![instance(1)]);
+    assert_eq!(
+        lines[1..],
+        ["ack 2", "update f7 e1", "ready rebuilt=true next=5"]
+    );
+}
+
 #[test]
 fn an_unusable_component_is_said_once() {
     let mut agent = Agent::new();

@@ -7,13 +7,13 @@
 use crate::mutation::Mutation;
 use crate::network::{ConnId, SILENCE_US};
 use crate::queue::{Asked, Down, Event, Later, Up};
-use crate::rng::Rng;
 use crate::shims::Natives;
 use crate::worker::Worker;
 use crate::world::World;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tessera_agent_core::{Action, Core, CoreConfig, Now, WorkerKey};
 use tessera_types::{AgentId, Digest, Quantities, TaskStatus};
+use tessera_virtual::Random;
 use tessera_wire::v1::{self, agent_message::Message as AgentSays, master_message::Message as MasterSays};
 
 /// The wall clock at virtual time zero, in ms; agents' clocks differ a little from the master's.
@@ -54,12 +54,16 @@ pub(crate) struct Agent {
     name: u64,
     /// Starts of the machine.
     pub(crate) boot: u64,
-    pub(crate) rng: Rng,
+    pub(crate) rng: Random,
     pub(crate) core: Option<Core>,
     pub(crate) life: u64,
     started_us: u64,
     /// On disk.
     identity: Option<(AgentId, String)>,
+    /// Tells its keys apart.
+    key: u64,
+    /// It began with the directory of another one.
+    pub(crate) is_copy: bool,
     checkpoint: Checkpoint,
     pub(crate) components: BTreeSet<Digest>,
     pub(crate) images: BTreeSet<Digest>,
@@ -80,12 +84,16 @@ pub(crate) struct Agent {
     pub(crate) fetches: BTreeMap<u64, Fetch>,
     next_fetch: u64,
     pub(crate) slow_until_us: u64,
+    /// Nothing can be written to its disk until then.
+    pub(crate) full_until_us: u64,
+    /// How far its clock is off, in ms.
+    pub(crate) wall_offset_ms: i64,
     /// Statuses that were sent, for the oracle.
     sent: BTreeMap<(u64, String), BTreeMap<u64, TaskStatus>>,
 }
 
 impl Agent {
-    pub(crate) fn new(name: u64, rng: Rng) -> Self {
+    pub(crate) fn new(name: u64, rng: Random) -> Self {
         Self {
             name,
             boot: 1,
@@ -94,6 +102,8 @@ impl Agent {
             life: 0,
             started_us: 0,
             identity: None,
+            key: 0,
+            is_copy: false,
             checkpoint: Checkpoint::default(),
             components: BTreeSet::new(),
             images: BTreeSet::new(),
@@ -110,8 +120,37 @@ impl Agent {
             fetches: BTreeMap::new(),
             next_fetch: 0,
             slow_until_us: 0,
+            full_until_us: 0,
+            wall_offset_ms: 0,
             sent: BTreeMap::new(),
         }
+    }
+
+    /// Whether nothing is in its directory but its identity.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.registered && self.core.as_ref().is_some_and(Core::is_empty)
+    }
+
+    /// Whether it has tasks, as far as its process says.
+    pub(crate) fn runs_something(&self) -> bool {
+        self.tasks() > 0
+    }
+
+    /// Another machine with a copy of its directory.
+    pub(crate) fn copied(&self, boot: u64, rng: Random) -> Self {
+        let (identity, key) = (self.identity.clone(), self.key);
+        let checkpoint = Checkpoint { synced: self.checkpoint.synced.clone(), ..Checkpoint::default() };
+        Self { boot, identity, key, checkpoint, is_copy: true, ..Self::new(self.name, rng) }
+    }
+
+    /// Its directory is emptied while it is down; it makes a key of its own.
+    pub(crate) fn empty(&mut self, key: u64) {
+        self.identity = None;
+        self.key = key;
+        self.checkpoint = Checkpoint::default();
+        self.components.clear();
+        self.images.clear();
+        self.natives = Natives::default();
     }
 
     /// The number that the master gave it.
@@ -122,7 +161,7 @@ impl Agent {
     pub(crate) const fn now(&self, now_us: u64) -> Now {
         Now {
             mono_ms: now_us.saturating_sub(self.started_us) / 1_000,
-            wall_ms: EPOCH_MS + now_us / 1_000,
+            wall_ms: (EPOCH_MS + now_us / 1_000).saturating_add_signed(self.wall_offset_ms),
         }
     }
 
@@ -141,7 +180,7 @@ impl Agent {
         v1::Register {
             cluster,
             agent: agent.0,
-            agent_key: format!("key-{}", self.name),
+            agent_key: format!("key-{}-{}", self.name, self.key),
             boot: format!("boot-{}", self.boot),
             description: Some(description),
             tasks_hash: self.core.as_ref().map(|core| core.tasks_hash().to_vec()).unwrap_or_default(),
@@ -270,6 +309,11 @@ impl World {
         agent.checkpoint.writes += 1;
         let write = agent.checkpoint.writes;
         agent.checkpoint.unsynced.push_back((write, records));
+        if agent.full_until_us > now_us {
+            // Some of it may be there all the same. The process ends.
+            self.oracle.saw("an agent's disk refuses a write");
+            return self.agent_crash(index);
+        }
         if !sync {
             return;
         }
@@ -446,7 +490,10 @@ impl World {
 
     fn agent_control(&mut self, index: usize, message: MasterSays) {
         let now_us = self.now_us;
+        let passed_over = self.mutation == Some(Mutation::GonePassedOver);
         match message {
+            // Where masters are is not simulated.
+            MasterSays::Masters(_) => {}
             MasterSays::ToExecutor(message) => {
                 self.agent_input(index, |core, now| core.on_to_executor(message, now));
             }
@@ -454,6 +501,10 @@ impl World {
                 let number = AgentId(registered.agent);
                 let Some(agent) = self.agents.get_mut(index) else { return };
                 let known = agent.number();
+                if known.is_none() && agent.full_until_us > now_us {
+                    self.oracle.saw("an agent cannot write down its number");
+                    return self.agent_crash(index);
+                }
                 agent.identity = Some((number, registered.cluster));
                 agent.registered = true;
                 agent.hints = 0;
@@ -465,10 +516,13 @@ impl World {
                     registered.tasks_equal
                 );
                 self.journal.line(now_us, &line);
+                self.note_copies(index);
                 self.agent_input(index, |core, now| {
                     core.on_registered(number, registered.tasks_equal, now)
                 });
             }
+            MasterSays::Refused(refused) if refused.gone && !passed_over => self.agent_is_gone(index),
+            MasterSays::Refused(refused) if refused.field == "register.boot" => self.agent_begins_anew(index),
             MasterSays::Refused(refused) => {
                 self.agent_hangs_up(index, &format!("refused: {}: {}", refused.field, refused.rule));
             }
@@ -485,6 +539,9 @@ impl World {
                 let mut desired = desired;
                 if self.mutation == Some(Mutation::GroupsForgotten) {
                     desired.tasks.iter_mut().for_each(|task| task.group = 0);
+                }
+                if self.mutation == Some(Mutation::GivenUpTasksKept) {
+                    desired.full = false;
                 }
                 let again = desired.clone();
                 self.agent_input(index, |core, now| core.on_desired(desired, now));
@@ -510,6 +567,20 @@ impl World {
                 self.agent_input(index, |core, now| core.on_turn_result(result, now));
             }
         }
+    }
+
+    /// It was declared gone: it ends what it runs, and comes back as another one once nothing is left.
+    fn agent_is_gone(&mut self, index: usize) {
+        self.agent_input(index, Core::on_gone);
+        let key = self.fresh();
+        let Some(agent) = self.agents.get_mut(index) else { return };
+        if agent.core.as_ref().is_some_and(Core::is_empty) {
+            agent.identity = None;
+            agent.key = key;
+            self.journal.line(self.now_us, &format!("agent #{index}: is to be another agent"));
+            self.oracle.on_agent_renewed(index);
+        }
+        self.agent_hangs_up(index, "it was declared gone");
     }
 
     fn check_acks(&mut self, index: usize, acks: &v1::StatusAcks) {

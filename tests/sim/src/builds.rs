@@ -38,7 +38,13 @@ impl Build {
     /// The digest of its component.
     #[must_use]
     pub fn component(self) -> Digest {
-        Digest::of(format!("scheduler {self:?}").as_bytes())
+        Digest::of(&self.bytes())
+    }
+
+    /// What its component consists of.
+    #[must_use]
+    pub fn bytes(self) -> Vec<u8> {
+        format!("scheduler {self:?}").into_bytes()
     }
 
     /// The build of a component.

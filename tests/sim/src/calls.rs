@@ -6,13 +6,14 @@
 //! never decide what is asked.
 
 use crate::mutation::Mutation;
+use crate::numbered::{Home, Way};
 use crate::queue::Event;
 use crate::world::World;
 use std::collections::BTreeMap;
 use tessera_linear::{
     OperationId, Recorder, Register, RegisterAnswer, RegisterCall, Verdict, check,
 };
-use tessera_master_core::{HttpFailure, Now, Once, Principal, Reply, Request, RequestError};
+use tessera_master_core::{HttpFailure, Known, Now, Principal, Reply, Request, RequestError};
 use tessera_types::{Digest, FrameworkId, HttpAnswer, HttpRequest};
 
 /// Time after which a request without an answer is sent again, in us.
@@ -52,12 +53,17 @@ pub(crate) enum Answer {
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) ask: Ask,
-    key: String,
+    pub(crate) key: String,
+    /// It has no key of its user.
+    pub(crate) without_key: bool,
+    /// The number that a master gave it, and which process of which master.
+    pub(crate) known: Option<Known>,
+    pub(crate) home: Option<Home>,
     attempts: u64,
     noted: Option<OperationId>,
     /// The framework counted so far when this was asked, and so often its upgrades had been given up.
     floor: (u64, u64),
-    answer: Option<Answer>,
+    pub(crate) answer: Option<Answer>,
 }
 
 /// All of them.
@@ -68,6 +74,10 @@ pub(crate) struct Calls {
 }
 
 impl Calls {
+    pub(crate) fn get_mut(&mut self, id: u64) -> Option<&mut Call> {
+        self.calls.get_mut(&id)
+    }
+
     /// Changes that were not answered.
     pub(crate) fn open(&self) -> usize {
         let waits = |call: &&Call| call.answer.is_none() && matches!(call.ask, Ask::Change(_));
@@ -123,6 +133,7 @@ impl World {
     /// The user asks for something; the number of the call.
     pub(crate) fn ask(&mut self, ask: Ask, before: Option<&[(String, String)]>) -> u64 {
         let id = self.fresh();
+        let without_key = self.is_without_key(&ask);
         let (now_us, calls) = (self.now_us, &mut self.calls);
         let noted = match &ask {
             Ask::Change(Request::SetConfig { framework, config, expected_version, .. }) => {
@@ -152,7 +163,9 @@ impl World {
             Ask::Change(_) | Ask::Read(_) | Ask::ReadKey(..) => (0, 0),
         };
         let key = format!("key-{id}");
-        self.calls.calls.insert(id, Call { ask, key, attempts: 0, noted, floor, answer: None });
+        let (known, home) = (None, None);
+        let call = Call { ask, key, without_key, known, home, attempts: 0, noted, floor, answer: None };
+        self.calls.calls.insert(id, call);
         self.send_call(id);
         id
     }
@@ -160,6 +173,11 @@ impl World {
     /// Sends a request to some master.
     fn send_call(&mut self, id: u64) {
         let now_us = self.now_us;
+        let home = match self.way_of(id) {
+            Way::Nowhere => return,
+            Way::Any => None,
+            Way::Home(slot) => Some(slot),
+        };
         let Some(call) = self.calls.calls.get_mut(&id) else { return };
         call.attempts += 1;
         if call.attempts > 1 && self.mutation == Some(Mutation::RepeatedWithoutKey) {
@@ -167,7 +185,7 @@ impl World {
         }
         let again = matches!(call.ask, Ask::Change(_));
         let attempt = call.attempts;
-        let master = self.rng.index(self.masters.len());
+        let master = home.unwrap_or_else(|| self.rng.index(self.masters.len()));
         if !(self.faults_on && self.rng.chance(LOSS)) {
             let at_us = self.net.soon(now_us);
             self.queue.at(at_us, Event::Ask { master, call: id, forwarded: false });
@@ -194,19 +212,20 @@ impl World {
                 return self.answer(id, Answer::NoLeader);
             };
             let at_us = self.net.soon(self.now_us);
+            self.give_number(slot, id);
             return self.queue.at(at_us, Event::Ask { master: leader, call: id, forwarded: true });
         }
         let principal = Principal::administrator();
         match call.ask.clone() {
             Ask::Change(request) => {
-                let fingerprint = Digest::of(format!("{request:?}").as_bytes());
-                let once = Once { key: call.key.clone(), fingerprint };
                 if self.mutation == Some(Mutation::AcknowledgedBeforeCommit) {
                     self.answer(id, Answer::Reply(Ok(Reply::Done)));
                 }
-                let ticket = self.masters[slot].number();
-                self.masters[slot].requests.insert(ticket, id);
-                self.feed(slot, |core| core.on_request_once(ticket, &principal, request, once, now));
+                if let Request::AddComponent { digest, .. } = request {
+                    self.upload_begins(slot, id, digest, request);
+                } else {
+                    self.request_once(slot, id, request);
+                }
             }
             Ask::Read(_) | Ask::ReadKey(..) if stale => self.serve_read(slot, id),
             Ask::Read(_) | Ask::ReadKey(..) => {
@@ -228,6 +247,18 @@ impl World {
                 }
             }
         }
+    }
+
+    /// The leader's core takes a request; its ticket.
+    pub(crate) fn request_once(&mut self, slot: usize, id: u64, request: Request) -> u64 {
+        let now = self.masters[slot].now(self.now_us);
+        let fingerprint = Digest::of(format!("{request:?}").as_bytes());
+        let known = self.known(id, fingerprint);
+        let ticket = self.masters[slot].number();
+        self.masters[slot].requests.insert(ticket, id);
+        let principal = Principal::administrator();
+        self.feed(slot, |core| core.on_request_once(ticket, &principal, request, known, now));
+        ticket
     }
 
     /// The rows hold all that was committed before the read was asked for.
@@ -260,6 +291,7 @@ impl World {
     /// It arrives.
     pub(crate) fn answered(&mut self, id: u64, answer: Answer) {
         let now_us = self.now_us;
+        self.look_for_forgotten(id, &answer);
         let Some(call) = self.calls.calls.get_mut(&id) else { return };
         if !is_lasting(&answer) {
             if call.answer.is_none() && matches!(call.ask, Ask::Change(_)) {
@@ -298,6 +330,7 @@ impl World {
                 None => self.calls.history.never_happened(noted),
             }
         }
+        self.number_answered(id);
         self.user_hears(id, answer);
     }
 
@@ -315,6 +348,7 @@ impl World {
         };
         self.journal.line(self.now_us, &line);
         match (ask, answer) {
+            (Ask::Change(Request::OpenSession { session, .. }), Answer::Reply(Ok(_))) => self.session_opened(session),
             (Ask::Change(request), Answer::Reply(result)) => {
                 if let Some(violation) = self.user.on_reply(id, &request, &result) {
                     self.oracle.violate(violation);

@@ -8,7 +8,7 @@ use crate::mutation::Mutation;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tessera_replica::{
-    Disk, DiskBatch, DiskError, DiskSync, DiskView, Durability, MemDisk, MetaKey, RowReader, StageId,
+    Disk, DiskBatch, DiskError, DiskSync, DiskView, Durability, MemDisk, MetaKey, Row, RowReader, StageId,
     StageWriter,
 };
 
@@ -22,6 +22,8 @@ struct Faults {
     /// Syncs that still succeed before one fails.
     syncs_before_failure: Option<u64>,
     full: bool,
+    /// Rows are put aside so often before there is no room for more, once.
+    puts_before_full: Option<u64>,
     batches_with_rows: u64,
     syncs: u64,
     /// The record of what was applied before the newest batch with rows.
@@ -88,6 +90,11 @@ impl FaultyDisk {
     /// Whether every write fails.
     pub fn set_full(&self, full: bool) {
         self.faults().full = full;
+    }
+
+    /// Once there is no room when rows of a snapshot are put aside after so many times.
+    pub fn fill_while_staging(&self, puts: u64) {
+        self.faults().puts_before_full = Some(puts);
     }
 
     /// Power loss; see [`MemDisk::crash`].
@@ -173,11 +180,31 @@ impl Disk for FaultyDisk {
     }
 
     fn stage(&mut self) -> Result<(StageId, Box<dyn StageWriter>), DiskError> {
-        self.disk.stage()
+        let (id, writer) = self.disk.stage()?;
+        Ok((id, Box::new(FaultyStage { writer, faults: Arc::clone(&self.faults) })))
     }
 
     fn syncer(&self) -> Box<dyn DiskSync> {
         Box::new(self.clone())
+    }
+}
+
+/// Rows of a snapshot are put aside, until the disk is full.
+struct FaultyStage {
+    writer: Box<dyn StageWriter>,
+    faults: Arc<Mutex<Faults>>,
+}
+
+impl StageWriter for FaultyStage {
+    fn put(&mut self, rows: Vec<Row>) -> Result<bool, DiskError> {
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        let filled = faults.puts_before_full == Some(0);
+        faults.puts_before_full = faults.puts_before_full.and_then(|left| left.checked_sub(1));
+        if faults.full || filled {
+            return Err(DiskError::Io { operation: "write", detail: "the disk is full".to_owned() });
+        }
+        drop(faults);
+        self.writer.put(rows)
     }
 }
 

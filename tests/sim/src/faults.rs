@@ -15,6 +15,8 @@ const CLOCK_BEHIND_MAX_MS: i64 = 5_000;
 /// How far it may be ahead.
 const CLOCK_AHEAD_MAX_MS: i64 = 15_000;
 
+/// Of 100 faults so many are of those that stand in `hardships`.
+const HARDSHIPS: u64 = 25;
 /// So often a master that flaps is cut off, and for so long each time, in us: about as long as an election.
 const FLAPS: u64 = 6;
 const FLAP_US: u64 = 400_000;
@@ -31,13 +33,16 @@ impl World {
         if !self.plan.strikes() {
             return;
         }
+        if self.rng.chance(HARDSHIPS) {
+            return self.hardship_strikes();
+        }
         let several = self.masters.len() > 1;
         if several && self.rng.chance(40) {
             return self.masters_suffer();
         }
         let agent = self.rng.index(self.agents.len());
         let master = self.some_master();
-        match self.rng.below(17) {
+        match self.rng.below(19) {
             0 | 1 => {
                 let points = [CrashPoint::BeforeSettle, CrashPoint::InSync, CrashPoint::BeforeSend];
                 let point = points[self.rng.index(points.len())];
@@ -85,6 +90,7 @@ impl World {
                 self.agent_slow(agent, until_us);
             }
             14 => self.worker_trap(agent),
+            16 | 17 => self.files_suffer(master),
             15 => {
                 self.journal.line(now_us, &format!("fault: the machine of agent #{agent} reboots"));
                 self.machine_reboots(agent);
@@ -97,7 +103,7 @@ impl World {
     }
 
     /// The leader as often as not, as it is the one whose failures matter most.
-    fn some_master(&mut self) -> usize {
+    pub(crate) fn some_master(&mut self) -> usize {
         match self.leader() {
             Some(leader) if self.rng.chance(50) => leader,
             _ => self.rng.index(self.masters.len()),
@@ -202,7 +208,8 @@ impl World {
 
     /// A disk is lost, or damaged: only where all others are well, as nothing could be done otherwise.
     fn disk_suffers(&mut self, master: usize) {
-        if !self.all_well() {
+        // Of two the other one alone is no majority.
+        if !self.all_well() || self.masters.len() == 2 {
             return;
         }
         let now_us = self.now_us;
@@ -214,7 +221,7 @@ impl World {
             }
             return self.master_loses_disk(master);
         }
-        let which = self.rng.next();
+        let which = self.rng.draw();
         self.master_crash(master);
         if let Some(what) = self.masters[master].disk.flip(which) {
             self.journal.line(now_us, &format!("fault: a bit of master {master} turns over in its {what}"));
@@ -224,7 +231,8 @@ impl World {
 
     fn member_is_removed(&mut self, master: usize) {
         let Some(leader) = self.leader().filter(|leader| *leader != master) else { return };
-        let Some(node) = self.masters[master].number.filter(|_| self.all_well()) else { return };
+        let more = self.masters.len() > 2;
+        let Some(node) = self.masters[master].number.filter(|_| more && self.all_well()) else { return };
         self.journal.line(self.now_us, &format!("fault: master {master} is removed"));
         self.change_members(leader, &MemberChange::Remove { node });
     }
@@ -238,12 +246,15 @@ impl World {
             master.full_until_us = master.full_until_us.min(now_us);
             master.slow_until_us = master.slow_until_us.min(now_us);
             master.crash_at = None;
+            master.files.folder.heal();
             master.wall_offset_ms = 0;
         }
         self.net.delay_us = 2_000;
         self.net.heal();
         self.turns_twice = 0;
         for agent in 0..self.agents.len() {
+            self.agents[agent].full_until_us = 0;
+            self.agents[agent].wall_offset_ms = 0;
             self.agent_slow(agent, now_us);
         }
     }

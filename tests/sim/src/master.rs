@@ -7,18 +7,20 @@
 
 use crate::calls::Answer;
 use crate::disk::FaultyDisk;
+use crate::files::Files;
 use crate::mutation::Mutation;
 use crate::network::ConnId;
+use crate::numbered;
 use crate::queue::{Asked, Down, Event, Letter, Up};
-use crate::rng::Rng;
 use crate::world::World;
 use std::collections::{BTreeMap, VecDeque};
 use tessera_master::node::{Node, Settled};
-use tessera_master_core::{CLUSTER_VERSION, Config, Now, Output};
+use tessera_master_core::{CLUSTER_VERSION, Config, Now, Numbers, Output};
 use tessera_replica::{
     ClusterId, ElectionTimeout, FatalError, Identity, Limits, MemDisk, Outlet, ReplicaConfig, WriteJob,
 };
 use tessera_types::{AgentId, Epoch, FrameworkId};
+use tessera_virtual::Random;
 use tessera_wire::v1::{self, master_message::Message as MasterSays};
 
 /// The wall clock at virtual time zero, in ms: any moment will do.
@@ -27,6 +29,8 @@ const EPOCH_MS: u64 = 1_700_000_000_000;
 pub(crate) const TICK_US: u64 = 50_000;
 /// Inputs taken before what they caused is written, as in the real loop.
 const INPUTS_PER_ROUND_MAX: usize = 512;
+/// Time between two looks whether a stopped process goes on, in us.
+const LOOK_US: u64 = 200_000;
 /// Entries of a framework's state in one chunk.
 const STATE_PAGE: usize = 7;
 
@@ -92,11 +96,15 @@ pub(crate) struct Master {
     /// The newest cluster version that its build understands.
     pub(crate) understands: u32,
     pub(crate) life: u64,
+    /// Under which it passes requests on.
+    pub(crate) numbers: Numbers,
     started_us: u64,
     pub(crate) paused_until_us: u64,
     pub(crate) full_until_us: u64,
     pub(crate) slow_until_us: u64,
     pub(crate) wall_offset_ms: i64,
+    /// It is asked to join then.
+    pub(crate) joins_us: u64,
     inbox: VecDeque<Inbound>,
     take_scheduled: bool,
     settle_scheduled: bool,
@@ -112,12 +120,19 @@ pub(crate) struct Master {
     pub(crate) requests: BTreeMap<u64, u64>,
     pub(crate) https: BTreeMap<u64, u64>,
     pub(crate) reads: BTreeMap<u64, u64>,
+    pub(crate) files: Files,
     pub(crate) config: Config,
-    pub(crate) rng: Rng,
+    pub(crate) rng: Random,
 }
 
 impl Master {
-    pub(crate) fn new(slot: usize, config: Config, rng: Rng, mutation: Option<Mutation>) -> Self {
+    pub(crate) fn new(
+        slot: usize,
+        config: Config,
+        rng: Random,
+        grace_ms: u64,
+        mutation: Option<Mutation>,
+    ) -> Self {
         Self {
             slot,
             number: None,
@@ -127,11 +142,13 @@ impl Master {
             mutation,
             understands: CLUSTER_VERSION,
             life: 0,
+            numbers: numbered::numbers(slot, 0),
             started_us: 0,
             paused_until_us: 0,
             full_until_us: 0,
             slow_until_us: 0,
             wall_offset_ms: 0,
+            joins_us: 0,
             inbox: VecDeque::new(),
             take_scheduled: false,
             settle_scheduled: false,
@@ -144,6 +161,7 @@ impl Master {
             requests: BTreeMap::new(),
             https: BTreeMap::new(),
             reads: BTreeMap::new(),
+            files: Files::new(grace_ms, mutation),
             config,
             rng,
         }
@@ -152,6 +170,7 @@ impl Master {
     /// Another disk, which belongs to this node of the cluster, or to none yet.
     pub(crate) fn put_disk(&mut self, disk: MemDisk, number: Option<u64>) {
         self.disk = FaultyDisk::new(disk, self.mutation);
+        self.files.put_folder(self.mutation);
         self.disks += 1;
         self.number = number;
     }
@@ -171,6 +190,11 @@ impl Master {
         self.node.as_ref().is_some_and(|node| node.core().is_leader())
     }
 
+    /// When it, or what waits for it, looks again whether it is still stopped: everything may heal before.
+    pub(crate) fn looks_again_us(&self, now_us: u64) -> u64 {
+        now_us.max(self.paused_until_us.min(now_us + LOOK_US))
+    }
+
     /// Whether it looks at anything now.
     pub(crate) fn runs(&self, now_us: u64) -> bool {
         self.node.is_some() && now_us >= self.paused_until_us
@@ -181,6 +205,7 @@ impl Master {
         self.https.clear();
         self.reads.clear();
         self.requests.clear();
+        self.files.let_all_go();
     }
 }
 
@@ -189,6 +214,10 @@ impl World {
         let now_us = self.now_us;
         let master = &mut self.masters[slot];
         let Some(number) = master.number.filter(|_| master.node.is_none()) else { return };
+        if now_us < self.dark_until_us {
+            let at_us = self.dark_until_us + master.rng.range(1, 1_000_000);
+            return self.queue.at(at_us, Event::MasterStart { master: slot });
+        }
         let limits = Limits {
             log_compact_after_entries: 120,
             log_keep_entries: 40,
@@ -206,6 +235,7 @@ impl World {
         match Node::open(config, replica, master.disk.clone()) {
             Ok(node) => {
                 master.life += 1;
+                master.numbers = numbered::numbers(slot, master.life);
                 master.started_us = now_us;
                 master.node = Some(node);
                 master.next_number = 0;
@@ -214,6 +244,7 @@ impl World {
                 self.journal.line(now_us, &format!("master {slot}: life {life} of node {number} begins"));
                 self.oracle.on_master_open(slot, self.masters[slot].node.as_ref());
                 self.queue.at(now_us, Event::MasterTick { master: slot, life });
+                self.files_open(slot);
             }
             Err(error) => {
                 let line = format!("master {slot}: its disk is refused: {error}");
@@ -237,6 +268,7 @@ impl World {
         }
         let survivors = master.rng.index(master.disk.unsynced_batches() + 1);
         master.disk.crash(survivors);
+        master.files.end(&mut master.rng);
         master.inbox.clear();
         master.take_scheduled = false;
         master.settle_scheduled = false;
@@ -278,7 +310,7 @@ impl World {
         master.inbox.push_back(inbound);
         if !master.take_scheduled {
             master.take_scheduled = true;
-            let at_us = self.now_us.max(master.paused_until_us) + master.rng.range(5, 300);
+            let at_us = master.looks_again_us(self.now_us) + master.rng.range(5, 300);
             self.queue.at(at_us, Event::MasterTake { master: slot, life: master.life });
         }
     }
@@ -289,7 +321,7 @@ impl World {
             return;
         }
         if self.now_us < master.paused_until_us {
-            self.queue.at(master.paused_until_us, Event::MasterTake { master: slot, life });
+            self.queue.at(master.looks_again_us(self.now_us), Event::MasterTake { master: slot, life });
             return;
         }
         master.take_scheduled = false;
@@ -336,7 +368,7 @@ impl World {
             return;
         }
         if now_us < master.paused_until_us {
-            self.queue.at(master.paused_until_us, Event::MasterWritten { master: slot, life });
+            self.queue.at(master.looks_again_us(now_us), Event::MasterWritten { master: slot, life });
             return;
         }
         let Some((job, mark)) = master.writing.take() else { return };
@@ -383,7 +415,7 @@ impl World {
         if master.life != life || master.node.is_none() {
             return;
         }
-        let next_us = now_us.max(master.paused_until_us) + TICK_US;
+        let next_us = master.looks_again_us(now_us) + TICK_US;
         self.queue.at(next_us, Event::MasterTick { master: slot, life });
         if now_us < master.paused_until_us {
             return;
@@ -515,7 +547,7 @@ impl World {
             return;
         }
         if now_us < master.paused_until_us {
-            self.queue.at(master.paused_until_us, Event::MasterSettle { master: slot, life });
+            self.queue.at(master.looks_again_us(now_us), Event::MasterSettle { master: slot, life });
             return;
         }
         master.settle_scheduled = false;
@@ -543,9 +575,13 @@ impl World {
             }
             Ok(settled) => {
                 let master = &self.masters[slot];
+                let before = self.oracle.last_applied();
                 let checked = self.oracle.on_settled(master, &settled);
                 for line in checked {
                     self.journal.line(now_us, &line);
+                }
+                if self.oracle.last_applied() > before {
+                    self.check_files(slot);
                 }
                 self.master_perform(slot, settled);
             }
@@ -586,11 +622,14 @@ impl World {
                     None if settled.stepped_down => {}
                     None => self.oracle.violate(format!("an answer of a scheduler to nobody: {answer:?}")),
                 },
-                Output::Reply { ticket, result } => match self.masters[slot].requests.remove(&ticket) {
-                    Some(call) => self.answer(call, Answer::Reply(result)),
-                    None if settled.stepped_down => {}
-                    None => self.oracle.violate(format!("a reply to nobody: {result:?}")),
-                },
+                Output::Reply { ticket, result } => {
+                    self.masters[slot].files.let_go(ticket);
+                    match self.masters[slot].requests.remove(&ticket) {
+                        Some(call) => self.answer(call, Answer::Reply(result)),
+                        None if settled.stepped_down => {}
+                        None => self.oracle.violate(format!("a reply to nobody: {result:?}")),
+                    }
+                }
                 Output::Report { text } => {
                     self.journal.line(self.now_us, &format!("master {slot}: reports {text}"));
                 }

@@ -11,6 +11,7 @@ use crate::mutation::Mutation;
 use crate::queue::Event;
 use crate::world::World;
 use tessera_master::node::Node;
+use tessera_master::upkeep::rules::lacks;
 use tessera_master_core::{CLUSTER_VERSION, Request};
 use tessera_replica::{JoinId, MemDisk, MemberChange, MemberRole, Replica};
 
@@ -40,7 +41,7 @@ impl World {
             status.applied.index == index && status.last_index == index
         };
         let well = |master: &Master| master.node.as_ref().is_some_and(even);
-        self.oracle.flipped.is_empty() && self.masters.iter().all(well)
+        self.oracle.flipped.is_empty() && self.masters.iter().all(well) && self.files_even()
     }
 
     /// The disk of an address that is down is lost.
@@ -48,6 +49,7 @@ impl World {
         self.journal.line(self.now_us, &format!("master {slot}: begins with an empty disk"));
         self.masters[slot].put_disk(MemDisk::new(), None);
         self.oracle.flipped.remove(&slot);
+        self.damaged.retain(|(damaged, _)| *damaged != slot);
     }
 
     /// Mutation: an empty disk takes the number of the one that was lost.
@@ -70,13 +72,29 @@ impl World {
         };
         for slot in 0..self.masters.len() {
             let both = self.net.hears(now_us, slot, leader) && self.net.hears(now_us, leader, slot);
-            if self.masters[slot].number.is_none() && both {
+            let due = now_us >= self.masters[slot].joins_us || !self.faults_on;
+            if self.masters[slot].number.is_none() && both && due {
+                if self.masters[slot].joins_us > 0 {
+                    self.oracle.saw("a master joins a cluster that grows");
+                }
                 self.master_joins(leader, slot);
             }
         }
         self.raise_version(leader);
+        self.ask_members(leader);
         let Some(change) = self.next_change(leader) else { return };
         self.change_members(leader, &change);
+    }
+
+    /// The leader asks the members how they are; what it heard of one that is silent stays.
+    fn ask_members(&mut self, leader: usize) {
+        let others = (0..self.masters.len()).filter(|slot| {
+            let both = self.net.hears(self.now_us, *slot, leader) && self.net.hears(self.now_us, leader, *slot);
+            *slot != leader && both && self.masters[*slot].runs(self.now_us)
+        });
+        let heard: Vec<_> =
+            others.filter_map(|slot| Some((self.masters[slot].number?, self.said_by(slot)?))).collect();
+        self.masters[leader].files.heard.extend(heard);
     }
 
     /// Once all builds understand the next version of the cluster, it is raised.
@@ -138,14 +156,8 @@ impl World {
         let learners = membership.members.iter().filter(|member| member.role == MemberRole::Learner);
         for learner in learners {
             let peer = status.peers.iter().find(|peer| peer.node == learner.node);
-            let ready = |peer: &tessera_replica::PeerStatus| {
-                peer.recently_active && !peer.needs_snapshot && peer.matched > 0
-            };
-            let has_state = self.slot_of(learner.node).is_some_and(|slot| {
-                let node = self.masters[slot].node.as_ref();
-                node.is_some_and(|node| node.status().applied.index > 0)
-            });
-            if !peer.is_some_and(ready) || !has_state {
+            let said = self.masters[leader].files.heard.get(&learner.node).copied();
+            if lacks(said, peer).is_some() {
                 continue;
             }
             let earlier = membership.members.iter().find(|member| {

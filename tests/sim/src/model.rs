@@ -37,6 +37,8 @@ const FIRST_TASKS: u64 = 2;
 const LAUNCHES_PER_TURN: usize = 3;
 /// Time for which unused resources are refused.
 const REFUSE_MS: u64 = 300;
+/// Of so many ticks one asks for tasks of which nothing was heard.
+const RECONCILED_EVERY: u64 = 4;
 /// Of so many ticks one is greedy.
 const GREEDY_EVERY: u64 = 3;
 
@@ -265,6 +267,11 @@ impl Record {
     fn text(self, format: u32) -> String {
         let text = format!("{} {} {}", self.sequence, self.state.name(), self.reason.code());
         if format == 1 { text } else { format!("v{format} {text}") }
+    }
+
+    /// It was launched, and nothing was heard of it.
+    const fn is_silent(self) -> bool {
+        self.sequence == 0 && matches!(self.state, TaskState::Staging)
     }
 
     fn parse(text: &[u8]) -> Option<Self> {
@@ -503,6 +510,11 @@ impl Model {
             draft.turn.consumed.push(Consumed::Update { task: status.task.clone(), sequence });
         }
         let Some(known) = self.record(&task) else { return };
+        if sequence == 0 && status.state == TaskState::Unknown && known.is_silent() {
+            // It was refused, and the leader that said so is gone.
+            let record = Record { state: TaskState::Dropped, ..known };
+            return self.note(draft, &task, record);
+        }
         let newer = sequence > known.sequence || (sequence == 0 && status.state.is_terminal());
         if status.state == TaskState::Running && is_hosted(&task) {
             self.write(draft, "where", status.agent.0);
@@ -527,10 +539,22 @@ impl Model {
                 draft.operation(Operation::Kill { task, grace_ms: Some(400) });
             }
         }
+        if ticks.is_multiple_of(RECONCILED_EVERY) {
+            self.reconcile(draft);
+        }
         self.speak(draft, ticks);
         if wanted && self.number("suppressed") == 1 {
             self.write(draft, "suppressed", 0);
             draft.operation(Operation::Revive);
+        }
+    }
+
+    /// Ask for what nothing was heard of.
+    fn reconcile(&self, draft: &mut Draft) {
+        let members = (0..self.released()).filter_map(|number| self.newest(number)).flat_map(|(_, members)| members);
+        let tasks: Vec<TaskId> = members.filter(|(_, record)| record.is_silent()).map(|(task, _)| task).collect();
+        if !tasks.is_empty() {
+            draft.operation(Operation::Reconcile { tasks });
         }
     }
 

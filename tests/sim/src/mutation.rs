@@ -81,10 +81,34 @@ mutations! {
     KillIntentDropped = "kill-intent-dropped",
     /// A request is repeated as if it were another one.
     RepeatedWithoutKey = "repeated-without-key",
+    /// A master sends a request again under another number.
+    NumberedAnew = "numbered-anew",
+    /// The sessions of the other masters are forgotten when one is opened.
+    SessionsForgotten = "sessions-forgotten",
+    /// A master says that a request is answered when it has passed it on.
+    AnsweredTooSoon = "answered-too-soon",
     /// The version of the cluster is raised before all masters understand it.
     VersionRaisedEarly = "version-raised-early",
+    /// An agent that comes back goes on with tasks that were given up meanwhile.
+    GivenUpTasksKept = "given-up-tasks-kept",
+    /// An agent that was declared gone takes it for a refusal like others.
+    GonePassedOver = "gone-passed-over",
     /// A member that lost its disk comes back under its old number.
     NodeReused = "node-reused",
+    /// Component files and their names are not synced.
+    FileSyncSkipped = "file-sync-skipped",
+    /// Component files are given and taken without a look at their bytes.
+    FileServedUnchecked = "file-served-unchecked",
+    /// A damaged component file is refused, and kept.
+    FileDamageIgnored = "file-damage-ignored",
+    /// Component files that the state does not name go at once.
+    FileCollectedEarly = "file-collected-early",
+    /// A component file goes that the state names.
+    FileCollectedInUse = "file-collected-in-use",
+    /// A command names a component that the leader alone keeps.
+    FileNamedEarly = "file-named-early",
+    /// A learner becomes a voter before it has all component files.
+    LearnerWithoutFiles = "learner-without-files",
 }
 
 impl fmt::Display for Mutation {

@@ -7,8 +7,8 @@
 //! into a message.
 
 use crate::queue::{Down, Event, Queue, Up};
-use crate::rng::Rng;
 use std::collections::{BTreeMap, BTreeSet};
+use tessera_virtual::Random;
 
 /// Names a connection for good.
 pub(crate) type ConnId = u64;
@@ -30,6 +30,9 @@ pub(crate) struct Conn {
     cut_down_us: Option<u64>,
     last_up_us: u64,
     last_down_us: u64,
+    /// What is sent until then waits for it: one way is cut, and the sender's machine repeats it.
+    held_up_us: u64,
+    held_down_us: u64,
     pub(crate) master_open: bool,
     pub(crate) agent_open: bool,
     pub(crate) heard_us: u64,
@@ -40,7 +43,7 @@ pub(crate) struct Conn {
 pub(crate) struct Network {
     pub(crate) conns: BTreeMap<ConnId, Conn>,
     next: ConnId,
-    rng: Rng,
+    rng: Random,
     /// Largest ordinary delay of a message, in us.
     pub(crate) delay_us: u64,
     /// Agents that cannot reach a master until then.
@@ -54,7 +57,7 @@ pub(crate) struct Network {
 }
 
 impl Network {
-    pub(crate) const fn new(rng: Rng, delay_us: u64) -> Self {
+    pub(crate) const fn new(rng: Random, delay_us: u64) -> Self {
         Self {
             conns: BTreeMap::new(),
             next: 0,
@@ -85,6 +88,8 @@ impl Network {
             cut_down_us: None,
             last_up_us: now_us,
             last_down_us: now_us,
+            held_up_us: 0,
+            held_down_us: 0,
             master_open: true,
             agent_open: true,
             heard_us: now_us,
@@ -107,6 +112,17 @@ impl Network {
             if self.conns.get(&id).is_some_and(|conn| pairs.contains(&(conn.agent, conn.master))) {
                 self.cut(queue, now_us, id, true);
             }
+        }
+    }
+
+    /// One way between an agent and a master is cut for a while: what is sent there comes late, if anybody still
+    /// waits for it. Nobody connects, as that takes both ways.
+    pub(crate) fn hold(&mut self, (agent, master): (usize, usize), up: bool, until_us: u64) {
+        let parted = self.parted_until_us.entry((agent, master)).or_default();
+        *parted = until_us.max(*parted);
+        for conn in self.conns.values_mut().filter(|conn| (conn.agent, conn.master) == (agent, master)) {
+            let held_us = if up { &mut conn.held_up_us } else { &mut conn.held_down_us };
+            *held_us = until_us.max(*held_us);
         }
     }
 
@@ -151,7 +167,7 @@ impl Network {
     pub(crate) fn up(&mut self, queue: &mut Queue, now_us: u64, id: ConnId, message: Up) {
         let delay_us = self.delay();
         let Some(conn) = self.conns.get_mut(&id).filter(|conn| conn.agent_open) else { return };
-        let mut at_us = now_us + delay_us;
+        let mut at_us = now_us.max(conn.held_up_us) + delay_us;
         if !matches!(message, Up::Beat) {
             at_us = at_us.max(conn.last_up_us + 1);
             conn.last_up_us = at_us;
@@ -165,7 +181,7 @@ impl Network {
     pub(crate) fn down(&mut self, queue: &mut Queue, now_us: u64, id: ConnId, message: Down) {
         let delay_us = self.delay();
         let Some(conn) = self.conns.get_mut(&id).filter(|conn| conn.master_open) else { return };
-        let mut at_us = now_us + delay_us;
+        let mut at_us = now_us.max(conn.held_down_us) + delay_us;
         if !matches!(message, Down::Beat) {
             at_us = at_us.max(conn.last_down_us + 1);
             conn.last_down_us = at_us;
@@ -204,7 +220,7 @@ impl Network {
         let delay_us = self.delay();
         let Some(conn) = self.conns.get_mut(&id) else { return };
         conn.master_open = false;
-        let at_us = (now_us + delay_us).max(conn.last_down_us + 1);
+        let at_us = (now_us.max(conn.held_down_us) + delay_us).max(conn.last_down_us + 1);
         if conn.cut_down_us.is_none_or(|cut| at_us < cut) {
             queue.at(at_us, Event::AgentSideGone { conn: id });
         }
@@ -215,7 +231,7 @@ impl Network {
         let delay_us = self.delay();
         let Some(conn) = self.conns.get_mut(&id) else { return };
         conn.agent_open = false;
-        let at_us = (now_us + delay_us).max(conn.last_up_us + 1);
+        let at_us = (now_us.max(conn.held_up_us) + delay_us).max(conn.last_up_us + 1);
         if conn.cut_up_us.is_none_or(|cut| at_us < cut) {
             queue.at(at_us, Event::MasterSideGone { conn: id });
         }

@@ -10,11 +10,12 @@ use crate::executor::{CHILD_PREFIX, Name};
 use crate::group::Group;
 use crate::master::Master;
 use crate::model;
+use crate::wishes::Wishes;
 use std::collections::{BTreeMap, BTreeSet};
 use tessera_master::node::{Node, Settled};
 use tessera_master_core::{Config, Core, EventId, FrameworkView, TaskFilter, VersionOutcome};
 use tessera_types::{
-    AgentId, Consumed, FrameworkId, Operation, Quantities, Reason, TaskId, TaskState,
+    AgentId, Consumed, FrameworkId, LimitName, Operation, Quantities, Reason, TaskId, TaskState,
     TaskStatus, Turn, check_transition,
 };
 use tessera_wire::v1;
@@ -22,6 +23,10 @@ use tessera_wire::v1::executor_operation::Operation as ExecutorOperation;
 
 /// Steps that changed something between two comparisons of memory with rows: each reads all rows.
 const STEPS_PER_COMPARISON: u64 = 20;
+/// So many agents may be given up at once; more are a fault of the masters' network.
+const AT_ONCE_MAX: usize = 3;
+/// Less time than the next ones have to wait for, in ms.
+const AT_ONCE_MS: u64 = 250;
 /// Events read at a time.
 const EVENTS_PAGE: usize = 500;
 
@@ -98,6 +103,9 @@ pub(crate) struct Oracle {
     removed: BTreeSet<u64>,
     /// Newest term and generation that was sent to each agent.
     generations: BTreeMap<usize, (u64, u64)>,
+    /// When agents were given up, by the leader's clock and by the right one.
+    given_up: Vec<(u64, u64)>,
+    pub(crate) now_us: u64,
     /// Every offer that a scheduler was sent.
     offered: BTreeSet<u64>,
     group: Group,
@@ -117,6 +125,10 @@ pub(crate) struct Oracle {
     user_kills: BTreeSet<TaskName>,
     /// Agents that the user has had emptied.
     pub(crate) drained: BTreeSet<AgentId>,
+    /// What operators asked for.
+    pub(crate) wishes: Wishes,
+    /// How often what came up.
+    seen: BTreeMap<&'static str, u64>,
     /// Tasks that somebody wants ended.
     killing: BTreeSet<TaskName>,
     /// Members of task groups that could not be prepared, by framework and unit.
@@ -130,6 +142,16 @@ impl Oracle {
 
     pub(crate) fn violation(&self) -> Option<&String> {
         self.violation.as_ref()
+    }
+
+    /// Something came up that every run of the tests is to meet.
+    pub(crate) fn saw(&mut self, what: &'static str) {
+        *self.seen.entry(what).or_default() += 1;
+    }
+
+    /// How often what came up.
+    pub(crate) fn seen(&mut self) -> BTreeMap<&'static str, u64> {
+        std::mem::take(&mut self.seen)
     }
 
     fn ensure(&mut self, holds: bool, sentence: impl FnOnce() -> String) {
@@ -272,11 +294,12 @@ impl Oracle {
         let starts = self.starts.entry((name.0, name.1.clone(), attempt)).or_default();
         *starts += 1;
         let starts = *starts;
-        self.ensure(starts == 1, || {
+        let usurped = self.wishes.is_usurped(name);
+        self.ensure(starts == 1 || usurped, || {
             format!("f{}/{} attempt {attempt} was started {starts} times (on #{agent})", name.0, name.1)
         });
         let alive = self.alive.insert(name.clone(), (process, agent));
-        self.ensure(alive.is_none(), || format!("f{}/{} runs twice at once", name.0, name.1));
+        self.ensure(alive.is_none() || usurped, || format!("f{}/{} runs twice at once", name.0, name.1));
         let here = self.alive.iter().filter(|(_, (_, on))| *on == agent);
         let used = here
             .filter_map(|(name, _)| model::number_of(&name.1))
@@ -290,7 +313,9 @@ impl Oracle {
             format!("f{}/{} starts though a member of its group could not be prepared", name.0, name.1)
         });
         let of = (name.0, task_of(&name.1).to_owned());
-        let launched = self.tasks.get(&of).is_some_and(|state| of == *name || !state.is_terminal());
+        let known = self.tasks.get(&of).is_some_and(|state| of == *name || !state.is_terminal());
+        // Its agent may not have heard yet.
+        let launched = known || self.wishes.is_given_up(&of);
         self.ensure(launched, || format!("f{}/{} runs but was never launched", name.0, name.1));
     }
 
@@ -320,13 +345,14 @@ impl Oracle {
             }
         }
         for ((gang, ..), members) in units {
-            let dropped = |name: &&TaskName| self.tasks.get(*name) == Some(&TaskState::Dropped);
+            // One that a limit keeps out is not even recorded.
+            let dropped = |name: &&TaskName| self.tasks.get(*name).is_none_or(|s| *s == TaskState::Dropped);
             let gone = members.iter().filter(dropped).count();
-            let agents: BTreeSet<_> = members.iter().map(|name| self.placed.get(name).copied()).collect();
+            let agents: BTreeSet<_> = members.iter().filter_map(|name| self.placed.get(name)).copied().collect();
             self.ensure(gone == 0 || gone == members.len(), || {
                 format!("of {members:?}, launched all or none, {gone} were dropped")
             });
-            self.ensure(gang != 0 || agents.len() == 1, || {
+            self.ensure(gang != 0 || agents.len() <= 1, || {
                 format!("the task group {members:?} is on {agents:?}")
             });
         }
@@ -334,6 +360,9 @@ impl Oracle {
 
     /// They ended.
     pub(crate) fn on_end(&mut self, name: &TaskName, process: u64, ended: Ended) {
+        if self.wishes.is_given_up(name) {
+            self.saw("a task that was given up is stopped");
+        }
         if self.alive.get(name).is_some_and(|(alive, _)| *alive == process) {
             self.alive.remove(name);
         }
@@ -362,6 +391,25 @@ impl Oracle {
         self.orphans.extend(lost);
     }
 
+    /// An agent is another one from now on.
+    pub(crate) fn forget_generations(&mut self, agent: usize) {
+        self.generations.remove(&agent);
+    }
+
+    /// Two machines speak for an agent: of what was launched there anything may become.
+    pub(crate) fn on_two_machines(&mut self, agent: AgentId) {
+        let live = self.tasks.iter().filter(|(_, state)| !state.is_terminal()).map(|(name, _)| name.clone());
+        let here = live.filter(|name| self.placed.get(name) == Some(&agent)).collect();
+        self.wishes.on_two_machines(here);
+        self.saw("another machine speaks for an agent");
+    }
+
+    /// An agent that was declared gone is another one from now on.
+    pub(crate) fn on_agent_renewed(&mut self, agent: usize) {
+        self.forget_generations(agent);
+        self.saw("an agent that was declared gone comes back as another one");
+    }
+
     pub(crate) fn on_desired_sent(&mut self, agent: usize, term: u64, generation: u64) {
         let before = self.generations.get(&agent).copied().unwrap_or_default();
         if term < before.0 {
@@ -379,6 +427,14 @@ impl Oracle {
         let framework = batch.key.as_ref().map_or(0, |key| key.framework);
         let mut offered = false;
         for event in &batch.events {
+            if let Some(v1::event::Event::InverseOffers(wanted)) = &event.event {
+                self.saw("an agent is asked back of a scheduler");
+                let strange = wanted.offers.iter().find(|o| !self.wishes.asked_back.contains(&AgentId(o.agent)));
+                let strange = strange.map(|offer| offer.agent);
+                self.ensure(strange.is_none(), || {
+                    format!("agent {strange:?} is asked back of f{framework}, and nobody wanted that")
+                });
+            }
             if let Some(v1::event::Event::Offers(offers)) = &event.event {
                 for offer in &offers.offers {
                     offered |= self.offered.insert(offer.id);
@@ -441,8 +497,12 @@ impl Oracle {
         let mut lines = Vec::new();
         self.check_events(node, settled, &mut lines);
         self.check_removals(core, &mut lines);
+        for view in core.frameworks() {
+            self.wishes.on_policy(view.id.0, view.unreachable);
+        }
         self.check_tasks(core, &mut lines);
         for framework in core.frameworks() {
+            self.check_live(core, &framework);
             self.check_framework(node, &framework, &mut lines);
         }
         self.steps += 1;
@@ -450,6 +510,11 @@ impl Oracle {
             self.compare(node);
         }
         lines
+    }
+
+    /// The newest entry that some master applied.
+    pub(crate) const fn last_applied(&self) -> u64 {
+        self.last_applied
     }
 
     /// Memory is exactly what the rows make.
@@ -486,12 +551,37 @@ impl Oracle {
                 let task = event.task.map(|task| task.to_string()).unwrap_or_default();
                 let framework = event.framework.map(|id| id.to_string()).unwrap_or_default();
                 lines.push(format!("event: {} {framework} {task} {}", event.kind, event.text));
-                let duplicate = event.kind == "launch.refused";
+                let refused = event.kind == "launch.refused";
+                let above = refused && self.wishes.limits_launches(&event.text);
+                if above {
+                    self.saw("tasks above a limit are dropped");
+                }
+                let duplicate = refused && !above;
+                self.note_event(&event.kind, event.at_ms);
                 self.ensure(!duplicate, || format!("a launch of {task} was refused: {}", event.text));
             }
         }
         if let Some(last) = settled.events {
             self.ensure(last >= after, || "watchers are woken for an old event".to_owned());
+        }
+    }
+
+    /// What the cluster itself says came up.
+    fn note_event(&mut self, kind: &str, at_ms: u64) {
+        match kind {
+            "agent.unreachable" => {
+                let last = self.given_up.len().checked_sub(AT_ONCE_MAX).and_then(|at| self.given_up.get(at));
+                // The leader's clock may stand still, and its disk may be slow.
+                let paced = |(then_ms, then_us): &(u64, u64)| {
+                    at_ms >= then_ms + AT_ONCE_MS || self.now_us >= then_us + AT_ONCE_MS * 1_000
+                };
+                let braked = last.is_none_or(paced);
+                self.ensure(braked, || format!("more than {AT_ONCE_MAX} agents are given up within {AT_ONCE_MS} ms"));
+                self.given_up.push((at_ms, self.now_us));
+            }
+            "agents.expiry-held" => self.saw("the brake is on"),
+            "agent.copied" => self.saw("a copy of a work directory is refused"),
+            _ => {}
         }
     }
 
@@ -511,7 +601,10 @@ impl Oracle {
             self.removed.insert(id);
             self.leaving.insert(id);
             self.tasks.retain(|name, _| name.0 != id);
-            let running = self.alive.keys().find(|name| name.0 == id).cloned();
+            let wanted = |name: &&TaskName| {
+                name.0 == id && !self.wishes.is_given_up(&(id, task_of(&name.1).to_owned()))
+            };
+            let running = self.alive.keys().find(wanted).cloned();
             self.ensure(running.is_none(), || format!("f{id} is gone, and {running:?} runs"));
         }
     }
@@ -587,6 +680,14 @@ impl Oracle {
             child.0 == name.0 && *child != name && task_of(&child.1) == name.1
         };
         let child = self.alive.iter().find(works).map(|(child, _)| child.clone());
+        if let Some(wanted) = self.wishes.on_end(name, status) {
+            let how = status.reason.code();
+            if alive {
+                self.saw("a task that was given up runs on for now");
+            }
+            let state = status.state;
+            return self.ensure(wanted, || format!("f{}/{} is {state} ({how}), and nobody wanted it", name.0, name.1));
+        }
         self.ensure(child.is_none(), || {
             format!("f{}/{} is said to be {}, and its {child:?} runs", name.0, name.1, status.state)
         });
@@ -604,6 +705,9 @@ impl Oracle {
             (TaskState::Failed, Reason::TaskGroup | Reason::LaunchFailed) => ended.is_none(),
             (TaskState::Dropped, _) => ended.is_none() && !alive,
             (TaskState::Killed, _) => !alive,
+            (TaskState::Error, Reason::FrameworkLimit) => {
+                ended.is_none() && self.wishes.limited.contains(&LimitName::ExecutorsPerAgent)
+            }
             _ => false,
         };
         self.ensure(agrees && !alive, || {
@@ -617,6 +721,16 @@ impl Oracle {
                 if alive { " and runs" } else { "" }
             )
         });
+    }
+
+    /// No launch brings a framework above its limit.
+    fn check_live(&mut self, core: &Core, view: &FrameworkView) {
+        let of = self.tasks.range((view.id.0, String::new())..(view.id.0 + 1, String::new()));
+        let live = of.filter(|(_, state)| !state.is_terminal()).count() as u64;
+        let most = core.effective_limits(Some(&view.role)).get(LimitName::LiveTasks);
+        if let Err(what) = self.wishes.on_live(view.id.0, live, most) {
+            self.violate(what);
+        }
     }
 
     fn check_framework(

@@ -127,7 +127,7 @@ impl World {
         }
         if !sender.runs(now_us) || !receiver.runs(now_us) {
             // It waits for who is stopped.
-            let at_us = sender.paused_until_us.max(receiver.paused_until_us) + 1;
+            let at_us = sender.looks_again_us(now_us).max(receiver.looks_again_us(now_us)) + 1;
             self.transfers.insert(id, transfer);
             return self.queue.at(at_us, Event::Snapshot { transfer: id });
         }
@@ -144,6 +144,9 @@ impl World {
             }
             Err(why) => {
                 self.journal.line(now_us, &format!("master {to}: does not take a snapshot: {why}"));
+                if why.contains("the disk is full") {
+                    self.oracle.saw("a disk is full while a snapshot is put aside");
+                }
                 self.snapshot_ends(&transfer, false);
             }
         }

@@ -1,12 +1,11 @@
-//! Virtual time: what happens next.
+//! Everything that can happen at a moment of virtual time.
 //!
-//! Owns every kind of thing that can happen at a moment. Invariants: time never goes back; things of
-//! the same moment happen in the order in which they were scheduled. Must never decide anything.
+//! Invariant: what is here says what happens, and to which life of whom. Must never decide anything.
 
 use crate::calls::Answer;
 use crate::executor::Name;
+use crate::files::FileEvent;
 use crate::network::ConnId;
-use std::collections::BTreeMap;
 use tessera_agent_core::{TaskKey, WorkerKey};
 use tessera_types::Digest;
 use tessera_wire::v1;
@@ -31,6 +30,8 @@ pub(crate) enum Event {
     Snapshot { transfer: u64 },
     /// Somebody looks after the members.
     Steward,
+    /// Something goes on with a component file.
+    File(FileEvent),
     /// A user's request arrives at a master.
     Ask { master: usize, call: u64, forwarded: bool },
     /// The answer to one arrives at the user, or the news that there is none.
@@ -67,6 +68,8 @@ pub(crate) enum Event {
     User,
     /// Something breaks.
     Fault,
+    /// A master that was told to stop has another one lead first, or stops then.
+    StopsInOrder { master: usize, life: u64, until_us: u64 },
     /// A master is cut off from the others until then.
     Flap { master: usize, until_us: u64 },
     /// From now on nothing breaks any more.
@@ -139,21 +142,4 @@ pub(crate) enum Later {
 }
 
 /// The queue.
-#[derive(Debug, Default)]
-pub(crate) struct Queue {
-    events: BTreeMap<(u64, u64), Event>,
-    next: u64,
-}
-
-impl Queue {
-    /// Schedule something.
-    pub(crate) fn at(&mut self, at_us: u64, event: Event) {
-        self.next += 1;
-        self.events.insert((at_us, self.next), event);
-    }
-
-    /// The next thing and its time.
-    pub(crate) fn pop(&mut self) -> Option<(u64, Event)> {
-        self.events.pop_first().map(|((at_us, _), event)| (at_us, event))
-    }
-}
+pub(crate) type Queue = tessera_virtual::Queue<Event>;

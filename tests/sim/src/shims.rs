@@ -201,10 +201,13 @@ impl World {
         let allowed = node.zip(number).is_some_and(|(node, number)| {
             agent.registered && node.core().may_fetch_component(number, &digest)
         });
-        if !allowed {
+        let bytes = master.filter(|_| allowed).and_then(|master| self.bytes_from(master, &digest));
+        if !bytes.is_some_and(|bytes| self.takes(&bytes, digest, &format!("agent #{index}"))) {
             return Err(SupplyFailure::Retry("the master does not give it".to_owned()));
         }
-        agent.components.insert(digest);
+        if let Some(agent) = self.agents.get_mut(index) {
+            agent.components.insert(digest);
+        }
         Ok(())
     }
 

@@ -6,13 +6,14 @@
 
 use crate::builds::Build;
 use crate::calls::Ask;
+use crate::files::SIZE_MAX;
 use crate::model::{self, NOTE_KEY, OUTSIDE_PREFIX};
 use crate::mutation::Mutation;
+use crate::operator::{Limited, policy};
 use crate::queue::Event;
 use crate::world::World;
 use tessera_master_core::{
-    Expected, FrameworkView, Keep, Reply, Request, RequestError, StateVersions, TaskFilter, UnreachablePolicy,
-    World as ComponentWorld,
+    Expected, FrameworkView, Reply, Request, RequestError, StateVersions, TaskFilter, World as ComponentWorld,
 };
 use tessera_types::{Digest, FrameworkId, HttpRequest};
 
@@ -36,25 +37,48 @@ pub(crate) struct User {
     /// Replacements of configurations so far: each has a number of its own.
     notes: u64,
     base: Vec<(String, String)>,
+    /// It also uploads components that nothing uses, and removes them.
+    extras: bool,
+    /// A limit that the operator has set for now.
+    pub(crate) limited: Option<Limited>,
     /// A framework to be removed in the middle of its work, and the request that was made.
     pub(crate) removes: Option<FrameworkId>,
 }
 
 /// Digest of the component of Wasm tasks.
 pub(crate) fn command_component() -> Digest {
-    Digest::of(b"command")
+    Digest::of(COMMAND)
 }
 
-/// After so long the schedulers are told that they may replace a task; they wait all the same.
-const REPLACE_AFTER_MS: u64 = 2_000;
+/// Bytes of these components.
+const COMMAND: &[u8] = b"command";
+const EXECUTOR: &[u8] = b"executor";
+
+/// Components that nothing uses.
+const EXTRAS: u64 = 3;
+
+fn extra(number: u64) -> Vec<u8> {
+    format!("extra {number}").into_bytes()
+}
+
+fn upload(digest: Digest, world: ComponentWorld, state: StateVersions) -> Request {
+    Request::AddComponent {
+        digest,
+        size_bytes: SIZE_MAX,
+        world,
+        state,
+        source: String::new(),
+        report: String::new(),
+    }
+}
 
 /// Digest of the component of executors.
 pub(crate) fn executor_component() -> Digest {
-    Digest::of(b"executor")
+    Digest::of(EXECUTOR)
 }
 
 impl User {
-    pub(crate) fn new(frameworks: u64, tasks: u64) -> Self {
+    pub(crate) fn new(frameworks: u64, tasks: u64, first_policy: u64, extras: bool) -> Self {
         let config =
             vec![("command".to_owned(), command_component().to_string()), ("tasks".to_owned(), tasks.to_string())];
         let mut steps: Vec<Request> = (0..frameworks)
@@ -64,22 +88,10 @@ impl User {
                     role: format!("tenant{n}").try_into().ok()?,
                     component: Build::First.component(),
                     config: config.clone(),
-                    // The last one does not wait for ever, and takes its tasks up again.
-                    unreachable: UnreachablePolicy {
-                        replace_after_ms: (n > 0).then_some(REPLACE_AFTER_MS),
-                        keep: Keep::First,
-                    },
+                    unreachable: policy(n + first_policy),
                 })
             })
             .collect();
-        let upload = |digest, world, state| Request::AddComponent {
-            digest,
-            size_bytes: 100,
-            world,
-            state,
-            source: String::new(),
-            report: String::new(),
-        };
         steps.push(upload(command_component(), ComponentWorld::Command, StateVersions::default()));
         steps.push(upload(executor_component(), ComponentWorld::Executor, StateVersions::default()));
         for build in Build::ALL {
@@ -93,8 +105,29 @@ impl User {
             wanted: frameworks,
             notes: 0,
             base: config,
+            extras,
+            limited: None,
             removes: None,
         }
+    }
+
+    /// The bytes of a component.
+    pub(crate) fn bytes_of(&self, digest: &Digest) -> Vec<u8> {
+        let builds = Build::ALL.into_iter().map(Build::bytes);
+        let others = [COMMAND.to_vec(), EXECUTOR.to_vec()].into_iter().chain((0..EXTRAS).map(extra));
+        builds.chain(others).find(|bytes| Digest::of(bytes) == *digest).unwrap_or_default()
+    }
+
+    /// A component whose file was lost everywhere is to be uploaded once more.
+    pub(crate) fn sends_again(&mut self, digest: Digest) {
+        let build = Build::ALL.into_iter().find(|build| build.component() == digest);
+        let (world, states) = match build {
+            Some(build) => (ComponentWorld::Scheduler, build.states()),
+            None if digest == executor_component() => (ComponentWorld::Executor, StateVersions::default()),
+            None => (ComponentWorld::Command, StateVersions::default()),
+        };
+        // The last one may be under way.
+        self.steps.insert(0, upload(digest, world, states));
     }
 
     /// A configuration that differs from all before.
@@ -142,6 +175,17 @@ impl World {
         self.ask(Ask::Change(request), None);
     }
 
+    /// The user uploads a component that nothing uses, or removes one.
+    fn user_tries_components(&mut self) {
+        let digest = Digest::of(&extra(self.rng.below(EXTRAS)));
+        let request = if self.rng.chance(50) {
+            upload(digest, ComponentWorld::Command, StateVersions::default())
+        } else {
+            Request::RemoveComponent { digest }
+        };
+        self.change(request);
+    }
+
     /// The user ends some task of a framework; its scheduler has to see to a replacement.
     fn user_kills(&mut self, framework: FrameworkId) {
         let Some(node) = self.leading() else { return };
@@ -175,7 +219,8 @@ impl World {
             8..12 => Request::RollBackFramework { framework, version: None },
             12..17 => {
                 let config = self.user.config(false);
-                Request::SetConfig { framework, config, expected_version: None, unreachable: None }
+                let unreachable = self.another_policy(framework);
+                Request::SetConfig { framework, config, expected_version: None, unreachable }
             }
             _ => {
                 let config = self.user.config(true);
@@ -261,6 +306,7 @@ impl World {
                 let agent = agents[self.rng.index(agents.len())].id;
                 let drain_ms = self.rng.chance(50).then(|| self.rng.range(0, 4_000));
                 self.oracle.drained.insert(agent);
+                self.oracle.wishes.asked_back.insert(agent);
                 Request::SetAgentMode { agent, deactivated: true, drain_ms }
             }
             Some(_) | None => return false,
@@ -279,6 +325,9 @@ impl World {
             return;
         } else if self.user.is_done() && self.faults_on {
             let framework = FrameworkId(1 + self.rng.below(self.user.frameworks));
+            if self.user.extras && self.rng.chance(12) {
+                return self.user_tries_components();
+            }
             if self.rng.chance(10) {
                 return self.user_kills(framework);
             }
@@ -299,7 +348,7 @@ impl World {
             }
             return;
         }
-        if self.user.is_done() && (self.user_repairs() || self.user_tends_agents()) {
+        if self.user.is_done() && (self.user_repairs() || self.user_tends_agents() || self.operator_acts()) {
             return;
         }
         if self.user.is_done() && self.faults_on && self.rng.chance(70) {

@@ -9,9 +9,9 @@ use crate::executor::{Instance, Name, Phase as ExecutorPhase, name_of};
 use crate::model::{Model, OUTSIDE_PREFIX, run_of};
 use crate::mutation::Mutation;
 use crate::queue::Event;
-use crate::rng::Rng;
 use std::collections::BTreeMap;
 use tessera_types::{Event as GuestEvent, Turn, TurnOutcome};
+use tessera_virtual::Random;
 use tessera_wire::v1::{self, from_worker::Message as FromWorker, to_worker::Message as ToWorker};
 
 /// First pause before an instance is rebuilt after a failure, in us.
@@ -98,7 +98,7 @@ pub(crate) struct Worker {
     instances: BTreeMap<u64, Slot>,
     tasks: BTreeMap<(u64, String, u32), WasmTask>,
     executors: BTreeMap<Name, Instance>,
-    rng: Rng,
+    rng: Random,
     serial: u64,
     /// Handles are slow, as under load.
     pub(crate) slow: bool,
@@ -122,7 +122,7 @@ fn pairs(pairs: &[v1::Pair]) -> Vec<(String, String)> {
 }
 
 impl Worker {
-    pub(crate) fn new(process: u64, agent: usize, rng: Rng, mutation: Option<Mutation>) -> Self {
+    pub(crate) fn new(process: u64, agent: usize, rng: Random, mutation: Option<Mutation>) -> Self {
         Self {
             process,
             agent,

@@ -7,6 +7,7 @@
 use crate::agent::Agent;
 use crate::calls::Calls;
 use crate::disk::FaultyDisk;
+use crate::files::Upload;
 use crate::journal::Journal;
 use crate::master::{Inbound, Master, attributes, identity};
 use crate::model::OUTSIDE_PREFIX;
@@ -15,14 +16,15 @@ use crate::network::Network;
 use crate::oracle::{Oracle, read_state};
 use crate::peers::Transfer;
 use crate::queue::{Event, Queue, Up};
-use crate::rng::Rng;
 use crate::shims::Process;
 use crate::user::User;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tessera_master::node::Node;
 use tessera_master_core::{Config, FrameworkView};
 use tessera_replica::{MemDisk, Replica};
+use tessera_types::Digest;
+use tessera_virtual::Random;
 
 /// One run.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +72,8 @@ pub struct Outcome {
     pub history: Vec<u8>,
     /// Time from the last fault until everything agreed, in ms.
     pub converged_ms: u64,
+    /// How often what came up.
+    pub seen: BTreeMap<&'static str, u64>,
 }
 
 /// What a seed chooses once.
@@ -79,6 +83,8 @@ pub(crate) struct Plan {
     pub(crate) tasks: u64,
     /// Longest time between two faults, in us.
     pub(crate) fault_us: u64,
+    /// When everything heals.
+    pub(crate) heal_us: u64,
     /// When everything must be done.
     deadline_us: u64,
     /// Elections follow from it.
@@ -104,10 +110,19 @@ pub(crate) struct World {
     pub(crate) now_us: u64,
     pub(crate) queue: Queue,
     pub(crate) journal: Journal,
-    pub(crate) rng: Rng,
+    pub(crate) rng: Random,
     pub(crate) net: Network,
     pub(crate) masters: Vec<Master>,
     pub(crate) transfers: BTreeMap<u64, Transfer>,
+    pub(crate) uploads: BTreeMap<u64, Upload>,
+    /// Component files that were damaged where they should be.
+    pub(crate) damaged: BTreeSet<(usize, Digest)>,
+    /// Since when components are named, in us.
+    pub(crate) named_since: BTreeMap<Digest, u64>,
+    /// Nodes that did not vote when the files were looked at.
+    pub(crate) learners: BTreeSet<u64>,
+    /// Components, changes of folders and members when they were.
+    pub(crate) files_looked: (usize, u64, usize),
     pub(crate) calls: Calls,
     pub(crate) agents: Vec<Agent>,
     pub(crate) oracle: Oracle,
@@ -115,6 +130,8 @@ pub(crate) struct World {
     pub(crate) plan: Plan,
     pub(crate) mutation: Option<Mutation>,
     pub(crate) faults_on: bool,
+    /// No master starts before, in us.
+    pub(crate) dark_until_us: u64,
     /// So many turns are submitted twice.
     pub(crate) turns_twice: u32,
     pub(crate) processes: BTreeMap<u64, Process>,
@@ -125,6 +142,10 @@ pub(crate) struct World {
 /// Time for everything to agree again after the last fault, in us: the longest time-out that may have
 /// begun, twice, and the work that is left.
 const CONVERGENCE_US: u64 = 60_000_000;
+
+/// In so many of 100 seeds users also upload and remove components that nothing uses: a file goes some time
+/// after the last fault, which is much to simulate.
+const EXTRAS: u64 = 40;
 
 /// Time between two looks whether everything agrees, in us: it is much work.
 const LOOK_US: u64 = 50_000;
@@ -147,6 +168,7 @@ pub fn run(options: Options) -> Outcome {
                 ended_ms: 0,
                 history: Vec::new(),
                 converged_ms: 0,
+                seen: BTreeMap::new(),
             };
         }
     };
@@ -159,19 +181,29 @@ pub fn run(options: Options) -> Outcome {
     world.finish()
 }
 
-/// How many masters a world has: one in a third of the seeds.
-fn masters_of(rng: &mut Rng) -> usize {
-    match rng.below(12) {
-        0..4 => 1,
-        4..10 => 3,
-        _ => 5,
+/// How many masters a world has, and how many of them found the cluster: the others join them later.
+fn masters_of(rng: &mut Random) -> (usize, usize) {
+    match rng.below(24) {
+        0..7 => (1, 1),
+        7 => (2, 1),
+        8..10 => (3, 1),
+        10..19 => (3, 3),
+        19 => (4, 3),
+        20 => (2 + 2 * rng.index(2), 2),
+        21 => (5, 3),
+        _ => (5, 5),
     }
+}
+
+/// How many agents it has: in a few seeds enough for a mass of them to fall silent.
+fn agents_of(rng: &mut Random) -> u64 {
+    if rng.chance(8) { rng.range(6, 8) } else { rng.range(2, 4) }
 }
 
 /// Addresses with disks that form a cluster.
 fn first_masters(
-    count: usize,
-    rng: &mut Rng,
+    (count, first): (usize, usize),
+    rng: &mut Random,
     mutation: Option<Mutation>,
 ) -> Result<Vec<Master>, String> {
     let config = Config {
@@ -182,13 +214,20 @@ fn first_masters(
         http_timeout_ms: 6_000,
         ..Config::default()
     };
-    let list: Vec<(u64, Vec<u8>)> = (0..count).map(|slot| (slot as u64 + 1, attributes(slot))).collect();
+    let grace_ms = rng.range(6_000, 9_000);
+    let list: Vec<(u64, Vec<u8>)> = (0..first).map(|slot| (slot as u64 + 1, attributes(slot))).collect();
     let mut masters = Vec::new();
     for (slot, (number, _)) in list.iter().enumerate() {
         let mut disk = MemDisk::new();
         Replica::bootstrap_voters(&mut disk, identity(*number), &list).map_err(|error| error.to_string())?;
-        let mut master = Master::new(slot, config.clone(), rng.fork(1_000 + number), mutation);
+        let mut master = Master::new(slot, config.clone(), rng.fork(1_000 + number), grace_ms, mutation);
         master.put_disk(disk, Some(*number));
+        masters.push(master);
+    }
+    for slot in first..count {
+        let fork = rng.fork(1_001 + slot as u64);
+        let mut master = Master::new(slot, config.clone(), fork, grace_ms, mutation);
+        master.joins_us = rng.range(3_000_000, 12_000_000);
         masters.push(master);
     }
     Ok(masters)
@@ -196,14 +235,15 @@ fn first_masters(
 
 impl World {
     fn new(options: Options) -> Result<Self, String> {
-        let mut rng = Rng::new(options.seed);
+        let mut rng = Random::new(options.seed);
         let heal_us = rng.range(15_000_000, 30_000_000);
         let plan = Plan {
             frameworks: rng.range(1, 3),
             tasks: rng.range(12, 36),
             fault_us: rng.range(400_000, 4_000_000),
+            heal_us,
             deadline_us: heal_us + CONVERGENCE_US,
-            elections: rng.next(),
+            elections: rng.draw(),
             leaderships: 0,
             faults: 0,
             spared: options.spared,
@@ -211,9 +251,9 @@ impl World {
         let delay_us = rng.range(200, 8_000);
         let net = Network::new(rng.fork(1), delay_us);
         let masters = first_masters(masters_of(&mut rng), &mut rng, options.mutation)?;
-        let count = rng.range(2, 4);
+        let count = agents_of(&mut rng);
         let agents = (0..count).map(|n| Agent::new(n, rng.fork(100 + n))).collect();
-        let user = User::new(plan.frameworks, plan.tasks);
+        let user = User::new(plan.frameworks, plan.tasks, rng.below(3), rng.chance(EXTRAS));
         let mut world = Self {
             now_us: 0,
             queue: Queue::default(),
@@ -222,6 +262,11 @@ impl World {
             net,
             masters,
             transfers: BTreeMap::new(),
+            uploads: BTreeMap::new(),
+            damaged: BTreeSet::new(),
+            named_since: BTreeMap::new(),
+            learners: BTreeSet::new(),
+            files_looked: (0, 0, 0),
             calls: Calls::default(),
             agents,
             oracle: Oracle::default(),
@@ -229,11 +274,15 @@ impl World {
             plan,
             mutation: options.mutation,
             faults_on: true,
+            dark_until_us: 0,
             turns_twice: 0,
             processes: BTreeMap::new(),
             numbers: 0,
             next_look_us: 0,
         };
+        if world.masters.len().is_multiple_of(2) {
+            world.oracle.saw("a number of masters that is even");
+        }
         for master in 0..world.masters.len() {
             world.queue.at(0, Event::MasterStart { master });
         }
@@ -257,6 +306,7 @@ impl World {
     fn play(&mut self) {
         while let Some((at_us, event)) = self.queue.pop() {
             self.now_us = at_us;
+            self.oracle.now_us = at_us;
             self.step(event);
             if self.oracle.violation().is_some() {
                 break;
@@ -296,6 +346,7 @@ impl World {
             faults: self.plan.faults,
             ended_ms: self.now_us / 1_000,
             history,
+            seen: self.oracle.seen(),
             converged_ms: (self.now_us + CONVERGENCE_US).saturating_sub(self.plan.deadline_us) / 1_000,
         }
     }
@@ -310,6 +361,7 @@ impl World {
             Event::Raft { letter } => self.letter_arrives(letter),
             Event::Snapshot { transfer } => self.snapshot_goes_on(transfer),
             Event::Steward => self.look_after_members(),
+            Event::File(event) => self.file_goes_on(event),
             Event::Ask { master, call, forwarded } => {
                 self.master_inbound(master, Inbound::Ask { call, forwarded });
             }
@@ -345,6 +397,7 @@ impl World {
             Event::User => self.user_acts(),
             Event::Fault => self.fault_strikes(),
             Event::Flap { master, until_us } => self.master_flaps(master, until_us),
+            Event::StopsInOrder { master, life, until_us } => self.stops_in_order(master, life, until_us),
             Event::Heal => self.heal(),
         }
     }
@@ -431,6 +484,9 @@ impl World {
             if !view.ready {
                 return Some(format!("the scheduler of {id} is not ready"));
             }
+        }
+        if let Some(why) = self.files_disagree(true) {
+            return Some(why);
         }
         let agents = (0..self.agents.len()).find_map(|agent| self.agent_disagrees(agent));
         agents.or_else(|| core.frameworks().iter().find_map(|view| self.copy_differs(node, view)))

@@ -3,6 +3,7 @@
 //!
 //! Invariant: prints what the tests see, and exits with 1 if anything was violated.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use tessera_sim::{Mutation, Options, report, run, shrink};
 
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
     };
     let mut failed = 0;
     let mut slowest = (0, 0);
+    let mut seen: BTreeMap<&'static str, u64> = BTreeMap::new();
     for seed in arguments.first..arguments.first.saturating_add(arguments.count) {
         let Arguments { mutation, print, spared, .. } = arguments;
         let options = Options { seed, mutation, print, spared };
@@ -62,6 +64,9 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
         slowest = slowest.max((outcome.converged_ms, seed));
+        for (what, times) in &outcome.seen {
+            *seen.entry(what).or_default() += times;
+        }
         if outcome.violation.is_some() {
             failed += 1;
             println!("{}", report(&options, &outcome));
@@ -78,6 +83,9 @@ fn main() -> ExitCode {
     }
     if arguments.count > 1 {
         let (ms, seed) = slowest;
+        for (what, times) in &seen {
+            println!("{times:>6} times {what}");
+        }
         println!("{failed} of {} seeds failed; seed {seed} took longest to agree: {ms} ms", arguments.count);
     }
     if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
