@@ -1,8 +1,8 @@
 //! How much of a database was on stable storage: a small file beside its own.
 //!
-//! Owns: the file [`FILE`]. Invariants: what it says was on stable storage before it was written, so that a database that
-//! holds less has lost something. It is not synced, which would double the cost of every write: after a process ended
-//! it is exact, after the power failed it may be some seconds old, and asks for less.
+//! Owns: the file [`FILE`]. Invariants: what it says was on stable storage before it was written, so that a
+//! database that holds less has lost something. It is not synced, which would double the cost of every write:
+//! after a process ended it is exact, after the power failed it may be some seconds old, and asks for less.
 //! Must never: be ahead of the disk, or be trusted when it is damaged.
 
 use std::fs::{File, OpenOptions};

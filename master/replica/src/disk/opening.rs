@@ -1,8 +1,9 @@
 //! Opening a RocksDB so that nothing that was synced can be missing unnoticed.
 //!
 //! Owns: the options of recovery, and the checks around it. RocksDB finds damaged and missing files of tables, and
-//! files of its write-ahead log that were synced, or are followed by others, and are missing or shorter than they were. What it does not
-//! find is refused here: a missing `CURRENT`, beside which it would begin anew, and a log that ends before what was synced.
+//! files of its write-ahead log that are missing or shorter than they were, if they are followed by others. What it
+//! does not find is refused here: a missing `CURRENT`, beside which it would begin anew, and a log that ends before
+//! what was synced.
 //! Invariants: what a power failure may leave is opened: a torn end of the log, wherever among its files, beyond
 //! which nothing was synced. Everything else is refused, each time that it is tried.
 //! Must never: repair.
@@ -43,7 +44,7 @@ pub(super) fn open(
         Err(error) if is_torn_before_the_last(&error) => {
             // A later file may reach the disk before the end of an earlier one. A sync is done only when it is through
             // with both, so nothing of the later one was promised: the log ends where the earlier one does.
-            tracing::warn!(%error, "the end of the log was not on the disk when the power failed; nobody was promised it");
+            tracing::warn!(%error, "the power failed before the end of the log was on the disk; nobody was promised it");
             options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
             DB::open_cf_descriptors(&options, dir, families())
         }

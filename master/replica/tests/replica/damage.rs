@@ -1,7 +1,7 @@
 //! What a power failure leaves of a RocksDB is opened; what else is missing or changed is refused, each time.
 //!
-//! The files are real; a power failure is imitated by putting together files as they were at different moments. Each entry of the tables
-//! below says how a database in a directory is damaged.
+//! The files are real; a power failure is imitated by putting together files as they were at different moments.
+//! Each entry of the tables below says how a database in a directory is damaged.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt as _;
