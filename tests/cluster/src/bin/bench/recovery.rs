@@ -53,11 +53,7 @@ pub async fn measure(report: &mut Report, rounds: usize) -> Outcome {
             eprintln!("bench: machine of a scheduler {how}, {round}: {} ms", took.as_millis());
             times.push(took.as_secs_f64());
         }
-        let grace = match signal {
-            Signal::SIGKILL => "of that 6 s grace",
-            _ => "of that 5 s silence and 6 s grace",
-        };
-        let what = format!("agent and workers of a scheduler {how}, until it answers on another machine, {grace}");
+        let what = format!("agent and workers of a scheduler {how}, until it answers on another machine, of that 6 s grace");
         add(report, &what, times, &[]);
     }
     group.finish()

@@ -212,9 +212,8 @@ const NOTES: &str = "
   command writes a file: what is measured ends there, so that election, the agents' way to the new leader, the scheduler's
   turn, its commit and the start of a process are in it.
 - *Until a scheduler answers elsewhere*: from SIGKILL or SIGSTOP of an agent and its workers together until a question to its
-  scheduler is answered by an instance of a later epoch on the other agent. A master takes an agent for silent 5 s after its
-  last beat, and places schedulers anew when there was no session for 6 s; both are in the number. A killed process closes
-  its connections, so that only the second is. A third of the rounds.
+  scheduler is answered by an instance of a later epoch on the other agent. Masters place schedulers anew when they have not
+  heard of their agent for 6 s, which is in the number. A third of the rounds.
 - *Simulated agents*: `tessera sim-agents`, one process, each with a connection, a session and beats of its own; tasks run
   for 5 s and are not really started. One real agent hosts the one scheduler, the guest `load`, which launches up to 8 tasks
   on an offer, keeps no state, and times each task from the turn that launched it to the turn that heard that it runs, by
