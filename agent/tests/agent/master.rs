@@ -262,6 +262,7 @@ impl server::AgentSession for Service {
                         session: state.sessions.load(Ordering::SeqCst) + 1,
                         tasks_equal: false,
                         masters: Vec::new(),
+                        repeat_statuses: false,
                     };
                     state.said().register = register;
                     state.said().control = Some(out.clone());
