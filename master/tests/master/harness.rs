@@ -99,7 +99,7 @@ impl Master {
     pub async fn start(config: MasterConfig) -> Self {
         // Only the first test to come here installs it.
         let _ = tracing_subscriber::fmt().with_test_writer().try_init();
-        if !is_initialised(&config.data_dir) {
+        if config.join.is_empty() && !is_initialised(&config.data_dir) {
             init(&config).unwrap();
         }
         let shutdown = CancellationToken::new();
@@ -124,7 +124,8 @@ impl Master {
         tokio::time::timeout(DEADLINE, healthy)
             .await
             .expect("the master leads");
-        let token = std::fs::read_to_string(config.data_dir.join(TOKEN_FILE)).unwrap();
+        let token = config.token_file.clone().unwrap_or_else(|| config.data_dir.join(TOKEN_FILE));
+        let token = std::fs::read_to_string(token).unwrap();
         Self {
             config,
             token: token.trim().to_owned(),

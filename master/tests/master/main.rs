@@ -7,3 +7,4 @@ mod components;
 mod harness;
 mod lifecycle;
 mod recordings;
+mod told_again;
