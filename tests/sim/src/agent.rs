@@ -131,6 +131,11 @@ impl Agent {
         self.registered && self.core.as_ref().is_some_and(Core::is_empty)
     }
 
+    /// Writes that it has made.
+    pub(crate) const fn writes(&self) -> u64 {
+        self.checkpoint.writes
+    }
+
     /// Whether it has tasks, as far as its process says.
     pub(crate) fn runs_something(&self) -> bool {
         self.tasks() > 0
@@ -231,6 +236,7 @@ impl World {
         let now_us = self.now_us;
         let Some(agent) = self.agents.get_mut(index).filter(|agent| agent.core.is_some()) else { return };
         agent.core = None;
+        self.oracle.sandboxes.on_crash(index);
         let survivors = agent.rng.index(agent.checkpoint.unsynced.len() + 1);
         let kept: Vec<_> = agent.checkpoint.unsynced.drain(..).take(survivors).collect();
         agent.checkpoint.synced.extend(kept.into_iter().flat_map(|(_, records)| records));
@@ -337,6 +343,7 @@ impl World {
         while let Some((_, records)) = agent.checkpoint.unsynced.pop_front_if(|(w, _)| *w <= write) {
             agent.checkpoint.synced.extend(records);
         }
+        self.oracle.sandboxes.on_synced(index, write);
         if agent.waits_for_write == Some(write) {
             agent.waits_for_write = None;
             self.go_on(index);

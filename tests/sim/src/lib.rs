@@ -28,6 +28,7 @@ mod oracle;
 mod peers;
 mod plants;
 mod queue;
+mod sandboxes;
 mod shims;
 mod user;
 mod wishes;

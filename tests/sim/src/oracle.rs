@@ -10,6 +10,7 @@ use crate::executor::{CHILD_PREFIX, Name};
 use crate::group::Group;
 use crate::master::Master;
 use crate::model;
+use crate::sandboxes::Sandboxes;
 use crate::wishes::Wishes;
 use std::collections::{BTreeMap, BTreeSet};
 use tessera_master::node::{Node, Settled};
@@ -131,8 +132,7 @@ pub(crate) struct Oracle {
     seen: BTreeMap<&'static str, u64>,
     /// Tasks that somebody wants ended.
     killing: BTreeSet<TaskName>,
-    /// Members of task groups that could not be prepared, by framework and unit.
-    unprepared: BTreeSet<TaskName>,
+    pub(crate) sandboxes: Sandboxes,
 }
 
 impl Oracle {
@@ -308,7 +308,7 @@ impl Oracle {
             format!("agent #{agent} runs more than it has: {used}")
         });
         let unit = (name.0, model::unit_of(&name.1).to_owned());
-        let unprepared = self.unprepared.contains(&unit);
+        let unprepared = self.sandboxes.has_failed(&unit);
         self.ensure(!unprepared, || {
             format!("f{}/{} starts though a member of its group could not be prepared", name.0, name.1)
         });
@@ -322,11 +322,6 @@ impl Oracle {
     /// The user asks for the end of a task.
     pub(crate) fn on_user_kill(&mut self, framework: u64, task: &TaskId) {
         self.user_kills.insert((framework, task.to_string()));
-    }
-
-    /// A member of a task group cannot be prepared.
-    pub(crate) fn on_unprepared(&mut self, name: &TaskName) {
-        self.unprepared.insert((name.0, model::unit_of(&name.1).to_owned()));
     }
 
     /// What a turn launched all or none is all there, or all dropped; a task group is on one agent.

@@ -4,6 +4,7 @@
 //! cancelled is never started. Must never tell an agent that is not there.
 
 use crate::executor::{Name, name_of as name_of_executor};
+use crate::model::unit_of;
 use crate::mutation::Mutation;
 use crate::oracle::{Ended, TaskName};
 use crate::queue::{Event, Later};
@@ -156,7 +157,10 @@ impl World {
             Later::Prepared(key, attempt) => {
                 let failed = self.faults_on && self.rng.chance(4);
                 if failed {
-                    self.oracle.on_unprepared(&name_of(&key));
+                    let writes = self.agents.get(index).map_or(0, |agent| agent.writes());
+                    let (framework, task) = name_of(&key);
+                    let unit = (framework, unit_of(&task).to_owned());
+                    self.oracle.sandboxes.on_failed(unit, index, writes);
                 }
                 let result = if failed { Err("no room for its sandbox".to_owned()) } else { Ok(()) };
                 self.agent_input(index, |core, now| core.on_prepared(&key, attempt, result, now));
