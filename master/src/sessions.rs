@@ -36,6 +36,9 @@ const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Names the leader's address to an agent that came to another master.
 const LEADER: &str = "tessera-leader";
 
+/// How long an agent waits here while nobody leads: an election takes about a second.
+const LEADER_WITHIN: Duration = Duration::from_secs(2);
+
 /// Largest message of an agent: a turn with everything at its limit.
 pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
 
@@ -55,9 +58,13 @@ impl AgentService {
         Self { node, store, files }
     }
 
-    /// Agents are told where the leader is; what they do with it is their affair.
-    fn refuse_unless_leading(&self) -> Result<(), Status> {
-        let topology = self.node.topology();
+    /// Agents are told where the leader is; what they do with it is their affair. While nobody leads they wait here,
+    /// so that all of them are with the next leader as soon as there is one, and ask once.
+    async fn refuse_unless_leading(&self) -> Result<(), Status> {
+        let mut topology = self.node.topology();
+        let known = topology.wait_for(|view| view.leads || view.leader.is_some_and(|leader| leader != view.node()));
+        // If none comes, or the loop is gone, it is said that this one does not lead.
+        let _ = tokio::time::timeout(LEADER_WITHIN, known).await;
         let view = topology.borrow();
         if view.leads {
             return Ok(());
@@ -105,7 +112,7 @@ impl v1::agent_session_server::AgentSession for AgentService {
         &self,
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::ControlStream>, Status> {
-        self.refuse_unless_leading()?;
+        self.refuse_unless_leading().await?;
         let mut incoming = request.into_inner();
         let first = tokio::time::timeout(REGISTER_TIMEOUT, incoming.message())
             .await
