@@ -327,6 +327,8 @@ impl World {
             };
             match output {
                 Some(output) => self.calls.history.returned(noted, output, now_us),
+                // A refusal is of one attempt: an earlier one may wait at a master that stands still, and be done yet.
+                None if call.attempts > 1 && matches!(call.ask, Ask::Change(_)) => {}
                 None => self.calls.history.never_happened(noted),
             }
         }
