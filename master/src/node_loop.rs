@@ -142,7 +142,10 @@ impl<D: Disk> NodeLoop<D> {
                 self.node.input(|core| core.on_tick(now));
             }
             self.begin_barriers();
-            let settled = self.settle(&writer)?;
+            let settled = self.settle(&writer).map_err(|error| match error {
+                FatalError::Disk(error) => FatalError::from(writer.failure().unwrap_or(error)),
+                error => error,
+            })?;
             more = settled.more;
             self.perform(settled);
             if let Some(error) = self.ended.take() {

@@ -15,6 +15,9 @@ use tokio::sync::Notify;
 /// may do so for ever. What is not synced was promised to nobody.
 const LAST_SYNC_MAX: Duration = Duration::from_secs(2);
 
+/// How long a failed write waits for the failed sync that may be its cause.
+const FAILS_WITHIN: Duration = Duration::from_millis(200);
+
 #[derive(Default)]
 struct State {
     asked: Option<WriteJob>,
@@ -113,6 +116,15 @@ impl LogWriter {
     /// The disk failed: the process must end.
     pub fn take(&self) -> Result<Option<WriteJob>, DiskError> {
         self.shared.state().done.take().transpose()
+    }
+
+    /// Why it failed, if it has or does in this moment: after a sync that failed the database refuses writes, too,
+    /// and no longer says why.
+    pub fn failure(&self) -> Option<DiskError> {
+        let goes_on = |state: &mut State| !state.ended;
+        let waited = self.shared.ended.wait_timeout_while(self.shared.state(), FAILS_WITHIN, goes_on);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.done.as_ref().and_then(|done| done.as_ref().err().cloned())
     }
 }
 
@@ -315,6 +327,7 @@ mod tests {
         let failure = ended("broken".into());
         ends.send(Err(failure.clone())).unwrap();
         writer.done().await;
+        assert_eq!(writer.failure(), Some(failure.clone()), "a write that fails with it can say why");
         assert_eq!(writer.take(), Err(failure));
         assert!(begins.recv().is_err(), "nothing is synced after a failure");
     }
