@@ -112,6 +112,10 @@ pub struct Identity {
 /// When a follower that hears nothing starts an election.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ElectionTimeout {
+    /// One voter after the other, evenly in `[election_ticks, 2 * election_ticks)`, in another order in every
+    /// term: the first as soon as the others have given the leader up as well, and no two at once. Drawn at
+    /// random, the first of two would stand three ticks later as a rule, and up to nine.
+    InTurn,
     /// A random number of ticks in `[election_ticks, 2 * election_ticks)`, drawn by raft.
     Random,
     /// Always this many ticks, at least `election_ticks`. For simulations: give each node its
@@ -167,7 +171,7 @@ pub struct ReplicaConfig {
     /// Ticks between heartbeats of a leader. 2, with ticks of 50 ms.
     pub heartbeat_ticks: usize,
     /// Ticks of silence after which a follower may stand for election. 10: a new leader within
-    /// about a second, without elections caused by a slow fsync.
+    /// 0.6 s, without elections caused by a slow fsync.
     pub election_ticks: usize,
     /// Spread of the election timeout.
     pub election_timeout: ElectionTimeout,
@@ -182,27 +186,44 @@ impl ReplicaConfig {
             identity,
             heartbeat_ticks: 2,
             election_ticks: 10,
-            election_timeout: ElectionTimeout::Random,
+            election_timeout: ElectionTimeout::InTurn,
             limits: Limits::default(),
         }
     }
 
-    /// The timeout of this node in `term`, if it is not raft that draws it.
-    pub(crate) fn seeded_timeout(&self, term: u64) -> Option<usize> {
-        let ElectionTimeout::Seeded(seed) = self.election_timeout else {
-            return None;
-        };
-        let mut mixed = seed;
-        for part in [self.identity.node, term] {
-            mixed = mix(mixed ^ part.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    /// The timeout of this node in `term`, if it is not raft that draws it. `heirs` are the voters but for the
+    /// last leader, who stands last, in the order that all nodes know.
+    pub(crate) fn election_timeout(&self, term: u64, heirs: impl Iterator<Item = u64>) -> Option<usize> {
+        let election = self.election_ticks;
+        let spread = election.saturating_sub(1);
+        match self.election_timeout {
+            ElectionTimeout::InTurn => {
+                let (mut count, mut place) = (0, None);
+                for heir in heirs {
+                    place = place.or((heir == self.identity.node).then_some(count));
+                    count += 1;
+                }
+                let Some(place) = place else { return Some(election + spread) };
+                let shift = usize::try_from(term).unwrap_or(usize::MAX) % count;
+                // One tick more than the others need to give the leader up: their clocks may be one behind.
+                let first = election + spread.min(1);
+                Some(first + spread * ((place + shift) % count) / count)
+            }
+            ElectionTimeout::Seeded(seed) => {
+                let mut mixed = seed;
+                for part in [self.identity.node, term] {
+                    mixed = mix(mixed ^ part.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                }
+                let spread = usize::try_from(mixed >> 33).unwrap_or(0) % election.max(1);
+                Some(election + spread)
+            }
+            ElectionTimeout::Random | ElectionTimeout::Fixed(_) => None,
         }
-        let spread = usize::try_from(mixed >> 33).unwrap_or(0) % self.election_ticks.max(1);
-        Some(self.election_ticks + spread)
     }
 
     pub(crate) fn raft_config(&self, applied: u64) -> raft::Config {
         let (min_election_tick, max_election_tick) = match self.election_timeout {
-            ElectionTimeout::Random | ElectionTimeout::Seeded(_) => (0, 0),
+            ElectionTimeout::InTurn | ElectionTimeout::Random | ElectionTimeout::Seeded(_) => (0, 0),
             ElectionTimeout::Fixed(ticks) => (ticks, ticks.saturating_add(1)),
         };
         raft::Config {

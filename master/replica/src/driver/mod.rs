@@ -9,10 +9,11 @@
 //! Must never: be bypassed: no other module calls raft. Must never wait for the disk, but for the
 //! rare steps that replace everything (a snapshot) or make somebody a stranger (a change of members).
 //!
-//! `changes.rs` holds changes of the members, `install.rs` snapshots, `open.rs` the ways to a
-//! replica, `writes.rs` what is not durable yet.
+//! `changes.rs` holds changes of the members, `election.rs` when this node stands, `install.rs` snapshots,
+//! `open.rs` the ways to a replica, `writes.rs` what is not durable yet.
 
 mod changes;
+mod election;
 mod install;
 mod open;
 mod writes;
@@ -91,6 +92,8 @@ pub struct Replica<D: Disk> {
     staging: Option<StageId>,
     /// Rows of the snapshot that raft has taken and the next `process` adopts.
     staged: Option<Staged>,
+    /// The leader that was heard of last.
+    heard_leader: Option<u64>,
     /// This node has applied its own removal.
     removed: bool,
     /// Ticks since this node has heard of a leader, or has asked whether it was removed.
@@ -131,20 +134,13 @@ impl<D: Disk> Replica<D> {
         self.count_silence();
         if !self.must_write_before_election() {
             self.node.tick();
+            self.ask_again();
         }
         for peer in self.count_snapshot_ticks() {
             self.node.report_snapshot(peer, SnapshotStatus::Failure);
         }
         self.leave_to_faster_disks();
         self.settle_timeout();
-    }
-
-    /// Raft draws a new election timeout from the thread's random numbers whenever it changes its
-    /// part. A seeded one depends on the term alone, so it is put back whatever raft did.
-    fn settle_timeout(&mut self) {
-        if let Some(ticks) = self.config.seeded_timeout(self.node.raft.term) {
-            self.node.raft.set_randomized_election_timeout(ticks);
-        }
     }
 
     /// Peers whose snapshot must be taken for lost. Raft itself would wait for ever.
@@ -322,6 +318,11 @@ impl<D: Disk> Replica<D> {
     /// The leader this node knows of.
     pub fn leader(&self) -> Option<u64> {
         other_than_none(self.node.raft.leader_id)
+    }
+
+    /// The newest term this node knows of.
+    pub fn term(&self) -> u64 {
+        self.node.raft.term
     }
 
     /// A copy of the replica's state.

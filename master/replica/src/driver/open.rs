@@ -133,6 +133,7 @@ impl<D: Disk> Replica<D> {
             free: Vec::new(),
             staging: None,
             staged: None,
+            heard_leader: None,
             removed,
             silence: 0,
             told_by: BTreeSet::new(),

@@ -6,6 +6,7 @@
 mod boot;
 mod crash;
 mod damage;
+mod elections;
 mod group;
 mod members;
 mod random;
