@@ -26,12 +26,12 @@ const CONFIG_BYTES_MAX: usize = 1 << 20;
 /// Arguments of `tessera sim`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  tessera sim --scheduler run=run.wasm --agents 10000 --trace load.jsonl\n  tessera sim --scheduler a=a.wasm,role=eng --scheduler b=b.wasm,role=ops,config=b.conf --for 1h -o json\n  tessera sim --scheduler a=a.wasm --component task.wasm --faults 20 --seed 7\n\nThe trace is a file of JSON Lines; lines that begin with # are passed over. Times count from the start:\n  {\"event\":\"request\",\"at\":\"5s\",\"framework\":\"run\",\"path\":\"/tasks\",\"body\":{\"shell\":\"true\"},\n   \"times\":1000,\"every\":\"50ms\",\"tasks\":1}       # {n} in path and body is the number of the request\n  {\"event\":\"run-time\",\"framework\":\"run\",\"task\":\"run-*\",\"exponential\":\"30s\",\"failing_percent\":2}\n                                                # or \"fixed\":\"10s\", or \"uniform\":[\"10s\",\"1m\"]\n  {\"event\":\"agents-lost\",\"at\":\"10m\",\"count\":50,\"for\":\"5m\",\"how\":\"crash\"}     # or \"how\":\"partition\"\n  {\"event\":\"config\",\"at\":\"20m\",\"framework\":\"run\",\"config\":{\"pace\":\"slow\"}}\n\nMaster, agents and engine are the real ones with the real limits; machines and networks are models, and\ncommands of tasks are not run: without a line of the trace they take 1m on average, exponentially\ndistributed. The same seed, trace and components give the same report, apart from what it says of this\nmachine. Ctrl-C ends with the report so far; a second one ends without."
+    after_help = "Examples:\n  tessera sim --scheduler run.wasm --agents 10000 --trace load.jsonl\n  tessera sim --scheduler a=a.wasm,role=eng --scheduler b=b.wasm,role=ops,config=b.conf --for 1h -o json\n  tessera sim --scheduler a=a.wasm --component task.wasm --faults 20 --seed 7\n\nThe trace is a file of JSON Lines; lines that begin with # are passed over. Times count from the start:\n  {\"event\":\"request\",\"at\":\"5s\",\"framework\":\"run\",\"path\":\"/tasks\",\"body\":{\"shell\":\"true\"},\n   \"times\":1000,\"every\":\"50ms\",\"tasks\":1}       # {n} in path and body is the number of the request\n  {\"event\":\"run-time\",\"framework\":\"run\",\"task\":\"run-*\",\"exponential\":\"30s\",\"failing_percent\":2}\n                                                # or \"fixed\":\"10s\", or \"uniform\":[\"10s\",\"1m\"]\n  {\"event\":\"agents-lost\",\"at\":\"10m\",\"count\":50,\"for\":\"5m\",\"how\":\"crash\"}     # or \"how\":\"partition\"\n  {\"event\":\"config\",\"at\":\"20m\",\"framework\":\"run\",\"config\":{\"pace\":\"slow\"}}\n\nMaster, agents and engine are the real ones with the real limits; machines and networks are models, and\ncommands of tasks are not run: without a line of the trace they take 1m on average, exponentially\ndistributed. The same seed, trace and components give the same report, apart from what it says of this\nmachine. Ctrl-C ends with the report so far; a second one ends without."
 )]
 pub struct SimArgs {
-    /// A scheduler: NAME=FILE, then, if wanted, ,role=ROLE and ,config=FILE with KEY=VALUE lines; may be
-    /// repeated
-    #[arg(long, required = true, value_name = "NAME=FILE,…", value_parser = parse_scheduler)]
+    /// A scheduler: its component, then, if wanted, ,role=ROLE and ,config=FILE with KEY=VALUE lines; may be
+    /// repeated. Its framework has the file's name, or NAME
+    #[arg(long, required = true, value_name = "[NAME=]FILE,…", value_parser = parse_scheduler)]
     scheduler: Vec<SchedulerArg>,
     /// Another component that tasks name, by its digest: a Wasm task or an executor; may be repeated
     #[arg(long, value_name = "FILE")]
@@ -77,12 +77,18 @@ struct Size {
     disk_mib: i64,
 }
 
+/// The name of a framework that is called after its component: letters, digits and hyphens.
+fn name_of_file(file: &str) -> String {
+    let stem = Path::new(file).file_stem().unwrap_or_default().to_string_lossy().to_lowercase();
+    stem.replace(|c: char| !c.is_ascii_alphanumeric(), "-").trim_matches('-').to_owned()
+}
+
 fn parse_scheduler(text: &str) -> Result<SchedulerArg, String> {
     let mut parts = text.split(',');
-    let (name, file) = parse_pair(parts.next().unwrap_or_default())
-        .map_err(|_| "NAME=FILE is expected first, as in run=run.wasm".to_owned())?;
-    if file.is_empty() {
-        return Err(format!("{name}: the file of its component is missing"));
+    let first = parts.next().unwrap_or_default();
+    let (name, file) = parse_pair(first).unwrap_or_else(|_| (name_of_file(first), first.to_owned()));
+    if name.is_empty() || file.is_empty() || file.starts_with('=') {
+        return Err(format!("{text:?}: its component is expected first, as in run.wasm or run=run.wasm"));
     }
     let mut scheduler = SchedulerArg {
         name,
@@ -257,10 +263,13 @@ mod tests {
     fn schedulers_are_named_with_role_and_configuration() {
         let plain = parse_scheduler("run=a/run.wasm").unwrap();
         assert_eq!((plain.name.as_str(), plain.role.as_str(), plain.config), ("run", "default", None));
+        let unnamed = parse_scheduler("a/My_Own.wasm,role=eng").unwrap();
+        assert_eq!((unnamed.name.as_str(), unnamed.role.as_str()), ("my-own", "eng"));
+        assert_eq!(unnamed.file, Path::new("a/My_Own.wasm"));
         let full = parse_scheduler("a=b.wasm,config=c.conf,role=eng/search").unwrap();
         assert_eq!(full.role, "eng/search");
         assert_eq!(full.config.as_deref(), Some(Path::new("c.conf")));
-        for bad in ["", "run.wasm", "=run.wasm", "run=", "run=a.wasm,", "run=a.wasm,role=", "run=a.wasm,rolle=x"] {
+        for bad in ["", "...", "=run.wasm", "run=", "run=a.wasm,", "run=a.wasm,role=", "run=a.wasm,rolle=x"] {
             assert!(parse_scheduler(bad).is_err(), "{bad}");
         }
     }
