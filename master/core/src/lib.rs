@@ -83,6 +83,8 @@ pub struct Core {
     config: Config,
     leader: Option<Box<Leader>>,
     heard: Heard,
+    /// Not before the last entry that changed which components there are.
+    components_index: u64,
     last_mono_ms: u64,
     last_wall_ms: u64,
 }
@@ -95,7 +97,9 @@ impl Core {
     pub fn load(rows: &dyn Rows, config: Config) -> Result<Self, LoadError> {
         let state = codec::load(rows)?;
         check_version(&state, &config)?;
-        Ok(Self { state, config, leader: None, heard: Heard::default(), last_mono_ms: 0, last_wall_ms: 0 })
+        let components_index = state.meta.index;
+        let heard = Heard::default();
+        Ok(Self { state, config, leader: None, heard, components_index, last_mono_ms: 0, last_wall_ms: 0 })
     }
 
     /// Apply one committed entry: the rows to write, and the effects for the leader.
@@ -111,6 +115,9 @@ impl Core {
     ) -> Result<Applied, ApplyError> {
         let applied = apply::apply(&mut self.state, index, term, entry, rows)?;
         check_version(&self.state, &self.config)?;
+        if applied.rows.iter().any(|change| change.table() == rows::COMPONENTS) {
+            self.components_index = index;
+        }
         // Before the first input it is not known when this is.
         if self.last_mono_ms > 0 {
             self.heard.note(self.state.meta.time_ms, self.last_mono_ms);
@@ -122,6 +129,13 @@ impl Core {
     #[must_use]
     pub fn cluster_version(&self) -> u32 {
         self.state.meta.cluster_version
+    }
+
+    /// An entry from which on a state names all components that this one does: the last that changed which there are,
+    /// or, if that was before this was loaded, a later one.
+    #[must_use]
+    pub const fn components_index(&self) -> u64 {
+        self.components_index
     }
 
     /// One log entry of these commands, stamped with the command time.

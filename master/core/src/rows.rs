@@ -107,6 +107,16 @@ pub enum RowChange {
     },
 }
 
+impl RowChange {
+    /// Which table changes.
+    #[must_use]
+    pub const fn table(&self) -> u8 {
+        match self {
+            Self::Put { table, .. } | Self::Delete { table, .. } | Self::DeletePrefix { table, .. } => *table,
+        }
+    }
+}
+
 /// Key of an agent.
 pub(crate) fn agent_key(agent: AgentId) -> Vec<u8> {
     agent.0.to_be_bytes().to_vec()

@@ -5,14 +5,14 @@ use super::error::ApiError;
 use super::extract::{Document, Path};
 use crate::members::Topology;
 use crate::node_handle::{ChangeRefused, NoAnswer, NodeStatus, TransferRefused};
-use crate::upkeep::steward::{Heard, SILENT_AFTER, others_answer, waits_for};
+use crate::upkeep::plan::{Known, waits_for};
+use crate::upkeep::steward::{Health, SILENT_AFTER, lacks_now, others_answer};
 use axum::Json;
 use axum::extract::State;
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tessera_replica::{ChangeError, MemberChange};
 use tokio_stream::wrappers::ReceiverStream;
@@ -76,7 +76,9 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn of(view: &Topology, status: &NodeStatus, cluster_version: u32, heard: &BTreeMap<u64, Heard>) -> MastersJson {
+fn of(view: &Topology, status: &NodeStatus, cluster_version: u32, health: &Health, components_index: u64) -> MastersJson {
+    let (heard, replies) = (health.all(), health.fresh());
+    let known = Known { peers: status.peers.clone(), components_index };
     let items: Vec<MasterJson> = view
         .members
         .iter()
@@ -93,7 +95,7 @@ fn of(view: &Topology, status: &NodeStatus, cluster_version: u32, heard: &BTreeM
                 leader: view.leader == Some(*node),
                 healthy: own || answers,
                 waits_for: (view.leads && !member.votes)
-                    .then(|| waits_for(*node, heard, &status.peers))
+                    .then(|| waits_for(*node, &replies, &known))
                     .flatten(),
                 peer_address: member.info.peer_address.clone(),
                 rest_address: member.info.rest_address.clone(),
@@ -150,12 +152,12 @@ fn warnings(voters: usize, healthy: usize, quorum: usize, view: &Topology) -> Ve
 
 /// All masters as the leader knows them, or, when a stale answer is asked for, as this one does.
 pub async fn list(State(api): State<Api>) -> Result<Json<MastersJson>, ApiError> {
-    let (status, version) = api
+    let (status, version, components_index) = api
         .node
-        .query_status(|core, _, status| (status.clone(), core.cluster_version()))
+        .query_status(|core, _, status| (status.clone(), core.cluster_version(), core.components_index()))
         .await?;
     let view = api.node.topology().borrow().clone();
-    Ok(Json(of(&view, &status, version, &api.health.all())))
+    Ok(Json(of(&view, &status, version, &api.health, components_index)))
 }
 
 fn node_id(text: &str) -> Result<u64, ApiError> {
@@ -171,10 +173,13 @@ pub async fn promote(
     Path(node): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     let node = node_id(&node)?;
-    let missing = api.health.all().get(&node).map(|heard| heard.reply.components_missing);
-    if let Some(missing) = missing.filter(|missing| *missing > 0) {
-        return Err(ApiError::conflict("node", format!("node {node} lacks {missing} component files"))
-            .hint("it fetches them by itself; ask again in a moment"));
+    let view = api.node.topology().borrow().clone();
+    let learns = view.members.get(&node).is_some_and(|member| !member.votes);
+    if learns
+        && let Some(lacks) = lacks_now(&api.caller, &api.peers, &api.node, &view, node).await?
+    {
+        return Err(ApiError::conflict("node", format!("node {node} cannot vote yet: {lacks}"))
+            .hint("it votes by itself as soon as it has the log and every component file; if it is away, start it"));
     }
     api.node.change(MemberChange::Promote { node }).await?;
     Ok(StatusCode::NO_CONTENT)

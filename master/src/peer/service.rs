@@ -203,7 +203,6 @@ impl v1::peer_server::Peer for PeerService {
         request: Request<v1::MasterStatusRequest>,
     ) -> Result<Response<v1::MasterStatusReply>, Status> {
         self.check(request.into_inner().envelope.as_ref())?;
-        let missing = self.fetcher.missing(&self.node).await.map_err(gone)?;
         let reply = self
             .node
             .query_status(|_, _, status| v1::MasterStatusReply {
@@ -214,6 +213,8 @@ impl v1::peer_server::Peer for PeerService {
             })
             .await
             .map_err(gone)?;
+        // After the index: whatever the state named by then is looked for.
+        let missing = self.fetcher.missing(&self.node).await.map_err(gone)?;
         Ok(Response::new(v1::MasterStatusReply {
             software_version: env!("CARGO_PKG_VERSION").to_owned(),
             understands: understands(),

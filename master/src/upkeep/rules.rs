@@ -85,11 +85,13 @@ pub struct Said {
     pub components_missing: u64,
 }
 
-/// What a learner lacks for becoming a voter, by what it said and what the log knows of it.
+/// What a learner lacks for becoming a voter, by what it said lately and what the log knows of it.
+/// `components_index` is the leader's last entry that changed which components there are: what a learner says
+/// of its files is about the state that it has, and one that is behind knows nothing of newer ones.
 #[must_use]
-pub fn lacks(said: Option<Said>, peer: Option<&PeerStatus>) -> Option<&'static str> {
+pub fn lacks(said: Option<Said>, peer: Option<&PeerStatus>, components_index: u64) -> Option<&'static str> {
     let Some(said) = said else {
-        return Some("it has not answered yet");
+        return Some("it does not say how it is");
     };
     let Some(peer) = peer else {
         return Some("the log has not reached it yet");
@@ -103,9 +105,8 @@ pub fn lacks(said: Option<Said>, peer: Option<&PeerStatus>) -> Option<&'static s
     if said.components_missing > 0 {
         return Some("it receives component files");
     }
-    // What it said of its files was about the state that it had then.
-    if said.applied_index == 0 {
-        return Some("it has no state yet");
+    if said.applied_index == 0 || said.applied_index < components_index {
+        return Some("it does not know of all components yet");
     }
     None
 }
@@ -128,6 +129,23 @@ mod tests {
             let mut spread = Spread::new(1, voters.clone());
             also.iter().for_each(|node| spread.keeps(*node));
             assert_eq!(spread.is_enough(), enough, "{voters:?} {also:?}");
+        }
+    }
+
+    #[test]
+    fn a_learner_lacks_files_that_were_named_since_it_answered() {
+        let role = tessera_replica::MemberRole::Learner;
+        let peer = PeerStatus { node: 2, role, matched: 9, recently_active: true, needs_snapshot: false };
+        let said = |applied_index, components_missing| Some(Said { applied_index, components_missing });
+        for (said, components_index, votes) in [
+            (said(9, 0), 9, true),
+            (said(9, 0), 0, true),
+            (said(8, 0), 9, false),
+            (said(9, 1), 9, false),
+            (said(0, 0), 0, false),
+            (None, 0, false),
+        ] {
+            assert_eq!(lacks(said, Some(&peer), components_index).is_none(), votes, "{said:?} {components_index}");
         }
     }
 

@@ -1,27 +1,25 @@
 //! The leader looks after the members: asks how they are, keeps what they say of themselves, makes voters
 //! of learners that have everything, and lets a master that lost its disk take the place of its old node.
 //!
-//! Invariants: one change at a time, each checked again by the replica; a learner becomes a voter only when
-//! it has the log and every component file; a node is taken for the successor of another one only when it
-//! answers under that one's address. Must never remove a member for being silent.
+//! What is done follows from what was heard lately (`plan`). Invariant: one change at a time, each checked again
+//! by the replica.
 
 use crate::members::{MasterNode, Topology};
 use crate::node_handle::{NoAnswer, NodeHandle};
 use crate::peer::{CallError, Caller, Peers, status_request};
-use crate::upkeep::rules::{Said, lacks};
+use crate::upkeep::plan::{Known, Replies, plan, understood_by_all, waits_for};
 use futures::future::join_all;
-use prost::Message as _;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tessera_master_core::{Principal, Request};
-use tessera_replica::{ChangeError, MemberChange, PeerStatus};
+use tessera_replica::{ChangeError, MemberChange};
 use tessera_wire::v1;
 
 /// How often the members are asked. A learner is promoted about so long after it has everything.
 const ASK_EVERY: Duration = Duration::from_millis(500);
 
-/// A member that did not answer for so long is shown as silent.
+/// A member that did not answer for so long is silent, and what it said before does not count any more.
 pub const SILENT_AFTER: Duration = Duration::from_secs(3);
 
 /// What was last heard of a member.
@@ -48,6 +46,13 @@ impl Health {
     /// A copy of it.
     pub fn all(&self) -> BTreeMap<u64, Heard> {
         self.heard().clone()
+    }
+
+    /// What was said lately.
+    pub fn fresh(&self) -> Replies {
+        let heard = self.heard();
+        let fresh = heard.iter().filter(|(_, heard)| heard.at.elapsed() <= SILENT_AFTER);
+        fresh.map(|(node, heard)| (*node, heard.reply.clone())).collect()
     }
 }
 
@@ -90,7 +95,7 @@ impl Steward {
     }
 
     async fn ask(&self, view: &Topology) {
-        let answers = ask_all(&self.caller, &self.peers, view, |_| true).await;
+        let answers = ask_all(&self.caller, &self.peers, view, |_, _| true).await;
         let mut heard = self.health.heard();
         heard.retain(|node, _| view.members.contains_key(node));
         for (node, answer) in answers {
@@ -107,7 +112,7 @@ impl Steward {
 
     /// Commands of a newer version may be proposed once every voting master understands them.
     async fn raise_version(&self, view: &Topology) {
-        let all = understood_by_all(view, &self.info, &self.health.all());
+        let all = understood_by_all(view, &self.info, &self.health.fresh());
         let present = self.node.query(|core, _| core.cluster_version()).await;
         if present.is_ok_and(|present| all > present) {
             let request = Request::SetClusterVersion { version: all };
@@ -121,12 +126,12 @@ impl Steward {
 
     /// Does what is to be done next; false when the loop is gone.
     async fn change(&self, view: &Topology, last_refusal: &mut String) -> bool {
-        let peers = match self.node.query_status(|_, _, status| status.peers.clone()).await {
-            Ok(peers) => peers,
+        let known = match known(&self.node).await {
+            Ok(known) => known,
             Err(NoAnswer::Stopped(_)) => return false,
             Err(NoAnswer::Late) => return true,
         };
-        let Some(change) = plan(view, &self.info, &self.health.all(), &peers) else {
+        let Some(change) = plan(view, &self.info, &self.health.fresh(), &known) else {
             return true;
         };
         let what = describe(&change);
@@ -147,14 +152,45 @@ impl Steward {
     }
 }
 
+/// What the leader knows at this time of the log and of the components.
+///
+/// # Errors
+/// When there is no answer in time.
+pub async fn known(node: &NodeHandle) -> Result<Known, NoAnswer> {
+    node.query_status(|core, _, status| Known {
+        peers: status.peers.clone(),
+        // What a restored state says may be of another log.
+        components_index: core.components_index().min(status.applied.index),
+    })
+    .await
+}
+
+/// What a learner lacks at this time for becoming a voter: it is asked, and what the leader knows is of after its
+/// answer, so that no component was named meanwhile.
+///
+/// # Errors
+/// When the leader's own loop does not answer in time.
+pub async fn lacks_now(
+    caller: &Caller,
+    peers: &Peers,
+    handle: &NodeHandle,
+    view: &Topology,
+    node: u64,
+) -> Result<Option<&'static str>, NoAnswer> {
+    let answers = ask_all(caller, peers, view, |asked, _| asked == node).await;
+    let answers = answers.into_iter().filter_map(|(node, answer)| Some((node, answer.ok()?)));
+    let replies = answers.filter(|(node, reply)| reply.node == *node).collect();
+    Ok(waits_for(node, &replies, &known(handle).await?))
+}
+
 /// Asks members how they are: what each says, or why it says nothing.
 async fn ask_all(
     caller: &Caller,
     peers: &Peers,
     view: &Topology,
-    asked: impl Fn(&MasterNode) -> bool,
+    asked: impl Fn(u64, &MasterNode) -> bool,
 ) -> Vec<(u64, Result<v1::MasterStatusReply, CallError>)> {
-    let others = view.members.iter().filter(|(node, member)| **node != view.node() && asked(member));
+    let others = view.members.iter().filter(|(node, member)| **node != view.node() && asked(**node, member));
     let asked = others.map(|(node, member)| async move {
         let request = status_request(view, *node);
         let address = peers.address(*node);
@@ -181,7 +217,7 @@ pub async fn others_answer(
     if !view.members.get(&removed).is_some_and(|member| member.votes) {
         return Ok(());
     }
-    let answers = ask_all(caller, peers, view, |member| member.votes).await;
+    let answers = ask_all(caller, peers, view, |_, member| member.votes).await;
     let answered = answers.iter().filter(|(node, answer)| !leaves(node) && answer.is_ok());
     let own = view.members.get(&view.node()).is_some_and(|member| member.votes && !leaves(&view.node()));
     let active = answered.count() + usize::from(own);
@@ -191,20 +227,6 @@ pub async fn others_answer(
         return Err(ChangeError::NoQuorum { voters, active, needed });
     }
     Ok(())
-}
-
-/// The newest version that every voter understands: as is known of it, and as it says itself at this time, since
-/// it may have been replaced by an older build.
-fn understood_by_all(view: &Topology, own: &v1::MemberInfo, heard: &BTreeMap<u64, Heard>) -> u32 {
-    let says = |node: u64| match node == view.node() {
-        true => own.understands,
-        false => {
-            let heard = heard.get(&node).filter(|heard| heard.at.elapsed() <= SILENT_AFTER);
-            heard.map_or(0, |heard| heard.reply.understands)
-        }
-    };
-    let voters = view.members.iter().filter(|(_, member)| member.votes);
-    voters.map(|(node, member)| member.info.understands.min(says(*node))).min().unwrap_or(0)
 }
 
 fn warn_of_even(view: &Topology, warned_of: &mut usize) {
@@ -227,186 +249,5 @@ fn describe(change: &MemberChange) -> String {
             format!("node {promote} takes the place of node {remove}")
         }
         MemberChange::Update { node, .. } => format!("node {node} says something else of itself"),
-    }
-}
-
-/// What is to be changed next, if anything.
-pub fn plan(
-    view: &Topology,
-    own: &v1::MemberInfo,
-    heard: &BTreeMap<u64, Heard>,
-    peers: &[PeerStatus],
-) -> Option<MemberChange> {
-    let says = |node: u64| match node == view.node() {
-        true => Some(own),
-        false => heard.get(&node).and_then(|heard| heard.reply.member.as_ref()),
-    };
-    for (node, member) in view.members.iter() {
-        if let Some(says) = says(*node)
-            && crate::join::check_info(says).is_ok()
-        {
-            // When it joined is not its own to say.
-            let says = v1::MemberInfo {
-                added_at_ms: member.info.added_at_ms,
-                ..says.clone()
-            };
-            if says != member.info {
-                let attributes = says.encode_to_vec();
-                return Some(MemberChange::Update { node: *node, attributes });
-            }
-        }
-    }
-    for (node, learner) in view.members.iter().filter(|(_, member)| !member.votes) {
-        if waits_for(*node, heard, peers).is_some() {
-            continue;
-        }
-        let predecessor = predecessor(view, *node, learner);
-        return Some(match predecessor {
-            Some((old, true)) => MemberChange::Replace { remove: old, promote: *node },
-            Some((old, false)) => MemberChange::Remove { node: old },
-            None => MemberChange::Promote { node: *node },
-        });
-    }
-    None
-}
-
-/// The node that had the learner's address before it, and whether it votes.
-fn predecessor(view: &Topology, node: u64, learner: &MasterNode) -> Option<(u64, bool)> {
-    let earlier = view.members.range(..node);
-    let mut same = earlier.filter(|(_, member)| member.info.peer_address == learner.info.peer_address);
-    same.next().map(|(old, member)| (*old, member.votes))
-}
-
-/// What a learner lacks for becoming a voter.
-pub fn waits_for(
-    node: u64,
-    heard: &BTreeMap<u64, Heard>,
-    peers: &[PeerStatus],
-) -> Option<&'static str> {
-    let said = heard.get(&node).map(|heard| Said {
-        applied_index: heard.reply.applied_index,
-        components_missing: heard.reply.components_missing,
-    });
-    lacks(said, peers.iter().find(|peer| peer.node == node))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tessera_replica::{ClusterId, Identity};
-
-    fn info(port: u16) -> v1::MemberInfo {
-        v1::MemberInfo {
-            peer_address: format!("h:{port}"),
-            rest_address: "h:1".into(),
-            ..v1::MemberInfo::default()
-        }
-    }
-
-    /// Node 1 leads; the others are given by node, vote and port.
-    fn view(others: &[(u64, bool, u16)]) -> Topology {
-        let mut members = BTreeMap::from([(1, MasterNode { votes: true, info: info(1) })]);
-        for (node, votes, port) in others {
-            members.insert(*node, MasterNode { votes: *votes, info: info(*port) });
-        }
-        let identity = Identity { cluster: ClusterId([1; 16]), node: 1 };
-        Topology {
-            leads: true,
-            members: Arc::new(members),
-            ..Topology::new(identity)
-        }
-    }
-
-    fn heard(node: u64, port: u16, components_missing: u64) -> (u64, Heard) {
-        let reply = v1::MasterStatusReply {
-            node,
-            applied_index: 9,
-            components_missing,
-            member: Some(info(port)),
-            ..v1::MasterStatusReply::default()
-        };
-        (node, Heard { at: Instant::now(), reply })
-    }
-
-    fn peer(node: u64, recently_active: bool, needs_snapshot: bool) -> PeerStatus {
-        let role = tessera_replica::MemberRole::Learner;
-        PeerStatus { node, role, matched: 9, recently_active, needs_snapshot }
-    }
-
-    #[test]
-    fn learners_become_voters_when_they_have_everything() {
-        let learner = [(2, false, 2)];
-        let promote = Some(MemberChange::Promote { node: 2 });
-        for (heard_of, peer, expected) in [
-            (Some(heard(2, 2, 0)), Some(peer(2, true, false)), promote),
-            (None, Some(peer(2, true, false)), None),
-            (Some(heard(2, 2, 1)), Some(peer(2, true, false)), None),
-            (Some(heard(2, 2, 0)), Some(peer(2, false, false)), None),
-            (Some(heard(2, 2, 0)), Some(peer(2, true, true)), None),
-            (Some(heard(2, 2, 0)), None, None),
-        ] {
-            let heard = heard_of.into_iter().collect();
-            let peers: Vec<_> = peer.into_iter().collect();
-            assert_eq!(plan(&view(&learner), &info(1), &heard, &peers), expected, "{peers:?}");
-        }
-    }
-
-    #[test]
-    fn a_wiped_master_takes_the_place_of_its_old_node() {
-        let peers = [peer(4, true, false)];
-        for (others, expected) in [
-            (
-                vec![(2, true, 2), (3, true, 3), (4, false, 3)],
-                MemberChange::Replace { remove: 3, promote: 4 },
-            ),
-            // Wiped twice: the first successor never got as far as a vote.
-            (
-                vec![(2, true, 2), (3, false, 3), (4, false, 3)],
-                MemberChange::Remove { node: 3 },
-            ),
-            (vec![(2, true, 2), (4, false, 4)], MemberChange::Promote { node: 4 }),
-        ] {
-            let heard = [heard(4, others[others.len() - 1].2, 0)].into_iter().collect();
-            assert_eq!(plan(&view(&others), &info(1), &heard, &peers), Some(expected));
-        }
-    }
-
-    #[test]
-    fn a_version_is_understood_when_all_say_so_now() {
-        let of = |understands: u32, info: v1::MemberInfo| v1::MemberInfo { understands, ..info };
-        let said = |understands: u32| {
-            let (node, mut heard) = heard(2, 2, 0);
-            heard.reply.understands = understands;
-            BTreeMap::from([(node, heard)])
-        };
-        // What is known of both, what the leader is, what the other one says.
-        for (known, own, says, all) in [
-            (2, 2, said(2), 2),
-            (1, 2, said(2), 1),
-            (2, 1, said(2), 1),
-            (2, 2, said(1), 1),
-            (2, 2, BTreeMap::new(), 0),
-        ] {
-            let mut members = view(&[(2, true, 2)]);
-            let list = members.members.iter().map(|(node, member)| {
-                (*node, MasterNode { votes: member.votes, info: of(known, member.info.clone()) })
-            });
-            members.members = Arc::new(list.collect());
-            assert_eq!(understood_by_all(&members, &of(own, info(1)), &says), all, "{known} {own} {all}");
-        }
-    }
-
-    #[test]
-    fn what_members_say_of_themselves_is_kept() {
-        let members = view(&[(2, true, 2)]);
-        let same = [heard(2, 2, 0)].into_iter().collect();
-        assert_eq!(plan(&members, &info(1), &same, &[]), None);
-        let moved = [heard(2, 7, 0)].into_iter().collect();
-        let attributes = info(7).encode_to_vec();
-        let update = MemberChange::Update { node: 2, attributes };
-        assert_eq!(plan(&members, &info(1), &moved, &[]), Some(update));
-        let attributes = info(8).encode_to_vec();
-        let update = MemberChange::Update { node: 1, attributes };
-        assert_eq!(plan(&members, &info(8), &same, &[]), Some(update));
     }
 }
