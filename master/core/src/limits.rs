@@ -170,6 +170,8 @@ pub const BRAKE_PERCENT: usize = 20;
 pub const BRAKE_HOLD_MS: u64 = 10_000;
 /// Shortest time between two agents that are given up under the brake: ten in a second.
 pub const BRAKED_EXPIRY_EVERY_MS: u64 = 100;
+/// No more than those are given up within so long, whatever else: an agent that comes back makes room for no other.
+pub const GIVE_UP_WINDOW_MS: u64 = 250;
 /// How often all agents are looked at for silence: it is a small part of what they may be silent for.
 pub const LIVENESS_EVERY_MS: u64 = 250;
 /// An agent that was heard within so long is heard now: agents beat every second.

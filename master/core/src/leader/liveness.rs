@@ -2,14 +2,15 @@
 //!
 //! Invariants: an agent's silence counts only while this leader could have heard it: from when it began to
 //! lead, and not while it stood still itself. When many go silent together, the fault is suspected on the
-//! masters' side: nobody is given up at first, and then few at a time, as long as others are heard. Beats
-//! change only what the leader remembers.
+//! masters' side: nobody is given up at first, and then one at a time, as long as others are heard, and so for a
+//! while after the brake was let go. Never are more given up within [`GIVE_UP_WINDOW_MS`] than may be silent
+//! without the brake. Beats change only what the leader remembers.
 
 use super::{Desk, Leader, Pending};
 use crate::api::Output;
 use crate::limits::{
-    BRAKE_AGENTS_MIN, BRAKE_HOLD_MS, BRAKE_PERCENT, BRAKED_EXPIRY_EVERY_MS, GAP_EDGE_MS, HEARD_MS, LIVENESS_EVERY_MS,
-    STOOD_STILL_MS,
+    BRAKE_AGENTS_MIN, BRAKE_HOLD_MS, BRAKE_PERCENT, BRAKED_EXPIRY_EVERY_MS, GAP_EDGE_MS, GIVE_UP_WINDOW_MS, HEARD_MS,
+    LIVENESS_EVERY_MS, STOOD_STILL_MS,
 };
 use std::collections::BTreeMap;
 use tessera_types::AgentId;
@@ -21,11 +22,13 @@ pub(crate) struct Liveness {
     last_tick_ms: Option<u64>,
     /// When all agents were looked at.
     looked_ms: Option<u64>,
-    /// Agents that were given up, and when, as far as it was lately.
+    /// Agents that were given up, and when, as far as it was lately: by whichever leader.
     expired_ms: BTreeMap<AgentId, u64>,
     /// Since when the brake is on.
     braked_ms: Option<u64>,
-    /// When the last agent was given up under the brake.
+    /// When it was let go.
+    let_go_ms: Option<u64>,
+    /// When the last agent was given up.
     paced_ms: u64,
 }
 
@@ -39,8 +42,13 @@ struct Silence {
 }
 
 impl Silence {
+    /// How many may be silent without the brake.
+    fn most(self) -> usize {
+        BRAKE_AGENTS_MIN.max(self.known * BRAKE_PERCENT / 100)
+    }
+
     fn is_mass(self) -> bool {
-        self.silent > BRAKE_AGENTS_MIN.max(self.known * BRAKE_PERCENT / 100)
+        self.silent > self.most()
     }
 }
 
@@ -80,11 +88,14 @@ impl Desk<'_> {
 
     pub(super) fn tick_liveness(&mut self) {
         self.forgive_standstill();
-        let every_ms = match self.leader.liveness.braked_ms {
-            Some(_) => BRAKED_EXPIRY_EVERY_MS,
-            None => LIVENESS_EVERY_MS,
+        let every_ms = match self.gives_up_slowly() {
+            true => BRAKED_EXPIRY_EVERY_MS,
+            false => LIVENESS_EVERY_MS,
         };
         let looked_ms = self.leader.liveness.looked_ms;
+        if looked_ms.is_none() {
+            self.recall_given_up();
+        }
         if looked_ms.is_some_and(|looked_ms| self.now.mono_ms < looked_ms + every_ms) {
             return;
         }
@@ -134,13 +145,34 @@ impl Desk<'_> {
         }
     }
 
+    /// Those that the leader before this one gave up lately count as if this one had.
+    fn recall_given_up(&mut self) {
+        let (time_ms, now_ms) = (self.time_ms(), self.now.mono_ms);
+        for (agent, row) in &self.state.agents {
+            let Some(at_ms) = row.unreachable_ms else { continue };
+            let ago_ms = time_ms.saturating_sub(at_ms);
+            if ago_ms <= self.config.agent_timeout_ms {
+                self.leader.liveness.expired_ms.insert(*agent, now_ms.saturating_sub(ago_ms));
+            }
+        }
+    }
+
+    /// Whether agents are given up one at a time: under the brake, and after it for as long as those that were given
+    /// up under it count.
+    fn gives_up_slowly(&self) -> bool {
+        let liveness = &self.leader.liveness;
+        let lately = |let_go_ms: u64| self.now.mono_ms <= let_go_ms + self.config.agent_timeout_ms;
+        liveness.braked_ms.is_some() || liveness.let_go_ms.is_some_and(lately)
+    }
+
     /// How many of the agents that are not given up are on the way to it, counted with those that were
     /// lately.
     fn silence(&mut self) -> Silence {
         let now_ms = self.now.mono_ms;
         let window_ms = self.config.agent_timeout_ms;
-        let expired = &mut self.leader.liveness.expired_ms;
-        expired.retain(|_, at_ms| *at_ms + window_ms >= now_ms);
+        let Leader { liveness, links, .. } = &mut *self.leader;
+        let proposed = |agent: &AgentId| links.get(agent).is_some_and(|link| link.unreachable_proposed);
+        liveness.expired_ms.retain(|agent, at_ms| *at_ms + window_ms >= now_ms || proposed(agent));
         let mut silence = Silence { silent: 0, known: 0, others_heard: false };
         for (agent, row) in &self.state.agents {
             let Some(silent_ms) = self.leader.silent_ms(*agent, now_ms) else { continue };
@@ -164,6 +196,7 @@ impl Desk<'_> {
             return;
         }
         self.leader.liveness.braked_ms = (!braked).then_some(self.now.mono_ms);
+        self.leader.liveness.let_go_ms = braked.then_some(self.now.mono_ms);
         let Silence { silent, known, .. } = silence;
         let text = if braked {
             format!("{silent} of {known} agents are silent; they are given up as usual again")
@@ -178,20 +211,32 @@ impl Desk<'_> {
         }
     }
 
+    /// How many agents may be given up now.
+    fn may_give_up(&self, silence: Silence) -> usize {
+        let now_ms = self.now.mono_ms;
+        let liveness = &self.leader.liveness;
+        // What is not committed yet may be in one entry with what comes now.
+        let proposed = |agent: &AgentId| self.leader.links.get(agent).is_some_and(|link| link.unreachable_proposed);
+        let under_way = liveness.expired_ms.keys().filter(|agent| proposed(agent)).count();
+        let just_now = |(agent, at_ms): &(&AgentId, &u64)| **at_ms + GIVE_UP_WINDOW_MS > now_ms && !proposed(agent);
+        let just_now = liveness.expired_ms.iter().filter(just_now).count();
+        let room = silence.most().saturating_sub(under_way + just_now);
+        if !self.gives_up_slowly() {
+            return room;
+        }
+        let held = liveness.braked_ms.is_some_and(|since_ms| now_ms < since_ms + BRAKE_HOLD_MS);
+        let paced = under_way == 0 && now_ms >= liveness.paced_ms + BRAKED_EXPIRY_EVERY_MS;
+        room.min(usize::from(!held && paced && silence.others_heard))
+    }
+
     /// Give up agents that were silent for too long, as many as may be now.
     fn expire(&mut self, silence: Silence) {
-        let now_ms = self.now.mono_ms;
-        let mut may = usize::MAX;
-        if let Some(since_ms) = self.leader.liveness.braked_ms {
-            let paced = now_ms >= self.leader.liveness.paced_ms + BRAKED_EXPIRY_EVERY_MS;
-            let held = now_ms < since_ms + BRAKE_HOLD_MS;
-            may = usize::from(!held && paced && silence.others_heard);
-        }
+        let may = self.may_give_up(silence);
         let links = self.leader.links.iter();
         let lost = links.filter(|(agent, link)| {
             link.session.is_none()
                 && !link.unreachable_proposed
-                && now_ms.saturating_sub(link.since_ms) > self.config.agent_timeout_ms
+                && self.now.mono_ms.saturating_sub(link.since_ms) > self.config.agent_timeout_ms
                 && self.state.agents.get(agent).is_some_and(|row| row.unreachable_ms.is_none())
         });
         let lost: Vec<AgentId> = lost.take(may).map(|(agent, _)| *agent).collect();
@@ -199,11 +244,28 @@ impl Desk<'_> {
             if let Some(link) = self.leader.links.get_mut(&agent) {
                 link.unreachable_proposed = true;
             }
-            self.leader.liveness.expired_ms.insert(agent, now_ms);
-            self.leader.liveness.paced_ms = now_ms;
+            self.note_given_up(agent);
             let command = v1::MarkUnreachable { agent: agent.0 };
             let command = v1::command::Command::MarkUnreachable(command);
             self.propose("", command, Pending::Unreachable { agent });
+        }
+    }
+
+    fn note_given_up(&mut self, agent: AgentId) {
+        self.leader.liveness.expired_ms.insert(agent, self.now.mono_ms);
+        self.leader.liveness.paced_ms = self.now.mono_ms;
+    }
+
+    /// Whether an agent is given up is decided: it was `committed`, or the log did not take it.
+    pub(super) fn give_up_decided(&mut self, agent: AgentId, committed: bool) {
+        if let Some(link) = self.leader.links.get_mut(&agent) {
+            link.unreachable_proposed = false;
+        }
+        match committed {
+            true => self.note_given_up(agent),
+            false => {
+                self.leader.liveness.expired_ms.remove(&agent);
+            }
         }
     }
 }

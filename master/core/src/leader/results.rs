@@ -97,11 +97,7 @@ impl Desk<'_> {
             Pending::Due(due) => {
                 self.leader.due.remove(&due);
             }
-            Pending::Unreachable { agent } => {
-                if let Some(link) = self.leader.links.get_mut(&agent) {
-                    link.unreachable_proposed = false;
-                }
-            }
+            Pending::Unreachable { agent } => self.give_up_decided(agent, true),
             Pending::Strangers { .. } | Pending::Nobody => {}
         }
     }
@@ -163,11 +159,7 @@ impl Desk<'_> {
                 Pending::Due(due) => {
                     self.leader.due.remove(&due);
                 }
-                Pending::Unreachable { agent } => {
-                    if let Some(link) = self.leader.links.get_mut(&agent) {
-                        link.unreachable_proposed = false;
-                    }
-                }
+                Pending::Unreachable { agent } => self.give_up_decided(agent, false),
                 Pending::Nobody => {}
             }
         }

@@ -33,6 +33,8 @@ pub struct Cluster {
     offers: Vec<u64>,
     requests: Vec<u64>,
     held: Option<Vec<v1::Command>>,
+    /// What was proposed, since somebody began to count.
+    proposed: Vec<String>,
     last_turn: Option<(String, v1::Turn)>,
     out: String,
 }
@@ -119,6 +121,7 @@ impl Cluster {
             offers: Vec::new(),
             requests: Vec::new(),
             held: None,
+            proposed: Vec::new(),
             last_turn: None,
             out: String::new(),
         };
@@ -166,7 +169,9 @@ impl Cluster {
             "http" => self.http(&words),
             "close" => self.close(words.plain(0)),
             "reopen" => self.reopen(&words),
-            "advance" => self.advance(duration_ms(words.plain(0)), &words),
+            "advance" => self.advance(duration_ms(words.plain(0)), 500, &words),
+            "creep" => self.advance(duration_ms(words.plain(0)), 50, &words),
+            "settled" => self.settled(duration_ms(words.plain(0)), &words),
             "jump" => self.now.wall_ms += duration_ms(words.plain(0)),
             "hold" => self.held = Some(Vec::new()),
             "commit" => {
@@ -224,7 +229,11 @@ impl Cluster {
         let mut reads = Vec::new();
         for output in outputs {
             match output {
-                Output::Propose(command) => commands.push(command),
+                Output::Propose(command) => {
+                    let text = format!("{:?}", command.command);
+                    self.proposed.extend(text.split(['(', ')', ' ']).nth(1).map(str::to_owned));
+                    commands.push(command);
+                }
                 Output::ReadIndex { ticket } => reads.push(ticket),
                 other => self.show_output(other),
             }
@@ -547,10 +556,18 @@ impl Cluster {
         self.process(outputs);
     }
 
-    fn advance(&mut self, ms: u64, words: &Words<'_>) {
+    /// `settled 30s without=n1`: what was proposed in that time although nobody did anything.
+    fn settled(&mut self, ms: u64, words: &Words<'_>) {
+        self.proposed.clear();
+        self.advance(ms, 50, words);
+        let text = std::mem::take(&mut self.proposed).join(" ");
+        self.say(&format!("proposed: {}", if text.is_empty() { "nothing" } else { &text }));
+    }
+
+    fn advance(&mut self, ms: u64, step_ms: u64, words: &Words<'_>) {
         let end = self.now.mono_ms + ms;
         while self.now.mono_ms < end {
-            let step = (end - self.now.mono_ms).min(500);
+            let step = (end - self.now.mono_ms).min(step_ms);
             self.now.mono_ms += step;
             self.now.wall_ms += step;
             let silent = words.named.get("without").copied().unwrap_or("");

@@ -320,6 +320,11 @@ impl Cluster {
                     shown_agent(&agent)
                 )
             }
+            "given-up" => {
+                let agents = self.core.agents().into_iter();
+                let given_up = agents.filter_map(|agent| Some(format!("{}@{}", agent.id, agent.unreachable_ms?)));
+                given_up.collect::<Vec<_>>().join(" ")
+            }
             "framework" => match self.core.framework(self.id(words.plain(1))) {
                 Some(f) => format!(
                     "{}: {} on {} turn {} state {} bytes in {} keys, {} live tasks{}",
