@@ -15,7 +15,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// How long a start, a placement or a recovery may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -25,23 +25,39 @@ const STOP_WITHIN: Duration = Duration::from_secs(40);
 /// In place of a flag of `dev`: tasks outlive it. A cluster that is finished must not have it.
 pub const KEEP_TASKS: &str = "keep-tasks";
 
-/// One cluster at a time.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+/// One cluster at a time, or several that do not mind each other.
+static TURNS: RwLock<()> = RwLock::const_new(());
 
-/// What belongs to a test: its directory, and the right to be the only one.
+/// What belongs to a test: its directory, and the right to be the only one, or one of those that do not mind.
 pub struct Scene {
     dir: PathBuf,
     keep: bool,
-    _only: MutexGuard<'static, ()>,
+    _alone: Option<RwLockWriteGuard<'static, ()>>,
+    _beside: Option<RwLockReadGuard<'static, ()>>,
 }
 
 impl Scene {
-    /// A new directory for this test.
+    /// A new directory for this test, while no other one runs.
     ///
     /// # Errors
     /// When it cannot be made.
     pub async fn new(name: &str) -> Outcome<Self> {
-        let only = ONE_AT_A_TIME.lock().await;
+        Self::make(name, Some(TURNS.write().await), None)
+    }
+
+    /// The same for a test that waits more than it works and measures nothing: it may run beside others like it.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub async fn beside(name: &str) -> Outcome<Self> {
+        Self::make(name, None, Some(TURNS.read().await))
+    }
+
+    fn make(
+        name: &str,
+        alone: Option<RwLockWriteGuard<'static, ()>>,
+        beside: Option<RwLockReadGuard<'static, ()>>,
+    ) -> Outcome<Self> {
         // Short, because socket paths below it are bounded by the kernel.
         let dir = tempfile::Builder::new()
             .prefix(&format!("tsr-{name}-"))
@@ -52,7 +68,8 @@ impl Scene {
         Ok(Self {
             dir,
             keep: true,
-            _only: only,
+            _alone: alone,
+            _beside: beside,
         })
     }
 

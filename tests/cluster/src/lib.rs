@@ -1,7 +1,7 @@
 //! Starts real clusters for tests and measurements: processes, ports, directories, and waiting.
 //!
 //! Invariants: clusters of one test binary run one after the other, because control groups and CPU
-//! are the machine's; every wait has a deadline and says what it saw last; a cluster that was not
+//! are the machine's, but for those that say that they do not mind others; every wait has a deadline and says what it saw last; a cluster that was not
 //! finished leaves its directory, with its logs, and says where. Must never reach into a process: all
 //! that is known comes from REST, files and /proc.
 

@@ -4,6 +4,7 @@
 //! a group lives, so that a master that is started again is found where it was.
 
 use crate::cluster::{PATIENCE, Process, Scene, free_port, init};
+use crate::disk::Disk;
 use crate::rest::Rest;
 use crate::wait::until;
 use crate::{Outcome, failure};
@@ -32,7 +33,7 @@ pub struct Group {
     /// Further flags of every master.
     pub flags: Vec<String>,
     /// Variables of every master that is started from now on.
-    pub variables: Vec<(&'static str, &'static str)>,
+    pub variables: Vec<(&'static str, String)>,
     /// An agent, while one runs.
     pub agents: Vec<Process>,
     // Dropped last: the processes end before their directory goes.
@@ -82,7 +83,15 @@ impl Group {
         Self::start_with(name, masters, &[]).await
     }
 
-    /// The same with further flags of every master.
+    /// The same for a test that does not mind others beside it.
+    ///
+    /// # Errors
+    /// When it does not come together in time.
+    pub async fn beside(name: &str, masters: usize) -> Outcome<Self> {
+        Self::start_in(Scene::beside(name).await?, masters, &[], &[]).await
+    }
+
+    /// The same as [`Group::start`] with further flags of every master.
     ///
     /// # Errors
     /// When it does not come together in time.
@@ -100,7 +109,19 @@ impl Group {
         flags: &[&str],
         variables: &[(&'static str, &'static str)],
     ) -> Outcome<Self> {
-        let scene = Scene::new(name).await?;
+        Self::start_in(Scene::new(name).await?, masters, flags, variables).await
+    }
+
+    /// A cluster of so many masters, in a directory that is there.
+    ///
+    /// # Errors
+    /// When it does not come together in time.
+    pub async fn start_in(
+        scene: Scene,
+        masters: usize,
+        flags: &[&str],
+        variables: &[(&'static str, &'static str)],
+    ) -> Outcome<Self> {
         let first = Member::new(scene.dir(), 1)?;
         init(&first.dir, first.peer_port, first.port).await?;
         let token = std::fs::read_to_string(first.dir.join("admin.token"))?;
@@ -108,7 +129,7 @@ impl Group {
             members: vec![first],
             token: token.trim().to_owned(),
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
-            variables: variables.to_vec(),
+            variables: variables.iter().map(|(name, value)| (*name, (*value).to_owned())).collect(),
             agents: Vec::new(),
             scene,
         };
@@ -149,8 +170,9 @@ impl Group {
     /// When it cannot be started.
     pub fn run(&mut self, index: usize) -> Outcome {
         let args = self.args(index)?;
+        let variables: Vec<(&str, &str)> = self.variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let member = &mut self.members[index];
-        member.process = Some(Process::start_in(&member.log, &args, None, &self.variables)?);
+        member.process = Some(Process::start_in(&member.log, &args, None, &variables)?);
         Ok(())
     }
 
@@ -160,7 +182,10 @@ impl Group {
     /// When the token cannot be written for it.
     pub fn args(&self, index: usize) -> Outcome<Vec<String>> {
         let token = self.scene.dir().join("token");
-        std::fs::write(&token, &self.token)?;
+        // Not anew each time: another one may be reading it.
+        if std::fs::read_to_string(&token).ok().as_ref() != Some(&self.token) {
+            std::fs::write(&token, &self.token)?;
+        }
         let member = &self.members[index];
         let mut args = vec![
             "master".to_owned(),
@@ -173,10 +198,9 @@ impl Group {
             "--token-file".to_owned(),
             token.display().to_string(),
         ];
+        // The same list for all, with their own address in it: one unit does for every machine.
         if index > 0 || self.members.len() > 1 {
-            let others = self.members.iter().enumerate().filter(|(other, _)| *other != index);
-            let others: Vec<_> = others.map(|(_, m)| format!("127.0.0.1:{}", m.peer_port)).collect();
-            args.extend(["--join".to_owned(), others.join(",")]);
+            args.extend(["--join".to_owned(), self.peers()]);
         }
         args.extend(self.flags.iter().cloned());
         Ok(args)
@@ -316,7 +340,15 @@ impl Group {
     ///
     /// # Errors
     /// When one does not stop in time.
-    pub fn finish(mut self) -> Outcome {
+    pub fn finish(self) -> Outcome {
+        self.finish_on(None)
+    }
+
+    /// The same with a disk of one of them, which is unmounted when all have ended and before its place is removed.
+    ///
+    /// # Errors
+    /// When one does not stop in time.
+    pub fn finish_on(mut self, disk: impl Into<Option<Disk>>) -> Outcome {
         for agent in &mut self.agents {
             agent.stop()?;
         }
@@ -325,6 +357,7 @@ impl Group {
                 process.stop()?;
             }
         }
+        drop(disk.into());
         self.scene.finish();
         Ok(())
     }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 use tessera_cluster::cluster::PATIENCE;
+use tessera_cluster::rest::Rest;
 use tessera_cluster::site::Site;
 use tessera_cluster::wait::until;
 use tessera_cluster::{Outcome, ensure, failure};
@@ -27,16 +28,23 @@ pub struct Balance {
 pub async fn balance(site: &mut Site, load: &mut Load, history: &Path) -> Outcome<Balance> {
     let stopped = load.stop().await;
     let settled = settle(site, load).await;
+    books(&site.clients()?, load, history, stopped.and(settled)).await
+}
+
+/// The same of any masters, of which the first one answers for all, with what was wrong before.
+///
+/// # Errors
+/// When anything is missing, doubled, or does not agree in time.
+pub async fn books(masters: &[Rest], load: &Load, history: &Path, before: Outcome) -> Outcome<Balance> {
     let noted = load.history()?;
     noted.write(std::io::BufWriter::new(std::fs::File::create(history)?))?;
-    stopped?;
-    settled?;
+    before?;
     let verdict = check(&Register, &noted);
     ensure(verdict.is_linearizable(), || format!("{verdict}\nhistory: {}", history.display()))?;
-    let tasks = tasks(site, load).await?;
+    let tasks = tasks(&masters[0], load).await?;
     load.schedulers_agree().await?;
-    masters_agree(site, load).await?;
-    agents_agree(site).await?;
+    masters_agree(masters, load).await?;
+    agents_agree(&masters[0]).await?;
     let text = format!(
         "{verdict}; {tasks}; {} terms; longest time without an acknowledged change {:.1} s",
         load.terms(),
@@ -63,11 +71,9 @@ fn runs(ran: &Path) -> Outcome<BTreeMap<String, usize>> {
 }
 
 /// Every acknowledged job became one task that ran once; no other job became more.
-async fn tasks(site: &Site, load: &Load) -> Outcome<String> {
+async fn tasks(rest: &Rest, load: &Load) -> Outcome<String> {
     let jobs = load.jobs();
     let path = format!("/frameworks/{}/", load.scheduler);
-    let leader = site.leader().await?;
-    let rest = site.rest(leader)?;
     let page = until("all tasks have ended", TASKS_END_WITHIN, async || {
         let answer = rest.get(&path).await.and_then(|answer| answer.ok());
         let page = answer.map_err(|error| error.to_string())?.json();
@@ -137,10 +143,10 @@ fn told_once(id: &str, record: &Value) -> Outcome {
 }
 
 /// All masters have the same tasks, configurations and limits in their own state.
-async fn masters_agree(site: &Site, load: &Load) -> Outcome {
+async fn masters_agree(masters: &[Rest], load: &Load) -> Outcome {
     until("all masters have the same state", PATIENCE, async || {
         let mut seen: Vec<String> = Vec::new();
-        for rest in site.clients().map_err(|error| error.to_string())? {
+        for rest in masters {
             let mut all = String::new();
             for path in load.documents() {
                 let document = rest.document(&format!("{path}consistency=stale")).await;
@@ -162,9 +168,7 @@ async fn masters_agree(site: &Site, load: &Load) -> Outcome {
 }
 
 /// No agent is charged for anything, or runs anything.
-async fn agents_agree(site: &Site) -> Outcome {
-    let leader = site.leader().await?;
-    let rest = site.rest(leader)?;
+async fn agents_agree(rest: &Rest) -> Outcome {
     until("nothing is charged any more", PATIENCE, async || {
         let agents = rest.document("/v1/agents").await.map_err(|error| error.to_string())?;
         let items = agents["items"].as_array().cloned().unwrap_or_default();

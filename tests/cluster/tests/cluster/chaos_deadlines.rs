@@ -117,7 +117,5 @@ async fn a_lone_master_whose_disk_hangs_answers_all_the_same() -> Outcome {
     )?;
     disk.set_frozen(false)?;
     works(&rest, "frozen", 2).await?;
-    group.finish()?;
-    drop(disk);
-    Ok(())
+    group.finish_on(disk)
 }

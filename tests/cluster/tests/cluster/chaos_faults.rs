@@ -81,6 +81,12 @@ pub enum Fault {
     LeaderFlaps,
     /// An agent's cable is out.
     AgentAway,
+    /// No master hears an agent, and it hears all.
+    AgentMute,
+    /// An agent hears no master, and all hear it.
+    AgentDeaf,
+    /// An agent's cable is in and out.
+    AgentFlaps,
     /// The leader's disk is full.
     DiskFull,
     /// The leader's disk takes about a second for each synced write.
@@ -92,7 +98,7 @@ pub enum Fault {
 }
 
 /// All of them.
-pub const ALL: [Fault; 16] = [
+pub const ALL: [Fault; 19] = [
     Fault::KillLeader,
     Fault::KillFollower,
     Fault::KillAgent,
@@ -105,6 +111,9 @@ pub const ALL: [Fault; 16] = [
     Fault::LeaderDeaf,
     Fault::LeaderFlaps,
     Fault::AgentAway,
+    Fault::AgentMute,
+    Fault::AgentDeaf,
+    Fault::AgentFlaps,
     Fault::DiskFull,
     Fault::DiskSlow,
     Fault::DiskSluggish,
@@ -125,26 +134,47 @@ impl fmt::Display for Planned {
     }
 }
 
-/// How long a fault lasts, from and to, in ms.
+/// How long faults last, from and to, in ms.
 #[derive(Clone, Copy, Debug)]
 pub struct Lasts(pub u64, pub u64);
 
+impl Lasts {
+    /// One length.
+    pub fn draw(self, random: &mut Random) -> u64 {
+        self.0 + random.below(self.1 - self.0 + 1)
+    }
+}
+
+/// What a plan is drawn from.
+#[derive(Clone, Copy, Debug)]
+pub struct Draw {
+    /// Of each fault but pauses.
+    pub lasts: Lasts,
+    /// Of processes that stand still.
+    pub pauses: Lasts,
+    /// One in so many faults comes with a companion.
+    pub companions: u64,
+}
+
 /// These faults in random order, each for a while, some of them two at a time.
-pub fn plan(random: &mut Random, faults: &[Fault], lasts: Lasts) -> Vec<Planned> {
+pub fn plan(random: &mut Random, faults: &[Fault], draw: Draw) -> Vec<Planned> {
     let mut faults = faults.to_vec();
     random.shuffle(&mut faults);
     let (mut planned, mut free) = (Vec::new(), 500);
     let mut left = faults.into_iter();
     while let Some(fault) = left.next() {
-        let length = |random: &mut Random| lasts.0 + random.below(lasts.1 - lasts.0 + 1);
-        let mut end = free + length(random);
+        let length = |random: &mut Random, fault: Fault| match fault.pauses() {
+            true => draw.pauses.draw(random),
+            false => draw.lasts.draw(random),
+        };
+        let mut end = free + length(random, fault);
         planned.push(Planned { fault, at: free, until: end });
-        // Every third comes with a companion that begins within it and may outlast it.
-        if random.below(3) == 0
+        // A companion begins within it and may outlast it.
+        if random.below(draw.companions) == 0
             && let Some(other) = left.next()
         {
             let at = free + random.below(end - free);
-            let until = at + length(random);
+            let until = at + length(random, other);
             planned.push(Planned { fault: other, at, until });
             end = end.max(until);
         }
@@ -235,7 +265,8 @@ async fn begin(site: &mut Site, planned: Planned, random: &mut Random) -> Outcom
             set_ways(site, planned.fault, (master, agent), false)?;
         }
         Fault::LeaderFlaps => site.net.set_link(site.masters[master].machine, false)?,
-        Fault::AgentAway => site.net.set_link(site.agents[agent].machine, false)?,
+        Fault::AgentAway | Fault::AgentFlaps => site.net.set_link(site.agents[agent].machine, false)?,
+        Fault::AgentMute | Fault::AgentDeaf => set_agent_ways(site, planned.fault, agent, false)?,
         Fault::DiskFull => {
             if let Some(disk) = &site.masters[master].disk {
                 disk.fill()?;
@@ -256,12 +287,14 @@ async fn begin(site: &mut Site, planned: Planned, random: &mut Random) -> Outcom
 impl Begun {
     /// While it lasts.
     fn go_on(&self, site: &mut Site, now: u64) -> Outcome {
-        if self.planned.fault != Fault::LeaderFlaps {
-            return Ok(());
-        }
+        let machine = match self.planned.fault {
+            Fault::LeaderFlaps => site.masters[self.master].machine,
+            Fault::AgentFlaps => site.agents[self.agent].machine,
+            _ => return Ok(()),
+        };
         // In and out, each for about two beats.
         let beats = (now - self.planned.at) / u64::try_from(BEAT.as_millis()).unwrap_or(1);
-        site.net.set_link(site.masters[self.master].machine, beats % 4 >= 2)
+        site.net.set_link(machine, beats % 4 >= 2)
     }
 
     fn end(&self, site: &mut Site) -> Outcome {
@@ -283,7 +316,8 @@ impl Begun {
                 set_ways(site, self.planned.fault, (master, agent), true)
             }
             Fault::LeaderFlaps => site.net.set_link(site.masters[master].machine, true),
-            Fault::AgentAway => site.net.set_link(site.agents[agent].machine, true),
+            Fault::AgentAway | Fault::AgentFlaps => site.net.set_link(site.agents[agent].machine, true),
+            Fault::AgentMute | Fault::AgentDeaf => set_agent_ways(site, self.planned.fault, agent, true),
             Fault::DiskFull => {
                 if let Some(disk) = &site.masters[master].disk {
                     disk.free()?;
@@ -323,7 +357,22 @@ fn set_ways(site: &mut Site, fault: Fault, (master, agent): (usize, usize), open
     Ok(())
 }
 
+/// Opens or closes one way between an agent and all masters.
+fn set_agent_ways(site: &mut Site, fault: Fault, agent: usize, open: bool) -> Outcome {
+    let agent = site.agents[agent].machine;
+    let masters: Vec<usize> = site.masters.iter().map(|master| master.machine).collect();
+    masters.into_iter().try_for_each(|master| match fault {
+        Fault::AgentMute => site.net.set_way(agent, master, open),
+        _ => site.net.set_way(master, agent, open),
+    })
+}
+
 impl Fault {
+    /// A process stands still.
+    fn pauses(self) -> bool {
+        matches!(self, Self::PauseLeader | Self::PauseFollower | Self::PauseAgent)
+    }
+
     /// It needs disks that can be filled.
     pub fn fills(self) -> bool {
         self == Self::DiskFull

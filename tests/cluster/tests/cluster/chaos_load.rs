@@ -313,6 +313,15 @@ impl Load {
     /// # Errors
     /// When a framework is refused or does not run in time.
     pub async fn start(masters: Vec<Rest>, round: usize, ran: &Path, seed: u64) -> Outcome<Self> {
+        understand_state_writes(&masters[0]).await?;
+        Self::start_with(masters, round, ran, seed, KEYS).await
+    }
+
+    /// The same with so many keys of a state, which a cluster of the version before has not.
+    ///
+    /// # Errors
+    /// When a framework is refused or does not run in time.
+    pub async fn start_with(masters: Vec<Rest>, round: usize, ran: &Path, seed: u64, keys: usize) -> Outcome<Self> {
         let ledger = Arc::new(Ledger {
             began: Instant::now(),
             noted: Mutex::default(),
@@ -322,7 +331,6 @@ impl Load {
             claims: Mutex::default(),
         });
         let scheduler = format!("launcher-{round}");
-        understand_state_writes(&masters[0]).await?;
         framework(&masters[0], &scheduler, "launcher", &[]).await?;
         let mut frameworks = vec![scheduler.clone()];
         let mut places = Vec::new();
@@ -338,7 +346,7 @@ impl Load {
         // It says what it has, and does nothing by itself.
         framework(&masters[0], &kept, "echo", &[("tick-ms", "3600000")]).await?;
         frameworks.push(kept.clone());
-        places.extend((0..KEYS).map(|number| Place::State(kept.clone(), format!("key/{number}"))));
+        places.extend((0..keys).map(|number| Place::State(kept.clone(), format!("key/{number}"))));
         let mut first = Client {
             masters: masters.clone(),
             ledger: Arc::clone(&ledger),

@@ -1,11 +1,11 @@
-//! Three masters and three agents on machines of their own, under a workload that never pauses: processes are
+//! Three or five masters and three agents on machines of their own, under a workload that never pauses: processes are
 //! killed and paused, the network is cut in every way, disks are full or slow, one at a time and two at a
 //! time. Then the books are balanced.
 //!
 //! `TESSERA_SEED` repeats a run: seed, plan and history are printed and kept. `make chaos` runs it for longer.
 
 use crate::chaos_books::balance;
-use crate::chaos_faults::{ALL, Fault, Lasts, carry_out, clear, plan, prepare};
+use crate::chaos_faults::{ALL, Draw, Fault, Lasts, Planned, carry_out, clear, plan, prepare};
 use crate::chaos_load::Load;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -19,10 +19,21 @@ const AGENTS: usize = 3;
 /// Small machines: tasks are spread over all of them.
 pub const AGENT_FLAGS: [&str; 6] = ["--cpus-milli", "2000", "--mem-mib", "2048", "--worker-idle-s", "2"];
 
-/// How long faults last in the short form.
-const SHORT: Lasts = Lasts(800, 3_000);
+/// Masters that bear the loss of two.
+const FIVE: usize = 5;
+/// And by how much of all that can happen: what, changes from run to run.
+const FIVE_FAULTS: usize = 8;
+
+/// How long faults last in the short form, but for one pause.
+const SHORT: Draw = Draw { lasts: Lasts(800, 3_000), pauses: Lasts(500, 3_000), companions: 3 };
+/// The same, more often two at a time, as five masters bear that.
+const SHORT_OF_FIVE: Draw = Draw { companions: 2, ..SHORT };
 /// And in the long form, where agents are given up and schedulers move.
-const LONG: Lasts = Lasts(500, 15_000);
+const LONG: Draw = Draw { lasts: Lasts(500, 15_000), pauses: PAUSES, companions: 3 };
+/// A process stands still for so long.
+const PAUSES: Lasts = Lasts(500, 30_000);
+/// The one long pause of the short form, beside everything else.
+const LONG_PAUSE: Lasts = Lasts(10_000, 30_000);
 /// Faults of a round of the long form: a round's tasks have to fit into one page.
 const LONG_FAULTS: usize = 7;
 
@@ -49,12 +60,17 @@ fn kept(site: &Site) -> Outcome<PathBuf> {
     }
 }
 
-async fn round(site: &mut Site, number: usize, seed: u64, faults: &[Fault], lasts: Lasts) -> Outcome {
+/// One load, one plan, one balance; in the short form with somebody who stands still most of the time.
+async fn round(site: &mut Site, number: usize, seed: u64, faults: &[Fault], draw: Draw, still: Option<Fault>) -> Outcome {
     let began = Instant::now();
     let mut random = Random::new(seed.wrapping_add(number as u64));
     let ran = site.scene.open_file(&format!("ran-{number}"))?;
     let mut load = Load::start(site.clients()?, number, &ran, random.next()).await?;
-    let planned = plan(&mut random, faults, lasts);
+    let mut planned = plan(&mut random, faults, draw);
+    if let Some(fault) = still {
+        let at = random.below(5_000);
+        planned.push(Planned { fault, at, until: at + LONG_PAUSE.draw(&mut random) });
+    }
     let words: Vec<String> = planned.iter().map(ToString::to_string).collect();
     eprintln!("round {number} of seed {seed}: {}", words.join(", "));
     carry_out(site, &planned, &mut random).await?;
@@ -87,11 +103,29 @@ async fn nobody_notices_what_happens_to_masters_and_agents() -> Outcome {
         return skipped("machines in network namespaces need root");
     }
     let seed = seed();
-    said(seed, "nobody_notices");
+    said(seed, "nobody_notices_what_happens_to_masters");
     let mut site = Site::start("net", MASTERS, AGENTS, &AGENT_FLAGS).await?;
     let faults = possible(&site);
     prepare(&site).await?;
-    round(&mut site, 0, seed, &faults, SHORT).await?;
+    round(&mut site, 0, seed, &faults, SHORT, Some(Fault::PauseAgent)).await?;
+    clear(&site).await?;
+    site.idle().await?;
+    site.finish()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_notices_what_happens_to_two_of_five_masters() -> Outcome {
+    if !nix::unistd::geteuid().is_root() {
+        return skipped("machines in network namespaces need root");
+    }
+    let seed = seed();
+    said(seed, "two_of_five");
+    let mut site = Site::start("five", FIVE, AGENTS, &AGENT_FLAGS).await?;
+    let mut faults = possible(&site);
+    prepare(&site).await?;
+    Random::new(seed).shuffle(&mut faults);
+    faults.truncate(FIVE_FAULTS);
+    round(&mut site, 0, seed, &faults, SHORT_OF_FIVE, Some(Fault::PauseFollower)).await?;
     clear(&site).await?;
     site.idle().await?;
     site.finish()
@@ -114,7 +148,7 @@ async fn rounds_of_faults_for_as_long_as_asked() -> Outcome {
         let mut random = Random::new(seed ^ number as u64);
         random.shuffle(&mut faults);
         let some = &faults[..LONG_FAULTS.min(faults.len())];
-        round(&mut site, number, seed, some, LONG).await?;
+        round(&mut site, number, seed, some, LONG, None).await?;
         number += 1;
     }
     clear(&site).await?;

@@ -1,5 +1,6 @@
 //! Requests that meet masters in the middle of something: joining, dying, being removed.
 
+use crate::told::told;
 use nix::sys::signal::Signal;
 use std::time::Duration;
 use tessera_cluster::cluster::{PATIENCE, Process};
@@ -29,7 +30,7 @@ fn large_component() -> Outcome<Vec<u8>> {
 
 #[tokio::test]
 async fn a_master_that_joins_says_so() -> Outcome {
-    let mut group = Group::start("joining", 2).await?;
+    let mut group = Group::beside("joining", 2).await?;
     group.members[1].kill_9()?;
     std::fs::remove_dir_all(&group.members[1].dir)?;
     // Alone, the first one leads nothing that could take the other one in.
@@ -40,7 +41,7 @@ async fn a_master_that_joins_says_so() -> Outcome {
             let asked = tokio::time::timeout(Duration::from_secs(2), rest.get(path)).await;
             let answer = asked.map_err(|_| "no answer".to_owned())?.map_err(|error| error.to_string())?;
             let told = answer.status == 503
-                && answer.error_code() == "JOINING"
+                && told("JOINING", &answer.error_code()).is_ok()
                 && answer.headers.contains_key("retry-after")
                 && answer.text().contains("not joined its cluster yet: ");
             if told { Ok(()) } else { Err(format!("{path}: {answer:?}")) }
@@ -53,7 +54,7 @@ async fn a_master_that_joins_says_so() -> Outcome {
 /// The leader stands still while it has a large upload that came to a follower; the next leader gets it, too.
 #[tokio::test]
 async fn a_large_upload_outlives_its_leader() -> Outcome {
-    let mut group = Group::start("large", 3).await?;
+    let mut group = Group::beside("large", 3).await?;
     let component = large_component()?;
     for kills in [false, true] {
         let leader = group.leader().await?;

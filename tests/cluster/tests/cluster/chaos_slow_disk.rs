@@ -125,7 +125,5 @@ async fn a_slow_disk_stops_neither_heartbeats_nor_writes() -> Outcome {
         if answer.text() == value.to_string() { Ok(()) } else { Err(answer.text()) }
     })
     .await?;
-    group.finish()?;
-    drop(disk);
-    Ok(())
+    group.finish_on(disk)
 }

@@ -1,6 +1,7 @@
 //! Components that come to an end: on three masters, across a restart and a change of the leader, and on
 //! agents.
 
+use crate::told::told;
 use serde_json::Value;
 use std::path::Path;
 use tessera_cluster::cluster::{Cluster, PATIENCE, framework, push, tessera};
@@ -50,6 +51,7 @@ async fn a_removed_components_file_goes_from_every_master_and_one_in_use_stays()
     })
     .await?;
     ensure(code == Some(4) && text.contains(&format!("{unused} removed")), || text.clone())?;
+    told("component: sha256:… is used by …", &text)?;
     ensure(text.contains("used by framework fw (f1)"), || text.clone())?;
     // A restart of each of them does not begin the grace anew, and loses nothing that is named.
     for index in 0..3 {

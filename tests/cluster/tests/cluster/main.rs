@@ -39,6 +39,8 @@ mod simulate;
 mod simulated;
 mod standby;
 mod state_keys;
+mod steps;
+mod told;
 mod unprivileged;
 mod upgrades;
 mod upkeep;

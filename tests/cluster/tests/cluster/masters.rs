@@ -32,7 +32,7 @@ async fn read(rest: &Rest, role: &str) -> Outcome<Option<u64>> {
 
 #[tokio::test]
 async fn any_master_answers_and_one_may_die() -> Outcome {
-    let mut group = Group::start("three", 3).await?;
+    let mut group = Group::beside("three", 3).await?;
     for index in 0..3 {
         let role = format!("r{index}");
         write(&group.rest(index)?, &role, 10 + index as u64).await?;
@@ -161,7 +161,7 @@ async fn writers_notice_a_dead_or_paused_leader_only_by_waiting() -> Outcome {
 
 #[tokio::test]
 async fn a_stopped_leader_hands_over_and_agents_follow() -> Outcome {
-    let mut group = Group::start("hand", 3).await?;
+    let mut group = Group::beside("hand", 3).await?;
     group.start_agent("agent", &[]).await?;
     for _ in 0..2 {
         let leader = group.leader().await?;

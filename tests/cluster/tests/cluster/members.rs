@@ -1,5 +1,6 @@
 //! Masters that come, go, lose their disk or are started wrongly; the state saved and restored.
 
+use crate::told::told;
 use serde_json::{Value, json};
 use std::process::Output;
 use tessera_cluster::cluster::{Cluster, PATIENCE, Process, free_port, init, push, tessera};
@@ -8,13 +9,14 @@ use tessera_cluster::masters::{Group, Member};
 use tessera_cluster::wait::until;
 use tessera_cluster::{Outcome, ensure, failure};
 
-async fn operator(group: &Group, args: &[&str]) -> Outcome<Output> {
+/// `tessera operator …`.
+pub async fn operator(group: &Group, args: &[&str]) -> Outcome<Output> {
     let args: Vec<&str> = ["operator"].into_iter().chain(args.iter().copied()).collect();
     tessera(&args, &group.env()).await
 }
 
 /// The same, which must succeed; what it printed as JSON.
-async fn document(group: &Group, args: &[&str]) -> Outcome<Value> {
+pub async fn document(group: &Group, args: &[&str]) -> Outcome<Value> {
     let args: Vec<&str> = args.iter().copied().chain(["-o", "json"]).collect();
     let output = operator(group, &args).await?;
     ensure(output.status.success(), || format!("{output:?}"))?;
@@ -26,13 +28,14 @@ fn said(output: &Output) -> String {
 }
 
 /// It ended by itself with a refusal that has these words.
-fn refused(output: &Output, words: &[&str]) -> Outcome {
+pub fn refused(output: &Output, words: &[&str]) -> Outcome {
     let text = said(output);
     let told = words.iter().all(|word| text.contains(word));
     ensure(!output.status.success() && told, || format!("{words:?} expected: {output:?}"))
 }
 
-async fn component_everywhere(group: &Group, digest: &str) -> Outcome {
+/// Waits until every master has the file of a component.
+pub async fn component_everywhere(group: &Group, digest: &str) -> Outcome {
     let name = format!("{}.wasm", digest.replace(':', "-"));
     until("every master has the component", PATIENCE, async || {
         let lacks = |m: &&tessera_cluster::masters::Member| {
@@ -48,7 +51,7 @@ async fn component_everywhere(group: &Group, digest: &str) -> Outcome {
 
 #[tokio::test]
 async fn a_wiped_master_takes_its_place_again_under_another_number() -> Outcome {
-    let mut group = Group::start("wiped", 3).await?;
+    let mut group = Group::beside("wiped", 3).await?;
     let digest = push(&group.rest(0)?, "echo").await?;
     component_everywhere(&group, &digest).await?;
     let leader = group.leader().await?;
@@ -102,7 +105,7 @@ async fn a_wiped_master_takes_its_place_again_under_another_number() -> Outcome 
 
 #[tokio::test]
 async fn an_agent_that_knew_one_master_finds_those_that_joined_since() -> Outcome {
-    let mut group = Group::start("grown", 1).await?;
+    let mut group = Group::beside("grown", 1).await?;
     group.start_agent("a1", &[]).await?;
     group.join().await?;
     group.join().await?;
@@ -114,7 +117,7 @@ async fn an_agent_that_knew_one_master_finds_those_that_joined_since() -> Outcom
 
 #[tokio::test]
 async fn what_would_harm_a_cluster_is_refused() -> Outcome {
-    let mut group = Group::start("refuse", 3).await?;
+    let mut group = Group::beside("refuse", 3).await?;
     let leader = group.leader().await?;
     until("all are well", PATIENCE, async || {
         let view = group.view(leader).await.map_err(|error| error.to_string())?;
@@ -130,7 +133,8 @@ async fn what_would_harm_a_cluster_is_refused() -> Outcome {
     let peer = format!("127.0.0.1:{}", free_port()?);
     let master = ["master", "--data-dir", &empty, "--listen", &port, "--agent-listen", &peer];
     let output = tessera(&master, &[]).await?;
-    refused(&output, &["belongs to no cluster", "operator init", "--join"])?;
+    refused(&output, &["operator init", "--join"])?;
+    told("the data directory … belongs to no cluster", &said(&output))?;
 
     // A second cluster in a directory that has one.
     let used = group.members[0].dir.display().to_string();
@@ -138,9 +142,19 @@ async fn what_would_harm_a_cluster_is_refused() -> Outcome {
     group.members[2].kill_9()?;
     let third = group.members[2].dir.display().to_string();
     let output = tessera(&["operator", "init", "--data-dir", &third], &[]).await?;
-    refused(&output, &["already belongs to cluster"])?;
+    refused(&output, &[])?;
+    told("the data directory already belongs to cluster …", &said(&output))?;
     let output = tessera(&["operator", "init", "--data-dir", &used], &[]).await?;
     refused(&output, &["in use"])?;
+    // A snapshot for a master that runs.
+    let saved = group.scene.dir().join("saved.tsr").display().to_string();
+    document(&group, &["snapshot", "save", &saved]).await?;
+    let output = operator(&group, &["snapshot", "restore", &saved, "--data-dir", &used]).await?;
+    refused(&output, &["in use", "stop it"])?;
+    // Of anywhere, nobody knows how to get there.
+    let anywhere = ["--listen", "0.0.0.0:0", "--agent-listen", &peer, "--insecure-listen-without-tls"];
+    let output = tessera(&[&["master", "--data-dir", &empty], anywhere.as_slice()].concat(), &[]).await?;
+    refused(&output, &["rest-address", "HOST:PORT"])?;
 
     // With another cluster's token.
     let wrong = group.scene.dir().join("wrong");
@@ -149,7 +163,9 @@ async fn what_would_harm_a_cluster_is_refused() -> Outcome {
     let peers = group.peers();
     let mut joining = master.to_vec();
     joining.extend(["--join", &peers, "--token-file", &wrong]);
-    refused(&tessera(&joining, &[]).await?, &["joining", "token"])?;
+    let output = tessera(&joining, &[]).await?;
+    refused(&output, &["joining"])?;
+    told("the call does not carry the cluster's token", &said(&output))?;
 
     // One of three is dead: removing another one would leave one of two.
     let leader = group.leader().await?;
@@ -187,6 +203,8 @@ async fn what_would_harm_a_cluster_is_refused() -> Outcome {
         }
     })
     .await?;
+    let log = group.members[leader].log();
+    told("cluster: this master is of cluster …, the message is of another one", &log)?;
     group.members[2].kill_9()?;
     group.members[2].dir = own;
     group.run(2)?;
@@ -197,7 +215,7 @@ async fn what_would_harm_a_cluster_is_refused() -> Outcome {
 /// A copy of a data directory is started beside the master whose it is: it is not heard, and nobody else notices.
 #[tokio::test]
 async fn a_copy_of_a_data_directory_is_not_heard() -> Outcome {
-    let mut group = Group::start("copy", 3).await?;
+    let mut group = Group::beside("copy", 3).await?;
     let original = (group.leader().await? + 1) % 3;
     if let Some(mut process) = group.members[original].process.take() {
         process.stop()?;
@@ -211,7 +229,7 @@ async fn a_copy_of_a_data_directory_is_not_heard() -> Outcome {
     group.run(3)?;
     until("the copy is refused", PATIENCE, async || {
         let log = group.members[3].log();
-        if log.contains("another process speaks as node") { Ok(()) } else { Err(log) }
+        told("another process speaks as node …", &log).map_err(|error| error.to_string())
     })
     .await?;
     let told = operator(&group, &["autopilot"]).await?;
@@ -230,7 +248,7 @@ async fn a_copy_of_a_data_directory_is_not_heard() -> Outcome {
 
 #[tokio::test]
 async fn a_saved_cluster_is_restored_with_its_components() -> Outcome {
-    let mut group = Group::start("saved", 1).await?;
+    let mut group = Group::beside("saved", 1).await?;
     let digest = push(&group.rest(0)?, "echo").await?;
     let body = json!({"set": {"timers": 5}}).to_string().into_bytes();
     group.rest(0)?.send("PATCH", "/v1/limits?role=kept", &[], body).await?.ok()?;
@@ -267,6 +285,9 @@ async fn a_saved_cluster_is_restored_with_its_components() -> Outcome {
         let args = ["snapshot", "restore", &bad, "--data-dir", &new];
         let output = operator(&group, &args).await?;
         ensure(output.status.code() == Some(4), || format!("{what}: {output:?}"))?;
+        if what == "state" {
+            told("the file is damaged: …", &said(&output))?;
+        }
     }
     // Not over a cluster that is there.
     let used = group.members[0].dir.display().to_string();

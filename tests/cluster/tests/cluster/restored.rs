@@ -1,7 +1,11 @@
 //! A cluster that is restored from a snapshot of some time ago: what its agents run goes on, known or not.
 
+use crate::chaos_load::understand_state_writes;
+use crate::members::{operator, refused};
+use crate::told::told;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::time::Instant;
 use tessera_cluster::cluster::{PATIENCE, framework, tessera};
 use tessera_cluster::masters::Group;
 use tessera_cluster::rest::Rest;
@@ -80,7 +84,7 @@ async fn post(rest: &Rest, path: &str) -> Outcome {
     Ok(())
 }
 
-/// Put the first master in the place of all of them, with the state of a file.
+/// Put the first master in the place of all of them, with the state of a file and the token of before.
 async fn restore(group: &mut Group, file: &str) -> Outcome {
     let token = group.members[0].dir.join("admin.token");
     let new = group.scene.dir().join("new");
@@ -98,16 +102,103 @@ async fn restore(group: &mut Group, file: &str) -> Outcome {
     group.run(0)
 }
 
+async fn save(group: &Group, name: &str) -> Outcome<String> {
+    let file = group.scene.dir().join(name).display().to_string();
+    let saved = operator(group, &["snapshot", "save", &file]).await?;
+    ensure(saved.status.success(), || format!("{saved:?}"))?;
+    Ok(file)
+}
+
+/// Two of three masters are lost for good: nothing is written any more, and tasks go on. Then the cluster is made anew
+/// from a file, the others join it with empty directories, and agents find it where the old one was.
+#[tokio::test]
+async fn a_cluster_that_lost_two_of_three_masters_is_restored() -> Outcome {
+    let mut group = Group::beside("two-lost", 3).await?;
+    group.start_agent("a1", &[]).await?;
+    let made = framework(&group.rest(0)?, "run", "run", &[]).await?;
+    let known = Commands { group: &group }.start("run", "known").await?;
+    understand_state_writes(&group.rest(0)?).await?;
+    let file = save(&group, "saved.tsr").await?;
+    // A build of the version before would not know what is in it.
+    let older = [("TESSERA_UNDERSTANDS_AT_MOST", "1".to_owned())];
+    let never = group.scene.dir().join("never").display().to_string();
+    let output = tessera(&["operator", "snapshot", "restore", &file, "--data-dir", &never], &older).await?;
+    refused(&output, &["of cluster version", "use the newer one"])?;
+    let stranger = Commands { group: &group }.start("run", "stranger").await?;
+    let commands = Commands { group: &group };
+    let pids = [commands.pid("known")?, commands.pid("stranger")?];
+    let (epoch, agent) = (made["epoch"].clone(), group.agents[0].pid());
+
+    for lost in [1, 2] {
+        group.members[lost].kill_9()?;
+    }
+    let began = Instant::now();
+    let body = json!({"set": {"timers": 5}}).to_string().into_bytes();
+    let answer = group.rest(0)?.send("PATCH", "/v1/limits?role=lost", &[], body).await?;
+    ensure(answer.status == 503 && began.elapsed() < PATIENCE, || format!("{answer:?}"))?;
+    // What the one that is left has can be saved, and is newer.
+    let left = group.rest(0)?.get("/v1/snapshot?consistency=stale").await?.ok()?;
+    let newer = group.scene.dir().join("left.tsr");
+    std::fs::write(&newer, &left.body)?;
+    let inspect = async |file: &str| -> Outcome<u64> {
+        let output = operator(&group, &["snapshot", "inspect", file, "-o", "json"]).await?;
+        let document: Value = serde_json::from_slice(&output.stdout)?;
+        document["index"].as_u64().ok_or_else(|| failure(format!("{output:?}")))
+    };
+    let (saved, left) = (inspect(&file).await?, inspect(&newer.display().to_string()).await?);
+    ensure(left > saved, || format!("saved at {saved}, and what is left is of {left}"))?;
+    ensure(pids.into_iter().all(procfs::is_alive), || "a task ended with the masters".to_owned())?;
+
+    restore(&mut group, &file).await?;
+    group.leader().await?;
+    // One of the old cluster that is not lost after all is not heard, and does not come in by mistake.
+    group.run(1)?;
+    until("it is refused", PATIENCE, async || {
+        let logs = group.members[0].log() + &group.members[1].log();
+        told("cluster: this master is of cluster …, the message is of another one", &logs)
+            .map_err(|error| error.to_string())
+    })
+    .await?;
+    group.members[1].kill_9()?;
+    for index in [1, 2] {
+        std::fs::remove_dir_all(&group.members[index].dir)?;
+        group.run(index)?;
+    }
+    group.voters(3).await?;
+    group.connected(1).await?;
+    let rest = group.rest(0)?;
+    let id = made["id"].as_str().unwrap_or_default();
+    until_strangers(&rest, &BTreeSet::from([format!("{id}/{stranger}")])).await?;
+    until_state(&rest, "run", &known, "TASK_RUNNING").await?;
+    let ended = group.agents[0].ended()?.is_some() || group.agents[0].pid() != agent;
+    ensure(!ended && pids.into_iter().all(procfs::is_alive), || "the agent or a task ended".to_owned())?;
+    // It is a cluster like any other: schedulers work, and each master may go.
+    until("the scheduler runs anew", PATIENCE, async || {
+        let now = rest.document("/v1/frameworks/run").await.map_err(|error| error.to_string())?;
+        let runs = now["state"] == "running" && now["epoch"].as_u64() > epoch.as_u64();
+        if runs { Ok(()) } else { Err(now.to_string()) }
+    })
+    .await?;
+    let leader = group.leader().await?;
+    group.members[leader].kill_9()?;
+    let rest = group.rest((leader + 1) % 3)?;
+    until_state(&rest, "run", &known, "TASK_RUNNING").await?;
+    let commands = Commands { group: &group };
+    ensure(commands.pid("known")? == pids[0], || "it was started again".to_owned())?;
+    std::fs::write(group.scene.dir().join("go"), "")?;
+    until_strangers(&rest, &BTreeSet::new()).await?;
+    until_state(&rest, "run", &known, "TASK_FAILED").await?;
+    group.finish()
+}
+
 #[tokio::test]
 async fn what_was_launched_after_the_snapshot_goes_on_and_is_shown() -> Outcome {
-    let mut group = Group::start("restored", 1).await?;
+    let mut group = Group::beside("restored", 1).await?;
     group.start_agent("a1", &[]).await?;
     let rest = group.rest(0)?;
     let before = framework(&rest, "run", "run", &[]).await?;
     let known = Commands { group: &group }.start("run", "known").await?;
-    let file = group.scene.dir().join("saved.tsr").display().to_string();
-    let saved = tessera(&["operator", "snapshot", "save", &file], &group.env()).await?;
-    ensure(saved.status.success(), || format!("{saved:?}"))?;
+    let file = save(&group, "saved.tsr").await?;
 
     // The cluster goes on: tasks on both agents, another framework, another agent.
     let commands = Commands { group: &group };

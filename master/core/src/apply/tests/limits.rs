@@ -1,8 +1,13 @@
 //! Limits of one turn: what is just within them, and what passes them by one.
 
+use super::{batch, results};
 use crate::commands::validate_turn;
-use tessera_types::{EffectiveLimits, LimitName, TurnRefusal};
-use tessera_wire::v1;
+use crate::effect::CommandResult;
+use crate::limits::COMPONENTS_MAX;
+use crate::testing::MemRows;
+use crate::{Config, Core};
+use tessera_types::{Digest, EffectiveLimits, LimitName, TurnRefusal};
+use tessera_wire::v1::{self, command::Command as C};
 
 fn writes(keys: usize, bytes: usize) -> v1::CommitTurn {
     let write = |n: usize| v1::KeyWrite {
@@ -39,4 +44,27 @@ fn turns_end_at_the_limits_of_their_role() {
         assert_eq!(validate_turn(&make(max + 1), &limits), Err(refusal), "{name}");
         assert_eq!(validate_turn(&make(max + 1), &EffectiveLimits::default()), Ok(()), "{name}");
     }
+}
+
+/// At their bound one more component is refused by the bound's name, and one that is there is known as ever.
+#[test]
+fn components_end_at_their_bound() {
+    let rows = MemRows::default();
+    let mut core = Core::load(&rows, Config::default()).unwrap();
+    let add = |n: usize| {
+        C::AddComponent(v1::AddComponent {
+            digest: Digest::of(&n.to_le_bytes()).0.to_vec(),
+            size_bytes: 1,
+            world: v1::World::Command.into(),
+            ..Default::default()
+        })
+    };
+    let all = core.apply(1, 1, &batch((0..COMPONENTS_MAX).map(add).collect()), &rows).unwrap();
+    assert!(results(&all).iter().all(|result| !matches!(result, CommandResult::Refused(_))));
+    let more = core.apply(2, 1, &batch(vec![add(COMPONENTS_MAX), add(0)]), &rows).unwrap();
+    let [CommandResult::Refused(refused), known] = &results(&more)[..] else {
+        panic!("{:?}", results(&more));
+    };
+    assert!(refused.to_string().starts_with("limit COMPONENTS_MAX: at most 10000; `tessera component prune`"), "{refused}");
+    assert!(!matches!(known, CommandResult::Refused(_)), "{known:?}");
 }
