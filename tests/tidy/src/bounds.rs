@@ -1,7 +1,7 @@
 //! The fixed bounds in the page on limits against the constants in the code.
 //!
 //! Owns how both write numbers; knows no reasons. A file of bounds that the contract has with its
-//! guests has to be in the page as a whole.
+//! guests has to be in the page as a whole, and of the masters' own every bound on how many or how much.
 
 use crate::finding::Finding;
 
@@ -9,7 +9,9 @@ use crate::finding::Finding;
 pub const BOUNDS_LISTED_IN: &str = "docs/limits.md";
 /// The file of which every constant has to be listed, or to be a default of the page's first table.
 pub const BOUNDS_OF_THE_CONTRACT: &str = "proto/types/src/limits.rs";
-/// Where that file's constants are taken as defaults of limits that an operator sets.
+/// The file of which every constant that is a maximum has to be listed.
+pub const BOUNDS_OF_THE_MASTERS: &str = "master/core/src/limits.rs";
+/// Where the first file's constants are taken as defaults of limits that an operator sets.
 pub const DEFAULTS_TAKEN_IN: &str = "proto/types/src/limit_table.rs";
 
 const SAY_IT: &str = "write into docs/limits.md what the code says";
@@ -110,13 +112,16 @@ pub fn check_bounds<'a>(page: &str, mut read: impl FnMut(&str) -> Option<&'a str
         findings.push(Finding::new(BOUNDS_LISTED_IN, row.line, rule, SAY_IT));
     }
     let defaults = read(DEFAULTS_TAKEN_IN).unwrap_or_default();
-    for (line, name, _) in constants(read(BOUNDS_OF_THE_CONTRACT).unwrap_or_default()) {
-        let listed = rows
-            .iter()
-            .any(|row| row.name == name && row.path == BOUNDS_OF_THE_CONTRACT);
-        if !listed && !defaults.contains(&format!("fixed::{name}")) {
-            let rule = format!("the bound `{name}` is not listed");
-            findings.push(Finding::new(BOUNDS_OF_THE_CONTRACT, line, rule, LIST_IT));
+    let is_default = |name: &str| defaults.contains(&format!("fixed::{name}"));
+    let is_maximum = |name: &str| name.split('_').any(|word| word == "MAX");
+    for (path, whole) in [(BOUNDS_OF_THE_CONTRACT, true), (BOUNDS_OF_THE_MASTERS, false)] {
+        for (line, name, _) in constants(read(path).unwrap_or_default()) {
+            let listed = rows.iter().any(|row| row.name == name && row.path == path);
+            let exempt = if whole { is_default(name) } else { !is_maximum(name) };
+            if !listed && !exempt {
+                let rule = format!("the bound `{name}` is not listed");
+                findings.push(Finding::new(path, line, rule, LIST_IT));
+            }
         }
     }
     findings
@@ -145,6 +150,7 @@ mod tests {
     fn rows_say_what_the_code_says() {
         let whole = page("1,000", "64 KiB", "90 s");
         let unlisted = format!("{CODE}pub const MORE: u64 = 1;\n");
+        let masters = "pub const EVERY_MS: u64 = 9;\npub const TASKS_MAX: usize = 3;\n";
         let cases = [
             (&whole, CODE, ""),
             (
@@ -168,9 +174,15 @@ mod tests {
                 "proto/types/src/limits.rs:6: the bound `MORE` is not listed",
             ),
         ];
-        for (page, code, expected) in cases {
+        let listed = format!("{whole}| tasks | 3 | `TASKS_MAX` in `{BOUNDS_OF_THE_MASTERS}` |\n");
+        let unlisted = "master/core/src/limits.rs:2: the bound `TASKS_MAX` is not listed";
+        let of_masters = [(&listed, masters, ""), (&whole, masters, unlisted)];
+        let cases = cases.map(|(page, code, expected)| (page, code, "", expected));
+        let of_masters = of_masters.map(|(page, masters, expected)| (page, CODE, masters, expected));
+        for (page, code, masters, expected) in cases.into_iter().chain(of_masters) {
             let read = |path: &str| match path {
                 BOUNDS_OF_THE_CONTRACT => Some(code),
+                BOUNDS_OF_THE_MASTERS => Some(masters),
                 DEFAULTS_TAKEN_IN => Some("fixed::TAKEN"),
                 _ => None,
             };

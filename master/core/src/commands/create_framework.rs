@@ -69,7 +69,7 @@ pub(super) fn run(
         return Err(RequestError::Conflict { field: "name", rule });
     }
     if apply.state.frameworks.len() >= FRAMEWORKS_MAX {
-        let rule = format!("at most {FRAMEWORKS_MAX}");
+        let rule = format!("at most {FRAMEWORKS_MAX}; `tessera framework rm` removes one that is not needed");
         return Err(RequestError::Limit { name: "FRAMEWORKS_MAX", rule });
     }
     check_room(apply.state, &role)?;

@@ -31,7 +31,8 @@ pub(super) fn run(
         return invalid("agent", "is not the agent of this key");
     }
     if known.is_none() && apply.state.agents.len() >= AGENTS_MAX {
-        return Err(RequestError::Limit { name: "AGENTS_MAX", rule: format!("at most {AGENTS_MAX}") });
+        let rule = format!("at most {AGENTS_MAX}; `tessera agent gone` removes one that does not come back");
+        return Err(RequestError::Limit { name: "AGENTS_MAX", rule });
     }
     let row = known.and_then(|id| apply.state.agents.get(&id));
     if row.is_some_and(|row| row.boots_before.contains(&command.boot)) {

@@ -24,7 +24,7 @@ pub(super) fn run(
     }
     let mut limits = apply.state.limits.get(&role).cloned().unwrap_or_default();
     if limits.is_empty() && apply.state.limits.len() >= LIMITED_ROLES_MAX {
-        let rule = format!("limits are set for at most {LIMITED_ROLES_MAX} roles");
+        let rule = format!("limits are set for at most {LIMITED_ROLES_MAX} roles; `--unset` those of another one");
         return Err(RequestError::Limit { name: "LIMITED_ROLES_MAX", rule });
     }
     let mut text = Vec::new();

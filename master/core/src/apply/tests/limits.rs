@@ -1,9 +1,9 @@
-//! Limits of one turn: what is just within them, and what passes them by one.
+//! Limits of one turn, and bounds of a cluster: what is just within them, and what passes them by one.
 
 use super::{batch, results};
 use crate::commands::validate_turn;
 use crate::effect::CommandResult;
-use crate::limits::COMPONENTS_MAX;
+use crate::limits::{AGENTS_MAX, COMPONENTS_MAX, FRAMEWORKS_MAX, LIMITED_ROLES_MAX};
 use crate::testing::MemRows;
 use crate::{Config, Core};
 use tessera_types::{Digest, EffectiveLimits, LimitName, TurnRefusal};
@@ -28,8 +28,8 @@ fn specs(count: usize, bytes: usize) -> v1::CommitTurn {
 #[test]
 fn turns_end_at_the_limits_of_their_role() {
     use LimitName as L;
-    type Make = fn(usize) -> v1::CommitTurn;
-    let cases: [(L, usize, Make); 4] = [
+    type Turn = fn(usize) -> v1::CommitTurn;
+    let cases: [(L, usize, Turn); 4] = [
         (L::TurnKeys, 10, |n| writes(n, 100)),
         (L::TurnStateBytes, 65_536, |n| writes(3, n)),
         (L::TurnSpecs, 2, |n| specs(n, 10)),
@@ -46,25 +46,65 @@ fn turns_end_at_the_limits_of_their_role() {
     }
 }
 
-/// At their bound one more component is refused by the bound's name, and one that is there is known as ever.
+type Make = fn(usize) -> C;
+
+fn component(n: usize) -> C {
+    C::AddComponent(v1::AddComponent {
+        digest: Digest::of(&n.to_le_bytes()).0.to_vec(),
+        size_bytes: 1,
+        world: v1::World::Scheduler.into(),
+        state: Some(v1::StateVersions { writes: 1, ..Default::default() }),
+        ..Default::default()
+    })
+}
+
+fn agent(n: usize) -> C {
+    let description = Some(v1::AgentDescription { hostname: "h".into(), ..Default::default() });
+    let (agent_key, boot) = (format!("key-{n}"), "boot".to_owned());
+    C::RegisterAgent(v1::RegisterAgent { agent_key, boot, description, ..Default::default() })
+}
+
+fn framework(n: usize) -> C {
+    C::CreateFramework(v1::CreateFramework {
+        name: format!("f{n}"),
+        // A role may have fewer.
+        role: format!("tenant{}", n % 100),
+        component: Digest::of(&0_usize.to_le_bytes()).0.to_vec(),
+        ..Default::default()
+    })
+}
+
+fn limit(n: usize) -> C {
+    let set = vec![v1::Limit { name: LimitName::Failures.to_string(), value: 3 }];
+    C::SetLimits(v1::SetLimits { role: format!("tenant{n}"), set, unset: Vec::new() })
+}
+
+/// At its bound one more is refused by the bound's name and with a way out, and what is there is known as ever.
 #[test]
-fn components_end_at_their_bound() {
-    let rows = MemRows::default();
-    let mut core = Core::load(&rows, Config::default()).unwrap();
-    let add = |n: usize| {
-        C::AddComponent(v1::AddComponent {
-            digest: Digest::of(&n.to_le_bytes()).0.to_vec(),
-            size_bytes: 1,
-            world: v1::World::Command.into(),
-            ..Default::default()
-        })
-    };
-    let all = core.apply(1, 1, &batch((0..COMPONENTS_MAX).map(add).collect()), &rows).unwrap();
-    assert!(results(&all).iter().all(|result| !matches!(result, CommandResult::Refused(_))));
-    let more = core.apply(2, 1, &batch(vec![add(COMPONENTS_MAX), add(0)]), &rows).unwrap();
-    let [CommandResult::Refused(refused), known] = &results(&more)[..] else {
-        panic!("{:?}", results(&more));
-    };
-    assert!(refused.to_string().starts_with("limit COMPONENTS_MAX: at most 10000; `tessera component prune`"), "{refused}");
-    assert!(!matches!(known, CommandResult::Refused(_)), "{known:?}");
+fn what_a_cluster_has_ends_at_its_bounds() {
+    let cases: [(usize, &str, Make); 4] = [
+        (COMPONENTS_MAX, "limit COMPONENTS_MAX: at most 10000; `tessera component prune`", component),
+        (AGENTS_MAX, "limit AGENTS_MAX: at most 50000; `tessera agent gone`", agent),
+        (FRAMEWORKS_MAX, "limit FRAMEWORKS_MAX: at most 10000; `tessera framework rm`", framework),
+        (LIMITED_ROLES_MAX, "limit LIMITED_ROLES_MAX: limits are set for at most 10000 roles; `--unset`", limit),
+    ];
+    for (max, text, make) in cases {
+        let rows = MemRows::default();
+        let mut core = Core::load(&rows, Config::default()).unwrap();
+        let _ = core.apply(1, 1, &batch(vec![component(0)]), &rows).unwrap();
+        let all = core.apply(2, 1, &batch((0..max).map(make).collect()), &rows).unwrap();
+        let refused = results(&all).into_iter().find(|result| matches!(result, CommandResult::Refused(_)));
+        assert_eq!(refused, None, "{text}");
+        let more = core.apply(3, 1, &batch(vec![make(max), make(0)]), &rows).unwrap();
+        let [CommandResult::Refused(refused), known] = &results(&more)[..] else {
+            panic!("{text}: {:?}", results(&more));
+        };
+        assert!(refused.to_string().starts_with(text), "{refused}");
+        assert!(!by_a_bound(known), "{text}: {known:?}");
+    }
+}
+
+/// Whether it is refused by a bound. A framework of the same name is refused for its name.
+fn by_a_bound(result: &CommandResult) -> bool {
+    matches!(result, CommandResult::Refused(refused) if refused.to_string().starts_with("limit "))
 }
