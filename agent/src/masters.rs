@@ -31,6 +31,8 @@ pub struct Masters {
     /// What is tried next; filled anew when it is empty.
     queue: VecDeque<String>,
     hints: u32,
+    /// The term of the leader that registered this agent last.
+    term: u64,
     /// Where the cluster's list is kept, if it is.
     work_dir: Option<PathBuf>,
 }
@@ -48,6 +50,7 @@ impl Masters {
             learned: usable(&learned),
             queue: VecDeque::new(),
             hints: 0,
+            term: 0,
             work_dir: Some(work_dir.to_owned()),
         }
     }
@@ -62,16 +65,20 @@ impl Masters {
             learned: Vec::new(),
             queue: VecDeque::new(),
             hints: 0,
+            term: 0,
             work_dir: None,
         }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &String> {
+        let learned = self.learned.iter().filter(|master| !self.named.contains(master));
+        self.named.iter().chain(learned)
     }
 
     /// The one to try now.
     pub fn next(&mut self) -> String {
         if self.queue.is_empty() {
-            let mut all = self.named.clone();
-            all.extend(self.learned.iter().filter(|master| !self.named.contains(master)).cloned());
-            self.queue = all.into();
+            self.queue = self.all().cloned().collect();
         }
         // At least one was named.
         self.queue.pop_front().unwrap_or_default()
@@ -97,14 +104,41 @@ impl Masters {
         }
     }
 
-    /// The leader was lost: the others are asked first, and then it again.
-    pub fn lost(&mut self, leader: &str) {
-        self.queue.clear();
-        let first = self.next();
-        self.queue.push_front(first);
-        self.queue.retain(|other| other != leader);
-        self.queue.push_back(leader.to_owned());
+    /// All but this one; agents begin with different ones.
+    pub fn others(&self, than: &str, agent: u64) -> Vec<String> {
+        let mut others: Vec<String> = self.all().filter(|other| *other != than).cloned().collect();
+        let first = usize::try_from(agent).unwrap_or(0).checked_rem(others.len());
+        others.rotate_left(first.unwrap_or(0));
+        others
+    }
+
+    /// The leader was lost. One that did not answer is tried again after the others. Otherwise it comes first: it is
+    /// there and may still lead, or its machine says at once that it is gone.
+    pub fn lost(&mut self, leader: &str, silent: bool) {
+        self.queue = self.others(leader, 0).into();
+        if silent {
+            self.queue.push_back(leader.to_owned());
+        } else {
+            self.queue.push_front(leader.to_owned());
+        }
         self.hints = 0;
+    }
+
+    /// This one leads, as another master says: it is next.
+    pub fn found(&mut self, leader: String) {
+        self.queue.clear();
+        self.queue.push_back(leader);
+        self.hints = 0;
+    }
+
+    /// The term of the leader that registered this agent last; nought if none did.
+    pub const fn term(&self) -> u64 {
+        self.term
+    }
+
+    /// A leader has registered this agent.
+    pub const fn registered(&mut self, term: u64) {
+        self.term = term;
     }
 
     /// The cluster says which masters it has.
@@ -122,7 +156,8 @@ impl Masters {
     }
 }
 
-fn is_usable(address: &str) -> bool {
+/// Whether this can be the address of a master.
+pub fn is_usable(address: &str) -> bool {
     address.len() <= ADDRESS_BYTES_MAX
         && address.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
         && address.rsplit_once(':').is_some_and(|(host, port)| {
@@ -155,8 +190,16 @@ mod tests {
         assert!(masters.told(&refusal("c:1")));
         assert_eq!(masters.next(), "c:1");
         masters.learn(&["b:1".into(), "c:1".into(), "no address".into()]);
-        masters.lost("b:1");
+        masters.lost("b:1", true);
         assert_eq!([masters.next(), masters.next(), masters.next()], ["a:1", "c:1", "b:1"]);
+        masters.lost("b:1", false);
+        assert_eq!([masters.next(), masters.next(), masters.next()], ["b:1", "a:1", "c:1"]);
+        masters.lost("a:1", false);
+        masters.found("d:1".into());
+        assert_eq!([masters.next(), masters.next()], ["d:1", "a:1"]);
+        assert_eq!(masters.others("b:1", 6), ["a:1", "c:1"]);
+        assert_eq!(masters.others("b:1", 7), ["c:1", "a:1"]);
+        assert!(Masters::without_memory(vec!["a:1".into()], 3).others("a:1", 5).is_empty());
 
         let mut again = open();
         assert_eq!([again.next(), again.next(), again.next()], ["a:1", "b:1", "c:1"]);

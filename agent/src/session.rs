@@ -1,16 +1,18 @@
 //! The agent's session with the leading master: connecting, lanes, back-off.
 //!
 //! Invariants: one session at a time; after it ended another is tried with a back-off that stays below
-//! a second, because a quiet cluster should be whole again before anybody looks. What is said in the
+//! a second, because a quiet cluster should be whole again before anybody looks. A master that has become
+//! silent is left only for one that leads in a later term, or when it was silent for long. What is said in the
 //! session is decided elsewhere.
 
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 use tessera_wire::v1;
 use tessera_wire::v1::agent_session_client::AgentSessionClient;
-use crate::masters::Masters;
+use crate::masters::{Masters, is_usable};
 use v1::master_message::Message as FromMaster;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::interceptor::InterceptedService;
@@ -45,6 +47,20 @@ const BEAT_EVERY: Duration = Duration::from_secs(1);
 /// Beats that may stay unanswered before the session is given up.
 const BEATS_UNANSWERED_MAX: u64 = 10;
 
+/// After a beat was unanswered for so long the other masters are asked whether there is another leader by now. Asking
+/// costs little: a busy machine may well hold back an answer for so long.
+const SILENT_AFTER: Duration = Duration::from_millis(500);
+
+/// Between asking one of them and the next one: they wait with the answer while nobody leads.
+const ASK_NEXT: Duration = Duration::from_millis(300);
+
+/// How long one may take to answer, more than it waits for a leader; and then the pause until it is asked again.
+const ASK_TIMEOUT: Duration = Duration::from_secs(3);
+const ASK_PAUSE: Duration = Duration::from_millis(500);
+
+/// Names the term of the leader that was lost.
+const AFTER_TERM: &str = "tessera-after-term";
+
 /// Largest message of the master: a full batch, or what an agent is to run.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
@@ -60,6 +76,9 @@ impl tonic::service::Interceptor for WithToken {
         Ok(request)
     }
 }
+
+/// Something that may come while a session is held.
+type Waiting = Pin<Box<dyn Future<Output = String> + Send>>;
 
 /// A client of the master that leads.
 pub type Client = AgentSessionClient<InterceptedService<Channel, WithToken>>;
@@ -100,6 +119,15 @@ pub enum SessionEvent {
     },
 }
 
+/// How a session ended.
+struct Ended {
+    reason: String,
+    /// The master had become silent.
+    silent: bool,
+    /// Another master leads, in a later term.
+    leader: Option<String>,
+}
+
 /// Keeps a session with one of the masters for ever; ends only when nobody listens any more.
 pub async fn keep_session(
     mut masters: Masters,
@@ -112,14 +140,18 @@ pub async fn keep_session(
         let began = Instant::now();
         let mut told = false;
         let reason = match connect(&master, &token).await {
-            Ok(client) => match hold(client, &mut masters, &events).await {
-                Ok(reason) => {
+            Ok(client) => match hold(client, &master, &token, &mut masters, &events).await {
+                Ok(ended) => {
                     if began.elapsed() >= SETTLED {
                         backoff = BACKOFF_MIN;
-                        // It led until now: who comes next is not known, and this one may be back first.
-                        masters.lost(&master);
+                        masters.lost(&master, ended.silent);
                     }
-                    reason
+                    // Terms rise: this does not go on for ever.
+                    if let Some(leader) = ended.leader {
+                        masters.found(leader);
+                        told = true;
+                    }
+                    ended.reason
                 }
                 Err(status) => {
                     told = masters.told(&status);
@@ -168,26 +200,62 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Holds one session until it ends; says why it did. An error says that there was none.
+/// Where another master leads in a later term, as soon as one of these says so.
+async fn another_leader(masters: Vec<String>, token: WithToken, after_term: u64) -> String {
+    loop {
+        let mut asked = JoinSet::new();
+        for (place, master) in (0..).zip(&masters) {
+            let (master, token) = (master.clone(), token.clone());
+            asked.spawn(async move {
+                tokio::time::sleep(ASK_NEXT * place).await;
+                let asked = tokio::time::timeout(ASK_TIMEOUT, ask(&master, &token, after_term));
+                asked.await.ok().flatten()
+            });
+        }
+        while let Some(answer) = asked.join_next().await {
+            if let Ok(Some(leader)) = answer {
+                return leader;
+            }
+        }
+        tokio::time::sleep(ASK_PAUSE).await;
+    }
+}
+
+/// Nothing when it does not know of one, or is of a build that cannot be asked.
+async fn ask(master: &str, token: &WithToken, after_term: u64) -> Option<String> {
+    let mut client = connect(master, token).await.ok()?;
+    let reply = client.leader(v1::LeaderRequest { after_term }).await.ok()?.into_inner();
+    (reply.term > after_term && is_usable(&reply.address)).then_some(reply.address)
+}
+
+/// Holds one session until it ends; says how. An error says that there was none.
 async fn hold(
     mut client: Client,
+    master: &str,
+    token: &WithToken,
     masters: &mut Masters,
     events: &mpsc::Sender<SessionEvent>,
-) -> Result<String, Status> {
+) -> Result<Ended, Status> {
     let (sender, outgoing) = mpsc::channel(QUEUE_MAX);
     let connected = SessionEvent::Connected {
         sender,
         client: client.clone(),
     };
+    let (silence, mut silent) = watch::channel(false);
+    let ended = |reason: String, silent: &watch::Receiver<bool>| {
+        Ok(Ended { reason, silent: *silent.borrow(), leader: None })
+    };
     if events.send(connected).await.is_err() {
-        return Ok("the agent ends".into());
+        return ended("the agent ends".into(), &silent);
     }
-    let mut incoming = client
-        .control(ReceiverStream::new(outgoing))
-        .await?
-        .into_inner();
-    let mut liveness: Pin<Box<dyn Future<Output = String> + Send>> =
-        Box::pin(std::future::pending());
+    let mut request = Request::new(ReceiverStream::new(outgoing));
+    if masters.term() > 0 {
+        request.metadata_mut().insert(AFTER_TERM, masters.term().into());
+    }
+    let mut incoming = client.control(request).await?.into_inner();
+    let mut liveness: Waiting = Box::pin(std::future::pending());
+    let mut other: Waiting = Box::pin(std::future::pending());
+    let mut agent = 0;
     loop {
         tokio::select! {
             message = incoming.message() => match message {
@@ -195,7 +263,10 @@ async fn hold(
                     match &message.message {
                         Some(FromMaster::Registered(registered)) => {
                             masters.learn(&registered.masters);
-                            liveness = Box::pin(beat(client.clone(), registered.agent, registered.session));
+                            masters.registered(registered.term);
+                            agent = registered.agent;
+                            let beating = beat(client.clone(), agent, registered.session, silence.clone());
+                            liveness = Box::pin(beating);
                         }
                         Some(FromMaster::Masters(moved)) => {
                             masters.learn(&moved.addresses);
@@ -204,19 +275,32 @@ async fn hold(
                         _ => {}
                     }
                     if events.send(SessionEvent::Message(Box::new(message))).await.is_err() {
-                        return Ok("the agent ends".into());
+                        return ended("the agent ends".into(), &silent);
                     }
                 }
-                Ok(None) => return Ok("the master closed the session".into()),
-                Err(status) => return Ok(status.to_string()),
+                Ok(None) => return ended("the master closed the session".into(), &silent),
+                Err(status) => return ended(status.to_string(), &silent),
             },
-            reason = &mut liveness => return Ok(reason),
+            reason = &mut liveness => return ended(reason, &silent),
+            // This function holds a sender.
+            _ = silent.changed() => {
+                let others = masters.others(master, agent);
+                other = if *silent.borrow_and_update() && !others.is_empty() {
+                    Box::pin(another_leader(others, token.clone(), masters.term()))
+                } else {
+                    Box::pin(std::future::pending())
+                };
+            }
+            leader = &mut other => {
+                let reason = format!("it became silent, and {leader} leads in a later term");
+                return Ok(Ended { reason, silent: true, leader: Some(leader) });
+            }
         }
     }
 }
 
-/// Beats until the master is silent for too long; says why it ended.
-async fn beat(mut client: Client, agent: u64, session: u64) -> String {
+/// Beats until the master is silent for too long; says why it ended, and meanwhile whether it is silent.
+async fn beat(mut client: Client, agent: u64, session: u64, silence: watch::Sender<bool>) -> String {
     let (sender, outgoing) = mpsc::channel(1);
     let mut answers: Streaming<v1::Beat> =
         match client.liveness(ReceiverStream::new(outgoing)).await {
@@ -225,21 +309,39 @@ async fn beat(mut client: Client, agent: u64, session: u64) -> String {
         };
     let mut every = tokio::time::interval(BEAT_EVERY);
     let (mut sent, mut answered) = (0, 0);
+    // Since when a beat is unanswered.
+    let mut since: Option<Instant> = None;
     loop {
+        let silent_at = since.filter(|_| !*silence.borrow()).map(|since| since + SILENT_AFTER);
         tokio::select! {
             _ = every.tick() => {
                 if sent >= answered + BEATS_UNANSWERED_MAX {
                     return "the master does not answer".into();
                 }
                 sent += 1;
+                since.get_or_insert_with(Instant::now);
                 // A full queue is a beat that the master has not read yet: it counts as unanswered.
                 let _ = sender.try_send(v1::Beat { agent, session, count: sent });
             }
             answer = answers.message() => match answer {
-                Ok(Some(beat)) => answered = beat.count.min(sent),
+                Ok(Some(beat)) => {
+                    answered = beat.count.min(sent);
+                    since = (answered < sent).then(Instant::now);
+                    silence.send_if_modified(|silent| std::mem::take(silent));
+                }
                 Ok(None) => return "the master ended the liveness lane".into(),
                 Err(status) => return status.to_string(),
             },
+            () = sleep_until(silent_at) => {
+                silence.send_replace(true);
+            }
         }
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }

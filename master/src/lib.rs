@@ -20,6 +20,7 @@ mod node_handle;
 mod node_loop;
 mod node_writer;
 mod oci;
+mod pause;
 mod peer;
 mod sessions;
 pub mod shelf;

@@ -36,6 +36,8 @@ pub struct Topology {
     pub identity: Identity,
     /// Who leads, if that is known.
     pub leader: Option<u64>,
+    /// The newest term that is known; the leader's, if there is one.
+    pub term: u64,
     /// This one leads, and serves.
     pub leads: bool,
     /// All nodes.
@@ -50,6 +52,7 @@ impl Topology {
         Self {
             identity,
             leader: None,
+            term: 0,
             leads: false,
             members: Arc::default(),
             membership: Arc::default(),

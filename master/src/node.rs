@@ -255,6 +255,12 @@ impl<D: Disk> Node<D> {
         self.replica.leader()
     }
 
+    /// The newest term that this node knows of.
+    #[must_use]
+    pub fn term(&self) -> u64 {
+        self.replica.term()
+    }
+
     /// Who the members are.
     #[must_use]
     pub fn membership(&self) -> &Membership {
@@ -307,6 +313,11 @@ impl<D: Disk> Node<D> {
     /// What was sent to a node is lost.
     pub fn report_unreachable(&mut self, node: u64) {
         self.replica.report_unreachable(node);
+    }
+
+    /// The process of another node is known to have ended.
+    pub fn report_gone(&mut self, node: u64) {
+        self.replica.report_gone(node);
     }
 
     /// Another node says that this one was removed; once most of the others do, [`Node::settle`] ends with it.

@@ -87,6 +87,8 @@ pub(crate) enum Input {
     Raft { from: u64, messages: Vec<Vec<u8>> },
     /// What was sent to another master is lost.
     Unreachable { node: u64 },
+    /// The process of another master is known to have ended.
+    Gone { node: u64 },
     /// Another master says that this one is no member any more.
     ToldRemoved { by: u64 },
     /// Answered once everything that was committed before is in the rows here.
@@ -335,14 +337,15 @@ impl NodeHandle {
     ) -> Result<Reply, RequestError> {
         let (reply, answered) = oneshot::channel();
         let input = Input::Request { asker: asker.into(), request, reply: ReplyTo::One(reply) };
-        self.ask(input, answered).await.map_err(|none| {
-            let why = match none {
-                // Its callers are forgotten by a master that stops leading.
-                NoAnswer::Stopped(_) => "leadership was lost before it was acknowledged".to_owned(),
-                NoAnswer::Late => none.to_string(),
-            };
-            RequestError::Unavailable(format!("{why}; it may have been done"))
-        })?
+        self.ask(input, answered).await.map_err(unanswered)?
+    }
+
+    /// The same, if the loop has room for it now.
+    pub(crate) fn request_now(&self, asker: Asker, request: Request) -> Option<Requested> {
+        let (reply, answered) = oneshot::channel();
+        let input = Input::Request { asker, request, reply: ReplyTo::One(reply) };
+        self.inputs.try_send(input).ok()?;
+        Some(Requested(answered))
     }
 
     /// Ask for several changes at once.
@@ -435,6 +438,14 @@ impl NodeHandle {
     /// When the loop is gone.
     pub async fn unreachable(&self, node: u64) -> Result<(), Stopped> {
         self.send(Input::Unreachable { node }).await
+    }
+
+    /// The process of another master is known to have ended: nobody listens where it did.
+    ///
+    /// # Errors
+    /// When the loop is gone.
+    pub async fn is_gone(&self, node: u64) -> Result<(), Stopped> {
+        self.send(Input::Gone { node }).await
     }
 
     /// Another master says that this one is no member any more.
@@ -537,6 +548,29 @@ impl NodeHandle {
         // A loop that is gone has stopped.
         let _ = self.send(Input::Stop).await;
     }
+}
+
+/// A change that the loop was asked for.
+pub(crate) struct Requested(oneshot::Receiver<Result<Reply, RequestError>>);
+
+impl Requested {
+    /// What became of it.
+    pub(crate) async fn reply(self) -> Result<Reply, RequestError> {
+        match tokio::time::timeout(ANSWER_MAX, self.0).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(unanswered(NoAnswer::Stopped(Stopped))),
+            Err(_) => Err(unanswered(NoAnswer::Late)),
+        }
+    }
+}
+
+fn unanswered(none: NoAnswer) -> RequestError {
+    let why = match none {
+        // Its callers are forgotten by a master that stops leading.
+        NoAnswer::Stopped(_) => "leadership was lost before it was acknowledged".to_owned(),
+        NoAnswer::Late => none.to_string(),
+    };
+    RequestError::Unavailable(format!("{why}; it may have been done"))
 }
 
 /// Tells the loop when a caller goes away before its answer.

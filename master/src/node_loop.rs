@@ -13,6 +13,7 @@ use crate::node_handle::{
     NotLeading, ReplyTo, TransferRefused,
 };
 use crate::node_writer::LogWriter;
+use crate::pause::Pause;
 use crate::peer::Peers;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -31,7 +32,7 @@ const INPUTS_PER_ROUND_MAX: usize = 512;
 /// Messages queued for one agent. One that is so far behind gets a fresh session instead.
 pub const SESSION_QUEUE_MAX: usize = 4_096;
 
-/// One tick of the replica; elections take 10 to 20 of them.
+/// One tick of the replica; followers give a leader up that was silent for 10 of them.
 const TICK: Duration = Duration::from_millis(50);
 
 /// The loop: a node and the ends of everything it answers to.
@@ -113,13 +114,19 @@ impl<D: Disk> NodeLoop<D> {
         peers: Arc<Peers>,
     ) -> Result<(), LoopError> {
         self.peers = Some(peers);
+        // For what is spawned on the way; the loop itself waits for nothing of the runtime.
+        let _context = runtime.enter();
+        let pause = Pause::new();
         let writer = LogWriter::start(self.node.syncer()).map_err(FatalError::from)?;
         self.publish(true);
         let mut more = true;
         loop {
             let first = match more {
                 true => self.inputs.try_recv().ok(),
-                false => runtime.block_on(self.next(&writer)),
+                false => {
+                    let until = self.last_tick + TICK;
+                    pause.wait(self.next(&writer), until).flatten()
+                }
             };
             if let Some(job) = writer.take().map_err(FatalError::from)? {
                 self.node.on_written(job);
@@ -157,14 +164,13 @@ impl<D: Disk> NodeLoop<D> {
         }
     }
 
-    /// Waits for an input, the disk, or the next tick.
+    /// Waits for an input or the disk.
     async fn next(&mut self, writer: &LogWriter) -> Option<Input> {
         tokio::select! {
             biased;
             () = writer.done() => None,
             // The loop holds a handle itself, so that the queue never closes.
             input = self.inputs.recv() => input,
-            () = tokio::time::sleep(TICK.saturating_sub(self.last_tick.elapsed())) => None,
         }
     }
 
@@ -187,6 +193,7 @@ impl<D: Disk> NodeLoop<D> {
         let before = self.topology.borrow().clone();
         let mut after = Topology {
             leader: self.node.leader(),
+            term: self.node.term(),
             leads: self.node.core().is_leader(),
             ..before.clone()
         };
@@ -339,6 +346,7 @@ impl<D: Disk> NodeLoop<D> {
             Input::Query(query) => self.node.query(query),
             Input::Raft { from, messages } => self.step(from, &messages),
             Input::Unreachable { node } => self.node.report_unreachable(node),
+            Input::Gone { node } => self.node.report_gone(node),
             Input::ToldRemoved { by } => self.node.on_told_removed(by),
             Input::Snapshot(reply) => {
                 let components = self.node.core().components().into_iter();

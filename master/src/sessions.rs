@@ -36,7 +36,10 @@ const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Names the leader's address to an agent that came to another master.
 const LEADER: &str = "tessera-leader";
 
-/// How long an agent waits here while nobody leads: an election takes about a second.
+/// Names the term of a leader that an agent has lost.
+const AFTER_TERM: &str = "tessera-after-term";
+
+/// How long an agent waits here while nobody leads: an election takes less than a second.
 const LEADER_WITHIN: Duration = Duration::from_secs(2);
 
 /// Largest message of an agent: a turn with everything at its limit.
@@ -59,10 +62,13 @@ impl AgentService {
     }
 
     /// Agents are told where the leader is; what they do with it is their affair. While nobody leads they wait here,
-    /// so that all of them are with the next leader as soon as there is one, and ask once.
-    async fn refuse_unless_leading(&self) -> Result<(), Status> {
+    /// so that all of them are with the next leader as soon as there is one, and ask once. The leader of the term that
+    /// an agent has lost counts as none: this master may be about to find that out.
+    async fn refuse_unless_leading(&self, lost: u64) -> Result<(), Status> {
         let mut topology = self.node.topology();
-        let known = topology.wait_for(|view| view.leads || view.leader.is_some_and(|leader| leader != view.node()));
+        let known = topology.wait_for(|view| {
+            view.leads || view.term > lost && view.leader.is_some_and(|leader| leader != view.node())
+        });
         // If none comes, or the loop is gone, it is said that this one does not lead.
         let _ = tokio::time::timeout(LEADER_WITHIN, known).await;
         let view = topology.borrow();
@@ -112,7 +118,9 @@ impl v1::agent_session_server::AgentSession for AgentService {
         &self,
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::ControlStream>, Status> {
-        self.refuse_unless_leading().await?;
+        let lost = request.metadata().get(AFTER_TERM);
+        let lost = lost.and_then(|term| term.to_str().ok()?.parse().ok());
+        self.refuse_unless_leading(lost.unwrap_or(0)).await?;
         let mut incoming = request.into_inner();
         let first = tokio::time::timeout(REGISTER_TIMEOUT, incoming.message())
             .await
@@ -235,6 +243,20 @@ impl v1::agent_session_server::AgentSession for AgentService {
         Ok(Response::new(Box::pin(
             ReceiverStream::new(requests).map(Ok),
         )))
+    }
+
+    async fn leader(
+        &self,
+        request: Request<v1::LeaderRequest>,
+    ) -> Result<Response<v1::LeaderReply>, Status> {
+        let lost = request.into_inner().after_term;
+        let mut topology = self.node.topology();
+        let later = topology.wait_for(|view| view.leader.is_some() && view.term > lost);
+        // If none comes, the agent is told who led last, and asks again.
+        let _ = tokio::time::timeout(LEADER_WITHIN, later).await;
+        let view = topology.borrow();
+        let address = view.leader_peer().unwrap_or_default().to_owned();
+        Ok(Response::new(v1::LeaderReply { term: view.term, address }))
     }
 }
 

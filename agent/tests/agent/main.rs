@@ -3,6 +3,7 @@
 
 mod executors;
 mod master;
+mod sessions;
 mod workers;
 
 use master::Master;

@@ -19,6 +19,8 @@ struct State {
     sessions: AtomicU64,
     acknowledged: AtomicU64,
     acknowledge: AtomicBool,
+    silent: AtomicBool,
+    asked: AtomicU64,
     requests: AtomicU64,
     said: Mutex<Said>,
 }
@@ -33,6 +35,7 @@ struct Said {
     statuses: Vec<v1::TaskStatus>,
     control: Option<mpsc::Sender<Result<v1::MasterMessage, Status>>>,
     files: Option<mpsc::Sender<Result<v1::FileRequest, Status>>>,
+    leader: v1::LeaderReply,
     chunks: Vec<v1::FileChunk>,
 }
 
@@ -64,6 +67,8 @@ impl Master {
             sessions: AtomicU64::new(0),
             acknowledged: AtomicU64::new(0),
             acknowledge: AtomicBool::new(true),
+            silent: AtomicBool::new(false),
+            asked: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             said: Mutex::default(),
         });
@@ -99,6 +104,21 @@ impl Master {
 
     pub fn acknowledge(&self, on: bool) {
         self.state.acknowledge.store(on, Ordering::SeqCst);
+    }
+
+    /// Answer no beats from now on.
+    pub fn fall_silent(&self) {
+        self.state.silent.store(true, Ordering::SeqCst);
+    }
+
+    /// How often it was asked who leads.
+    pub fn asked(&self) -> u64 {
+        self.state.asked.load(Ordering::SeqCst)
+    }
+
+    /// Say that this one leads, whoever asks.
+    pub fn names_leader(&self, term: u64, address: String) {
+        self.state.said().leader = v1::LeaderReply { term, address };
     }
 
     pub fn last_register(&self) -> v1::Register {
@@ -283,12 +303,24 @@ impl server::AgentSession for Service {
     ) -> Result<Response<Self::LivenessStream>, Status> {
         let (out, answers) = mpsc::channel(8);
         let mut incoming = request.into_inner();
+        let state = Arc::clone(&self.0);
         tokio::spawn(async move {
             while let Ok(Some(beat)) = incoming.message().await {
-                let _ = out.send(Ok(beat)).await;
+                if !state.silent.load(Ordering::SeqCst) {
+                    let _ = out.send(Ok(beat)).await;
+                }
             }
         });
         Ok(Response::new(ReceiverStream::new(answers)))
+    }
+
+    async fn leader(
+        &self,
+        request: Request<v1::LeaderRequest>,
+    ) -> Result<Response<v1::LeaderReply>, Status> {
+        authorized(&request)?;
+        self.0.asked.fetch_add(1, Ordering::SeqCst);
+        Ok(Response::new(self.0.said().leader.clone()))
     }
 
     async fn fetch_component(

@@ -5,6 +5,7 @@
 
 use crate::token::Token;
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tessera_wire::v1::peer_client::PeerClient;
@@ -34,6 +35,8 @@ pub enum CallError {
         address: String,
         /// Why.
         reason: String,
+        /// The machine says that nobody listens there.
+        nobody: bool,
     },
     /// It answered with a refusal.
     #[error("{address}: {}", .status.message())]
@@ -97,6 +100,7 @@ impl Caller {
         let endpoint = endpoint.map_err(|error| CallError::Connect {
             address: address.to_owned(),
             reason: error.to_string(),
+            nobody: false,
         })?;
         Ok(endpoint
             .connect_timeout(CONNECT_TIMEOUT)
@@ -134,16 +138,17 @@ impl Caller {
     /// # Errors
     /// When nobody answers in time.
     pub async fn connect(&self, address: &str) -> Result<Client, CallError> {
-        let failed = |reason: String| CallError::Connect {
+        let failed = |reason: String, nobody: bool| CallError::Connect {
             address: address.to_owned(),
             reason,
+            nobody,
         };
         let endpoint = Self::endpoint(address)?;
         // The time-out above is for the connection alone, not for the peer's first words.
         let connected = tokio::time::timeout(CONNECT_TIMEOUT * 2, endpoint.connect()).await;
         let channel = connected
-            .map_err(|_| failed("no connection in time".into()))?
-            .map_err(|error| failed(causes(&error)))?;
+            .map_err(|_| failed("no connection in time".into(), false))?
+            .map_err(|error| failed(causes(&error), is_refused(&error)))?;
         Ok(self.on(channel))
     }
 
@@ -166,6 +171,19 @@ impl Caller {
             Ok(Err(status)) | Err(status) => Err(CallError::refused(address, status)),
         }
     }
+}
+
+/// The other machine has no process there.
+fn is_refused(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let io = error.downcast_ref::<io::Error>();
+        if io.is_some_and(|io| io.kind() == io::ErrorKind::ConnectionRefused) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 fn causes(error: &dyn std::error::Error) -> String {

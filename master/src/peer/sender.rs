@@ -2,10 +2,11 @@
 //! to say.
 //!
 //! Invariants: what waited while the other one could not be reached is thrown away, because it is
-//! repeated in a newer form; between two tries there is a pause of at most [`BACKOFF_MAX`].
+//! repeated in a newer form; between two tries there is a pause of at most [`BACKOFF_MAX`]. Whether the other one's
+//! process is gone is found out at once, though there may be nothing to say to it: it may be the leader.
 
 use super::queue::Queue;
-use super::{Caller, envelope};
+use super::{CallError, Caller, envelope};
 use crate::members::Topology;
 use crate::node_handle::NodeHandle;
 use futures::stream::{self, Stream, StreamExt as _};
@@ -43,8 +44,11 @@ impl Sender {
     pub async fn run(mut self) {
         let mut backoff = BACKOFF_MIN;
         let mut last_reason = String::new();
+        let mut broke = false;
         loop {
-            self.queue.filled().await;
+            if !broke {
+                self.queue.filled().await;
+            }
             let address = self.address.borrow_and_update().clone();
             let mut carried = false;
             let mut moved = self.address.clone();
@@ -55,6 +59,7 @@ impl Sender {
                     Err(_) => return,
                 },
             };
+            broke = carried;
             if carried {
                 backoff = BACKOFF_MIN;
                 last_reason.clear();
@@ -76,7 +81,13 @@ impl Sender {
     async fn carry(&self, address: &str, carried: &mut bool) -> String {
         let mut client = match self.caller.connect(address).await {
             Ok(client) => client,
-            Err(error) => return error.to_string(),
+            Err(error) => {
+                if matches!(error, CallError::Connect { nobody: true, .. }) {
+                    // A loop that is gone has ended anyway.
+                    let _ = self.handle.is_gone(self.node).await;
+                }
+                return error.to_string();
+            }
         };
         // Whatever ends this call ends the frames: they must not take messages from those of the next one.
         let over = CancellationToken::new();

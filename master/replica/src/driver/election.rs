@@ -31,6 +31,7 @@ impl<D: Disk> Replica<D> {
         if self.stopped || self.leader() != Some(peer) {
             return;
         }
+        tracing::info!(peer, "the process of the leader is gone, and it is not waited for");
         let raft = &mut self.node.raft;
         // One tick more, and this node votes for another one; with the next the first in line stands.
         raft.election_elapsed = raft.election_elapsed.max(self.config.election_ticks.saturating_sub(1));

@@ -178,3 +178,29 @@ async fn a_stopped_leader_hands_over_and_agents_follow() -> Outcome {
     }
     group.finish()
 }
+
+#[tokio::test]
+async fn a_leader_whose_process_ended_is_not_waited_for_and_one_that_stands_still_is_left_for_the_next() -> Outcome {
+    let mut group = Group::start("gone", 3).await?;
+    group.start_agent("agent", &[]).await?;
+    let leader = group.leader().await?;
+    group.members[leader].kill_9()?;
+    group.connected(1).await?;
+    let logs = [1, 2].map(|more| group.members[(leader + more) % 3].log());
+    ensure(logs.iter().any(|log| log.contains("the leader is gone, and it is not waited for")), || logs.join("\n"))?;
+    group.run(leader)?;
+    group.voters(3).await?;
+
+    let leader = group.leader().await?;
+    let process = group.members[leader].process.take();
+    let pid = process.as_ref().map_or(0, Process::pid);
+    procfs::signal(pid, Signal::SIGSTOP)?;
+    let connected = group.connected(1).await;
+    procfs::signal(pid, Signal::SIGCONT)?;
+    connected?;
+    group.members[leader].process = process;
+    // Its connection to the old leader had not ended: another master said who leads.
+    let log = std::fs::read_to_string(group.scene.dir().join("agent.log"))?;
+    ensure(log.contains("it became silent, and "), || log)?;
+    group.finish()
+}

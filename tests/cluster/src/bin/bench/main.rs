@@ -165,8 +165,8 @@ async fn measure(wanted: &Wanted) -> (Report, bool) {
     }
     if wanted.has("fleet") {
         report.section(&headings::FLEET);
-        // Curves are of a full run.
-        let charts = wanted.full.then(report::charts);
+        // Curves are of a full run, as the document that shows them.
+        let charts = (wanted.full && wanted.all()).then(report::charts);
         let scale = wanted.of((fleet::FULL, fleet::SHORT));
         let outcome = fleet::measure(&mut report, scale, charts.as_deref()).await;
         note(&mut report, "fleet", outcome);

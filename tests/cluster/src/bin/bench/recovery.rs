@@ -26,6 +26,8 @@ const ATTEMPT: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(2);
 /// Between two looks at what tasks have written.
 const LOOK: Duration = Duration::from_millis(2);
+/// Agents beat so often. The leader fails at another moment between two beats in every round.
+const BEAT: Duration = Duration::from_secs(1);
 /// Rounds with the leader for one with a machine, which takes so much longer.
 const ROUNDS_PER_MACHINE: usize = 3;
 
@@ -40,7 +42,8 @@ pub async fn measure(report: &mut Report, rounds: usize) -> Outcome {
     for (how, signal) in FAILURES {
         let mut times = Vec::new();
         for round in 0..rounds {
-            let took = leader_fails(&mut group, &ran, &format!("{signal}-{round}"), signal).await?;
+            let after = BEAT.mul_f64(round as f64 / rounds as f64);
+            let took = leader_fails(&mut group, &ran, &format!("{signal}-{round}"), signal, after).await?;
             eprintln!("bench: leader {how}, until a task is placed, {round}: {} ms", took.as_millis());
             times.push(took.as_secs_f64());
         }
@@ -111,8 +114,15 @@ async fn has_run(ran: &Path, round: &str, since: Instant) -> Outcome<Duration> {
 }
 
 /// A client of each other master asks for a task; the first that runs counts.
-async fn leader_fails(group: &mut Group, ran: &Path, round: &str, signal: Signal) -> Outcome<Duration> {
+async fn leader_fails(
+    group: &mut Group,
+    ran: &Path,
+    round: &str,
+    signal: Signal,
+    after: Duration,
+) -> Outcome<Duration> {
     whole(group).await?;
+    pass(after).await;
     let leader = group.leader().await?;
     let [one, other] = others(leader);
     let (one, other) = (group.rest(one)?, group.rest(other)?);

@@ -218,7 +218,8 @@ const NOTES: &str = "
   for 5 s and are not really started. One real agent hosts the one scheduler, the guest `load`, which launches up to 8 tasks
   on an offer, keeps no state, and times each task from the turn that launched it to the turn that heard that it runs, by
   the times of turns. One master, beside all others on the same cores. Each rate is kept for 15 s after 6 s (5 s in a short
-  run); the first that is not kept up with, or has a p99 above 1 s, is the last. CPU per placement is of whatever happens in
+  run); the first at which less than 80 % of what is offered is placed, or p99 is above 1 s, is the last. The best is the one
+  at which the most were placed with a p99 of at most 1 s. CPU per placement is of whatever happens in
   that time, beats and ends of tasks included. A short run has 500 agents, a full one 5,000.
 - *Agents fall silent*: SIGSTOP of a process with so many of them, until the leader calls the last one unreachable; no other
   agent may be given up meanwhile.
