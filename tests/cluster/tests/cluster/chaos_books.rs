@@ -9,12 +9,15 @@ use std::time::Duration;
 use tessera_cluster::cluster::PATIENCE;
 use tessera_cluster::rest::Rest;
 use tessera_cluster::site::Site;
-use tessera_cluster::wait::until;
+use tessera_cluster::wait::{pass, until};
 use tessera_cluster::{Outcome, ensure, failure};
 use tessera_linear::{Register, check};
 
 /// Statuses of agents that were away arrive again within this, and the last tasks end.
 const TASKS_END_WITHIN: Duration = Duration::from_secs(90);
+
+/// So long a settled cluster is looked at: longer than anything that is done again and again.
+const QUIET: Duration = Duration::from_millis(1_500);
 
 /// What a round came to, for people.
 pub struct Balance {
@@ -45,6 +48,7 @@ pub async fn books(masters: &[Rest], load: &Load, history: &Path, before: Outcom
     load.schedulers_agree().await?;
     masters_agree(masters, load).await?;
     agents_agree(&masters[0]).await?;
+    nothing_is_written(&masters[0]).await?;
     let text = format!(
         "{verdict}; {tasks}; {} terms; longest time without an acknowledged change {:.1} s",
         load.terms(),
@@ -176,6 +180,23 @@ async fn agents_agree(rest: &Rest) -> Outcome {
         match items.iter().all(|agent| free(&agent)) {
             true => Ok(()),
             false => Err(agents.to_string()),
+        }
+    })
+    .await
+}
+
+/// When all is done, nobody proposes anything any more: an entry for nothing would be one each beat, for ever.
+async fn nothing_is_written(rest: &Rest) -> Outcome {
+    let index = async || {
+        let view = rest.document("/v1/masters").await.map_err(|error| error.to_string())?;
+        view["index"].as_u64().ok_or_else(|| view.to_string())
+    };
+    until("the cluster writes nothing", PATIENCE, async || {
+        let before = index().await?;
+        pass(QUIET).await;
+        match index().await? - before {
+            0 => Ok(()),
+            entries => Err(format!("{entries} entries in {QUIET:?}")),
         }
     })
     .await

@@ -37,7 +37,8 @@ const BALLAST_FAULTS_MAX: usize = 3;
 /// Makes the framework that is written while a disk is full.
 pub async fn prepare(site: &Site) -> Outcome {
     let leader = site.leader().await?;
-    framework(&site.rest(leader)?, BALLAST, "echo", &[]).await.map(drop)
+    // It says what it has, and writes nothing by itself.
+    framework(&site.rest(leader)?, BALLAST, "echo", &[("tick-ms", "3600000")]).await.map(drop)
 }
 
 /// And removes it again.

@@ -4,7 +4,8 @@
 use crate::told::told;
 use serde_json::Value;
 use std::path::Path;
-use tessera_cluster::cluster::{Cluster, PATIENCE, framework, push, tessera};
+use tessera_cluster::cluster::{Cluster, PATIENCE, Scene, framework, push, tessera};
+use tessera_cluster::guests::guest;
 use tessera_cluster::masters::Group;
 use tessera_cluster::wait::until;
 use tessera_cluster::{Outcome, ensure};
@@ -70,6 +71,16 @@ async fn a_removed_components_file_goes_from_every_master_and_one_in_use_stays()
     let rest = group.rest(group.leader().await?)?;
     ensure(push(&rest, "echo").await? == unused, || "the same bytes".to_owned())?;
     on(&group, &unused, &[true; 3]).await?;
+    // What may go is shown first, and nothing goes by that; what was added today goes only when it is asked for.
+    let (code, text) = rm(&group, &["ls", "--unused", "-o", "json"]).await?;
+    let shown = |digest: &str| text.contains(digest);
+    ensure(code == Some(0) && shown(&unused) && shown(&kept) && !shown(&used), || text.clone())?;
+    let (code, text) = rm(&group, &["prune", "--older-than", "0s", "--dry-run"]).await?;
+    ensure(code == Some(0) && text.contains("2 components would be removed"), || text.clone())?;
+    let (code, text) = rm(&group, &["prune"]).await?;
+    ensure(code == Some(0) && text.contains("0 components removed"), || text.clone())?;
+    let (code, text) = rm(&group, &["rm", &used[..used.len().min(15)], "--dry-run"]).await?;
+    ensure(code == Some(0) && text.contains(&format!("{used} would be refused")), || text.clone())?;
     let (code, text) = rm(&group, &["prune", "--older-than", "0s"]).await?;
     ensure(code == Some(0) && text.contains("2 components removed"), || text.clone())?;
     ensure(push(&rest, "spin").await? == kept, || "the same bytes".to_owned())?;
@@ -108,4 +119,55 @@ async fn an_agent_says_what_it_keeps_and_what_of_it_is_offered() -> Outcome {
     let text = String::from_utf8_lossy(&listed.stdout);
     ensure(text.contains("TOTAL") && text.contains("OFFERED"), || text.to_string())?;
     cluster.finish().await
+}
+
+/// Turns a bit over in the middle of a file.
+fn damage(path: &Path) -> Outcome {
+    let mut bytes = std::fs::read(path)?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    Ok(std::fs::write(path, bytes)?)
+}
+
+/// Each master reads its files again: what was damaged is fetched from another one, and what is whole nowhere any more
+/// is uploaded again.
+#[tokio::test]
+async fn a_damaged_component_file_is_fetched_again() -> Outcome {
+    let scene = Scene::beside("rot").await?;
+    let mut group = Group::start_in(scene, 3, &["--component-grace-s", GRACE_S], &[]).await?;
+    let rest = group.rest(0)?;
+    let digest = push(&rest, "echo").await?;
+    let whole = std::fs::read(guest("echo")?)?;
+    on(&group, &digest, &[true; 3]).await?;
+    let path = |group: &Group, index: usize| {
+        group.members[index].dir.join("components").join(format!("{}.wasm", digest.replace(':', "-")))
+    };
+    let is_whole = async |group: &Group| {
+        until("all files are whole", PATIENCE, async || {
+            let lacks = (0..3).find(|index| std::fs::read(path(group, *index)).ok().as_ref() != Some(&whole));
+            lacks.map_or(Ok(()), |index| Err(format!("not on master {index}: {}", group.members[index].log())))
+        })
+        .await
+    };
+    for index in 0..3 {
+        damage(&path(&group, index))?;
+        is_whole(&group).await?;
+        let log = group.members[index].log();
+        ensure(log.contains("a component file was damaged: it is fetched from another master"), || log)?;
+    }
+    for index in 0..3 {
+        damage(&path(&group, index))?;
+    }
+    // What nobody has cannot be saved, and the one who asks is told which.
+    let file = group.scene.dir().join("saved.tsr").display().to_string();
+    let output = tessera(&["operator", "snapshot", "save", &file], &group.env()).await?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure(!output.status.success() && !Path::new(&file).exists(), || text.clone())?;
+    eprintln!("{text}");
+    on(&group, &digest, &[false; 3]).await?;
+    ensure(push(&rest, "echo").await? == digest, || "the same bytes".to_owned())?;
+    is_whole(&group).await?;
+    let output = tessera(&["operator", "snapshot", "save", &file], &group.env()).await?;
+    ensure(output.status.success(), || format!("{output:?}"))?;
+    group.finish()
 }
