@@ -54,7 +54,15 @@ impl Desk<'_> {
         let now_ms = self.now.mono_ms;
         self.withdraw_agent(agent);
         self.leader.offers.agent_changed(agent);
-        if self.state.agents.contains_key(&agent) {
+        if let Some(row) = self.state.agents.get(&agent) {
+            // A registration may be committed after its own session ended and another boot's began.
+            let session = self.session_of(agent);
+            let other = session.filter(|id| {
+                self.leader.sessions.get(id).is_some_and(|session| session.register.boot != row.boot)
+            });
+            if let Some(session) = other {
+                self.close(session, "the agent speaks from a machine that was started since");
+            }
             self.leader.links.entry(agent).or_insert_with(|| Link::new(now_ms));
             self.leader.dirty_links.insert(agent);
         } else {
