@@ -200,7 +200,7 @@ impl World<'_> {
         for launch in launches {
             operations.push(status(&launch.task, v1::TaskState::TaskRunning, Vec::new()));
             let due_ms = now_ms.saturating_add(run(&launch.task).ms);
-            operations.push(O::SetTimer(v1::ExecutorTimer { id: launch.task, due_ms }));
+            operations.push(O::SetTimer(v1::ExecutorTimer { id: launch.task, due_ms, ..v1::ExecutorTimer::default() }));
         }
     }
 

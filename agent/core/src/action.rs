@@ -246,6 +246,8 @@ pub enum SupplyFailure {
     Retry(String),
     /// It will never be there.
     Unusable(String),
+    /// The bytes of its component are not there any more, or are damaged: they are to be had again.
+    Gone(String),
 }
 
 /// What is to be done.
@@ -348,6 +350,8 @@ pub enum Action {
         engine: String,
         /// Of the tenant that needs it first, in whose turn it is compiled.
         tenant: String,
+        /// What is there is damaged, and goes.
+        anew: bool,
     },
     /// Have a component on disk and compiled when nothing else is to be compiled; answer with
     /// `on_compiled_ahead`.

@@ -151,7 +151,7 @@ impl Core {
             *phase = match result {
                 Ok(()) => Phase::Compiled,
                 Err(SupplyFailure::Unusable(error)) => Phase::Unusable(error),
-                Err(SupplyFailure::Retry(error)) => Phase::Waiting {
+                Err(SupplyFailure::Retry(error) | SupplyFailure::Gone(error)) => Phase::Waiting {
                     at_ms: now.mono_ms + pause_ms,
                     pause_ms: (pause_ms * 2).min(RETRY_MAX_MS),
                     error,

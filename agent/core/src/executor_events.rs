@@ -6,11 +6,12 @@
 
 use crate::action::{Action, ExecutorKey, Now, TaskKey};
 use crate::core::Core;
+use crate::executor_records::KeptTimer;
 use crate::executors::{Executor, Phase, SHUTDOWN_MS};
 use crate::task::{Ending, Phase as TaskPhase, Task};
 use prost::Message as _;
 use std::collections::BTreeMap;
-use tessera_types::{Reason, TaskState, TaskStatus, TimeMs, limits};
+use tessera_types::{Reason, TaskState, TaskStatus, limits};
 use tessera_wire::v1;
 use v1::executor_event::Event;
 use v1::to_worker::Message as ToWorker;
@@ -30,7 +31,7 @@ pub(crate) struct Given {
     pub children: Vec<(TaskKey, (u32, TaskState))>,
     /// How many of the children that were not started.
     pub refused: usize,
-    pub timers: Vec<(String, TimeMs)>,
+    pub timers: Vec<(String, KeptTimer)>,
     pub shutdown: bool,
 }
 
@@ -316,11 +317,11 @@ impl Executor {
             given.refused += 1;
         }
         for (id, at) in &self.timer_at {
-            let Some(due_ms) = self.kept.timers.get(id).filter(|_| *at <= now.mono_ms) else {
+            let Some(timer) = self.kept.timers.get(id).filter(|_| *at <= now.mono_ms) else {
                 continue;
             };
             if draft.add(Event::Timer(id.clone())) {
-                given.timers.push((id.clone(), *due_ms));
+                given.timers.push((id.clone(), *timer));
             }
         }
         while let Some(bytes) = self.inbox.next_bytes() {

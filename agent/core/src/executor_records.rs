@@ -5,7 +5,7 @@
 //! checkpoint has the doings without the turn, and the turn is done again; doing so changes nothing.
 //! This file must never decide what to do about what it finds.
 
-use crate::action::ExecutorKey;
+use crate::action::{ExecutorKey, Now};
 use crate::records::{RecordError, Replay, executor_key, wire};
 use std::collections::{BTreeMap, VecDeque};
 use tessera_types::{Digest, NameError, Quantities, RoleName, TaskState, TaskStatus, TimeMs};
@@ -18,6 +18,23 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// their sandboxes were collected long before.
 pub(crate) const CHILD_IDS_MAX: usize = 16_384;
 
+/// A timer that an executor has set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KeptTimer {
+    /// When it is due, by the clock on the wall.
+    pub due_ms: TimeMs,
+    /// How long after it was set. The clock may have been put back since: it is waited for no longer than this
+    /// again.
+    pub delay_ms: u64,
+}
+
+impl KeptTimer {
+    /// How long it has to be waited for after a start.
+    pub(crate) fn left_ms(&self, now: Now) -> u64 {
+        self.due_ms.saturating_sub(now.wall_ms).min(self.delay_ms)
+    }
+}
+
 /// An executor as the checkpoint knows it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct KeptExecutor {
@@ -28,7 +45,7 @@ pub(crate) struct KeptExecutor {
     pub config: Vec<(String, String)>,
     pub next_turn: u64,
     pub state: BTreeMap<String, Vec<u8>>,
-    pub timers: BTreeMap<String, TimeMs>,
+    pub timers: BTreeMap<String, KeptTimer>,
     /// Ids that its children had, oldest first.
     pub child_ids: VecDeque<String>,
     /// Children that were not started, and why, as long as it has not been told.
@@ -100,7 +117,8 @@ impl KeptExecutor {
             self.timers.remove(&id);
         }
         for timer in turn.timers {
-            self.timers.insert(timer.id, timer.due_ms);
+            let delay_ms = if timer.delay_ms == 0 { u64::MAX } else { timer.delay_ms };
+            self.timers.insert(timer.id, KeptTimer { due_ms: timer.due_ms, delay_ms });
         }
         for id in turn.children {
             remember(&mut self.child_ids, id);
@@ -142,9 +160,10 @@ impl KeptExecutor {
                 state: v1::TaskState::from(*state).into(),
                 ..v1::ExecutorStatus::default()
             };
-            let timer = |(id, due_ms): (&String, &TimeMs)| v1::ExecutorTimer {
+            let timer = |(id, timer): (&String, &KeptTimer)| v1::ExecutorTimer {
                 id: id.clone(),
-                due_ms: *due_ms,
+                due_ms: timer.due_ms,
+                delay_ms: timer.delay_ms,
             };
             let refusal = |(child, status): &(String, TaskStatus)| v1::ChildStatus {
                 child: child.clone(),

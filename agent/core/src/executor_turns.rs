@@ -8,6 +8,7 @@
 use crate::action::{Action, ExecutorKey, Now, TaskKey, WorkerKey};
 use crate::core::Core;
 use crate::executor_events::{AGAIN_MS, Given};
+use crate::executor_records::KeptTimer;
 use crate::executors::Phase;
 use crate::outbox::sequence;
 use crate::task::{Ending, Phase as TaskPhase};
@@ -162,8 +163,8 @@ impl Core {
             let told = given.refused.min(executor.kept.refused.len());
             executor.kept.refused.drain(..told);
             record.refusals_told = u32::try_from(told).unwrap_or(u32::MAX);
-            for (id, due_ms) in given.timers {
-                if executor.kept.timers.get(&id) == Some(&due_ms) {
+            for (id, timer) in given.timers {
+                if executor.kept.timers.get(&id) == Some(&timer) {
                     executor.kept.timers.remove(&id);
                     executor.timer_at.remove(&id);
                     record.cancelled.push(id);
@@ -282,14 +283,12 @@ impl Core {
             return Err(format!("limit {}: at most {most}", LimitName::Timers));
         }
         let latest = now.wall_ms.saturating_add(limits::DURATION_MAX_MS);
-        let timer = v1::ExecutorTimer {
-            due_ms: timer.due_ms.min(latest),
-            ..timer
-        };
-        let after_ms = timer.due_ms.saturating_sub(now.wall_ms).max(limits::TIMER_MIN_MS);
+        let due_ms = timer.due_ms.min(latest);
+        let delay_ms = due_ms.saturating_sub(now.wall_ms).max(limits::TIMER_MIN_MS);
+        let timer = v1::ExecutorTimer { id: timer.id, due_ms, delay_ms };
         if let Some(executor) = self.executors.live.get_mut(key) {
-            executor.kept.timers.insert(timer.id.clone(), timer.due_ms);
-            executor.timer_at.insert(timer.id.clone(), now.mono_ms + after_ms);
+            executor.kept.timers.insert(timer.id.clone(), KeptTimer { due_ms, delay_ms });
+            executor.timer_at.insert(timer.id.clone(), now.mono_ms + delay_ms);
         }
         record.timers.retain(|other| other.id != timer.id);
         record.timers.push(timer);

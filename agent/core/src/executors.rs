@@ -11,7 +11,7 @@ use crate::core::{Core, worker_of};
 use crate::executor_events::Given;
 use crate::executor_records::{KeptExecutor, begun, chunks, remember};
 use crate::killing::Why;
-use crate::supplies::Readiness;
+use crate::supplies::{IMAGE_DAMAGED, Readiness};
 use crate::task::{Ending, Phase as TaskPhase};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tessera_types::{
@@ -142,9 +142,8 @@ pub(crate) struct Executors {
 
 impl Executor {
     fn new(kept: KeptExecutor, now: Now) -> Self {
-        let at = |due_ms: u64| now.mono_ms + due_ms.saturating_sub(now.wall_ms);
         let timers = kept.timers.iter();
-        let timer_at = timers.map(|(id, due_ms)| (id.clone(), at(*due_ms))).collect();
+        let timer_at = timers.map(|(id, timer)| (id.clone(), now.mono_ms + timer.left_ms(now))).collect();
         let bytes = |(key, value): (&String, &Vec<u8>)| (key.len() + value.len()) as u64;
         Self {
             state_bytes: kept.state.iter().map(bytes).sum(),
@@ -667,6 +666,10 @@ impl Core {
         now: Now,
     ) -> Vec<Action> {
         if let Some(key) = self.executor_in(worker, failed.key) {
+            if failed.reason == IMAGE_DAMAGED {
+                let component = self.executors.live.get(&key).map(|executor| executor.kept.component);
+                component.into_iter().for_each(|digest| self.supplies.on_image_damaged(digest));
+            }
             let guest = GUEST_REASONS.contains(&failed.reason.as_str());
             let text = if failed.message.is_empty() {
                 failed.reason

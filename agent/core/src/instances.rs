@@ -7,7 +7,7 @@
 
 use crate::action::{Action, Now, SupplyFailure, WorkerHello, WorkerKey, WorkerKind};
 use crate::core::{Core, worker_of};
-use crate::supplies::Readiness;
+use crate::supplies::{IMAGE_DAMAGED, Readiness};
 use crate::workers::memory_of;
 use std::collections::{BTreeMap, BTreeSet};
 use tessera_types::{Digest, FrameworkId, RoleName};
@@ -402,7 +402,13 @@ impl Core {
         if let Some(instance) = self.instances.current(failed.key) {
             instance.outstanding = None;
             instance.rebuilt = true;
-            if failed.reason == WORKER_FULL {
+            if failed.reason == IMAGE_DAMAGED {
+                instance.retry(now);
+                let (worker, component, key) = (instance.worker.clone(), instance.component, instance.key());
+                self.supplies.on_image_damaged(component);
+                // It is to be begun again under the same epoch.
+                self.stop_instance(worker, key);
+            } else if failed.reason == WORKER_FULL {
                 // It was never begun; there may be room when others have ended.
                 instance.retry(now);
             } else if failed.will_retry {

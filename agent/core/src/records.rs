@@ -325,6 +325,7 @@ pub(crate) fn compacted<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::executor_records::KeptTimer;
     use prost::Message as _;
     use tessera_types::{AgentId, FrameworkId, NativeCommand, Quantities, TaskBody, TaskState};
 
@@ -437,7 +438,7 @@ mod tests {
             config: vec![("k".into(), "v".into())],
             next_turn: 5,
             state: BTreeMap::from([("s".into(), vec![9])]),
-            timers: BTreeMap::from([("t".into(), 8)]),
+            timers: BTreeMap::from([("t".into(), KeptTimer { due_ms: 8, delay_ms: 3 })]),
             child_ids: ["c".to_owned()].into(),
             refused: [("x".to_owned(), refused)].into(),
             again: true,

@@ -5,7 +5,7 @@
 //! instances.
 
 use crate::action::{Action, Now, SupplyFailure, WorkerKey, WorkerKind, WorkerLoad};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tessera_types::Digest;
 
 /// First pause after a failure.
@@ -14,6 +14,8 @@ const RETRY_MIN_MS: u64 = 100;
 const RETRY_MAX_MS: u64 = 30_000;
 /// Things that are remembered as present; the disk knows all of them, so that forgetting costs a look.
 const PRESENT_MAX: usize = 1_024;
+/// What a worker says when it cannot read an image.
+pub(crate) const IMAGE_DAMAGED: &str = "IMAGE_DAMAGED";
 
 #[derive(Clone, Debug, PartialEq)]
 enum Supply {
@@ -79,6 +81,8 @@ pub(crate) enum Readiness {
 pub(crate) struct Supplies {
     components: BTreeMap<Digest, Supply>,
     images: BTreeMap<(Digest, String), Supply>,
+    /// Components whose images are damaged.
+    damaged: BTreeSet<Digest>,
     pub workers: BTreeMap<WorkerKey, Worker>,
 }
 
@@ -105,7 +109,7 @@ impl Supply {
         };
         *self = match result {
             Ok(()) => Self::Present,
-            Err(SupplyFailure::Retry(_)) => Self::Retry {
+            Err(SupplyFailure::Retry(_) | SupplyFailure::Gone(_)) => Self::Retry {
                 at_ms: now.mono_ms + pause_ms,
                 pause_ms,
             },
@@ -168,6 +172,7 @@ impl Supplies {
                 digest,
                 engine: engine.clone(),
                 tenant: worker.tenant.clone(),
+                anew: self.damaged.remove(&digest),
             });
         }
         match image {
@@ -212,6 +217,15 @@ impl Supplies {
         self.images.retain(|(of, _), supply| keep(of, supply));
     }
 
+    /// A worker could not read an image: it is made anew when it is needed next, unless that is on its way.
+    pub(crate) fn on_image_damaged(&mut self, digest: Digest) {
+        let before = self.images.len();
+        self.images.retain(|(of, _), supply| *of != digest || *supply != Supply::Present);
+        if self.images.len() < before {
+            self.damaged.insert(digest);
+        }
+    }
+
     pub(crate) fn on_component(
         &mut self,
         digest: Digest,
@@ -230,6 +244,9 @@ impl Supplies {
         result: Result<(), SupplyFailure>,
         now: Now,
     ) {
+        if matches!(result, Err(SupplyFailure::Gone(_))) {
+            self.components.remove(&digest);
+        }
         if let Some(supply) = self.images.get_mut(&(digest, engine)) {
             supply.answer(result, now);
         }

@@ -7,7 +7,7 @@
 
 use crate::action::{Action, Now, TaskKey, WorkerHello, WorkerKey, WorkerKind};
 use crate::core::{Core, worker_of};
-use crate::supplies::Readiness;
+use crate::supplies::{IMAGE_DAMAGED, Readiness};
 use crate::task::{Ending, Phase, Task};
 use std::sync::Arc;
 use tessera_types::{Digest, FrameworkId, Reason, TaskState};
@@ -168,6 +168,12 @@ impl Core {
             });
         } else if state.reason == WORKER_FULL {
             if current {
+                self.send_later(&key, state.message, now);
+            }
+        } else if state.reason == IMAGE_DAMAGED {
+            if current {
+                let component = self.tasks.get(&key).and_then(Task::component);
+                component.into_iter().for_each(|digest| self.supplies.on_image_damaged(digest));
                 self.send_later(&key, state.message, now);
             }
         } else if current {

@@ -308,6 +308,7 @@ fn children_are_tasks_that_only_their_executor_hears_of() {
     let timer = Operation::SetTimer(v1::ExecutorTimer {
         id: "now".into(),
         due_ms: 0,
+        delay_ms: 0,
     });
     poke(&mut agent);
     let huge = spec(native().body);
@@ -574,6 +575,7 @@ fn a_restarted_agent_builds_executors_again_from_what_was_kept() {
                 Operation::SetTimer(v1::ExecutorTimer {
                     id: "later".into(),
                     due_ms: agent.now.wall_ms + 10_000,
+                    delay_ms: 0,
                 }),
             ],
         )
@@ -630,6 +632,27 @@ fn a_restarted_agent_builds_executors_again_from_what_was_kept() {
     }];
     let other = tessera_agent_core::WorkerKey::new("other", tessera_agent_core::WorkerKind::Tasks);
     assert_eq!(agent.worker_up(&other, said), ["to worker: StopExecutor"]);
+}
+
+#[test]
+fn a_clock_that_was_put_back_holds_no_timer_up_for_longer_than_it_was_set_for() {
+    let mut agent = running();
+    let timer = v1::ExecutorTimer {
+        id: "later".into(),
+        due_ms: agent.now.wall_ms + 10_000,
+        delay_ms: 0,
+    };
+    poke(&mut agent);
+    turn(&mut agent, 2, vec![Operation::SetTimer(timer)]);
+    agent.now.wall_ms -= 100_000;
+    agent.crash();
+    agent.register();
+    agent.supply_wasm();
+    ready(&mut agent);
+    turn(&mut agent, 3, vec![]);
+    agent.ack("t", 2);
+    assert_eq!(agent.pass(9_900), Vec::<String>::new());
+    assert_eq!(agent.pass(100), ["batch 4: timer later"]);
 }
 
 #[test]

@@ -209,7 +209,7 @@ impl Draft {
             None => {
                 self.note(&task, Some(TIMER));
                 let due_ms = self.time_ms + hosted.run_ms;
-                self.operations.push(Operation::SetTimer(v1::ExecutorTimer { id: task, due_ms }));
+                self.operations.push(Operation::SetTimer(v1::ExecutorTimer { id: task, due_ms, ..v1::ExecutorTimer::default() }));
             }
             Some(spec) => {
                 self.note(&task, Some(CHILD));

@@ -139,7 +139,7 @@ impl ExecutorDraft {
 
     pub(crate) fn set_timer(&mut self, id: String, after_ms: u64) -> Result<(), Refused> {
         let due_ms = timer_due(&id, after_ms, self.time_ms)?;
-        self.push(Operation::SetTimer(v1::ExecutorTimer { id, due_ms }))
+        self.push(Operation::SetTimer(v1::ExecutorTimer { id, due_ms, ..v1::ExecutorTimer::default() }))
     }
 
     pub(crate) fn cancel_timer(&mut self, id: String) -> Result<(), Refused> {

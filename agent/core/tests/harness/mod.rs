@@ -290,7 +290,9 @@ pub fn show(action: &Action) -> String {
         Action::ExecutorEnded { executor, life } => format!("gone {executor} {life}"),
         Action::Forgotten { key } => format!("forgotten {key}"),
         Action::EnsureComponent { .. } => "ensure component".into(),
-        Action::EnsureImage { engine, .. } => format!("ensure image {engine}"),
+        Action::EnsureImage { engine, anew, .. } => {
+            format!("ensure image {engine}{}", if *anew { " anew" } else { "" })
+        }
         Action::CompileAhead { digest } => format!("compile ahead {}", &digest.hex()[..4]),
         Action::EnsureWorker { worker } => {
             format!("ensure worker {}/{}", worker.tenant, worker.kind.name())
