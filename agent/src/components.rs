@@ -52,6 +52,16 @@ pub enum FetchError {
     },
 }
 
+/// The digest of a file; blocks.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn digest_of(path: &Path) -> io::Result<Digest> {
+    let mut hash = Sha256::new();
+    io::copy(&mut std::fs::File::open(path)?, &mut hash)?;
+    Ok(Digest(hash.finalize().into()))
+}
+
 /// The folder of components.
 #[derive(Debug)]
 pub struct Components {

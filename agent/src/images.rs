@@ -2,10 +2,11 @@
 //!
 //! Invariants: machine code never comes from elsewhere; an image's name says which bytes it was made
 //! from and by which engine and policy, so that another engine compiles anew; an image is whole when it
-//! gets its name; one compilation runs at a time, so that it takes one core from the tasks at most, and
+//! gets its name; what is compiled is looked through before, as a disk may have damaged it; one compilation runs at a time, so that it takes one core from the tasks at most, and
 //! tenants take turns with it. What is compiled ahead of need never holds up what is needed: it waits behind
 //! all others, and is given up for them and begun anew.
 
+use crate::components;
 use crate::in_turn::{InTurn, Turn};
 use crate::worker_link::engine_tag;
 use serde::Deserialize;
@@ -45,6 +46,12 @@ pub enum CompileError {
         digest: Digest,
         /// Why.
         text: String,
+    },
+    /// Its bytes are not what they were, and were removed: it is to be fetched again.
+    #[error("component {digest} was damaged on this machine's disk")]
+    Damaged {
+        /// Which.
+        digest: Digest,
     },
     /// The compiler could not be run.
     #[error("running {program}")]
@@ -169,6 +176,14 @@ impl Images {
     pub fn path(&self, digest: &Digest) -> Option<PathBuf> {
         let engine = self.engine.get()?;
         Some(self.dir.join(format!("{}-{engine}.cwasm", digest.hex())))
+    }
+
+    /// An image cannot be read by workers: it loses its name, and is made anew when somebody needs it.
+    pub fn discard(&self, digest: &Digest) {
+        let Some(image) = self.path(digest) else { return };
+        if let Err(error) = remove_if_there(&image) {
+            tracing::warn!(%digest, %error, "a damaged image could not be removed");
+        }
     }
 
     async fn image_of(&self, digest: Digest) -> Result<PathBuf, CompileError> {
@@ -306,6 +321,7 @@ impl Images {
     ) -> Result<PathBuf, CompileError> {
         let failed = |text: String| CompileError::Failed { digest, text };
         let began = Instant::now();
+        check(digest, component).await.map_err(|source| self.run(source))??;
         // A compiler that an earlier agent left behind may still write to the file of this name.
         let made = image.with_extension("tmp");
         remove_if_there(&made).map_err(|source| self.run(source))?;
@@ -339,6 +355,20 @@ impl Images {
             Ok(Verdict { error: None }) | Err(_) => Err(failed(output.status.to_string())),
         }
     }
+}
+
+/// Refuses bytes that are not the component's, which are removed.
+async fn check(digest: Digest, component: &Path) -> io::Result<Result<(), CompileError>> {
+    let path = component.to_owned();
+    let found = tokio::task::spawn_blocking(move || {
+        let found = components::digest_of(&path)?;
+        if found != digest {
+            remove_if_there(&path)?;
+        }
+        Ok::<Digest, io::Error>(found)
+    });
+    let found = found.await.map_err(io::Error::other)??;
+    Ok(if found == digest { Ok(()) } else { Err(CompileError::Damaged { digest }) })
 }
 
 fn too_many(digest: Digest) -> CompileError {
@@ -466,6 +496,26 @@ mod tests {
         }
         let names: Vec<_> = asked(dir.path()).iter().map(|line| line[..4].to_owned()).collect();
         assert_eq!(names, ["slow", "othe"]);
+    }
+
+    #[tokio::test]
+    async fn damaged_bytes_are_removed_and_damaged_images_are_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        worker(dir.path(), "case $1 in engine-key) echo 1;; compile) cp \"$3\" \"$5\";; esac");
+        let images = Images::open(dir.path(), dir.path()).unwrap();
+        let (component, digest) = (dir.path().join("c.wasm"), Digest::of(b"code"));
+        std::fs::write(&component, "c0de").unwrap();
+        let error = images.ensure(digest, &component, "t").await.unwrap_err();
+        assert!(matches!(error, CompileError::Damaged { .. }), "{error}");
+        assert!(!component.exists() && images.compilations() == 0);
+        // It was fetched again.
+        std::fs::write(&component, "code").unwrap();
+        let image = images.ensure(digest, &component, "t").await.unwrap();
+        std::fs::write(&image, "c0de").unwrap();
+        images.discard(&digest);
+        assert!(!image.exists());
+        images.ensure(digest, &component, "t").await.unwrap();
+        assert_eq!((std::fs::read(&image).unwrap(), images.compilations()), (b"code".to_vec(), 2));
     }
 
     #[tokio::test]

@@ -134,16 +134,24 @@ impl Supply {
         kept.map(drop).map_err(|error| retry(error.to_string()))
     }
 
-    /// Have a component compiled.
-    pub fn ensure_image(&self, digest: Digest, engine: String, tenant: String) {
+    /// Have a component compiled; `anew` when the image that is there is damaged.
+    pub fn ensure_image(&self, digest: Digest, engine: String, tenant: String, anew: bool) {
         let supply = self.clone();
         tokio::spawn(async move {
+            if anew {
+                tracing::warn!(%digest, "the image of a component was damaged on this machine's disk: it is compiled again");
+                supply.images.discard(&digest);
+            }
             let result = match supply.components.get(&digest) {
-                None => Err(SupplyFailure::Retry("the component is gone".into())),
+                None => Err(SupplyFailure::Gone("the component is gone".into())),
                 Some(component) => match supply.images.ensure(digest, &component, &tenant).await {
                     Ok(_) => Ok(()),
                     Err(error @ CompileError::Unusable { .. }) => {
                         Err(SupplyFailure::Unusable(error.to_string()))
+                    }
+                    Err(error @ CompileError::Damaged { .. }) => {
+                        tracing::warn!(%error, "it is fetched again");
+                        Err(SupplyFailure::Gone(error.to_string()))
                     }
                     Err(error) => {
                         tracing::warn!(%digest, %error, "a component was not compiled; it is tried again");
@@ -160,7 +168,9 @@ impl Supply {
         let supply = self.clone();
         tokio::spawn(async move {
             let result = supply.fetch_and_compile(digest, session).await;
-            if let Err(SupplyFailure::Retry(error) | SupplyFailure::Unusable(error)) = &result {
+            if let Err(SupplyFailure::Retry(error) | SupplyFailure::Gone(error) | SupplyFailure::Unusable(error)) =
+                &result
+            {
                 tracing::warn!(%digest, error, "a component was not compiled ahead; nothing here needs it yet");
             }
             supply.answer(Input::CompiledAhead(digest, result)).await;
@@ -178,6 +188,7 @@ impl Supply {
         let compiled = self.images.ensure_ahead(digest, &component).await;
         compiled.map_err(|error| match error {
             CompileError::Unusable { .. } => SupplyFailure::Unusable(error.to_string()),
+            CompileError::Damaged { .. } => SupplyFailure::Gone(error.to_string()),
             CompileError::Run { .. } | CompileError::Failed { .. } => {
                 SupplyFailure::Retry(error.to_string())
             }

@@ -643,8 +643,8 @@ impl Supervisor {
                 self.supply
                     .ensure_component(digest, self.line.session.clone());
             }
-            Action::EnsureImage { digest, engine, tenant } => {
-                self.supply.ensure_image(digest, engine, tenant);
+            Action::EnsureImage { digest, engine, tenant, anew } => {
+                self.supply.ensure_image(digest, engine, tenant, anew);
             }
             Action::CompileAhead { digest } => {
                 self.supply.compile_ahead(digest, self.line.session.clone());

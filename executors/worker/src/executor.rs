@@ -6,7 +6,8 @@
 //! which has its state, decides when it is built again. This file must never decide what becomes of an
 //! operation.
 
-use crate::hosts::Hosts;
+use crate::hosts::{Hosts, NoImage};
+use crate::instance::IMAGE_DAMAGED;
 use crate::inbox::{self, Inbox};
 use crate::logs::LogGate;
 use crate::outbox;
@@ -109,6 +110,7 @@ impl ExecutorHandle {
             messages,
             shared: shared.clone(),
             waiting: None,
+            image_damaged: false,
         };
         std::thread::Builder::new()
             // What the kernel shows of a name.
@@ -160,13 +162,16 @@ struct Life {
     next_turn: u64,
     /// The newest batch that came while a turn was outstanding.
     waiting: Option<v1::ExecutorBatch>,
+    /// Its image has to be made anew.
+    image_damaged: bool,
 }
 
 impl Life {
     fn run(&mut self) {
         // An end without a word: the executor was stopped.
         let Ok(failure) = self.live() else { return };
-        self.say_failed(failure.code(), &failure.to_string(), failure.limit());
+        let code = if self.image_damaged { IMAGE_DAMAGED } else { failure.code() };
+        self.say_failed(code, &failure.to_string(), failure.limit());
     }
 
     fn receive(&self) -> Result<ToExecutor, Stopped> {
@@ -275,7 +280,13 @@ impl Life {
         let component = self
             .hosts
             .image_of(image, &self.start.component, "executor")
-            .map_err(Failure::Unusable)?;
+            .map_err(|no_image| match no_image {
+                NoImage::Damaged(text) => {
+                    self.image_damaged = true;
+                    Failure::Unusable(text)
+                }
+                NoImage::Unfit(text) => Failure::Unusable(text),
+            })?;
         let image = self.hosts.executors.link(&component)?;
         let config = self.start.config.iter();
         let start = ExecutorStart {

@@ -17,6 +17,26 @@ use wasmtime::component::Component;
 /// Images kept loaded for further instances and tasks: a tenant rarely runs more kinds at a time.
 const IMAGES_MAX: usize = 32;
 
+/// Why there is no component of an image.
+#[derive(Debug)]
+pub enum NoImage {
+    /// Its file is damaged, or cannot be read: once it is made anew, there may be.
+    Damaged(String),
+    /// It is another one, or cannot be used.
+    Unfit(String),
+}
+
+impl From<LoadError> for NoImage {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Io(_) | LoadError::Damaged(_) => Self::Damaged(error.to_string()),
+            LoadError::Untrusted(_) | LoadError::OtherEngine { .. } | LoadError::Runtime(_) => {
+                Self::Unfit(error.to_string())
+            }
+        }
+    }
+}
+
 struct Loaded {
     component: Component,
     source: Digest,
@@ -75,13 +95,14 @@ impl Hosts {
     /// An image, linked as a task.
     ///
     /// # Errors
-    /// When it is no image of this host's, or no command; for people.
-    pub fn task_image(&self, path: &Path) -> Result<TaskImage, String> {
-        let (component, _) = self.image(path).map_err(|error| error.to_string())?;
+    /// When it is damaged, no image of this host's, or no command.
+    pub fn task_image(&self, path: &Path) -> Result<TaskImage, NoImage> {
+        let (component, _) = self.image(path)?;
         if let Some(task) = self.images().loaded.get(path).and_then(|loaded| loaded.task.clone()) {
             return Ok(task);
         }
-        let task = self.tasks.link(&component).map_err(|failure| failure.to_string())?;
+        let linked = self.tasks.link(&component);
+        let task = linked.map_err(|failure| NoImage::Unfit(failure.to_string()))?;
         if let Some(loaded) = self.images().loaded.get_mut(path) {
             loaded.task = Some(task.clone());
         }
@@ -92,11 +113,12 @@ impl Hosts {
     /// refusal.
     ///
     /// # Errors
-    /// Why it is not, for people.
-    pub fn image_of(&self, path: &Path, digest: &[u8], whose: &str) -> Result<Component, String> {
-        let (component, source) = self.image(path).map_err(|error| error.to_string())?;
+    /// Why it is not.
+    pub fn image_of(&self, path: &Path, digest: &[u8], whose: &str) -> Result<Component, NoImage> {
+        let (component, source) = self.image(path)?;
         if Digest::from_slice(digest) != Ok(source) {
-            return Err(format!("the image is of {source}, not of the {whose}'s component"));
+            let text = format!("the image is of {source}, not of the {whose}'s component");
+            return Err(NoImage::Unfit(text));
         }
         Ok(component)
     }

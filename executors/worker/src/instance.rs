@@ -7,7 +7,7 @@
 
 use crate::batch;
 use crate::blame::Blame;
-use crate::hosts::Hosts;
+use crate::hosts::{Hosts, NoImage};
 use crate::inbox::{self, Inbox};
 use crate::logs::LogGate;
 use crate::minute::MinuteCpu;
@@ -172,6 +172,9 @@ impl Drop for InstanceHandle {
 /// The instance was stopped.
 struct Stopped;
 
+/// What the agent is told of an image that has to be made anew.
+pub const IMAGE_DAMAGED: &str = "IMAGE_DAMAGED";
+
 /// Why a life goes on without the instance that it had.
 enum Lost {
     Failed(Blame),
@@ -294,7 +297,8 @@ impl Life {
         let image = match self.link() {
             Ok(image) => image,
             Err(blame) => {
-                self.give_up(&blame);
+                // An image that is damaged is made anew, and the instance begun again, by the agent.
+                self.say_failed(&blame, blame.reason == IMAGE_DAMAGED);
                 return Ok(None);
             }
         };
@@ -366,7 +370,10 @@ impl Life {
         let component = self
             .hosts
             .image_of(&self.image, &self.desired.component, "framework")
-            .map_err(|text| Blame::nobody("COMPONENT_UNUSABLE", text))?;
+            .map_err(|no_image| match no_image {
+                NoImage::Damaged(text) => Blame::nobody(IMAGE_DAMAGED, text),
+                NoImage::Unfit(text) => Blame::nobody("COMPONENT_UNUSABLE", text),
+            })?;
         let linked = self.hosts.schedulers.link(&component);
         linked.map_err(|failure| Blame::of(&failure, 0))
     }

@@ -5,7 +5,8 @@
 //! greeting until it is acknowledged; one for which there is no room is forgotten before that is told, so
 //! that it can be sent again. This file must never restart a task.
 
-use crate::hosts::Hosts;
+use crate::hosts::{Hosts, NoImage};
+use crate::instance::IMAGE_DAMAGED;
 use crate::thread;
 use crate::threads::Threads;
 use std::collections::BTreeMap;
@@ -67,6 +68,14 @@ fn full(key: &Key, why: &str) -> WasmTaskState {
     WasmTaskState {
         reason: WORKER_FULL.to_owned(),
         ..state(key, TaskState::TaskStaging, Reason::None, &format!("the worker is full: {why}"))
+    }
+}
+
+/// The image of a task is damaged: nothing of it ran, and it may be sent again.
+fn damaged(key: &Key, why: &str) -> WasmTaskState {
+    WasmTaskState {
+        reason: IMAGE_DAMAGED.to_owned(),
+        ..state(key, TaskState::TaskStaging, Reason::None, &format!("its component is compiled again: {why}"))
     }
 }
 
@@ -159,7 +168,8 @@ impl Tasks {
         thread::step_back();
         let image = match hosts.task_image(Path::new(&start.image)) {
             Ok(image) => image,
-            Err(text) => return state(key, TaskState::TaskFailed, Reason::LaunchFailed, &text),
+            Err(NoImage::Damaged(text)) => return damaged(key, &text),
+            Err(NoImage::Unfit(text)) => return state(key, TaskState::TaskFailed, Reason::LaunchFailed, &text),
         };
         let start = TaskStart {
             name: start.name,
@@ -189,7 +199,7 @@ impl Tasks {
 
     fn end(&self, hosts: &Hosts, key: &Key, end: WasmTaskState) {
         let mut tasks = self.tasks();
-        if end.reason == WORKER_FULL {
+        if end.reason == WORKER_FULL || end.reason == IMAGE_DAMAGED {
             tasks.remove(key);
         } else if let Some(task) = tasks.get_mut(key) {
             task.running = false;

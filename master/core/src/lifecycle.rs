@@ -8,6 +8,8 @@ use tessera_types::{Digest, TimeMs, TurnNumber};
 
 /// The reason of a failure for want of room on the agent.
 pub(crate) const WORKER_FULL: &str = "WORKER_FULL";
+/// An agent's code for an instance whose compiled image was damaged: it is made anew, and the instance begun again.
+pub(crate) const IMAGE_DAMAGED: &str = "IMAGE_DAMAGED";
 
 /// What a scheduler component says of the state that it keeps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

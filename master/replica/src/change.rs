@@ -278,3 +278,25 @@ fn check_caught_up(node: u64, last: u64, peers: &[PeerView]) -> Result<(), Chang
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::membership::Member;
+
+    #[test]
+    fn a_group_takes_members_up_to_its_bound() {
+        for (members, expected) in [(MAX_MEMBERS - 1, Ok(())), (MAX_MEMBERS, Err(ChangeError::TooManyMembers))] {
+            let mut group = Group::default();
+            let member = |node| Member { node, role: MemberRole::Learner, attributes: Vec::new() };
+            group.membership.members = (1..=members as u64).map(member).collect();
+            group.membership.next_node = members as u64 + 1;
+            let node = group.membership.next_node;
+            let join = crate::JoinId([1; 16]);
+            let change = MemberChange::AddLearner { node, attributes: Vec::new(), join };
+            assert_eq!(check_node(&change, &group), expected, "{members} members");
+        }
+        let text = ChangeError::TooManyMembers.to_string();
+        assert!(text.contains("32 members") && text.contains("remove one first"), "{text}");
+    }
+}

@@ -11,13 +11,13 @@ const MIB: u64 = 1 << 20;
 
 /// An executor as the test knows it: what the agent keeps of it.
 #[derive(Clone)]
-struct Exec {
+pub struct Exec {
     start: v1::StartExecutor,
     next_turn: u64,
 }
 
 impl Exec {
-    fn of(image: &Image, config: &[(&str, &str)], limits: &[(LimitName, u64)]) -> Self {
+    pub fn of(image: &Image, config: &[(&str, &str)], limits: &[(LimitName, u64)]) -> Self {
         let pair = |(key, value): &(&str, &str)| v1::Pair {
             key: (*key).into(),
             value: (*value).into(),
@@ -57,7 +57,7 @@ impl Exec {
     }
 
     /// Start it on the state that is on record.
-    fn start(&self, agent: &mut Agent) {
+    pub fn start(&self, agent: &mut Agent) {
         let mut start = self.start.clone();
         start.next_turn = self.next_turn;
         agent.send(to_worker::Message::StartExecutor(start));
@@ -115,7 +115,7 @@ impl Exec {
         turn
     }
 
-    fn failed(&self, agent: &mut Agent) -> v1::ExecutorFailure {
+    pub fn failed(&self, agent: &mut Agent) -> v1::ExecutorFailure {
         agent.wait(|message| match message {
             from_worker::Message::ExecutorFailure(failed) if failed.key == self.key() => {
                 Some(failed.clone())

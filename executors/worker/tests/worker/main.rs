@@ -3,6 +3,7 @@
 //! Invariants: guests are those of tests/guests, built by scripts/build-guests. This file must never
 //! reach into the worker other than through its link, its modes and its files.
 
+mod damaged;
 mod executors;
 mod filtering;
 mod harness;

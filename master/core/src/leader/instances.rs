@@ -8,7 +8,7 @@ use super::lifecycle::Care;
 use super::pace::Pace;
 use super::{Desk, Pending};
 use crate::api::{FetchRefusal, Fetched};
-use crate::lifecycle::WORKER_FULL;
+use crate::lifecycle::{IMAGE_DAMAGED, WORKER_FULL};
 use crate::limits::{AGENTS_AT_ONCE, EVENTS_OF_AGENT_MAX, FAILURE_RECORD_MS, NOTICES_MAX, OFFERS_OF_EVENT_MAX, REPEAT_WAIT_MS};
 use crate::state::{Agent, Framework};
 use crate::upkeep::{inverse_ids, inverse_offers};
@@ -366,8 +366,8 @@ impl Desk<'_> {
         };
         instance.ready = false;
         instance.failed = true;
-        if reason == WORKER_FULL {
-            // It is built anew, with its state, when there is room.
+        if reason == WORKER_FULL || reason == IMAGE_DAMAGED {
+            // It is built anew, with its state, when there is room, or its image again.
             instance.fetched = false;
             instance.care.no_room();
         }
