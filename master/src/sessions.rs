@@ -5,6 +5,7 @@
 //! change state: it only carries messages.
 
 use crate::files::FileLane;
+use crate::members::Topology;
 use crate::node_handle::{NoAnswer, NodeHandle};
 use crate::node_loop::SESSION_QUEUE_MAX;
 use crate::store::ComponentStore;
@@ -66,9 +67,7 @@ impl AgentService {
     /// an agent has lost counts as none: this master may be about to find that out.
     async fn refuse_unless_leading(&self, lost: u64) -> Result<(), Status> {
         let mut topology = self.node.topology();
-        let known = topology.wait_for(|view| {
-            view.leads || view.term > lost && view.leader.is_some_and(|leader| leader != view.node())
-        });
+        let known = topology.wait_for(|view| is_of_use(view, lost));
         // If none comes, or the loop is gone, it is said that this one does not lead.
         let _ = tokio::time::timeout(LEADER_WITHIN, known).await;
         let view = topology.borrow();
@@ -83,6 +82,11 @@ impl AgentService {
         let text = "this master does not lead";
         Err(Status::with_metadata(Code::FailedPrecondition, text, metadata))
     }
+}
+
+/// Whether this master serves agents, or knows where one is served that has lost the leader of this term.
+fn is_of_use(view: &Topology, lost: u64) -> bool {
+    view.leads || view.term > lost && view.leader.is_some_and(|leader| leader != view.node())
 }
 
 /// Refuses calls without the token.
@@ -379,7 +383,27 @@ fn chunks_of(page: Vec<tessera_types::KeyWrite>) -> Vec<Vec<v1::KeyWrite>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tessera_replica::{ClusterId, Identity};
     use tessera_types::KeyWrite;
+
+    #[test]
+    fn an_agent_is_not_sent_back_to_the_leader_that_it_has_lost() {
+        let identity = Identity { cluster: ClusterId([1; 16]), node: 1 };
+        for (leads, leader, term, lost, expected) in [
+            (false, Some(2), 7, 0, true),
+            (false, Some(2), 7, 6, true),
+            (false, Some(2), 7, 7, false),
+            (false, None, 8, 7, false),
+            // This one is elected, and serves in a moment.
+            (false, Some(1), 8, 7, false),
+            (true, Some(1), 8, 7, true),
+            // The cluster was restored, and counts its terms anew.
+            (true, Some(1), 2, 7, true),
+        ] {
+            let view = Topology { leads, leader, term, ..Topology::new(identity) };
+            assert_eq!(is_of_use(&view, lost), expected, "{leads} {leader:?} {term} {lost}");
+        }
+    }
 
     #[test]
     fn pages_are_cut_into_chunks_and_nothing_is_lost() {

@@ -10,8 +10,8 @@ use raft::StateRole;
 use super::Replica;
 use crate::disk::Disk;
 
-/// Ticks after which a node asks again whether it would be elected, while no leader is heard of: some round trips.
-/// The others may have heard of the old leader a moment later than this node did, and gave no answer.
+/// Ticks after which a node asks once more whether it would be elected, before its timeout has passed again: some round
+/// trips. The others may have heard of the old leader a moment later than this node did, and gave no answer.
 const ASK_AGAIN_TICKS: usize = 3;
 
 impl<D: Disk> Replica<D> {
@@ -40,8 +40,7 @@ impl<D: Disk> Replica<D> {
     /// See [`ASK_AGAIN_TICKS`].
     pub(super) fn ask_again(&mut self) {
         let raft = &self.node.raft;
-        let waits = raft.state == StateRole::PreCandidate && raft.election_elapsed > 0;
-        if waits && raft.election_elapsed.is_multiple_of(ASK_AGAIN_TICKS) {
+        if raft.state == StateRole::PreCandidate && raft.election_elapsed == ASK_AGAIN_TICKS {
             // Raft refuses nothing here; it stays as it is while this node must not stand.
             if let Err(error) = self.node.campaign() {
                 tracing::debug!(%error, "this node does not stand for election");
