@@ -15,7 +15,7 @@ use crate::tenants::Tenants;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tessera_agent_core::{ExecutorKey, SupplyFailure, TaskKey, WorkerKey, WorkerKind};
+use tessera_agent_core::{ExecutorKey, IMAGE_DAMAGED, SupplyFailure, TaskKey, WorkerKey, WorkerKind};
 use tessera_types::{Digest, FrameworkId, Launch, NameError, RoleName, TaskBody};
 use tessera_wire::v1;
 use tokio::runtime::Handle;
@@ -81,6 +81,35 @@ fn tenant_of(role: &str) -> Result<String, String> {
     Ok(role.tenant().to_owned())
 }
 
+fn failure_of(error: &CompileError) -> SupplyFailure {
+    let text = error.to_string();
+    match error {
+        CompileError::Unusable { .. } => SupplyFailure::Unusable(text),
+        CompileError::Damaged { .. } => SupplyFailure::Gone(text),
+        CompileError::Run { .. } | CompileError::Failed { .. } => SupplyFailure::Retry(text),
+    }
+}
+
+fn text_of(failure: SupplyFailure) -> String {
+    match failure {
+        SupplyFailure::Retry(text) | SupplyFailure::Gone(text) | SupplyFailure::Unusable(text) => text,
+    }
+}
+
+/// There is no image for a task now: it is sent again, as if its worker had found the image damaged.
+fn wasm_waits(worker: WorkerKey, of: &Attempt, message: String) -> Input {
+    let state = v1::WasmTaskState {
+        framework: of.key.framework.0,
+        task: of.key.name(),
+        attempt: of.attempt,
+        state: v1::TaskState::TaskStaging.into(),
+        reason: IMAGE_DAMAGED.to_owned(),
+        message,
+        exit_code: None,
+    };
+    Input::WasmEnded(worker, Box::new(state), Ok(Vec::new()))
+}
+
 fn wasm_refused(of: Attempt, message: String) -> Input {
     Input::WasmRefused {
         key: of.key,
@@ -144,21 +173,20 @@ impl Supply {
             }
             let result = match supply.components.get(&digest) {
                 None => Err(SupplyFailure::Gone("the component is gone".into())),
-                Some(component) => match supply.images.ensure(digest, &component, &tenant).await {
-                    Ok(_) => Ok(()),
-                    Err(error @ CompileError::Unusable { .. }) => {
-                        Err(SupplyFailure::Unusable(error.to_string()))
-                    }
-                    Err(error @ CompileError::Damaged { .. }) => {
-                        tracing::warn!(%error, "it is fetched again");
-                        Err(SupplyFailure::Gone(error.to_string()))
-                    }
-                    Err(error) => {
-                        tracing::warn!(%digest, %error, "a component was not compiled; it is tried again");
-                        Err(SupplyFailure::Retry(error.to_string()))
-                    }
-                },
+                Some(component) => {
+                    let made = supply.images.ensure(digest, &component, &tenant).await;
+                    made.map(drop).map_err(|error| failure_of(&error))
+                }
             };
+            match &result {
+                Ok(()) | Err(SupplyFailure::Unusable(_)) => {}
+                Err(SupplyFailure::Gone(error)) => {
+                    tracing::warn!(%digest, error, "a component is fetched again");
+                }
+                Err(SupplyFailure::Retry(error)) => {
+                    tracing::warn!(%digest, error, "a component was not compiled; it is tried again");
+                }
+            }
             supply.answer(Input::Image(digest, engine, result)).await;
         });
     }
@@ -186,26 +214,24 @@ impl Supply {
         let component = self.components.get(&digest);
         let component = component.ok_or_else(|| SupplyFailure::Retry("the component is gone".into()))?;
         let compiled = self.images.ensure_ahead(digest, &component).await;
-        compiled.map_err(|error| match error {
-            CompileError::Unusable { .. } => SupplyFailure::Unusable(error.to_string()),
-            CompileError::Damaged { .. } => SupplyFailure::Gone(error.to_string()),
-            CompileError::Run { .. } | CompileError::Failed { .. } => {
-                SupplyFailure::Retry(error.to_string())
-            }
-        })
+        compiled.map_err(|error| failure_of(&error))
     }
 
-    async fn image(&self, digest: Digest, tenant: &str) -> Result<String, String> {
-        let component = self
-            .components
-            .get(&digest)
-            .ok_or("the component is gone")?;
-        let image = self
-            .images
-            .ensure(digest, &component, tenant)
-            .await
-            .map_err(|error| error.to_string())?;
-        Ok(self.near(&image))
+    /// The image for an order to a worker. It should be there; if not even the bytes are, the loop hears of it, and has
+    /// them brought again before the next order.
+    async fn image(&self, digest: Digest, tenant: &str) -> Result<String, SupplyFailure> {
+        let made = match self.components.get(&digest) {
+            None => Err(SupplyFailure::Gone("the component is gone".into())),
+            Some(component) => {
+                let made = self.images.ensure(digest, &component, tenant).await;
+                made.map_err(|error| failure_of(&error))
+            }
+        };
+        if let Err(gone @ SupplyFailure::Gone(error)) = &made {
+            tracing::warn!(%digest, error, "a component is fetched again");
+            self.answer(Input::Component(digest, Err(gone.clone()))).await;
+        }
+        made.map(|image| self.near(&image))
     }
 
     /// A path as workers are told it: from the work directory, which is theirs too, whoever may pass
@@ -266,7 +292,8 @@ impl Supply {
                     made.await
                         .unwrap_or_else(|error| wasm_refused(of, error.to_string()))
                 }
-                Err(message) => wasm_refused(start.of, message),
+                Err(SupplyFailure::Unusable(message)) => wasm_refused(start.of, message),
+                Err(failure) => wasm_waits(start.worker, &start.of, text_of(failure)),
             };
             supply.answer(input).await;
         });
@@ -385,7 +412,8 @@ impl Supply {
         component: Digest,
         link: mpsc::Sender<v1::ToWorker>,
     ) -> Result<(), String> {
-        start.image = self.image(component, &tenant_of(&start.role)?).await?;
+        let image = self.image(component, &tenant_of(&start.role)?).await;
+        start.image = image.map_err(text_of)?;
         let mut state = state.into_iter().peekable();
         loop {
             let mut bytes = 0;
@@ -468,7 +496,7 @@ impl Supply {
             session,
         } = session.ok_or("there is no session with a master")?;
         let digest = Digest::from_slice(&instance.component).map_err(|error| error.to_string())?;
-        let image = self.image(digest, &tenant_of(&instance.role)?).await?;
+        let image = self.image(digest, &tenant_of(&instance.role)?).await.map_err(text_of)?;
         let recordings = self.recordings_of(&instance).await?;
         let send = async |message| {
             let message = v1::ToWorker {

@@ -35,3 +35,4 @@ pub use action::{
 pub use children::ChildSeen;
 pub use core::{Core, CoreConfig, WORKER_IDLE_MS};
 pub use records::{CHECKPOINT_VERSION, RecordError};
+pub use supplies::IMAGE_DAMAGED;

@@ -15,7 +15,7 @@ const RETRY_MAX_MS: u64 = 30_000;
 /// Things that are remembered as present; the disk knows all of them, so that forgetting costs a look.
 const PRESENT_MAX: usize = 1_024;
 /// What a worker says when it cannot read an image.
-pub(crate) const IMAGE_DAMAGED: &str = "IMAGE_DAMAGED";
+pub const IMAGE_DAMAGED: &str = "IMAGE_DAMAGED";
 
 #[derive(Clone, Debug, PartialEq)]
 enum Supply {
@@ -232,6 +232,10 @@ impl Supplies {
         result: Result<(), SupplyFailure>,
         now: Now,
     ) {
+        if matches!(result, Err(SupplyFailure::Gone(_))) {
+            // An order found that it is not there, although it had come.
+            return self.forget(&digest);
+        }
         if let Some(supply) = self.components.get_mut(&digest) {
             supply.answer(result, now);
         }
@@ -245,7 +249,7 @@ impl Supplies {
         now: Now,
     ) {
         if matches!(result, Err(SupplyFailure::Gone(_))) {
-            self.components.remove(&digest);
+            self.components.retain(|of, supply| *of != digest || *supply != Supply::Present);
         }
         if let Some(supply) = self.images.get_mut(&(digest, engine)) {
             supply.answer(result, now);

@@ -104,3 +104,21 @@ fn bytes_that_are_damaged_are_fetched_again_and_compiled() {
     }
     assert_eq!(image(&mut agent, Ok(())), ["start f7 e1"]);
 }
+
+#[test]
+fn an_order_that_finds_nothing_on_disk_has_it_brought_again() {
+    let mut agent = Agent::new();
+    desire_instance(&mut agent);
+    agent.worker_up(&schedulers_worker(), hello("p"));
+    assert_eq!(agent.supply_wasm(), ["start f7 e1"]);
+    let digest = Digest::of(b"wasm");
+    let actions = agent.core.on_component(digest, Err(SupplyFailure::Gone("damaged".into())), agent.now);
+    assert_eq!(agent.take(actions), [""; 0]);
+    let key = v1::InstanceKey { framework: 7, epoch: 1 };
+    let actions = agent.core.on_state_failed(key, agent.now);
+    agent.take(actions);
+    assert_eq!(agent.pass(100), ["ensure component"]);
+    let actions = agent.core.on_component(digest, Ok(()), agent.now);
+    assert_eq!(agent.take(actions), ["ensure image E"]);
+    assert_eq!(image(&mut agent, Ok(())), ["start f7 e1"]);
+}

@@ -35,6 +35,7 @@ mod quarantine;
 mod replay;
 mod restart;
 mod restored;
+mod rot;
 mod simulate;
 mod simulated;
 mod standby;
