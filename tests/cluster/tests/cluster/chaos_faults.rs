@@ -12,7 +12,7 @@ use tessera_cluster::disk::Disk;
 use tessera_cluster::cluster::framework;
 use tessera_cluster::random::Random;
 use tessera_cluster::rest::Rest;
-use tessera_cluster::site::Site;
+use tessera_cluster::site::{Host, Site};
 use tessera_cluster::wait::pass;
 use tessera_cluster::{Outcome, failure};
 
@@ -38,7 +38,7 @@ const BALLAST_FAULTS_MAX: usize = 3;
 pub async fn prepare(site: &Site) -> Outcome {
     let leader = site.leader().await?;
     // It says what it has, and writes nothing by itself.
-    framework(&site.rest(leader)?, BALLAST, "echo", &[("tick-ms", "3600000")]).await.map(drop)
+    framework(&site.rest(leader)?, BALLAST, "echo", &[("tick-ms", "0")]).await.map(drop)
 }
 
 /// And removes it again.
@@ -66,6 +66,8 @@ pub enum Fault {
     KillLeader,
     KillFollower,
     KillAgent,
+    /// All masters at once.
+    KillMasters,
     /// SIGSTOP, and SIGCONT at the end.
     PauseLeader,
     PauseFollower,
@@ -99,10 +101,11 @@ pub enum Fault {
 }
 
 /// All of them.
-pub const ALL: [Fault; 19] = [
+pub const ALL: [Fault; 20] = [
     Fault::KillLeader,
     Fault::KillFollower,
     Fault::KillAgent,
+    Fault::KillMasters,
     Fault::PauseLeader,
     Fault::PauseFollower,
     Fault::PauseAgent,
@@ -260,6 +263,7 @@ async fn begin(site: &mut Site, planned: Planned, random: &mut Random) -> Outcom
     match planned.fault {
         Fault::KillLeader | Fault::KillFollower => site.masters[master].kill_9()?,
         Fault::KillAgent => site.agents[agent].kill_9()?,
+        Fault::KillMasters => site.masters.iter_mut().try_for_each(Host::kill_9)?,
         Fault::PauseLeader | Fault::PauseFollower => site.masters[master].signal(Signal::SIGSTOP)?,
         Fault::PauseAgent => site.agents[agent].signal(Signal::SIGSTOP)?,
         Fault::LeaderAlone | Fault::LeaderWithMinority | Fault::LeaderMute | Fault::LeaderDeaf => {
@@ -307,6 +311,11 @@ impl Begun {
                 Some(_) => Ok(()),
                 None => site.run_master(master),
             },
+            // One that is to stay away for longer is back earlier.
+            Fault::KillMasters => (0..site.masters.len()).try_for_each(|master| match site.masters[master].process {
+                Some(_) => Ok(()),
+                None => site.run_master(master),
+            }),
             Fault::KillAgent => match site.agents[agent].process {
                 Some(_) => Ok(()),
                 None => site.run_agent(agent),

@@ -344,7 +344,7 @@ impl Load {
         places.extend((0..ROLES).map(|number| Place::Limit(format!("limit-{round}-{number}"))));
         let kept = format!("kept-{round}");
         // It says what it has, and does nothing by itself.
-        framework(&masters[0], &kept, "echo", &[("tick-ms", "3600000")]).await?;
+        framework(&masters[0], &kept, "echo", &[("tick-ms", "0")]).await?;
         frameworks.push(kept.clone());
         places.extend((0..keys).map(|number| Place::State(kept.clone(), format!("key/{number}"))));
         let mut first = Client {

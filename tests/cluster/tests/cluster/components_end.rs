@@ -134,7 +134,7 @@ fn damage(path: &Path) -> Outcome {
 #[tokio::test]
 async fn a_damaged_component_file_is_fetched_again() -> Outcome {
     let scene = Scene::beside("rot").await?;
-    let mut group = Group::start_in(scene, 3, &["--component-grace-s", GRACE_S], &[]).await?;
+    let group = Group::start_in(scene, 3, &["--component-grace-s", GRACE_S], &[]).await?;
     let rest = group.rest(0)?;
     let digest = push(&rest, "echo").await?;
     let whole = std::fs::read(guest("echo")?)?;

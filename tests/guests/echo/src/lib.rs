@@ -1,5 +1,5 @@
 //! A good neighbour: each turn counts itself in the state and sets a timer `tick-ms` (50) ahead, for
-//! ever.
+//! ever. With `tick-ms` 0 it is a quiet one: it counts nothing, sets no timer and wants no offers.
 //! `GET /` answers with the count as text, `GET /state/<key>` with a key of its state, `GET /changes` with the keys
 //! of which it was told that users wrote them; any other request is answered with its own body.
 
@@ -12,6 +12,8 @@ const TICK_MS: u64 = 50;
 struct Echo {
     turns: u64,
     tick_ms: u64,
+    /// Whether it receives offers that it does not want.
+    is_offered: bool,
     changes: Vec<String>,
 }
 
@@ -22,6 +24,7 @@ impl Scheduler for Echo {
         Ok(Self {
             turns: state::get("turns")?.unwrap_or(0),
             tick_ms: config.parse_or("tick-ms", TICK_MS)?,
+            is_offered: true,
             changes: Vec::new(),
         })
     }
@@ -29,6 +32,10 @@ impl Scheduler for Echo {
     fn handle(&mut self, _turn: &mut Turn, event: Event) -> Result<(), Error> {
         let request = match event {
             Event::Http(request) => request,
+            Event::Subscribed(_) | Event::Resumed(_) => {
+                self.is_offered = true;
+                return Ok(());
+            }
             Event::Other(other) if other.key == "state-changed" => {
                 self.changes.push(String::from_utf8_lossy(&other.value).into_owned());
                 return Ok(());
@@ -49,6 +56,9 @@ impl Scheduler for Echo {
     }
 
     fn end_turn(&mut self, turn: &mut Turn) -> Result<(), Error> {
+        if self.tick_ms == 0 {
+            return if std::mem::take(&mut self.is_offered) { turn.suppress() } else { Ok(()) };
+        }
         self.turns += 1;
         state::set("turns", &self.turns)?;
         turn.set_timer("tick", self.tick_ms)
