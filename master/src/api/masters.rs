@@ -78,7 +78,7 @@ fn millis(duration: Duration) -> u64 {
 
 fn of(view: &Topology, status: &NodeStatus, cluster_version: u32, health: &Health, components_index: u64) -> MastersJson {
     let (heard, replies) = (health.all(), health.fresh());
-    let known = Known { peers: status.peers.clone(), components_index };
+    let known = Known { peers: status.peers.clone(), components_index, cluster_version };
     let items: Vec<MasterJson> = view
         .members
         .iter()

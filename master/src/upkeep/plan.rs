@@ -22,18 +22,24 @@ pub struct Known {
     pub peers: Vec<PeerStatus>,
     /// The leader's last entry that changed which components there are.
     pub components_index: u64,
+    /// The newest version whose commands may be proposed.
+    pub cluster_version: u32,
 }
 
 /// The newest version that every voter understands: as is known of it, and as it says itself at this time, since
-/// it may have been replaced by an older build.
+/// it may have been replaced by an older build. A learner may be a voter before the command is committed that raises
+/// the version: what is known of it counts as well.
 #[must_use]
 pub fn understood_by_all(view: &Topology, own: &v1::MemberInfo, replies: &Replies) -> u32 {
     let says = |node: u64| match node == view.node() {
         true => own.understands,
         false => replies.get(&node).map_or(0, |reply| reply.understands),
     };
-    let voters = view.members.iter().filter(|(_, member)| member.votes);
-    voters.map(|(node, member)| member.info.understands.min(says(*node))).min().unwrap_or(0)
+    let understands = |(node, member): (&u64, &MasterNode)| match member.votes {
+        true => member.info.understands.min(says(*node)),
+        false => member.info.understands,
+    };
+    view.members.iter().map(understands).min().unwrap_or(0)
 }
 
 /// What is to be changed next, if anything.
@@ -87,6 +93,9 @@ fn predecessor(view: &Topology, node: u64, learner: &MasterNode) -> Option<(u64,
 /// What a learner lacks for becoming a voter.
 #[must_use]
 pub fn waits_for(node: u64, replies: &Replies, known: &Known) -> Option<&'static str> {
+    if replies.get(&node).is_some_and(|reply| reply.understands < known.cluster_version) {
+        return Some("its build is older than the cluster's version; start it with the build of the others");
+    }
     let said = replies.get(&node).map(|reply| Said {
         applied_index: reply.applied_index,
         components_missing: reply.components_missing,
@@ -126,6 +135,7 @@ mod tests {
         let reply = v1::MasterStatusReply {
             node,
             applied_index: 9,
+            understands: 2,
             components_missing,
             member: Some(info(port)),
             ..v1::MasterStatusReply::default()
@@ -139,19 +149,21 @@ mod tests {
     }
 
     fn known(peers: impl IntoIterator<Item = PeerStatus>) -> Known {
-        Known { peers: peers.into_iter().collect(), components_index: 9 }
+        Known { peers: peers.into_iter().collect(), components_index: 9, cluster_version: 2 }
     }
 
     #[test]
     fn learners_become_voters_when_they_have_everything() {
         let learner = [(2, false, 2)];
         let promote = Some(MemberChange::Promote { node: 2 });
+        let older = |(node, reply)| (node, v1::MasterStatusReply { understands: 1, ..reply });
         let behind = |(node, reply)| (node, v1::MasterStatusReply { applied_index: 8, ..reply });
         for (said, peer, expected) in [
             (Some(reply(2, 2, 0)), Some(peer(2, true, false)), promote),
             (None, Some(peer(2, true, false)), None),
             (Some(reply(2, 2, 1)), Some(peer(2, true, false)), None),
             (Some(behind(reply(2, 2, 0))), Some(peer(2, true, false)), None),
+            (Some(older(reply(2, 2, 0))), Some(peer(2, true, false)), None),
             (Some(reply(2, 2, 0)), Some(peer(2, false, false)), None),
             (Some(reply(2, 2, 0)), Some(peer(2, true, true)), None),
             (Some(reply(2, 2, 0)), None, None),
@@ -202,6 +214,11 @@ mod tests {
             });
             members.members = Arc::new(list.collect());
             assert_eq!(understood_by_all(&members, &of(own, info(1)), &says), all, "{known} {own} {all}");
+            // A learner of an older build counts, too, whether it answers or not.
+            let mut list = (*members.members).clone();
+            list.insert(3, MasterNode { votes: false, info: of(1, info(3)) });
+            members.members = Arc::new(list);
+            assert_eq!(understood_by_all(&members, &of(own, info(1)), &says), all.min(1), "{known} {own} {all}");
         }
     }
 

@@ -161,6 +161,7 @@ pub async fn known(node: &NodeHandle) -> Result<Known, NoAnswer> {
         peers: status.peers.clone(),
         // What a restored state says may be of another log.
         components_index: core.components_index().min(status.applied.index),
+        cluster_version: core.cluster_version(),
     })
     .await
 }
