@@ -512,9 +512,13 @@ impl World {
                     self.oracle.saw("an agent cannot write down its number");
                     return self.agent_crash(index);
                 }
+                let key = agent.register().agent_key;
                 agent.identity = Some((number, registered.cluster));
                 agent.registered = true;
                 agent.hints = 0;
+                if known.is_none() {
+                    self.oracle.on_number(number, key);
+                }
                 if known.is_some_and(|known| known != number) {
                     self.oracle.violate(format!("agent #{index} gets another number: {number}"));
                 }

@@ -66,11 +66,16 @@ pub(crate) struct Call {
     pub(crate) answer: Option<Answer>,
 }
 
+/// The number of what no user asks for.
+pub(crate) const NOBODY: u64 = 0;
+
 /// All of them.
 #[derive(Debug, Default)]
 pub(crate) struct Calls {
     calls: BTreeMap<u64, Call>,
     history: Recorder<RegisterCall, RegisterAnswer>,
+    /// A saved state was restored.
+    others: bool,
 }
 
 impl Calls {
@@ -82,6 +87,15 @@ impl Calls {
     pub(crate) fn open(&self) -> usize {
         let waits = |call: &&Call| call.answer.is_none() && matches!(call.ask, Ask::Change(_));
         self.calls.values().filter(waits).count()
+    }
+
+    /// The masters are others, with a state of before: what is under way comes to nothing, and what is seen from now
+    /// on is not compared with what was seen before.
+    pub(crate) fn nobody_waits(&mut self) {
+        self.others = true;
+        for call in self.calls.values_mut() {
+            call.answer.get_or_insert(Answer::NoLeader);
+        }
     }
 
     /// What was not answered, in words.
@@ -135,7 +149,9 @@ impl World {
         let id = self.fresh();
         let without_key = self.is_without_key(&ask);
         let (now_us, calls) = (self.now_us, &mut self.calls);
+        let others = calls.others;
         let noted = match &ask {
+            _ if others => None,
             Ask::Change(Request::SetConfig { framework, config, expected_version, .. }) => {
                 let to = note_in(config);
                 let call = match (expected_version, before) {

@@ -1,6 +1,7 @@
 //! A master's disk: the replica's simulated one, with faults on demand.
 //!
-//! Owns: a countdown to a failing sync, a disk that is full, and the planted bugs of disks. Invariant:
+//! Owns: a countdown to a failing sync, a disk that is full, what goes wrong while a snapshot is taken, and the
+//! planted bugs of disks. Invariant:
 //! without fault or mutation it behaves exactly like [`MemDisk`]. Must never decide when a fault happens,
 //! or when a sync ends.
 
@@ -17,13 +18,63 @@ const ROWS_BEFORE_DROP: u64 = 40;
 /// Of so many syncs one is left out, where that is planted.
 const SYNCS_PER_SKIP: u64 = 3;
 
+/// What goes wrong with a snapshot that a master takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotFault {
+    /// There is no room for its rows.
+    FullWhileStaging,
+    /// All of its rows are there, and there is no room for the write that takes them over.
+    FullAtAdoption,
+    /// That write is not synced.
+    SyncFails,
+    /// The process ends before that write.
+    EndsBefore,
+    /// It ends right after it.
+    EndsAfter,
+}
+
+impl SnapshotFault {
+    /// Every one.
+    pub const ALL: [Self; 5] =
+        [Self::FullWhileStaging, Self::FullAtAdoption, Self::SyncFails, Self::EndsBefore, Self::EndsAfter];
+
+    /// What it is called when it has struck.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FullWhileStaging => "a disk is full while a snapshot is put aside",
+            Self::FullAtAdoption => "a disk is full when a snapshot is to be taken over",
+            Self::SyncFails => "the sync of a snapshot that is taken over fails",
+            Self::EndsBefore => "a master ends before it takes a snapshot over",
+            Self::EndsAfter => "a master ends when it has taken a snapshot over",
+        }
+    }
+}
+
+fn full() -> DiskError {
+    DiskError::Io { operation: "write", detail: "the disk is full".to_owned() }
+}
+
+impl Faults {
+    /// Whether this is what goes wrong, and now.
+    fn strikes(&mut self, fault: SnapshotFault) -> bool {
+        let strikes = self.snapshot == Some(fault);
+        if strikes {
+            self.struck = self.snapshot.take();
+        }
+        strikes
+    }
+}
+
 #[derive(Debug, Default)]
 struct Faults {
     /// Syncs that still succeed before one fails.
     syncs_before_failure: Option<u64>,
     full: bool,
-    /// Rows are put aside so often before there is no room for more, once.
-    puts_before_full: Option<u64>,
+    /// Of the snapshot that is being taken, until it strikes.
+    snapshot: Option<SnapshotFault>,
+    /// What struck, until somebody looks.
+    struck: Option<SnapshotFault>,
     batches_with_rows: u64,
     syncs: u64,
     /// The record of what was applied before the newest batch with rows.
@@ -92,14 +143,35 @@ impl FaultyDisk {
         self.faults().full = full;
     }
 
-    /// Once there is no room when rows of a snapshot are put aside after so many times.
-    pub fn fill_while_staging(&self, puts: u64) {
-        self.faults().puts_before_full = Some(puts);
+    /// The snapshot that is taken now is to meet this.
+    pub fn spoil_snapshot(&self, fault: SnapshotFault) {
+        self.faults().snapshot = Some(fault);
+    }
+
+    /// All of a snapshot has come. Says whether the process is to end.
+    #[must_use]
+    pub fn ends_before_adoption(&self) -> bool {
+        self.faults().strikes(SnapshotFault::EndsBefore)
+    }
+
+    /// What went wrong with a snapshot since somebody looked.
+    #[must_use]
+    pub fn struck(&self) -> Option<SnapshotFault> {
+        self.faults().struck.take()
+    }
+
+    /// Nothing goes wrong any more.
+    pub fn heal(&self) {
+        let mut faults = self.faults();
+        (faults.snapshot, faults.syncs_before_failure) = (None, None);
     }
 
     /// Power loss; see [`MemDisk::crash`].
     pub fn crash(&mut self, survivors: usize) {
-        self.faults().syncs_before_failure = None;
+        let mut faults = self.faults();
+        faults.syncs_before_failure = None;
+        (faults.snapshot, faults.struck) = (None, None);
+        drop(faults);
         self.disk.crash(survivors);
     }
 
@@ -140,8 +212,13 @@ impl RowReader for FaultyDisk {
 impl Disk for FaultyDisk {
     fn write(&mut self, mut batch: DiskBatch, durability: Durability) -> Result<(), DiskError> {
         let mut faults = self.faults();
-        if faults.full {
-            return Err(DiskError::Io { operation: "write", detail: "the disk is full".to_owned() });
+        let adopts = batch.adopt.is_some();
+        if faults.full || (adopts && faults.strikes(SnapshotFault::FullAtAdoption)) {
+            return Err(full());
+        }
+        let unsynced = adopts && faults.strikes(SnapshotFault::SyncFails);
+        if adopts {
+            faults.strikes(SnapshotFault::EndsAfter);
         }
         if !batch.rows.is_empty() {
             faults.batches_with_rows += 1;
@@ -156,7 +233,11 @@ impl Disk for FaultyDisk {
         }
         drop(faults);
         self.disk.write(batch, Durability::Unsynced)?;
+        if unsynced {
+            self.disk.fail_next_sync();
+        }
         match durability {
+            Durability::Synced if adopts && self.mutation == Some(Mutation::SnapshotUnsynced) => Ok(()),
             Durability::Synced => self.sync_to(self.writes()),
             Durability::Unsynced => Ok(()),
         }
@@ -198,10 +279,8 @@ struct FaultyStage {
 impl StageWriter for FaultyStage {
     fn put(&mut self, rows: Vec<Row>) -> Result<bool, DiskError> {
         let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
-        let filled = faults.puts_before_full == Some(0);
-        faults.puts_before_full = faults.puts_before_full.and_then(|left| left.checked_sub(1));
-        if faults.full || filled {
-            return Err(DiskError::Io { operation: "write", detail: "the disk is full".to_owned() });
+        if faults.full || faults.strikes(SnapshotFault::FullWhileStaging) {
+            return Err(full());
         }
         drop(faults);
         self.writer.put(rows)

@@ -10,11 +10,6 @@ use crate::world::World;
 use tessera_master_core::CLUSTER_VERSION;
 use tessera_replica::MemberChange;
 
-/// How far the master's clock may be behind: timers wait for as long as it takes to catch up.
-const CLOCK_BEHIND_MAX_MS: i64 = 5_000;
-/// How far it may be ahead.
-const CLOCK_AHEAD_MAX_MS: i64 = 15_000;
-
 /// Of 100 faults so many are of those that stand in `hardships`.
 const HARDSHIPS: u64 = 25;
 /// So often a master that flaps is cut off, and for so long each time, in us: about as long as an election.
@@ -42,7 +37,7 @@ impl World {
         }
         let agent = self.rng.index(self.agents.len());
         let master = self.some_master();
-        match self.rng.below(19) {
+        match self.rng.below(21) {
             0 | 1 => {
                 let points = [CrashPoint::BeforeSettle, CrashPoint::InSync, CrashPoint::BeforeSend];
                 let point = points[self.rng.index(points.len())];
@@ -73,13 +68,7 @@ impl World {
                 let pairs = (0..self.masters.len()).map(|master| (agent, master)).collect();
                 self.net.part(&mut self.queue, now_us, &pairs, now_us + away_us);
             }
-            11 => {
-                let jump_ms = i64::try_from(self.rng.range(0, 40_000)).unwrap_or(0) - 20_000;
-                let offset_ms = self.masters[master].wall_offset_ms + jump_ms;
-                self.masters[master].wall_offset_ms =
-                    offset_ms.clamp(-CLOCK_BEHIND_MAX_MS, CLOCK_AHEAD_MAX_MS);
-                self.journal.line(now_us, &format!("fault: the clock of master {master} jumps by {jump_ms} ms"));
-            }
+            11 => self.masters_clock_jumps(master),
             12 => {
                 self.net.delay_us = self.rng.range(200, 60_000);
                 self.journal.line(now_us, &format!("fault: delays up to {} us", self.net.delay_us));
@@ -91,6 +80,7 @@ impl World {
             }
             14 => self.worker_trap(agent),
             16 | 17 => self.files_suffer(master),
+            18 | 19 => self.shims_die(agent),
             15 => {
                 self.journal.line(now_us, &format!("fault: the machine of agent #{agent} reboots"));
                 self.machine_reboots(agent);
@@ -246,6 +236,8 @@ impl World {
             master.full_until_us = master.full_until_us.min(now_us);
             master.slow_until_us = master.slow_until_us.min(now_us);
             master.crash_at = None;
+            master.snapshot_fault = None;
+            master.disk.heal();
             master.files.folder.heal();
             master.wall_offset_ms = 0;
         }

@@ -14,11 +14,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::time::Duration;
 use tessera_master::shelf::{Folder, Intake, Outgoing, Shelf, file_name, temporary_name};
-use tessera_master::upkeep::rules::{Said, Spread, collect_every, may_collect, sources};
+use tessera_master::upkeep::rules::{Spread, collect_every, may_collect, sources};
 use tessera_master_core::{Reply, Request, RequestError};
 use tessera_replica::MemberRole;
 use tessera_types::Digest;
 use tessera_virtual::Random;
+use tessera_wire::v1;
 
 /// What every component is said to have at most.
 pub(crate) const SIZE_MAX: u64 = 100;
@@ -88,8 +89,8 @@ pub(crate) struct Files {
     job: Option<Job>,
     collected_us: u64,
     temporaries: u64,
-    /// What was last heard of members, while it leads.
-    pub(crate) heard: BTreeMap<u64, Said>,
+    /// What was last heard of members, while it leads, and when.
+    pub(crate) heard: BTreeMap<u64, (u64, v1::MasterStatusReply)>,
     /// Files that requests under way name, by ticket.
     held: BTreeMap<u64, Digest>,
 }
@@ -520,12 +521,10 @@ impl World {
         known.filter(|digest| !shelf.has(digest)).collect()
     }
 
-    /// What a member says when the leader asks it how it is.
-    pub(crate) fn said_by(&self, slot: usize) -> Option<Said> {
-        let applied_index = self.masters[slot].node.as_ref()?.status().applied.index;
+    /// How many files a master says that it misses.
+    pub(crate) fn says_missing(&self, slot: usize) -> u64 {
         let honest = self.mutation != Some(Mutation::LearnerWithoutFiles);
-        let components_missing = if honest { self.missing(slot).len() as u64 } else { 0 };
-        Some(Said { applied_index, components_missing })
+        if honest { self.missing(slot).len() as u64 } else { 0 }
     }
 
     fn compare_files(&mut self, slot: usize) {
@@ -606,6 +605,8 @@ impl World {
             return;
         }
         let voters: Vec<u64> = voters.map(|member| member.node).collect();
+        self.check_new_voters(slot);
+        let Some(node) = &self.masters[slot].node else { return };
         let slots: Vec<usize> = voters.iter().filter_map(|node| self.slot_of(*node)).collect();
         let named: Vec<Digest> = node.core().components().into_iter().map(|view| view.digest).collect();
         let keeps = |slot: &usize, digest: &Digest| self.masters[*slot].files.folder.keeps(digest);
@@ -613,14 +614,21 @@ impl World {
         self.named_since.retain(|digest, _| named.contains(digest));
         for digest in named {
             self.named_since.entry(digest).or_insert(self.now_us);
-            let lacks = |slot: &&usize| !keeps(slot, &digest) && !self.damaged.contains(&(**slot, digest));
+            let since = self.named_since.get(&digest).copied().unwrap_or(self.now_us);
+            // What is named in the moment in which a learner becomes a voter is yet to be copied to it.
+            let new = |slot: usize| {
+                let at_us = self.masters[slot].number.and_then(|node| self.new_voters.get(&node));
+                at_us.is_some_and(|at_us| at_us.abs_diff(since) < NAMED_LONG_US)
+            };
+            let lacks = |slot: &&usize| {
+                !keeps(slot, &digest) && !self.damaged.contains(&(**slot, digest)) && !new(**slot)
+            };
             let without: Vec<usize> = slots.iter().filter(lacks).copied().collect();
             if without.len() > voters.len() / 2 {
                 let text = format!("component {digest} is named, and masters {without:?} have no file of it");
                 return self.oracle.violate(text);
             }
         }
-        self.check_new_voters(slot);
     }
 
     /// A learner that became a voter has the files of all that was named for long.
@@ -631,6 +639,7 @@ impl World {
         let learned = std::mem::replace(&mut self.learners, learners.into_iter().map(|m| m.node).collect());
         let new: Vec<u64> = voters.into_iter().map(|m| m.node).filter(|node| learned.contains(node)).collect();
         for number in new {
+            self.new_voters.insert(number, self.now_us);
             let Some(slot) = self.slot_of(number) else { continue };
             let master = &self.masters[slot];
             let since = |digest: &Digest| self.named_since.get(digest).copied().unwrap_or(self.now_us);

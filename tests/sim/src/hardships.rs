@@ -4,6 +4,7 @@
 //! none lasts beyond the healing. Must never break what the design says cannot break.
 
 use crate::agent::Agent;
+use crate::disk::SnapshotFault;
 use crate::queue::Event;
 use crate::world::World;
 
@@ -15,6 +16,8 @@ const AGENT_CLOCK_MAX_MS: u64 = 3_600_000;
 const HAND_OVER_US: u64 = 3_000_000;
 /// Boots of a copy are counted from here, so that they are not those of the other machine.
 const COPY_BOOTS: u64 = 1_000;
+/// A follower is cut off for so long, in us, that the others do not keep the log for it.
+const BEHIND_US: (u64, u64) = (4_000_000, 9_000_000);
 /// Time between two looks whether another one leads, in us.
 const LOOK_US: u64 = 20_000;
 
@@ -33,13 +36,28 @@ impl World {
             9..11 => self.agents_disk_fills(agent),
             11 => self.agents_clock_jumps(agent),
             12 | 13 => self.agent_is_copied(agent),
-            _ => {
-                let puts = self.rng.below(2);
-                self.journal.line(self.now_us, "fault: the next snapshot fills the disk of its master");
-                for master in &self.masters {
-                    master.disk.fill_while_staging(puts);
-                }
-            }
+            _ => self.snapshot_is_spoilt(),
+        }
+    }
+
+    /// A master gets behind for long enough to need a snapshot, and something goes wrong with that: one that is
+    /// yet to join, or a follower.
+    fn snapshot_is_spoilt(&mut self) {
+        let fault = SnapshotFault::ALL[self.rng.index(SnapshotFault::ALL.len())];
+        let until_us = self.until(BEHIND_US.0, BEHIND_US.1);
+        let leader = self.leader();
+        let joins = self.masters.iter().position(|master| master.number.is_none());
+        let Some(slot) = joins.or_else(|| {
+            let others: Vec<usize> = (0..self.masters.len()).filter(|slot| Some(*slot) != leader).collect();
+            (others.len() > 1).then(|| others[self.rng.index(others.len())])
+        }) else {
+            return;
+        };
+        let line = format!("fault: master {slot} is alone until {until_us} us, and its next snapshot meets {fault:?}");
+        self.journal.line(self.now_us, &line);
+        self.masters[slot].snapshot_fault = Some(fault);
+        if joins.is_none() {
+            self.master_flaps(slot, until_us);
         }
     }
 

@@ -7,8 +7,10 @@
 //! never use real time, threads, files or sockets.
 
 mod agent;
+mod agreement;
 mod builds;
 mod calls;
+mod clocks;
 mod disk;
 mod executor;
 mod faults;
@@ -28,6 +30,7 @@ mod oracle;
 mod peers;
 mod plants;
 mod queue;
+mod restore;
 mod sandboxes;
 mod shims;
 mod user;

@@ -6,13 +6,14 @@
 //! comes out, unless a mutation is planted.
 
 use crate::calls::Answer;
-use crate::disk::FaultyDisk;
+use crate::disk::{FaultyDisk, SnapshotFault};
 use crate::files::Files;
 use crate::mutation::Mutation;
 use crate::network::ConnId;
 use crate::numbered;
 use crate::queue::{Asked, Down, Event, Letter, Up};
 use crate::world::World;
+use prost::Message as _;
 use std::collections::{BTreeMap, VecDeque};
 use tessera_master::node::{Node, Settled};
 use tessera_master_core::{CLUSTER_VERSION, Config, Now, Numbers, Output};
@@ -24,7 +25,7 @@ use tessera_virtual::Random;
 use tessera_wire::v1::{self, master_message::Message as MasterSays};
 
 /// The wall clock at virtual time zero, in ms: any moment will do.
-const EPOCH_MS: u64 = 1_700_000_000_000;
+pub(crate) const EPOCH_MS: u64 = 1_700_000_000_000;
 /// One tick of the loop, in us.
 pub(crate) const TICK_US: u64 = 50_000;
 /// Inputs taken before what they caused is written, as in the real loop.
@@ -34,14 +35,25 @@ const LOOK_US: u64 = 200_000;
 /// Entries of a framework's state in one chunk.
 const STATE_PAGE: usize = 7;
 
-/// Whose disk one is.
-pub(crate) const fn identity(node: u64) -> Identity {
-    Identity { cluster: ClusterId([7; 16]), node }
+/// Whose disk one is: each restore makes another cluster.
+pub(crate) const fn identity(era: u8, node: u64) -> Identity {
+    Identity { cluster: ClusterId([7 + era; 16]), node }
 }
 
-/// What a member says of itself: its slot.
-pub(crate) fn attributes(slot: usize) -> Vec<u8> {
-    format!("m{slot}").into_bytes()
+/// What a member says of itself.
+pub(crate) fn info_of(slot: usize, understands: u32) -> v1::MemberInfo {
+    v1::MemberInfo {
+        name: format!("m{slot}"),
+        peer_address: format!("m{slot}:1"),
+        rest_address: format!("m{slot}:2"),
+        understands,
+        ..v1::MemberInfo::default()
+    }
+}
+
+/// The same as its record.
+pub(crate) fn attributes(slot: usize, understands: u32) -> Vec<u8> {
+    info_of(slot, understands).encode_to_vec()
 }
 
 /// Something that waits for the master's loop.
@@ -86,6 +98,8 @@ impl Outlet for Leaving {
 pub(crate) struct Master {
     /// Its address.
     pub(crate) slot: usize,
+    /// The cluster to which it belongs.
+    pub(crate) era: u8,
     /// Its node on this disk; none while it joins.
     pub(crate) number: Option<u64>,
     /// Disks that this address has had: names the attempt to join.
@@ -98,11 +112,13 @@ pub(crate) struct Master {
     pub(crate) life: u64,
     /// Under which it passes requests on.
     pub(crate) numbers: Numbers,
-    started_us: u64,
+    pub(crate) started_us: u64,
     pub(crate) paused_until_us: u64,
     pub(crate) full_until_us: u64,
     pub(crate) slow_until_us: u64,
     pub(crate) wall_offset_ms: i64,
+    /// Of the next snapshot that it takes.
+    pub(crate) snapshot_fault: Option<SnapshotFault>,
     /// It is asked to join then.
     pub(crate) joins_us: u64,
     inbox: VecDeque<Inbound>,
@@ -135,6 +151,7 @@ impl Master {
     ) -> Self {
         Self {
             slot,
+            era: 0,
             number: None,
             disks: 0,
             node: None,
@@ -148,6 +165,7 @@ impl Master {
             full_until_us: 0,
             slow_until_us: 0,
             wall_offset_ms: 0,
+            snapshot_fault: None,
             joins_us: 0,
             inbox: VecDeque::new(),
             take_scheduled: false,
@@ -227,9 +245,13 @@ impl World {
             ..Limits::default()
         };
         let replica = ReplicaConfig {
-            election_timeout: ElectionTimeout::Seeded(self.plan.elections),
+            // Masters stand in turn; by chance more come together.
+            election_timeout: match self.plan.elections % 2 {
+                0 => ElectionTimeout::InTurn,
+                _ => ElectionTimeout::Seeded(self.plan.elections),
+            },
             limits,
-            ..ReplicaConfig::new(identity(number))
+            ..ReplicaConfig::new(identity(master.era, number))
         };
         let config = Config { understands: master.understands, ..master.config.clone() };
         match Node::open(config, replica, master.disk.clone()) {
@@ -275,6 +297,7 @@ impl World {
         master.writing = None;
         master.crash_at = None;
         master.paused_until_us = 0;
+        master.set_clock();
         master.forget();
         let ended: Vec<ConnId> = self
             .net
@@ -286,7 +309,35 @@ impl World {
         for id in ended {
             self.net.close_by_master(&mut self.queue, now_us, id);
         }
+        self.masters_find_ended(slot);
         true
+    }
+
+    /// Others find that nobody listens there any more, at once or when it may listen again already.
+    fn masters_find_ended(&mut self, ended: usize) {
+        let (now_us, number) = (self.now_us, self.masters[ended].number);
+        let Some(number) = number else { return };
+        for slot in (0..self.masters.len()).filter(|slot| *slot != ended) {
+            let master = &mut self.masters[slot];
+            if master.rng.chance(70) {
+                let at_us = now_us + master.rng.range(500, 100_000);
+                self.queue.at(at_us, Event::MasterFindsEnded { master: slot, number });
+            }
+        }
+    }
+
+    /// A master knows that the process of another one has ended.
+    pub(crate) fn master_finds_ended(&mut self, slot: usize, number: u64) {
+        let master = &mut self.masters[slot];
+        if self.now_us < master.paused_until_us {
+            return;
+        }
+        let Some(node) = &mut master.node else { return };
+        if node.leader() == Some(number) {
+            self.oracle.saw("a leader is known to have ended");
+        }
+        node.report_gone(number);
+        self.settle_soon(slot);
     }
 
     pub(crate) fn master_crash(&mut self, slot: usize) {
@@ -563,12 +614,13 @@ impl World {
         let result = node.settle(now, &mut leaving);
         self.post(slot, leaving.messages);
         self.after_writes(slot, leaving.job);
+        let struck = self.note_snapshot_fault(slot);
         match result {
             Err(FatalError::Removed { .. }) => self.master_is_removed(slot),
             Err(error) => {
                 let line = format!("master {slot}: the replica stops: {error}");
                 self.journal.line(now_us, &line);
-                if !matches!(error, FatalError::Disk(_)) {
+                if !matches!(error, FatalError::Disk(_)) && !self.is_outgrown(slot) {
                     self.oracle.violate(format!("master {slot} stops: {error}"));
                 }
                 self.master_crash(slot);
@@ -584,6 +636,9 @@ impl World {
                     self.check_files(slot);
                 }
                 self.master_perform(slot, settled);
+                if struck == Some(SnapshotFault::EndsAfter) {
+                    self.master_crash(slot);
+                }
             }
         }
     }
@@ -631,6 +686,9 @@ impl World {
                     }
                 }
                 Output::Report { text } => {
+                    if text.contains("this master's clock is") {
+                        self.oracle.saw("a clock that is far off is reported");
+                    }
                     self.journal.line(self.now_us, &format!("master {slot}: reports {text}"));
                 }
                 Output::Propose(_) | Output::ReadIndex { .. } => {

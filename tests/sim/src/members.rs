@@ -4,17 +4,20 @@
 //! leaves a quorum; an address that lost its disk comes back under a new node. Must never write to a disk
 //! that has an owner.
 
-use crate::calls::Ask;
+use crate::calls::NOBODY;
 use crate::disk::FaultyDisk;
-use crate::master::{Master, attributes, identity};
+use crate::master::{Master, attributes, identity, info_of};
 use crate::mutation::Mutation;
 use crate::queue::Event;
 use crate::world::World;
 use tessera_master::node::Node;
-use tessera_master::upkeep::rules::lacks;
-use tessera_master_core::{CLUSTER_VERSION, Request};
+use tessera_master::upkeep::plan::{Known, Replies, Topology, plan, understood_by_all};
+use tessera_master_core::{CLUSTER_VERSION, Principal, Request};
 use tessera_replica::{JoinId, MemDisk, MemberChange, MemberRole, Replica};
+use tessera_wire::v1;
 
+/// What a member said so long ago says nothing any more, in us.
+const SILENT_US: u64 = 3_000_000;
 /// How often somebody looks after the members, as the real leader does.
 const STEWARD_US: u64 = 500_000;
 
@@ -57,8 +60,8 @@ impl World {
         let Some(number) = self.masters[slot].number else { return };
         let mut disk = MemDisk::new();
         let list: Vec<(u64, Vec<u8>)> =
-            (0..self.masters.len()).map(|slot| (slot as u64 + 1, attributes(slot))).collect();
-        if Replica::bootstrap_voters(&mut disk, identity(number), &list).is_ok() {
+            (0..self.masters.len()).map(|slot| (slot as u64 + 1, attributes(slot, CLUSTER_VERSION))).collect();
+        if Replica::bootstrap_voters(&mut disk, identity(self.era, number), &list).is_ok() {
             self.masters[slot].put_disk(disk, Some(number));
         }
         self.queue.at(self.now_us + 100_000, Event::MasterStart { master: slot });
@@ -92,25 +95,71 @@ impl World {
             let both = self.net.hears(self.now_us, *slot, leader) && self.net.hears(self.now_us, leader, *slot);
             *slot != leader && both && self.masters[*slot].runs(self.now_us)
         });
-        let heard: Vec<_> =
-            others.filter_map(|slot| Some((self.masters[slot].number?, self.said_by(slot)?))).collect();
-        self.masters[leader].files.heard.extend(heard);
+        let heard: Vec<_> = others.filter_map(|slot| self.said_by(slot)).collect();
+        for said in heard {
+            self.masters[leader].files.heard.insert(said.node, (self.now_us, said));
+        }
     }
 
-    /// Once all builds understand the next version of the cluster, it is raised.
+    /// What a member says when the leader asks it how it is.
+    fn said_by(&self, slot: usize) -> Option<v1::MasterStatusReply> {
+        let master = &self.masters[slot];
+        let status = master.node.as_ref()?.status();
+        Some(v1::MasterStatusReply {
+            node: status.node,
+            term: status.term,
+            applied_index: status.applied.index,
+            software_version: String::new(),
+            understands: master.understands,
+            components_missing: self.says_missing(slot),
+            member: Some(info_of(slot, master.understands)),
+        })
+    }
+
+    /// Whether a master stops that does not vote, as the cluster has outgrown its build: then it is started with a
+    /// newer one.
+    pub(crate) fn is_outgrown(&mut self, slot: usize) -> bool {
+        let Some(leader) = self.leading() else { return false };
+        let (membership, version) = (leader.membership(), leader.core().cluster_version());
+        let member = self.masters[slot].number.and_then(|node| membership.get(node));
+        let learns = member.is_some_and(|member| member.role == MemberRole::Learner);
+        if !learns || self.masters[slot].understands >= version {
+            return false;
+        }
+        self.masters[slot].understands = version;
+        self.oracle.saw("a learner is started with a newer build");
+        true
+    }
+
+    /// The members as a leader sees them, and what those say of themselves that it has heard lately.
+    fn view_of(&self, leader: usize) -> Option<(Topology, Replies)> {
+        let master = &self.masters[leader];
+        let node = master.node.as_ref()?;
+        let mut view = Topology::new(node.identity());
+        view.leads = true;
+        view.set_membership(node.membership().clone());
+        let lately = master.files.heard.iter().filter(|(_, (at_us, _))| at_us + SILENT_US >= self.now_us);
+        Some((view, lately.map(|(node, (_, said))| (*node, said.clone())).collect()))
+    }
+
+    /// Once all voters understand the next version of the cluster, it is raised.
     fn raise_version(&mut self, leader: usize) {
         let early = self.mutation == Some(Mutation::VersionRaisedEarly);
-        let understand = self.masters.iter().filter(|master| master.understands > CLUSTER_VERSION).count();
-        let enough = if early { understand > 0 } else { understand == self.masters.len() };
-        let present = self.masters[leader].node.as_ref().map_or(0, |node| node.core().cluster_version());
-        let raised = present > CLUSTER_VERSION;
-        let asked = self.calls.asks(|request| matches!(request, Request::SetClusterVersion { .. }));
-        if enough && !raised && !asked {
-            let version = CLUSTER_VERSION + 1;
-            self.ask(Ask::Change(Request::SetClusterVersion { version }), None);
-        } else if present < CLUSTER_VERSION && !asked {
-            let version = CLUSTER_VERSION;
-            self.ask(Ask::Change(Request::SetClusterVersion { version }), None);
+        let Some((view, replies)) = self.view_of(leader) else { return };
+        let master = &self.masters[leader];
+        let all = match early {
+            true => self.masters.iter().map(|master| master.understands).max().unwrap_or(0),
+            false => understood_by_all(&view, &info_of(leader, master.understands), &replies),
+        };
+        let present = master.node.as_ref().map_or(0, |node| node.core().cluster_version());
+        if all > present {
+            // The leader asks itself; if nothing comes of it, it asks again.
+            let now = self.masters[leader].now(self.now_us);
+            let ticket = self.masters[leader].number();
+            self.masters[leader].requests.insert(ticket, NOBODY);
+            let (principal, request) = (Principal::administrator(), Request::SetClusterVersion { version: all });
+            self.feed(leader, |core| core.on_request(ticket, &principal, request, now));
+            self.settle_soon(leader);
         }
     }
 
@@ -134,11 +183,12 @@ impl World {
         let membership = node.membership();
         let Some(given) = membership.node_of(join) else {
             let node = membership.next_node;
-            let change = MemberChange::AddLearner { node, attributes: attributes(slot), join };
+            let attributes = attributes(slot, master.understands);
+            let change = MemberChange::AddLearner { node, attributes, join };
             return self.change_members(leader, &change);
         };
         let mut disk = MemDisk::new();
-        if let Err(error) = Replica::prepare_joiner(&mut disk, identity(given)) {
+        if let Err(error) = Replica::prepare_joiner(&mut disk, identity(self.era, given)) {
             return self.oracle.violate(format!("an empty disk is refused: {error}"));
         }
         // Another attempt begins with another disk.
@@ -149,28 +199,15 @@ impl World {
         self.queue.at(now_us + self.rng.range(1_000, 500_000), Event::MasterStart { master: slot });
     }
 
-    /// What the leader's steward does next: see `plan` there.
+    /// What the leader's steward does next.
     fn next_change(&self, leader: usize) -> Option<MemberChange> {
-        let node = self.masters[leader].node.as_ref()?;
-        let (membership, status) = (node.membership(), node.status());
-        let learners = membership.members.iter().filter(|member| member.role == MemberRole::Learner);
-        for learner in learners {
-            let peer = status.peers.iter().find(|peer| peer.node == learner.node);
-            let said = self.masters[leader].files.heard.get(&learner.node).copied();
-            if lacks(said, peer).is_some() {
-                continue;
-            }
-            let earlier = membership.members.iter().find(|member| {
-                member.node < learner.node && member.attributes == learner.attributes
-            });
-            return Some(match earlier {
-                Some(old) if old.role == MemberRole::Voter => {
-                    MemberChange::Replace { remove: old.node, promote: learner.node }
-                }
-                Some(old) => MemberChange::Remove { node: old.node },
-                None => MemberChange::Promote { node: learner.node },
-            });
-        }
-        None
+        let (view, replies) = self.view_of(leader)?;
+        let master = &self.masters[leader];
+        let node = master.node.as_ref()?;
+        let status = node.status();
+        let components_index = node.core().components_index().min(status.applied.index);
+        let cluster_version = node.core().cluster_version();
+        let known = Known { peers: status.peers, components_index, cluster_version };
+        plan(&view, &info_of(leader, master.understands), &replies, &known)
     }
 }

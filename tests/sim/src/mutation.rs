@@ -59,10 +59,14 @@ mutations! {
     ExecutorTurnsForgotten = "executor-turns-forgotten",
     /// An agent passes what executors say on twice.
     MessagesDoubled = "messages-doubled",
+    /// An agent that finds a shim dead leaves what that ran alone.
+    OrphansLeft = "orphans-left",
     /// Whoever sees a scheduler quarantined ends its tasks.
     QuarantineEndsTasks = "quarantine-ends-tasks",
     /// Some synced writes of a master's disk are not synced.
     FsyncSkipped = "fsync-skipped",
+    /// A snapshot is taken over, and that is not synced.
+    SnapshotUnsynced = "snapshot-unsynced",
     /// What a follower promises with a write leaves while the sync is still to be done.
     PromisedBeforeSync = "promised-before-sync",
     /// A leader takes a write for durable while the sync is still to be done.

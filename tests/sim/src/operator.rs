@@ -4,6 +4,7 @@
 //! wanted; after the last fault none is left. Must never do what users do.
 
 use crate::calls::Ask;
+use crate::master::EPOCH_MS;
 use crate::world::World;
 use tessera_master_core::{Keep, Maintenance, Request, UnreachablePolicy};
 use tessera_types::{FrameworkId, LimitName, RoleName};
@@ -38,7 +39,8 @@ pub(crate) type Limited = (Option<RoleName>, LimitName);
 impl World {
     /// Returns whether there was something to do.
     pub(crate) fn operator_acts(&mut self) -> bool {
-        self.operator_limits()
+        self.operator_ends_strangers()
+            || self.operator_limits()
             || (self.faults_on && (self.operator_declares_gone() || self.operator_maintains()))
     }
 
@@ -71,8 +73,7 @@ impl World {
         if !self.rng.chance(MAINTAINED) {
             return false;
         }
-        let Some(leader) = self.leader() else { return false };
-        let now_ms = self.masters[leader].now(self.now_us).wall_ms;
+        let now_ms = EPOCH_MS + self.now_us / 1_000;
         let agents = self.leading().map(|node| node.core().agents()).unwrap_or_default();
         if agents.is_empty() {
             return false;

@@ -3,6 +3,7 @@
 //! Invariants: a message reaches the node that it is meant for or nobody; a snapshot is taken with the
 //! steps of the real transport, each of which may be its last. Must never change what is sent.
 
+use crate::disk::SnapshotFault;
 use crate::master::Inbound;
 use crate::queue::{Event, Letter};
 use crate::world::World;
@@ -132,7 +133,9 @@ impl World {
             return self.queue.at(at_us, Event::Snapshot { transfer: id });
         }
         transfer.to_life = Some(receiver.life);
-        match self.next_piece(&mut transfer) {
+        let next = self.next_piece(&mut transfer);
+        self.note_snapshot_fault(to);
+        match next {
             Ok(true) => {
                 self.transfers.insert(id, transfer);
                 let at_us = now_us + self.rng.range(100, PIECE_US);
@@ -141,15 +144,24 @@ impl World {
             Ok(false) => {
                 self.journal.line(now_us, &format!("master {to}: has the snapshot of master {from}"));
                 self.snapshot_ends(&transfer, true);
+                if self.masters[to].disk.ends_before_adoption() {
+                    self.note_snapshot_fault(to);
+                    self.master_crash(to);
+                }
             }
             Err(why) => {
                 self.journal.line(now_us, &format!("master {to}: does not take a snapshot: {why}"));
-                if why.contains("the disk is full") {
-                    self.oracle.saw("a disk is full while a snapshot is put aside");
-                }
                 self.snapshot_ends(&transfer, false);
             }
         }
+    }
+
+    /// If something went wrong with a snapshot that a master takes, it is noted; what it was.
+    pub(crate) fn note_snapshot_fault(&mut self, slot: usize) -> Option<SnapshotFault> {
+        let struck = self.masters[slot].disk.struck()?;
+        self.journal.line(self.now_us, &format!("fault: master {slot}: {}", struck.name()));
+        self.oracle.saw(struck.name());
+        Some(struck)
     }
 
     fn snapshot_ends(&mut self, transfer: &Transfer, delivered: bool) {
@@ -167,7 +179,14 @@ impl World {
         let message = &transfer.snapshot.message;
         let mut staging = match transfer.staging.take() {
             Some(staging) => staging,
-            None => Box::new(node.begin_install(message).map_err(|error| error.to_string())?),
+            None => {
+                let staging = node.begin_install(message).map_err(|error| error.to_string())?;
+                let to = &mut self.masters[transfer.to];
+                if let Some(fault) = to.snapshot_fault.take() {
+                    to.disk.spoil_snapshot(fault);
+                }
+                Box::new(staging)
+            }
         };
         if transfer.rest.is_empty() {
             let chunk = transfer.snapshot.source.next_chunk().map_err(|error| error.to_string())?;

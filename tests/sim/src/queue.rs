@@ -70,8 +70,14 @@ pub(crate) enum Event {
     Fault,
     /// A master that was told to stop has another one lead first, or stops then.
     StopsInOrder { master: usize, life: u64, until_us: u64 },
+    /// A master finds that the process of another one has ended.
+    MasterFindsEnded { master: usize, number: u64 },
     /// A master is cut off from the others until then.
     Flap { master: usize, until_us: u64 },
+    /// The state is saved.
+    Save,
+    /// What was saved is restored.
+    Restore,
     /// From now on nothing breaks any more.
     Heal,
 }
@@ -127,6 +133,8 @@ pub(crate) enum Later {
     Fetch(u64),
     /// A native process starts.
     Spawn(u64),
+    /// The connection to a shim breaks.
+    ShimGone(TaskKey, u32),
     /// The sandbox of a member of a task group is there, or not.
     Prepared(TaskKey, u32),
     /// A component's bytes have come, or not.

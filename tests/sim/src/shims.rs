@@ -27,6 +27,9 @@ const KILL: i32 = 9;
 enum Native {
     Cancelled,
     Running { process: u64 },
+    /// Its shim was killed: what it ran goes on, and nobody will know how that ends.
+    Orphaned { process: u64 },
+    ShimLost,
     Exited(NativeExit),
     /// It ran when the machine went down.
     Rebooted,
@@ -154,6 +157,7 @@ impl World {
         match what {
             Later::Fetch(serial) => self.ask_state(index, serial),
             Later::Spawn(process) => self.spawn_native(index, process),
+            Later::ShimGone(key, attempt) => self.observe(index, &key, attempt),
             Later::Prepared(key, attempt) => {
                 let failed = self.faults_on && self.rng.chance(4);
                 if failed {
@@ -276,6 +280,7 @@ impl World {
         let Some(Native::Running { process }) = native.cloned() else {
             return self.observe(index, key, attempt);
         };
+        self.oracle.on_signal(&name_of(key));
         let stubborn = self.processes.get(&process).is_some_and(|process| process.stubborn);
         if stubborn && signal == TERM {
             return;
@@ -285,15 +290,71 @@ impl World {
     }
 
     fn observe(&mut self, index: usize, key: &TaskKey, attempt: u32) {
+        self.end_orphan(index, key, attempt);
         let Some(agent) = self.agents.get(index) else { return };
         let seen = match agent.natives.tasks.get(&(key.clone(), attempt)) {
             None => NativeObservation::NotStarted,
             Some(Native::Cancelled) => NativeObservation::Cancelled,
             Some(Native::Running { .. }) => NativeObservation::Running,
+            Some(Native::Orphaned { .. } | Native::ShimLost) => NativeObservation::ShimLost,
             Some(Native::Exited(exit)) => NativeObservation::Exited(exit.clone()),
             Some(Native::Rebooted) => NativeObservation::Rebooted,
         };
+        if agent.core.is_some() && seen == NativeObservation::ShimLost {
+            self.oracle.saw("a shim is found dead");
+        }
         self.agent_input(index, |core, now| core.on_native(key, attempt, seen, now));
+    }
+
+    /// An agent that finds a shim dead ends what is left of its task.
+    fn end_orphan(&mut self, index: usize, key: &TaskKey, attempt: u32) {
+        let Some(agent) = self.agents.get_mut(index).filter(|agent| agent.core.is_some()) else { return };
+        let Some(native) = agent.natives.tasks.get_mut(&(key.clone(), attempt)) else { return };
+        let Native::Orphaned { process } = *native else { return };
+        *native = Native::ShimLost;
+        if self.mutation != Some(Mutation::OrphansLeft) {
+            self.process_dies(process);
+        }
+    }
+
+    /// A process is killed.
+    fn process_dies(&mut self, process: u64) {
+        if let Some(ended) = self.processes.remove(&process) {
+            let how = Ended { code: None, signal: Some(KILL) };
+            self.oracle.on_end(&ended.name, process, how);
+        }
+    }
+
+    /// Somebody kills shims on a machine, each with or without its agent's process.
+    pub(crate) fn shims_die(&mut self, index: usize) {
+        let away = self.rng.chance(50);
+        let Some(agent) = self.agents.get(index) else { return };
+        let runs = |native: &Native| match native {
+            Native::Running { process } => Some(*process),
+            _ => None,
+        };
+        let running: Vec<_> =
+            agent.natives.tasks.iter().filter_map(|(key, native)| Some((key.clone(), runs(native)?))).collect();
+        if running.is_empty() {
+            return;
+        }
+        if away {
+            self.agent_crash(index);
+        }
+        for (of, process) in running {
+            if !self.rng.chance(70) {
+                continue;
+            }
+            let name = name_of(&of.0);
+            self.journal.line(self.now_us, &format!("fault: the shim of f{}/{} on agent #{index} dies", name.0, name.1));
+            let known = self.agents.get(index).is_some_and(|agent| agent.core.is_some());
+            self.oracle.saw(if known { "a shim dies" } else { "a shim dies while its agent is away" });
+            self.oracle.on_shim_death(name);
+            if let Some(agent) = self.agents.get_mut(index) {
+                agent.natives.tasks.insert(of.clone(), Native::Orphaned { process });
+            }
+            self.later(index, 20_000, Later::ShimGone(of.0, of.1));
+        }
     }
 
     pub(crate) fn task_ends(
@@ -320,8 +381,13 @@ impl World {
         let Some(agent) = self.agents.get_mut(index) else { return };
         let ended_ms = agent.now(self.now_us).wall_ms;
         let exit = NativeExit { code, signal, ended_ms, ..NativeExit::default() };
-        agent.natives.tasks.insert((key.clone(), ended.attempt), Native::Exited(exit));
-        self.observe(index, &key, ended.attempt);
+        let native = agent.natives.tasks.entry((key.clone(), ended.attempt)).or_insert(Native::Cancelled);
+        // Without its shim nobody saw it.
+        let alone = matches!(native, Native::Orphaned { .. });
+        *native = if alone { Native::ShimLost } else { Native::Exited(exit) };
+        if !alone {
+            self.observe(index, &key, ended.attempt);
+        }
     }
 
     // Workers.
@@ -479,16 +545,15 @@ impl World {
         let mut dead: Vec<u64> = agent.workers.values().flat_map(Worker::processes).collect();
         agent.workers.clear();
         for native in agent.natives.tasks.values_mut() {
-            if let Native::Running { process } = native {
-                dead.push(*process);
-                *native = Native::Rebooted;
+            match native {
+                Native::Running { process } | Native::Orphaned { process } => dead.push(*process),
+                Native::ShimLost => {}
+                Native::Cancelled | Native::Exited(_) | Native::Rebooted => continue,
             }
+            *native = Native::Rebooted;
         }
         for process in dead {
-            if let Some(ended) = self.processes.remove(&process) {
-                let how = Ended { code: None, signal: Some(KILL) };
-                self.oracle.on_end(&ended.name, process, how);
-            }
+            self.process_dies(process);
         }
     }
 
@@ -522,10 +587,7 @@ impl World {
         let Some(worker) = agent.workers.remove(key) else { return };
         let linked = agent.linked.remove(key);
         for process in worker.processes() {
-            if let Some(ended) = self.processes.remove(&process) {
-                let how = Ended { code: None, signal: Some(KILL) };
-                self.oracle.on_end(&ended.name, process, how);
-            }
+            self.process_dies(process);
         }
         if linked {
             self.agent_input(index, |core, now| core.on_worker_down(key, now));

@@ -139,6 +139,12 @@ impl User {
         config
     }
 
+    /// The cluster has a state of before.
+    pub(crate) fn begins_again(&mut self, limited: Option<Limited>) {
+        self.again |= self.asked.take().is_some();
+        self.limited = limited;
+    }
+
     /// Whether everything that it wants exists.
     pub(crate) const fn is_done(&self) -> bool {
         self.frameworks >= self.wanted

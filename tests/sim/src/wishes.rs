@@ -40,6 +40,11 @@ impl Wishes {
         self.given_up.contains(name)
     }
 
+    /// The masters have a state of before.
+    pub(crate) fn forget_live(&mut self) {
+        self.live.clear();
+    }
+
     /// Two machines speak for the agent of these tasks.
     pub(crate) fn on_two_machines(&mut self, tasks: Vec<TaskName>) {
         self.usurped.extend(tasks);

@@ -5,23 +5,22 @@
 //! Must never use real time, threads, files or sockets.
 
 use crate::agent::Agent;
+use crate::agreement::Settled;
 use crate::calls::Calls;
-use crate::disk::FaultyDisk;
 use crate::files::Upload;
 use crate::journal::Journal;
 use crate::master::{Inbound, Master, attributes, identity};
-use crate::model::OUTSIDE_PREFIX;
 use crate::mutation::Mutation;
 use crate::network::Network;
-use crate::oracle::{Oracle, read_state};
+use crate::oracle::Oracle;
 use crate::peers::Transfer;
 use crate::queue::{Event, Queue, Up};
+use crate::restore::Saved;
 use crate::shims::Process;
 use crate::user::User;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use tessera_master::node::Node;
-use tessera_master_core::{Config, FrameworkView};
+use tessera_master_core::{CLUSTER_VERSION, Config};
 use tessera_replica::{MemDisk, Replica};
 use tessera_types::Digest;
 use tessera_virtual::Random;
@@ -86,7 +85,7 @@ pub(crate) struct Plan {
     /// When everything heals.
     pub(crate) heal_us: u64,
     /// When everything must be done.
-    deadline_us: u64,
+    pub(crate) deadline_us: u64,
     /// Elections follow from it.
     pub(crate) elections: u64,
     /// Leaderships so far.
@@ -121,6 +120,8 @@ pub(crate) struct World {
     pub(crate) named_since: BTreeMap<Digest, u64>,
     /// Nodes that did not vote when the files were looked at.
     pub(crate) learners: BTreeSet<u64>,
+    /// Since when they vote, in us.
+    pub(crate) new_voters: BTreeMap<u64, u64>,
     /// Components, changes of folders and members when they were.
     pub(crate) files_looked: (usize, u64, usize),
     pub(crate) calls: Calls,
@@ -130,13 +131,19 @@ pub(crate) struct World {
     pub(crate) plan: Plan,
     pub(crate) mutation: Option<Mutation>,
     pub(crate) faults_on: bool,
+    /// Restores so far.
+    pub(crate) era: u8,
+    /// A state that is to be restored.
+    pub(crate) saved: Option<Saved>,
     /// No master starts before, in us.
     pub(crate) dark_until_us: u64,
     /// So many turns are submitted twice.
     pub(crate) turns_twice: u32,
     pub(crate) processes: BTreeMap<u64, Process>,
     numbers: u64,
-    next_look_us: u64,
+    pub(crate) next_look_us: u64,
+    /// Since everything agrees.
+    pub(crate) settled: Option<Settled>,
 }
 
 /// Time for everything to agree again after the last fault, in us: the longest time-out that may have
@@ -146,9 +153,6 @@ const CONVERGENCE_US: u64 = 60_000_000;
 /// In so many of 100 seeds users also upload and remove components that nothing uses: a file goes some time
 /// after the last fault, which is much to simulate.
 const EXTRAS: u64 = 40;
-
-/// Time between two looks whether everything agrees, in us: it is much work.
-const LOOK_US: u64 = 50_000;
 
 /// Run one seed to its end.
 #[must_use]
@@ -215,11 +219,11 @@ fn first_masters(
         ..Config::default()
     };
     let grace_ms = rng.range(6_000, 9_000);
-    let list: Vec<(u64, Vec<u8>)> = (0..first).map(|slot| (slot as u64 + 1, attributes(slot))).collect();
+    let list: Vec<(u64, Vec<u8>)> = (0..first).map(|slot| (slot as u64 + 1, attributes(slot, CLUSTER_VERSION))).collect();
     let mut masters = Vec::new();
     for (slot, (number, _)) in list.iter().enumerate() {
         let mut disk = MemDisk::new();
-        Replica::bootstrap_voters(&mut disk, identity(*number), &list).map_err(|error| error.to_string())?;
+        Replica::bootstrap_voters(&mut disk, identity(0, *number), &list).map_err(|error| error.to_string())?;
         let mut master = Master::new(slot, config.clone(), rng.fork(1_000 + number), grace_ms, mutation);
         master.put_disk(disk, Some(*number));
         masters.push(master);
@@ -266,6 +270,7 @@ impl World {
             damaged: BTreeSet::new(),
             named_since: BTreeMap::new(),
             learners: BTreeSet::new(),
+            new_voters: BTreeMap::new(),
             files_looked: (0, 0, 0),
             calls: Calls::default(),
             agents,
@@ -274,11 +279,14 @@ impl World {
             plan,
             mutation: options.mutation,
             faults_on: true,
+            era: 0,
+            saved: None,
             dark_until_us: 0,
             turns_twice: 0,
             processes: BTreeMap::new(),
             numbers: 0,
             next_look_us: 0,
+            settled: None,
         };
         if world.masters.len().is_multiple_of(2) {
             world.oracle.saw("a number of masters that is even");
@@ -290,6 +298,7 @@ impl World {
         world.queue.at(50_000, Event::User);
         world.queue.at(1_000_000, Event::Fault);
         world.queue.at(heal_us, Event::Heal);
+        world.plan_save();
         for agent in 0..world.agents.len() {
             let at_us = world.rng.range(0, 1_500_000);
             world.queue.at(at_us, Event::AgentStart { agent });
@@ -311,17 +320,7 @@ impl World {
             if self.oracle.violation().is_some() {
                 break;
             }
-            let looks = !self.faults_on && at_us >= self.next_look_us;
-            if looks {
-                self.next_look_us = at_us + LOOK_US;
-            }
-            if looks && self.is_converged() {
-                self.journal.line(at_us, "everything agrees");
-                break;
-            }
-            if at_us > self.plan.deadline_us {
-                let why = self.why_not_converged();
-                self.oracle.violate(format!("nothing breaks any more, and yet {why}"));
+            if self.is_over() {
                 break;
             }
         }
@@ -331,6 +330,7 @@ impl World {
         if self.oracle.violation().is_none() {
             self.compare_masters();
         }
+        let agreed_us = self.settled.map_or(self.now_us, |settled| settled.at_us);
         let (wrong, history) = self.calls.judge();
         if let Some(violation) = wrong {
             self.oracle.violate(violation);
@@ -347,7 +347,7 @@ impl World {
             ended_ms: self.now_us / 1_000,
             history,
             seen: self.oracle.seen(),
-            converged_ms: (self.now_us + CONVERGENCE_US).saturating_sub(self.plan.deadline_us) / 1_000,
+            converged_ms: (agreed_us + CONVERGENCE_US).saturating_sub(self.plan.deadline_us) / 1_000,
         }
     }
 
@@ -396,8 +396,11 @@ impl World {
             Event::AgentLater { agent, life, what } => self.agent_later(agent, life, what),
             Event::User => self.user_acts(),
             Event::Fault => self.fault_strikes(),
+            Event::MasterFindsEnded { master, number } => self.master_finds_ended(master, number),
             Event::Flap { master, until_us } => self.master_flaps(master, until_us),
             Event::StopsInOrder { master, life, until_us } => self.stops_in_order(master, life, until_us),
+            Event::Save => self.save(),
+            Event::Restore => self.restore(),
             Event::Heal => self.heal(),
         }
     }
@@ -408,124 +411,5 @@ impl World {
         if self.masters[master].life == life && self.net.arrives_up(self.now_us, conn) {
             self.master_inbound(master, Inbound::Up { conn, message });
         }
-    }
-
-    fn is_converged(&self) -> bool {
-        self.user.is_done()
-            && self.leader().is_some()
-            && self.oracle.unfinished(self.plan.tasks).is_none()
-            && self.disagreement().is_none()
-    }
-
-    /// What masters do not agree on.
-    fn masters_disagree(&self) -> Option<String> {
-        let Some(leader) = self.leading() else { return Some("no master leads".to_owned()) };
-        if !self.all_vote() {
-            return Some(format!("not every master votes: {:?}", leader.membership().members));
-        }
-        let last = leader.status().applied;
-        let behind = self.masters.iter().find(|master| {
-            master.node.as_ref().is_none_or(|node| node.status().applied != last)
-        });
-        behind.map(|master| format!("master {} has not applied {last}", master.slot))
-    }
-
-    /// At the end all masters hold the same.
-    fn compare_masters(&mut self) {
-        let mut rows: Option<(u64, Vec<_>)> = None;
-        for master in &self.masters {
-            let Some(node) = &master.node else { continue };
-            self.oracle.compare(node);
-            let (index, found) = (node.status().applied.index, master.disk.all_rows());
-            match &rows {
-                Some((at, known)) if *at == index && *known != found => {
-                    let slot = master.slot;
-                    self.oracle.violate(format!("master {slot} has other rows than others at entry {index}"));
-                }
-                Some((at, _)) if *at >= index => {}
-                _ => rows = Some((index, found)),
-            }
-        }
-    }
-
-    /// What masters and agents do not agree on.
-    fn disagreement(&self) -> Option<String> {
-        if let Some(why) = self.masters_disagree() {
-            return Some(why);
-        }
-        let node = self.leading()?;
-        let core = node.core();
-        let counts = core.counts();
-        let removed = self.oracle.removed();
-        if self.user.removes.is_some() && removed == 0 {
-            return Some("a framework is not removed yet".to_owned());
-        }
-        if counts.frameworks as u64 + removed != self.plan.frameworks {
-            return Some(format!("there are {} frameworks", counts.frameworks));
-        }
-        if counts.agents_connected != self.agents.len() {
-            return Some(format!("only {} agents are connected", counts.agents_connected));
-        }
-        if counts.tasks_live != 0 || !counts.used.is_empty() {
-            return Some(format!("{} tasks live, {} used", counts.tasks_live, counts.used));
-        }
-        let waiting: usize = self.masters.iter().map(|master| master.https.len()).sum();
-        if waiting != 0 {
-            return Some(format!("{waiting} requests to schedulers are not answered"));
-        }
-        for view in core.frameworks() {
-            let id = view.id;
-            if view.upgrade.is_some() || view.merging {
-                return Some(format!("an upgrade of {id} is not over"));
-            }
-            if view.config_seen != view.config_version {
-                return Some(format!("{id} has not seen its configuration"));
-            }
-            if !view.ready {
-                return Some(format!("the scheduler of {id} is not ready"));
-            }
-        }
-        if let Some(why) = self.files_disagree(true) {
-            return Some(why);
-        }
-        let agents = (0..self.agents.len()).find_map(|agent| self.agent_disagrees(agent));
-        agents.or_else(|| core.frameworks().iter().find_map(|view| self.copy_differs(node, view)))
-    }
-
-    /// A scheduler's copy of what users wrote is not what is committed.
-    fn copy_differs(&self, node: &Node<FaultyDisk>, view: &FrameworkView) -> Option<String> {
-        let (id, epoch) = (view.id.0, view.epoch.0);
-        let mut committed = match read_state(node, view.id) {
-            Ok(committed) => committed,
-            Err(error) => return Some(error),
-        };
-        committed.retain(|key, _| key.starts_with(OUTSIDE_PREFIX));
-        let workers = self.agents.iter().flat_map(|agent| agent.workers.values());
-        match workers.filter_map(|worker| worker.outside_of(id, epoch)).next() {
-            Some(copy) if copy == committed => None,
-            Some(copy) => Some(format!("f{id} has {copy:?} of what users wrote, {committed:?}")),
-            None => Some(format!("the scheduler of f{id} has no instance that waits")),
-        }
-    }
-
-    fn why_not_converged(&mut self) -> String {
-        if !self.user.is_done() {
-            return "the user's requests are not all done".to_owned();
-        }
-        let why = self.oracle.unfinished(self.plan.tasks).or_else(|| self.disagreement());
-        let mut why = why.unwrap_or_else(|| "no master leads".to_owned());
-        why.push_str(&self.calls.waiting());
-        let leader = self.leader();
-        if let Some(node) = leader.and_then(|leader| self.masters[leader].node.as_mut()) {
-            node.input(|core| {
-                for framework in core.frameworks() {
-                    for waiting in core.explain(framework.id) {
-                        why.push_str(&format!("; {} waits with {}: {}", framework.id, waiting.what, waiting.why));
-                    }
-                }
-                Vec::new()
-            });
-        }
-        why
     }
 }

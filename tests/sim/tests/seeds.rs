@@ -13,14 +13,25 @@ const SEEDS: u64 = 400;
 const SEEDS_PER_MUTATION: u64 = 200;
 /// What has to come up among the seeds of an ordinary run: a fault that never strikes proves nothing.
 const COMES_UP: &[&str] = &[
+    "a clock that is far off is reported",
     "a copy of a work directory is refused",
+    "a disk is full when a snapshot is to be taken over",
+    "a disk is full while a snapshot is put aside",
     "a leader is told to stop, and hands over",
     "a limit is set",
     "a mass of agents falls silent",
+    "a master ends before it takes a snapshot over",
+    "a master ends when it has taken a snapshot over",
     "a master is told to stop",
     "a master joins a cluster that grows",
     "a master stands still for long",
+    "a master's clock is far off",
     "a number of masters that is even",
+    "a restored state does not know what runs",
+    "a saved state is restored",
+    "a shim dies",
+    "a shim dies while its agent is away",
+    "a shim is found dead",
     "a task that was given up is stopped",
     "a task that was given up runs on for now",
     "all masters are away for long",
@@ -37,6 +48,8 @@ const COMES_UP: &[&str] = &[
     "masters do not hear an agent that hears them",
     "tasks above a limit are dropped",
     "the brake is on",
+    "the sync of a snapshot that is taken over fails",
+    "what a restored state does not know is ended",
 ];
 /// Threads over which seeds are spread; each run is in one.
 const THREADS: u64 = 2;
@@ -133,6 +146,7 @@ const fn words(mutation: Mutation) -> &'static [&'static str] {
     match mutation {
         M::SyncedBatchLost
         | M::FsyncSkipped
+        | M::SnapshotUnsynced
         | M::PromisedBeforeSync
         | M::WrittenBeforeSync
         | M::NodeReused => FORGOTTEN,
@@ -149,6 +163,7 @@ const fn words(mutation: Mutation) -> &'static [&'static str] {
         M::OutsideWritesPassedOver => &["of what users wrote"],
         M::ExecutorTurnsForgotten => &["begins at turn"],
         M::MessagesDoubled => &["for the second time"],
+        M::OrphansLeft => &["and runs"],
         M::QuarantineEndsTasks => &["is quarantined, and its task"],
         M::AcknowledgedBeforeCommit | M::ReadWithoutIndex | M::NumberedAnew => &["what users saw of configurations"],
         // The instance is not the one that is waited for.
@@ -267,6 +282,16 @@ fn ending_the_tasks_of_a_quarantined_scheduler_is_found() {
 #[test]
 fn skipping_an_fsync_is_found() {
     is_found(Mutation::FsyncSkipped);
+}
+
+#[test]
+fn taking_a_snapshot_over_without_a_sync_is_found() {
+    is_found(Mutation::SnapshotUnsynced);
+}
+
+#[test]
+fn leaving_what_a_dead_shim_ran_is_found() {
+    is_found(Mutation::OrphansLeft);
 }
 
 #[test]

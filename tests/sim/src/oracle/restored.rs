@@ -1,0 +1,83 @@
+//! A saved state that was restored: what is expected goes back with it.
+//!
+//! Invariants: of what was done after the save anything may become, but what runs and is not known is left alone until
+//! somebody wants it ended. Must never change the run.
+
+use super::{Group, Oracle, Shadow, TaskName};
+use crate::model::unit_of;
+use std::collections::{BTreeMap, BTreeSet};
+use tessera_master_core::EventId;
+use tessera_types::{AgentId, TaskState};
+
+/// What was expected when a state was saved.
+#[derive(Clone)]
+pub(crate) struct Saved {
+    frameworks: BTreeMap<u64, Shadow>,
+    tasks: BTreeMap<TaskName, TaskState>,
+    leaving: BTreeSet<u64>,
+    removed: BTreeSet<u64>,
+    events_last: EventId,
+    last_applied: u64,
+}
+
+impl Oracle {
+    /// What is expected now.
+    pub(crate) fn saved(&self) -> Saved {
+        Saved {
+            frameworks: self.frameworks.clone(),
+            tasks: self.tasks.clone(),
+            leaving: self.leaving.clone(),
+            removed: self.removed.clone(),
+            events_last: self.events_last,
+            last_applied: self.last_applied,
+        }
+    }
+
+    /// The cluster goes on from there.
+    pub(crate) fn restore(&mut self, saved: Saved) {
+        let differ = |(name, state): &(&TaskName, &TaskState)| saved.tasks.get(*name) != Some(*state);
+        let changed: Vec<TaskName> = self.tasks.iter().filter(differ).map(|(name, _)| name.clone()).collect();
+        // Members of groups end with each other, and what was to end goes on ending.
+        let left_alone = |name: &&TaskName| {
+            let alone = name.1.matches('.').count() == 1 && unit_of(&name.1) == name.1;
+            let unwanted = self.killing.contains(*name) || self.user_kills.contains(*name);
+            let emptied = |agent: &AgentId| self.wishes.gone.contains(agent) || self.drained.contains(agent);
+            let agent = self.placed.get(*name);
+            let removed = self.leaving.contains(&name.0);
+            alone && !unwanted && !removed && !saved.tasks.contains_key(*name) && !agent.is_some_and(emptied)
+        };
+        let strangers: BTreeSet<TaskName> = self.alive.keys().filter(left_alone).cloned().collect();
+        if !strangers.is_empty() {
+            self.saw("a restored state does not know what runs");
+        }
+        self.strangers.get_or_insert_default().extend(strangers);
+        self.wishes.on_two_machines(changed);
+        self.wishes.forget_live();
+        (self.frameworks, self.tasks) = (saved.frameworks, saved.tasks);
+        (self.leaving, self.removed) = (saved.leaving, saved.removed);
+        (self.events_last, self.last_applied) = (saved.events_last, saved.last_applied);
+        self.group = Group::default();
+        self.generations.clear();
+        self.offered.clear();
+        self.flipped.clear();
+    }
+
+    /// Whether a saved state was restored.
+    pub(super) const fn is_restored(&self) -> bool {
+        self.strangers.is_some()
+    }
+
+    /// Somebody wants that what is not known ends.
+    pub(crate) fn strangers_may_end(&mut self) {
+        self.strangers = Some(BTreeSet::new());
+    }
+
+    /// An agent tells a task to end.
+    pub(crate) fn on_signal(&mut self, name: &TaskName) {
+        let stranger = self.strangers.as_ref().is_some_and(|strangers| strangers.contains(name));
+        let known = self.tasks.contains_key(name) || self.placed.get(name).is_some_and(|on| self.wishes.gone.contains(on));
+        self.ensure(!stranger || known, || {
+            format!("f{}/{} is told to end, and the restored state only does not know it", name.0, name.1)
+        });
+    }
+}
