@@ -32,6 +32,7 @@ mod membership;
 mod outbox;
 mod overlay;
 mod proposals;
+mod recent;
 mod snapshot;
 mod storage;
 mod validate;

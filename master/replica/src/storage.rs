@@ -1,7 +1,7 @@
 //! The log as raft sees it, on top of a [`Disk`].
 //!
-//! Owns: the disk, the term and size of every entry of the log, a cache of recent entries, and
-//! the batches that persist entries, apply rows, install a snapshot and cut the log.
+//! Owns: the disk, the term and size of every entry of the log, a cache of recent entries and one of
+//! rows, and the batches that persist entries, apply rows, install a snapshot and cut the log.
 //! Invariants: memory equals what a restart would load once all that is written is synced; the
 //! log is contiguous from `truncated.index + 1`; entries and hard state of one ready are one
 //! batch; rows and the applied record are one batch, which follows the entries that it is for.
@@ -17,8 +17,9 @@ use crate::codec::{self, AppliedRecord, HardStateRecord};
 use crate::config::{ENTRY_CACHE_BYTES, Identity, Limits};
 use crate::disk::{Disk, DiskBatch, Durability, MetaKey, StageId};
 use crate::error::DiskError;
-use crate::machine::{EntryId, RowChange};
+use crate::machine::{EntryId, RowChange, RowReader};
 use crate::membership::Group;
+use crate::recent::Recent;
 use crate::snapshot::{SnapshotHeader, SnapshotId, SnapshotSource};
 
 /// What is remembered of each entry of the log.
@@ -59,6 +60,7 @@ pub(crate) struct LogStore<D> {
     /// Snapshots made since this store was opened.
     made: Cell<u64>,
     read_error: RefCell<Option<DiskError>>,
+    recent: RefCell<Recent>,
 }
 
 impl<D: Disk> LogStore<D> {
@@ -81,6 +83,7 @@ impl<D: Disk> LogStore<D> {
             sources: RefCell::new(BTreeMap::new()),
             made: Cell::new(0),
             read_error: RefCell::new(None),
+            recent: RefCell::default(),
         }
     }
 
@@ -273,6 +276,7 @@ impl<D: Disk> LogStore<D> {
         if changed {
             meta.push(self.members_record());
         }
+        self.recent.get_mut().change(&rows);
         self.write(
             DiskBatch {
                 meta,
@@ -316,6 +320,7 @@ impl<D: Disk> LogStore<D> {
             adopt: Some(staged),
             ..DiskBatch::default()
         };
+        self.recent.get_mut().clear();
         self.write(batch, Durability::Synced)?;
         self.term = hard.term;
         self.truncated = id;
@@ -447,6 +452,28 @@ impl<D: Disk> LogStore<D> {
             group: self.group.clone(),
         };
         Ok(SnapshotSource::new(header, self.disk.view()?))
+    }
+}
+
+/// The rows as they are on the disk.
+impl<D: Disk> RowReader for LogStore<D> {
+    fn get(&self, table: u8, key: &[u8]) -> Result<Option<Vec<u8>>, DiskError> {
+        if let Some(known) = self.recent.borrow_mut().get(table, key) {
+            return Ok(known);
+        }
+        let value = self.disk.get(table, key)?;
+        self.recent.borrow_mut().note(table, key, value.as_deref());
+        Ok(value)
+    }
+
+    fn scan(
+        &self,
+        table: u8,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, DiskError> {
+        self.disk.scan(table, prefix, after, limit)
     }
 }
 

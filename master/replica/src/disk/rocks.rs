@@ -43,8 +43,15 @@ const ALL_WRITE_BUFFERS_BYTES: usize = 48 * 1024 * 1024;
 /// Write-ahead log on disk; a rarely written family is flushed rather than pin more of it.
 const WAL_BYTES: u64 = 64 * 1024 * 1024;
 /// Buffer of the write-ahead log and of other files, which grows up to this. What is written while a
-/// sync is under way must fit, or the owner waits for the disk after all: many full appends.
-const FILE_BUFFER_BYTES: u64 = 4 * 1024 * 1024;
+/// sync is under way must fit, or the owner waits for the disk after all: full appends, or tens of milliseconds of
+/// small writes. Files of rows reach the disk in pieces of it, each of which a sync may have to wait for.
+const FILE_BUFFER_BYTES: u64 = 1024 * 1024;
+/// What files of rows may take of the disk in a second, and of that at once in each of these periods. Unbounded, a
+/// memtable is on the disk's queue as a whole, and a sync of the log waits for it. It is what writing them takes anyway.
+const ROWS_BYTES_PER_SECOND: i64 = 128 * 1024 * 1024;
+const ROWS_PERIOD_US: i64 = 5_000;
+/// RocksDB's default: how often what is less urgent goes first, one in so many.
+const ROWS_FAIRNESS: i32 = 10;
 /// RocksDB's own text log, per file.
 const INFO_LOG_BYTES: usize = 4 * 1024 * 1024;
 
@@ -125,6 +132,7 @@ fn db_options() -> Options {
     options.set_wal_bytes_per_sync(512 * 1024);
     // Files of rows go to the disk piece by piece, so that a sync of the log never waits for a whole one.
     options.set_bytes_per_sync(512 * 1024);
+    options.set_ratelimiter(ROWS_BYTES_PER_SECOND, ROWS_PERIOD_US, ROWS_FAIRNESS);
     options.set_manual_wal_flush(true);
     options.set_writable_file_max_buffer_size(FILE_BUFFER_BYTES);
     options.set_max_background_jobs(2);

@@ -312,7 +312,7 @@ impl<D: Disk> Replica<D> {
 
     /// The rows as of [`Status::applied`].
     pub fn rows(&self) -> &dyn RowReader {
-        self.node.store().disk()
+        self.node.store()
     }
 
     /// The leader this node knows of.
@@ -546,6 +546,7 @@ impl<D: Disk> Replica<D> {
             return Ok(());
         };
         let mut pending = PendingRows::default();
+        let mut newest = Vec::new();
         let mut group: Option<Group> = None;
         let mut changes: Vec<(u64, ConfChangeV2, Group)> = Vec::new();
         for entry in &entries {
@@ -554,11 +555,15 @@ impl<D: Disk> Replica<D> {
                 Some(EntryType::EntryNormal) if entry.data.is_empty() => {}
                 Some(EntryType::EntryNormal) => {
                     let rows = Overlay {
-                        base: self.node.store().disk(),
+                        base: self.node.store(),
                         pending: &pending,
                     };
                     let (effects, changed) = apply_entry(machine, id, &entry.data, &rows)?;
-                    changed.into_iter().for_each(|change| pending.add(change));
+                    match id == last {
+                        // Nobody reads through these.
+                        true => newest = changed,
+                        false => changed.into_iter().for_each(|change| pending.add(change)),
+                    }
                     progress.applied.push((id, effects));
                 }
                 Some(EntryType::EntryConfChangeV2) => {
@@ -582,10 +587,10 @@ impl<D: Disk> Replica<D> {
             self.proposals.on_applied(id, &mut progress.lost);
         }
         let committed = self.node.raft.raft_log.committed;
+        let mut rows = pending.into_changes();
+        rows.append(&mut newest);
         // The disk first: what raft sends because of a change shows the group after it.
-        self.node
-            .mut_store()
-            .apply(pending.into_changes(), last, committed, group)?;
+        self.node.mut_store().apply(rows, last, committed, group)?;
         self.note_election(last, progress);
         self.change_group(changes, progress)
     }
