@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use tessera_cluster::cluster::{PATIENCE, free_port};
 use tessera_cluster::wait::until;
 use tessera_cluster::{Outcome, ensure, failure};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 
 /// In the rows.
@@ -122,7 +122,8 @@ impl Store for Zookeeper {
 
 /// One session.
 pub struct Client {
-    stream: TcpStream,
+    /// Buffered, so that an answer is read with one call, as the others' are.
+    stream: BufReader<TcpStream>,
     number: usize,
     xid: i32,
 }
@@ -138,7 +139,7 @@ impl Client {
     async fn connect(port: u16, number: usize) -> Outcome<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port)).await?;
         stream.set_nodelay(true)?;
-        let mut client = Self { stream, number, xid: 0 };
+        let mut client = Self { stream: BufReader::new(stream), number, xid: 0 };
         let mut hello = Vec::new();
         hello.extend_from_slice(&0_i32.to_be_bytes()); // protocol
         hello.extend_from_slice(&0_i64.to_be_bytes()); // last seen
