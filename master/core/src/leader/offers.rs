@@ -230,7 +230,6 @@ impl Desk<'_> {
         if self.leader.offers.loose.is_empty() {
             return;
         }
-        let free = self.loose();
         let can = |id: &&FrameworkId| {
             self.leader.instances.get(id).is_some_and(|instance| instance.may_be_offered())
         };
@@ -244,7 +243,12 @@ impl Desk<'_> {
                 })
             })
             .collect();
-        if candidates.is_empty() || free.is_empty() {
+        // Nobody is looked at for schedulers that are all busy: that would be done again with every input.
+        if candidates.is_empty() {
+            return;
+        }
+        let free = self.loose();
+        if free.is_empty() {
             return self.look_again_at(&free);
         }
         let total = *self.leader.offers.total.get_or_insert_with(|| self.state.total());
