@@ -20,19 +20,24 @@ pub struct Names {
 }
 
 impl Names {
-    fn known(&self) -> MutexGuard<'_, HashMap<String, FrameworkId>> {
+    fn all(&self) -> MutexGuard<'_, HashMap<String, FrameworkId>> {
         // A panic while holding the lock cannot leave the map half changed.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A framework that was looked up before.
+    pub fn known(&self, text: &str) -> Option<FrameworkId> {
+        self.all().get(text).copied()
+    }
+
     /// A framework by id, name, or `tenant:name`; nothing when this master knows none now.
     pub async fn find(&self, node: &NodeHandle, text: &str) -> Option<FrameworkId> {
-        if let Some(known) = self.known().get(text).copied() {
+        if let Some(known) = self.known(text) {
             return Some(known);
         }
         let asked = text.to_owned();
         let found = node.query(move |core, _| framework_in(core, &asked).ok()).await.ok()??;
-        let mut known = self.known();
+        let mut known = self.all();
         if known.len() >= NAMES_MAX {
             known.clear();
         }
@@ -42,11 +47,11 @@ impl Names {
 
     /// What the name meant is gone.
     pub fn forget(&self, text: &str) {
-        self.known().remove(text);
+        self.all().remove(text);
     }
 
     /// What some name meant may be gone.
     pub fn forget_all(&self) {
-        self.known().clear();
+        self.all().clear();
     }
 }

@@ -17,17 +17,15 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use std::convert::Infallible;
+use std::sync::Arc;
 
 /// Serves for ever.
 pub async fn serve(mut port: Bounded, api: Api) {
-    let router = router(api.clone());
+    let ways = Arc::new(Ways { router: router(api.clone()), api });
     loop {
         let (connection, address) = port.accept().await;
-        let (api, router) = (api.clone(), router.clone());
-        let service = service_fn(move |request| {
-            let (api, router) = (api.clone(), router.clone());
-            async move { Ok::<_, Infallible>(answer(api, router, request).await) }
-        });
+        let ways = Arc::clone(&ways);
+        let service = service_fn(move |request| answer(Arc::clone(&ways), request));
         // Ends with the connection.
         tokio::spawn(async move {
             let builder = Builder::new(TokioExecutor::new());
@@ -39,23 +37,28 @@ pub async fn serve(mut port: Bounded, api: Api) {
     }
 }
 
-async fn answer(api: Api, router: Router, request: Request<Incoming>) -> Response {
+/// What a request may be given to; one for all connections.
+struct Ways {
+    api: Api,
+    router: Router,
+}
+
+async fn answer(ways: Arc<Ways>, request: Request<Incoming>) -> Result<Response, Infallible> {
     let (mut parts, body) = request.into_parts();
     if !quick::is_write(&parts) {
-        return routed(router, Request::from_parts(parts, Body::new(body))).await;
+        return routed(&ways.router, Request::from_parts(parts, Body::new(body))).await;
     }
     let body = match body.collect().await {
         Ok(body) => body.to_bytes(),
-        Err(error) => return ApiError::broken_off(error).into_response(),
+        Err(error) => return Ok(ApiError::broken_off(error).into_response()),
     };
-    match quick::write(&api, &mut parts, &body).await {
-        Some(done) => done,
-        None => routed(router, Request::from_parts(parts, Body::from(body))).await,
+    match quick::write(&ways.api, &mut parts, &body).await {
+        Some(done) => Ok(done),
+        None => routed(&ways.router, Request::from_parts(parts, Body::from(body))).await,
     }
 }
 
 /// On the heap, so that connections which need none have no room for it.
-async fn routed(router: Router, request: Request<Body>) -> Response {
-    let answer = Box::pin(tower::ServiceExt::oneshot(router, request));
-    answer.await.unwrap_or_else(|never: Infallible| match never {})
+async fn routed(router: &Router, request: Request<Body>) -> Result<Response, Infallible> {
+    Box::pin(tower::ServiceExt::oneshot(router.clone(), request)).await
 }

@@ -12,7 +12,8 @@ use super::state::{expected, tag_header};
 use super::idempotency::KEY;
 use super::{Api, idempotency};
 use crate::forward::FORWARDED_BY;
-use crate::node_handle::{ANSWER_MAX, Asker, NoAnswer};
+use crate::node_handle::{ANSWER_MAX, Asker, NoAnswer, Requested};
+use crate::peer::{Given, Passed};
 use axum::http::header::{AUTHORIZATION, ETAG};
 use axum::http::{HeaderValue, Method, StatusCode, request};
 use axum::response::{IntoResponse, Response};
@@ -21,6 +22,7 @@ use std::time::Instant;
 use tessera_master_core::{
     Action, Expected, Known, Object, Principal, Request, RequestError, authorize,
 };
+use tessera_types::FrameworkId;
 use tessera_types::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use tessera_wire::v1;
 
@@ -42,6 +44,8 @@ pub fn is_write(parts: &request::Parts) -> bool {
 
 /// Has the leader do it, if this is plainly possible. A request that gets no answer here goes the ordinary way
 /// as it is now: it may have got a key or a number, and somebody may have acted on it.
+///
+/// What is kept while the answer is not there is little: it is moved and lies about once for every connection.
 pub async fn write(api: &Api, parts: &mut request::Parts, body: &Bytes) -> Option<Response> {
     let (leads, leader) = {
         let view = api.node.topology.borrow();
@@ -49,7 +53,15 @@ pub async fn write(api: &Api, parts: &mut request::Parts, body: &Bytes) -> Optio
     };
     let began = Instant::now();
     let answer = if leads {
-        Write::of(api, parts, body)?.here(api).await
+        let framework = match api.node.names.known(target(parts.uri.path())?.0) {
+            Some(framework) => framework,
+            None => find(api, parts).await?,
+        };
+        let sent = Write::of(api, parts, body)?.begin_here(api, framework);
+        match sent {
+            Some(sent) => sent.answer(api, parts).await,
+            None => None,
+        }
     } else {
         if parts.headers.contains_key(FORWARDED_BY) {
             return None;
@@ -60,11 +72,11 @@ pub async fn write(api: &Api, parts: &mut request::Parts, body: &Bytes) -> Optio
         if given.is_none() {
             ensure_known(api, parts, leader).ok()?;
         }
-        let mut write = Write::of(api, parts, body)?;
-        if let Some(given) = &given {
-            write.known = Some(Known::Number(given.numbered()));
-        }
-        let answer = write.there(api, leader).await;
+        let sent = Write::of(api, parts, body)?.begin_there(api, leader, given.as_ref());
+        let answer = match sent {
+            Some((passed, tag)) => api.writes.answer(passed).await.then(|| done(tag)),
+            None => None,
+        };
         if let Some(given) = given.filter(|_| answer.is_none()) {
             number(parts, given).ok()?;
         }
@@ -77,6 +89,16 @@ pub async fn write(api: &Api, parts: &mut request::Parts, body: &Bytes) -> Optio
         parts.extensions.insert(Tried);
     }
     answer
+}
+
+/// The framework of a path whose name is not remembered. Rare: on the heap, so that no write has room for it.
+async fn find(api: &Api, parts: &request::Parts) -> Option<FrameworkId> {
+    Box::pin(api.node.names.find(&api.node, target(parts.uri.path())?.0)).await
+}
+
+/// It is done.
+fn done(tag: HeaderValue) -> Response {
+    (StatusCode::NO_CONTENT, [(ETAG, tag)]).into_response()
 }
 
 /// A write that nothing speaks against so far.
@@ -112,40 +134,26 @@ impl<'a> Write<'a> {
         })
     }
 
-    fn done(self) -> Response {
-        (StatusCode::NO_CONTENT, [(ETAG, self.tag)]).into_response()
-    }
-
-    /// Done by this master, which leads.
-    async fn here(self, api: &Api) -> Option<Response> {
-        let names = &api.node.names;
+    /// To be done by this master, which leads.
+    fn begin_here(self, api: &Api, framework: FrameworkId) -> Option<Begun> {
         let request = Request::WriteState {
-            framework: names.find(&api.node, self.framework).await?,
+            framework,
             key: self.key.to_owned(),
             value: Some(self.value.to_vec()),
             expected: self.expected,
         };
         let known = self.known.is_some();
-        let asker = Asker { principal: self.principal.clone(), known: self.known.clone() };
-        match api.node.request(asker, request).await {
-            Ok(_) => Some(self.done()),
-            // It may have been done, and nobody would know it again.
-            Err(error @ RequestError::Unavailable(_)) if !known => {
-                Some(ApiError::from(error).into_response())
-            }
-            Err(RequestError::Unavailable(_) | RequestError::NotLeader) => None,
-            Err(_) => {
-                names.forget(self.framework);
-                None
-            }
-        }
+        let asker = Asker { principal: self.principal, known: self.known };
+        let requested = api.node.request_now(asker, request)?;
+        Some(Begun { requested, known, tag: self.tag })
     }
 
-    /// Done by the leader.
-    async fn there(self, api: &Api, leader: u64) -> Option<Response> {
-        let (once, key, fingerprint) = match self.known.as_ref()? {
-            Known::Number(numbered) => (Some((*numbered).into()), String::new(), Vec::new()),
-            Known::Key(once) => (None, once.key.clone(), once.fingerprint.0.to_vec()),
+    /// To be done by the leader, under this number if it has one.
+    fn begin_there(self, api: &Api, leader: u64, given: Option<&Given>) -> Option<(Passed, HeaderValue)> {
+        let known = given.map(|given| Known::Number(given.numbered())).or(self.known)?;
+        let (once, key, fingerprint) = match known {
+            Known::Number(numbered) => (Some(numbered.into()), String::new(), Vec::new()),
+            Known::Key(once) => (None, once.key, once.fingerprint.0.to_vec()),
         };
         let write = v1::PassedWrite {
             number: 0,
@@ -160,7 +168,31 @@ impl<'a> Write<'a> {
             fingerprint,
             once,
         };
-        api.writes.pass_on(leader, write).await.then(|| self.done())
+        Some((api.writes.pass_on(leader, write)?, self.tag))
+    }
+}
+
+/// A write that this master's loop was asked for.
+struct Begun {
+    requested: Requested,
+    known: bool,
+    tag: HeaderValue,
+}
+
+impl Begun {
+    async fn answer(self, api: &Api, parts: &request::Parts) -> Option<Response> {
+        match self.requested.reply().await {
+            Ok(_) => Some(done(self.tag)),
+            // It may have been done, and nobody would know it again.
+            Err(error @ RequestError::Unavailable(_)) if !self.known => {
+                Some(ApiError::from(error).into_response())
+            }
+            Err(RequestError::Unavailable(_) | RequestError::NotLeader) => None,
+            Err(_) => {
+                api.node.names.forget(target(parts.uri.path())?.0);
+                None
+            }
+        }
     }
 }
 

@@ -18,7 +18,7 @@ pub use call::{CallError, Caller};
 pub use numbering::Given;
 pub use service::{PeerService, status_request};
 pub use snapshots::Incoming;
-pub use writes::Writes;
+pub use writes::{Passed, Writes};
 
 use crate::members::Topology;
 use crate::node_handle::{NoAnswer, NodeHandle};

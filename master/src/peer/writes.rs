@@ -37,6 +37,9 @@ struct Waiting {
     done: oneshot::Sender<bool>,
 }
 
+/// A write that is on its way to the leader.
+pub struct Passed(oneshot::Receiver<bool>);
+
 /// The stream to one leader.
 struct Stream {
     leader: u64,
@@ -70,14 +73,17 @@ impl Writes {
         given
     }
 
-    /// Have the leader do it. False when it is not known to be done, at the latest after [`ANSWER_MAX`].
-    pub async fn pass_on(&self, leader: u64, write: v1::PassedWrite) -> bool {
-        let Some(writes) = self.stream_to(leader) else { return false };
+    /// Have the leader do it; none if that is not on its way. See [`Writes::answer`].
+    pub fn pass_on(&self, leader: u64, write: v1::PassedWrite) -> Option<Passed> {
+        let writes = self.stream_to(leader)?;
         let (done, answered) = oneshot::channel();
-        if writes.try_send(Waiting { write, done }).is_err() {
-            return false;
-        }
-        let answer = tokio::time::timeout(ANSWER_MAX, answered).await;
+        writes.try_send(Waiting { write, done }).ok()?;
+        Some(Passed(answered))
+    }
+
+    /// False when it is not known to be done, at the latest after [`ANSWER_MAX`].
+    pub async fn answer(&self, passed: Passed) -> bool {
+        let answer = tokio::time::timeout(ANSWER_MAX, passed.0).await;
         let done = matches!(answer, Ok(Ok(true)));
         self.done.fetch_add(u64::from(done), Ordering::Relaxed);
         done
