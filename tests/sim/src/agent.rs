@@ -516,10 +516,12 @@ impl World {
                 agent.identity = Some((number, registered.cluster));
                 agent.registered = true;
                 agent.hints = 0;
-                if known.is_none() {
+                // One that came after a save that was restored is another one for the new masters.
+                let another = known.is_some_and(|known| known != number);
+                if known.is_none() || another {
                     self.oracle.on_number(number, key);
                 }
-                if known.is_some_and(|known| known != number) {
+                if another && self.era == 0 {
                     self.oracle.violate(format!("agent #{index} gets another number: {number}"));
                 }
                 let line = format!(

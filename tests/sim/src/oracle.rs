@@ -137,6 +137,8 @@ pub(crate) struct Oracle {
     pub(crate) sandboxes: Sandboxes,
     /// A saved state was restored, and these tasks that it does not know ran then.
     strangers: Option<BTreeSet<TaskName>>,
+    /// Tasks that the restored state takes for launched, whether their agents know them or not.
+    uncertain: BTreeSet<TaskName>,
 }
 
 impl Oracle {
@@ -370,7 +372,7 @@ impl Oracle {
                 let task = (id, task_of(&name.1).to_owned());
                 // Its last task may have been given up in the same moment, with its agent.
                 let gone = self.placed.get(&task).is_some_and(|agent| self.wishes.gone.contains(agent));
-                name.0 == id && !gone && !self.wishes.is_given_up(&task)
+                name.0 == id && !gone && !self.wishes.is_given_up(&task) && !self.wishes.is_usurped(&task)
             };
             let running = self.alive.keys().find(wanted).cloned();
             self.ensure(running.is_none(), || format!("f{id} is gone, and {running:?} runs"));

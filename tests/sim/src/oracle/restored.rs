@@ -5,6 +5,7 @@
 
 use super::{Group, Oracle, Shadow, TaskName};
 use crate::model::unit_of;
+use crate::sandboxes::Sandboxes;
 use std::collections::{BTreeMap, BTreeSet};
 use tessera_master_core::EventId;
 use tessera_types::{AgentId, TaskState};
@@ -35,8 +36,16 @@ impl Oracle {
 
     /// The cluster goes on from there.
     pub(crate) fn restore(&mut self, saved: Saved) {
-        let differ = |(name, state): &(&TaskName, &TaskState)| saved.tasks.get(*name) != Some(*state);
-        let changed: Vec<TaskName> = self.tasks.iter().filter(differ).map(|(name, _)| name.clone()).collect();
+        // Those of a framework that was removed since are only known by their processes.
+        let started = self.starts.keys().map(|(framework, task, _)| (*framework, task.clone()));
+        let names: BTreeSet<TaskName> = self.tasks.keys().cloned().chain(started).collect();
+        let changed = |name: &TaskName| {
+            let now = saved.tasks.get(name);
+            now.is_none() || now != self.tasks.get(name)
+        };
+        let changed: Vec<TaskName> = names.into_iter().filter(changed).collect();
+        let live = saved.tasks.iter().filter(|(_, state)| !state.is_terminal());
+        self.uncertain.extend(live.map(|(name, _)| name.clone()));
         // Members of groups end with each other, and what was to end goes on ending.
         let left_alone = |name: &&TaskName| {
             let alone = name.1.matches('.').count() == 1 && unit_of(&name.1) == name.1;
@@ -57,6 +66,7 @@ impl Oracle {
         (self.leaving, self.removed) = (saved.leaving, saved.removed);
         (self.events_last, self.last_applied) = (saved.events_last, saved.last_applied);
         self.group = Group::default();
+        self.sandboxes = Sandboxes::default();
         self.generations.clear();
         self.offered.clear();
         self.flipped.clear();

@@ -20,7 +20,8 @@ impl Oracle {
         }
         let task = status.task.to_string();
         let known = self.tasks.get(&(framework, task.clone())).copied();
-        let safe = !status.state.is_terminal() || known.is_none_or(TaskState::is_terminal);
+        let usurped = self.wishes.is_usurped(&(framework, task.clone()));
+        let safe = usurped || !status.state.is_terminal() || known.is_none_or(TaskState::is_terminal);
         self.ensure(safe, || {
             format!("an acknowledged status is lost: {task} is {known:?}, not {}", status.state)
         });
@@ -215,6 +216,7 @@ impl Oracle {
             (_, Reason::WorkerLost) => orphan,
             (TaskState::Failed, Reason::ShimLost) => self.shimless.contains(name),
             (TaskState::Failed, Reason::AgentRebooted) => self.rebooted.contains(name),
+            (TaskState::Lost, Reason::AgentForgot) => self.uncertain.contains(name),
             (TaskState::Lost, _) => false,
             (TaskState::Finished, _) => ended.is_some_and(|ended| ended.code == Some(0)),
             (TaskState::Failed, Reason::CommandExited) => {
