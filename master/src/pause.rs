@@ -1,7 +1,7 @@
 //! Lets a thread without async wait for what async tasks bring, up to a time.
 //!
 //! Invariant: a wait ends when the future is ready or the time has come, whichever is first. It uses no timer of the
-//! runtime: one that is set and taken back with every wait wakes the thread that watches the runtime's connections
+//! runtime: one that is set and taken back with every wait can wake the thread that watches the runtime's connections
 //! for nothing. Must never be used on a thread of the runtime, which it would block.
 
 use std::pin::pin;
