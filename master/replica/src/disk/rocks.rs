@@ -146,7 +146,9 @@ fn db_options() -> Options {
 fn family_options(cache: &Cache, rows: bool) -> Options {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
-    table.set_cache_index_and_filter_blocks(true);
+    // Indexes and filters stay in memory beside the cache, some bytes a row: the filter of a large file is larger than a
+    // part of the cache may be, and was read anew for every row that was looked for.
+    table.set_cache_index_and_filter_blocks(false);
     if rows {
         table.set_bloom_filter(10.0, false);
     }
