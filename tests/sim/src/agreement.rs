@@ -46,6 +46,10 @@ impl World {
                 self.settled = Some(self.written());
                 false
             }
+            None if now_us > self.plan.deadline_us && self.oracle.waits_for_used_id() => {
+                self.oracle.saw("a task waits whose id was used before a restore");
+                true
+            }
             None if now_us > self.plan.deadline_us => {
                 let why = self.why_not_converged();
                 self.oracle.violate(format!("nothing breaks any more, and yet {why}"));

@@ -237,7 +237,6 @@ impl Disk for FaultyDisk {
             self.disk.fail_next_sync();
         }
         match durability {
-            Durability::Synced if adopts && self.mutation == Some(Mutation::SnapshotUnsynced) => Ok(()),
             Durability::Synced => self.sync_to(self.writes()),
             Durability::Unsynced => Ok(()),
         }

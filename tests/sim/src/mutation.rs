@@ -65,8 +65,6 @@ mutations! {
     QuarantineEndsTasks = "quarantine-ends-tasks",
     /// Some synced writes of a master's disk are not synced.
     FsyncSkipped = "fsync-skipped",
-    /// A snapshot is taken over, and that is not synced.
-    SnapshotUnsynced = "snapshot-unsynced",
     /// What a follower promises with a write leaves while the sync is still to be done.
     PromisedBeforeSync = "promised-before-sync",
     /// A leader takes a write for durable while the sync is still to be done.

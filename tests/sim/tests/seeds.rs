@@ -49,7 +49,6 @@ const COMES_UP: &[&str] = &[
     "tasks above a limit are dropped",
     "the brake is on",
     "the sync of a snapshot that is taken over fails",
-    "what a restored state does not know is ended",
 ];
 /// Threads over which seeds are spread; each run is in one.
 const THREADS: u64 = 2;
@@ -146,7 +145,6 @@ const fn words(mutation: Mutation) -> &'static [&'static str] {
     match mutation {
         M::SyncedBatchLost
         | M::FsyncSkipped
-        | M::SnapshotUnsynced
         | M::PromisedBeforeSync
         | M::WrittenBeforeSync
         | M::NodeReused => FORGOTTEN,
@@ -282,11 +280,6 @@ fn ending_the_tasks_of_a_quarantined_scheduler_is_found() {
 #[test]
 fn skipping_an_fsync_is_found() {
     is_found(Mutation::FsyncSkipped);
-}
-
-#[test]
-fn taking_a_snapshot_over_without_a_sync_is_found() {
-    is_found(Mutation::SnapshotUnsynced);
 }
 
 #[test]

@@ -82,6 +82,13 @@ impl Oracle {
         self.strangers = Some(BTreeSet::new());
     }
 
+    /// Whether a task waits whose id was used before the restore and again after it: an agent that knows it as ended
+    /// does not run it once more.
+    pub(crate) fn waits_for_used_id(&self) -> bool {
+        let waits = |(name, state): (&TaskName, &TaskState)| *state == TaskState::Staging && self.wishes.is_usurped(name);
+        self.is_restored() && self.tasks.iter().any(waits)
+    }
+
     /// An agent tells a task to end.
     pub(crate) fn on_signal(&mut self, name: &TaskName) {
         let stranger = self.strangers.as_ref().is_some_and(|strangers| strangers.contains(name));

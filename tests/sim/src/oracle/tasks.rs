@@ -32,7 +32,8 @@ impl Oracle {
         let starts = self.starts.entry((name.0, name.1.clone(), attempt)).or_default();
         *starts += 1;
         let starts = *starts;
-        let usurped = self.wishes.is_usurped(name);
+        let parent = (name.0, task_of(&name.1).to_owned());
+        let usurped = self.wishes.is_usurped(name) || self.wishes.is_usurped(&parent);
         self.ensure(starts == 1 || usurped, || {
             format!("f{}/{} attempt {attempt} was started {starts} times (on #{agent})", name.0, name.1)
         });
