@@ -53,9 +53,15 @@ pub struct InitArgs {
 #[derive(Debug, clap::Subcommand)]
 pub enum SnapshotCommand {
     /// Save the state and all component files to a file, and check it
+    #[command(
+        after_help = "Examples:\n  tessera operator snapshot save tessera-2026-11-21.tsr\n  tessera --address http://10.0.0.1:5050 operator snapshot save --stale left.tsr"
+    )]
     Save {
         /// The file; it must not be there yet
         file: PathBuf,
+        /// Take what the master that is asked has, also when nobody leads: it may lack the last changes
+        #[arg(long)]
+        stale: bool,
     },
     /// Check a file and say what it holds
     Inspect {
@@ -208,7 +214,7 @@ fn init(context: &Context, args: InitArgs) -> Result<ExitCode, CliError> {
 
 async fn snapshot(context: &Context, command: SnapshotCommand) -> Result<ExitCode, CliError> {
     let (summary, cluster) = match command {
-        SnapshotCommand::Save { file } => (save(context, &file).await?, None),
+        SnapshotCommand::Save { file, stale } => (save(context, &file, stale).await?, None),
         SnapshotCommand::Inspect { file } => (inspect(&file)?, None),
         SnapshotCommand::Restore { file, master } => {
             let config = config(master)?;
@@ -228,7 +234,7 @@ async fn snapshot(context: &Context, command: SnapshotCommand) -> Result<ExitCod
 }
 
 /// Writes beside the file first: what is under its name is whole and was checked.
-async fn save(context: &Context, file: &Path) -> Result<Summary, CliError> {
+async fn save(context: &Context, file: &Path, stale: bool) -> Result<Summary, CliError> {
     if file.exists() {
         return Err(CliError::new(Kind::Refused, format!("{} is there already", file.display()))
             .hint("name another file, or remove it"));
@@ -244,7 +250,9 @@ async fn save(context: &Context, file: &Path) -> Result<Summary, CliError> {
         .open(&part)
         .map_err(about)?;
     let saved = async {
-        client.save(client.get(&["v1", "snapshot"]), &mut out).await?;
+        let request = client.get(&["v1", "snapshot"]);
+        let request = if stale { request.query("consistency", "stale") } else { request };
+        client.save(request, &mut out).await?;
         out.sync_all().map_err(about)?;
         let summary = inspect(&part)?;
         std::fs::rename(&part, file).map_err(about)?;
@@ -301,8 +309,21 @@ fn show_summary(summary: &Summary, restored: Option<String>) -> Result<(), CliEr
     output::fields(&fields)
 }
 
+/// As the leader knows them; when nobody leads, as a master knew them last.
 async fn masters(client: &Client) -> Result<Value, CliError> {
-    client.json(client.get(&["v1", "masters"])).await
+    let request = || client.get(&["v1", "masters"]);
+    let error = match client.json(request()).await {
+        Err(error) if error.kind == Kind::Unavailable => error,
+        answer => return answer,
+    };
+    match client.json(request().query("consistency", "stale")).await {
+        Ok(value) => {
+            output::note(&format!("the leader does not answer: {}", error.message));
+            output::note("this is what one master knew last");
+            Ok(value)
+        }
+        Err(_) => Err(error),
+    }
 }
 
 fn read(value: &Value) -> Result<Masters, CliError> {
