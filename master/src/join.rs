@@ -10,6 +10,7 @@ use crate::members::Topology;
 use crate::node_handle::{ChangeRefused, NodeHandle};
 use crate::peer::call::Client;
 use crate::peer::{CallError, Caller, Peers};
+use crate::upkeep::plan::too_old;
 use prost::Message as _;
 use std::collections::VecDeque;
 use std::io::Write as _;
@@ -240,6 +241,11 @@ pub async fn answer(
             return Err(Status::unavailable("no master leads the cluster now"));
         }
         return Ok(v1::JoinReply { leader, ..reply });
+    }
+    let version = node.query(|core, _| core.cluster_version()).await;
+    let version = version.map_err(|error| Status::unavailable(error.to_string()))?;
+    if let Some(refusal) = too_old(&info, version) {
+        return Err(Status::failed_precondition(refusal));
     }
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     info.added_at_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);

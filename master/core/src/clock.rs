@@ -3,7 +3,8 @@
 //!
 //! Entries carry the time of who led when they were proposed. Some are applied long after that, by a master that was
 //! away: only times that go on as this master's own monotonic clock does say what the time is now. Invariant: what
-//! was heard once, or all at once, says nothing. Must never look at this master's wall clock.
+//! was heard once, or all at once, says nothing. The leader also says the time when it asks how this master is: so it is
+//! known where nothing is written. Must never look at this master's wall clock.
 
 /// How far times may lie from each other that go on together: an entry waits for disks and networks.
 const TOGETHER_MS: u64 = 2_000;
@@ -24,6 +25,21 @@ pub(crate) struct Heard {
 }
 
 impl Heard {
+    /// What is known to a master that led: time goes on as it did.
+    pub(crate) const fn led(time_ms: u64, mono_ms: u64) -> Self {
+        Self { base_ms: time_ms.saturating_sub(mono_ms), since_ms: mono_ms, sure: true }
+    }
+
+    /// The leader says what the time is now; unlike an entry, that does not come late.
+    pub(crate) fn told(&mut self, time_ms: u64, mono_ms: u64) {
+        let base_ms = time_ms.saturating_sub(mono_ms);
+        if base_ms.abs_diff(self.base_ms) > TOGETHER_MS {
+            *self = Self { base_ms, since_ms: mono_ms, sure: false };
+        } else {
+            self.note(time_ms, mono_ms);
+        }
+    }
+
     /// An entry of that time was applied.
     pub(crate) fn note(&mut self, time_ms: u64, mono_ms: u64) {
         let base_ms = time_ms.saturating_sub(mono_ms);
@@ -50,6 +66,19 @@ mod tests {
     use super::*;
 
     const HOUR_MS: u64 = 3_600_000;
+
+    #[test]
+    fn what_the_leader_says_holds_once_it_said_it_for_a_while() {
+        let mut heard = Heard::led(10 * HOUR_MS, 5_000);
+        assert_eq!(heard.expected_ms(6_000), Some(10 * HOUR_MS + 1_000));
+        // Another one leads, by whose clock it is earlier.
+        heard.told(9 * HOUR_MS, 7_000);
+        assert_eq!(heard.expected_ms(7_000), None);
+        heard.told(9 * HOUR_MS + 500, 7_500);
+        assert_eq!(heard.expected_ms(7_500), None);
+        heard.told(9 * HOUR_MS + 1_000, 8_000);
+        assert_eq!(heard.expected_ms(HOUR_MS), Some(10 * HOUR_MS - 7_000));
+    }
 
     #[test]
     fn only_times_that_go_on_with_the_monotonic_clock_say_what_the_time_is() {

@@ -166,9 +166,25 @@ impl Core {
         self.with(now, |desk| desk.create_cluster(cluster))
     }
 
-    /// Stop leading: everything that is not replicated is dropped.
+    /// Stop leading: everything that is not replicated is dropped, but for the time by which it went.
     pub fn follow(&mut self) {
+        if let Some(time_ms) = self.time_ms() {
+            self.heard = Heard::led(time_ms, self.last_mono_ms);
+        }
         self.leader = None;
+    }
+
+    /// The time by which commands went at the last input, in ms since 1970, if this one leads.
+    #[must_use]
+    pub fn time_ms(&self) -> Option<u64> {
+        self.leader.as_ref().map(|leader| leader.wall_ms(self.last_now()))
+    }
+
+    /// The leader says by which time commands go now. Only for one that follows.
+    pub fn told_time(&mut self, time_ms: u64) {
+        if self.leader.is_none() && self.last_mono_ms > 0 {
+            self.heard.told(time_ms, self.last_mono_ms);
+        }
     }
 
     /// Whether it leads.

@@ -202,14 +202,23 @@ impl v1::peer_server::Peer for PeerService {
         &self,
         request: Request<v1::MasterStatusRequest>,
     ) -> Result<Response<v1::MasterStatusReply>, Status> {
-        self.check(request.into_inner().envelope.as_ref())?;
+        let request = request.into_inner();
+        self.check(request.envelope.as_ref())?;
+        let from = request.envelope.map_or(0, |envelope| envelope.from);
+        let leads = self.topology.borrow().leader == Some(from);
+        let time_ms = Some(request.time_ms).filter(|time_ms| leads && *time_ms > 0);
         let reply = self
             .node
-            .query_status(|_, _, status| v1::MasterStatusReply {
-                node: status.node,
-                term: status.term,
-                applied_index: status.applied.index,
-                ..v1::MasterStatusReply::default()
+            .query_status(move |core, _, status| {
+                if let Some(time_ms) = time_ms {
+                    core.told_time(time_ms);
+                }
+                v1::MasterStatusReply {
+                    node: status.node,
+                    term: status.term,
+                    applied_index: status.applied.index,
+                    ..v1::MasterStatusReply::default()
+                }
             })
             .await
             .map_err(gone)?;
@@ -295,10 +304,11 @@ impl v1::peer_server::Peer for PeerService {
     }
 }
 
-/// Used where a call is made; here so that both sides stand together.
-pub fn status_request(topology: &Topology, to: u64) -> v1::MasterStatusRequest {
+/// Used where a call is made; here so that both sides stand together. `time_ms` is said by a leader.
+pub fn status_request(topology: &Topology, to: u64, time_ms: Option<u64>) -> v1::MasterStatusRequest {
     v1::MasterStatusRequest {
         envelope: Some(envelope(topology, to)),
+        time_ms: time_ms.unwrap_or(0),
     }
 }
 

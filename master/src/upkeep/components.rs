@@ -216,7 +216,7 @@ impl Fetcher {
         }
         let leader = topology.leader?;
         let address = topology.leader_peer()?.to_owned();
-        let request = status_request(&topology, leader);
+        let request = status_request(&topology, leader, None);
         let asked = self.caller.ask(&address, |mut client| async move { client.master_status(request).await });
         let reply = asked.await.ok()?;
         (reply.node == leader).then_some(reply.applied_index)

@@ -42,6 +42,17 @@ pub fn understood_by_all(view: &Topology, own: &v1::MemberInfo, replies: &Replie
     view.members.iter().map(understands).min().unwrap_or(0)
 }
 
+/// Why a build cannot join a cluster of this version: it would not understand what is written.
+#[must_use]
+pub fn too_old(info: &v1::MemberInfo, version: u32) -> Option<String> {
+    (info.understands < version).then(|| {
+        format!(
+            "member.understands: this build understands cluster version {}, the cluster is at {version}; start it with the build of the others",
+            info.understands
+        )
+    })
+}
+
 /// What is to be changed next, if anything.
 #[must_use]
 pub fn plan(
@@ -150,6 +161,14 @@ mod tests {
 
     fn known(peers: impl IntoIterator<Item = PeerStatus>) -> Known {
         Known { peers: peers.into_iter().collect(), components_index: 9, cluster_version: 2 }
+    }
+
+    #[test]
+    fn a_build_that_is_older_than_the_cluster_does_not_join() {
+        let info = |understands| v1::MemberInfo { understands, ..v1::MemberInfo::default() };
+        assert_eq!(too_old(&info(3), 3), None);
+        assert_eq!(too_old(&info(4), 3), None);
+        assert!(too_old(&info(2), 3).is_some_and(|why| why.contains("version 2, the cluster is at 3")));
     }
 
     #[test]

@@ -95,7 +95,8 @@ impl Steward {
     }
 
     async fn ask(&self, view: &Topology) {
-        let answers = ask_all(&self.caller, &self.peers, view, |_, _| true).await;
+        let time_ms = self.node.query(|core, _| core.time_ms()).await.ok().flatten();
+        let answers = ask_all(&self.caller, &self.peers, view, time_ms, |_, _| true).await;
         let mut heard = self.health.heard();
         heard.retain(|node, _| view.members.contains_key(node));
         for (node, answer) in answers {
@@ -178,22 +179,23 @@ pub async fn lacks_now(
     view: &Topology,
     node: u64,
 ) -> Result<Option<&'static str>, NoAnswer> {
-    let answers = ask_all(caller, peers, view, |asked, _| asked == node).await;
+    let answers = ask_all(caller, peers, view, None, |asked, _| asked == node).await;
     let answers = answers.into_iter().filter_map(|(node, answer)| Some((node, answer.ok()?)));
     let replies = answers.filter(|(node, reply)| reply.node == *node).collect();
     Ok(waits_for(node, &replies, &known(handle).await?))
 }
 
-/// Asks members how they are: what each says, or why it says nothing.
+/// Asks members how they are, and tells them the time if it is given: what each says, or why it says nothing.
 async fn ask_all(
     caller: &Caller,
     peers: &Peers,
     view: &Topology,
+    time_ms: Option<u64>,
     asked: impl Fn(u64, &MasterNode) -> bool,
 ) -> Vec<(u64, Result<v1::MasterStatusReply, CallError>)> {
     let others = view.members.iter().filter(|(node, member)| **node != view.node() && asked(**node, member));
     let asked = others.map(|(node, member)| async move {
-        let request = status_request(view, *node);
+        let request = status_request(view, *node, time_ms);
         let address = peers.address(*node);
         let address = address.as_ref().unwrap_or(&member.info.peer_address);
         let answer =
@@ -218,7 +220,7 @@ pub async fn others_answer(
     if !view.members.get(&removed).is_some_and(|member| member.votes) {
         return Ok(());
     }
-    let answers = ask_all(caller, peers, view, |_, member| member.votes).await;
+    let answers = ask_all(caller, peers, view, None, |_, member| member.votes).await;
     let answered = answers.iter().filter(|(node, answer)| !leaves(node) && answer.is_ok());
     let own = view.members.get(&view.node()).is_some_and(|member| member.votes && !leaves(&view.node()));
     let active = answered.count() + usize::from(own);

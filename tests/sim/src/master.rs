@@ -274,6 +274,8 @@ impl World {
                 if self.oracle.flipped.remove(&slot) {
                     // What the refusal says is what the operator does.
                     self.master_loses_disk(slot);
+                } else if self.is_outgrown(slot) {
+                    self.queue.at(now_us + 1_000_000, Event::MasterStart { master: slot });
                 } else {
                     self.oracle.violate(format!("after a crash a master's disk is refused: {error}"));
                 }

@@ -11,7 +11,7 @@ use crate::mutation::Mutation;
 use crate::queue::Event;
 use crate::world::World;
 use tessera_master::node::Node;
-use tessera_master::upkeep::plan::{Known, Replies, Topology, plan, understood_by_all};
+use tessera_master::upkeep::plan::{Known, Replies, Topology, plan, too_old, understood_by_all};
 use tessera_master_core::{CLUSTER_VERSION, Principal, Request};
 use tessera_replica::{JoinId, MemDisk, MemberChange, MemberRole, Replica};
 use tessera_wire::v1;
@@ -95,7 +95,18 @@ impl World {
             let both = self.net.hears(self.now_us, *slot, leader) && self.net.hears(self.now_us, leader, *slot);
             *slot != leader && both && self.masters[*slot].runs(self.now_us)
         });
-        let heard: Vec<_> = others.filter_map(|slot| self.said_by(slot)).collect();
+        let others: Vec<usize> = others.collect();
+        let said = self.masters[leader].node.as_ref();
+        let told = said.and_then(|node| Some((node.identity().node, node.core().time_ms()?)));
+        for slot in &others {
+            if let Some((number, time_ms)) = told
+                && let Some(node) = &mut self.masters[*slot].node
+                && node.leader() == Some(number)
+            {
+                node.query(|core, _, _| core.told_time(time_ms));
+            }
+        }
+        let heard: Vec<_> = others.into_iter().filter_map(|slot| self.said_by(slot)).collect();
         for said in heard {
             self.masters[leader].files.heard.insert(said.node, (self.now_us, said));
         }
@@ -181,7 +192,13 @@ impl World {
         let join = JoinId([[slot_byte; 8], [master.disks; 8]].concat().try_into().unwrap_or([0; 16]));
         let Some(node) = &self.masters[leader].node else { return };
         let membership = node.membership();
+        let version = node.core().cluster_version();
         let Some(given) = membership.node_of(join) else {
+            if too_old(&info_of(slot, self.masters[slot].understands), version).is_some() {
+                // What it says is what the operator does.
+                self.masters[slot].understands = version;
+                return self.oracle.saw("a build that is too old to join is replaced by a newer one");
+            }
             let node = membership.next_node;
             let attributes = attributes(slot, master.understands);
             let change = MemberChange::AddLearner { node, attributes, join };

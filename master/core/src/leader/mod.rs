@@ -355,6 +355,32 @@ mod tests {
     }
 
     #[test]
+    fn the_clock_of_a_master_that_led_or_was_told_the_time_may_be_set_wrong_in_a_cluster_that_writes_nothing() {
+        const DAY_MS: u64 = 24 * 3_600_000;
+        let at = |second: u64, off_ms: u64| Now { mono_ms: second * 1_000, wall_ms: DAY_MS + second * 1_000 + off_ms };
+        let of = |core: &Core, now: Now| {
+            let batch = core.encode_batch(Vec::new(), now);
+            v1::CommandBatch::decode(batch.as_slice()).unwrap().time_ms
+        };
+        for led in [true, false] {
+            let mut core = Core::load(&MemRows::default(), Config::default()).unwrap();
+            let _ = core.on_tick(at(1, 0));
+            if led {
+                let _ = core.lead(1, "cluster", at(1, 0));
+                core.follow();
+            } else {
+                for second in 1..=3 {
+                    let _ = core.on_tick(at(second, 0));
+                    core.told_time(at(second, 0).wall_ms);
+                }
+            }
+            let now = at(10, 3_600_000);
+            let _ = core.lead(3, "cluster", now);
+            assert_eq!(of(&core, now), at(10, 0).wall_ms, "led before: {led}");
+        }
+    }
+
+    #[test]
     fn a_leader_proposes_nothing_that_others_do_not_understand() {
         let newest = C::OpenSession(v1::OpenSession::default());
         assert_eq!(since(&newest), CLUSTER_VERSION, "another command is the newest now");

@@ -8,7 +8,10 @@ use crate::model::unit_of;
 use crate::sandboxes::Sandboxes;
 use std::collections::{BTreeMap, BTreeSet};
 use tessera_master_core::EventId;
-use tessera_types::{AgentId, TaskState};
+use tessera_types::{AgentId, Epoch, TaskState};
+
+/// Numbers that are given out after a restore lie above this, as `docs/operations.md` says.
+const RAISED: u64 = 1_000_000;
 
 /// What was expected when a state was saved.
 #[derive(Clone)]
@@ -72,6 +75,11 @@ impl Oracle {
         self.flipped.clear();
     }
 
+    /// Whether a turn was made before the restore.
+    pub(super) const fn is_of_before(&self, epoch: Epoch) -> bool {
+        self.is_restored() && epoch.0 <= RAISED
+    }
+
     /// Whether a saved state was restored.
     pub(super) const fn is_restored(&self) -> bool {
         self.strangers.is_some()
@@ -84,15 +92,23 @@ impl Oracle {
 
     /// Whether a task waits whose id was used before the restore and again after it: an agent that knows it as ended
     /// does not run it once more.
+    ///
+    /// Or one whose agent was declared gone after the state was saved, and will not come back under its number.
     pub(crate) fn waits_for_used_id(&self) -> bool {
-        let waits = |(name, state): (&TaskName, &TaskState)| *state == TaskState::Staging && self.wishes.is_usurped(name);
+        let waits = |(name, state): (&TaskName, &TaskState)| match state {
+            TaskState::Staging => self.wishes.is_usurped(name),
+            TaskState::Unreachable => true,
+            _ => false,
+        };
         self.is_restored() && self.tasks.iter().any(waits)
     }
 
     /// An agent tells a task to end.
     pub(crate) fn on_signal(&mut self, name: &TaskName) {
         let stranger = self.strangers.as_ref().is_some_and(|strangers| strangers.contains(name));
-        let known = self.tasks.contains_key(name) || self.placed.get(name).is_some_and(|on| self.wishes.gone.contains(on));
+        // Its agent may have registered anew since, and been declared gone under that number.
+        let gone = |on: &AgentId| self.wishes.gone.contains(on) || self.wishes.gone.iter().any(|agent| agent.0 > RAISED);
+        let known = self.tasks.contains_key(name) || self.placed.get(name).is_some_and(gone);
         self.ensure(!stranger || known, || {
             format!("f{}/{} is told to end, and the restored state only does not know it", name.0, name.1)
         });

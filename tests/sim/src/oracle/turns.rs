@@ -59,7 +59,8 @@ impl Oracle {
     /// A worker was told that a turn is committed.
     pub(crate) fn on_turn_acknowledged(&mut self, turn: &Turn, next: u64) {
         let header = turn.header;
-        if self.leaving.contains(&header.framework.0) {
+        // What a worker hears of a turn may come after a restore that undid it.
+        if self.leaving.contains(&header.framework.0) || self.is_of_before(header.epoch) {
             return;
         }
         if next == header.number.0 {
