@@ -152,7 +152,9 @@ const fn words(mutation: Mutation) -> &'static [&'static str] {
         M::StatusesAcknowledgedEarly => &["an acknowledged status is lost"],
         M::TurnAnsweredEarly => &["an acknowledged turn is lost"],
         M::StaleEpochRelabelled => &["committed under epoch"],
-        M::ActsBeforeCheckpoint | M::CheckpointForgotten | M::DesiredRunAgain => DOUBLED,
+        M::ActsBeforeCheckpoint | M::DesiredRunAgain => DOUBLED,
+        // What runs is not known to the agent any more, which says so before anything is started again.
+        M::CheckpointForgotten => &["AGENT_FORGOT: the agent knows nothing of it any more), but it ended as None"],
         M::OutstandingTurnForgotten => &["one is lost or doubled", "is that of no turn", "that it never got"],
         M::UnitsTornApart => &["launched all or none"],
         // Members that nobody ends keep their jobs from being over.

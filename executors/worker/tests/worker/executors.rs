@@ -472,8 +472,7 @@ fn limits_of_an_executor_that_is_not_there_start_nothing() {
     let failed = exec.failed(&mut agent);
     exec.set(&mut agent, &limits);
     // Messages of a link are heard in order.
-    agent.send(to_worker::Message::StartTask(v1::StartWasmTask::default()));
-    agent.task_state("", TaskState::TaskFailed);
+    agent.start_without_image("");
     let (mut newer, hello) = worker.connect();
     assert_eq!(hello.executors, []);
     assert_eq!(exec.failed(&mut newer), failed, "nothing has happened since");

@@ -408,13 +408,20 @@ impl Agent {
 
     /// Wait until everything that was sent before is heard.
     pub fn sync(&mut self, instance: &Instance) {
-        let task = format!("after-{}", instance.framework);
+        self.start_without_image(&format!("after-{}", instance.framework));
+    }
+
+    /// A task without an image is refused at once.
+    pub fn start_without_image(&mut self, task: &str) {
         let start = v1::StartWasmTask {
-            task: task.clone(),
+            task: task.to_owned(),
             ..v1::StartWasmTask::default()
         };
         self.send(to_worker::Message::StartTask(start));
-        self.task_state(&task, v1::TaskState::TaskFailed);
+        self.wait(|message| match message {
+            from_worker::Message::TaskState(said) if said.task == task && said.reason == "IMAGE_DAMAGED" => Some(()),
+            _ => None,
+        });
     }
 
     pub fn ready(&mut self, instance: &Instance) -> v1::InstanceReady {

@@ -111,8 +111,7 @@ fn a_peer_that_talks_nonsense_loses_its_link_only() {
         agent.stream.write_all(nonsense).unwrap();
     }
     let (mut agent, _) = worker.connect();
-    agent.send(Message::StartTask(v1::StartWasmTask::default()));
-    agent.task_state("", TaskState::TaskFailed);
+    agent.start_without_image("");
     assert!(!worker.has_exited());
     agent.send(Message::Shutdown(v1::Shutdown {}));
     let until = Instant::now() + crate::harness::DEADLINE;
