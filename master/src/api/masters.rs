@@ -76,9 +76,8 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn of(view: &Topology, status: &NodeStatus, cluster_version: u32, health: &Health, components_index: u64) -> MastersJson {
+fn of(view: &Topology, status: &NodeStatus, known: &Known, health: &Health) -> MastersJson {
     let (heard, replies) = (health.all(), health.fresh());
-    let known = Known { peers: status.peers.clone(), components_index, cluster_version };
     let items: Vec<MasterJson> = view
         .members
         .iter()
@@ -95,7 +94,7 @@ fn of(view: &Topology, status: &NodeStatus, cluster_version: u32, health: &Healt
                 leader: view.leader == Some(*node),
                 healthy: own || answers,
                 waits_for: (view.leads && !member.votes)
-                    .then(|| waits_for(*node, &replies, &known))
+                    .then(|| waits_for(*node, &replies, known))
                     .flatten(),
                 peer_address: member.info.peer_address.clone(),
                 rest_address: member.info.rest_address.clone(),
@@ -122,7 +121,7 @@ fn of(view: &Topology, status: &NodeStatus, cluster_version: u32, health: &Healt
         term: status.term,
         index: status.applied.index,
         leader: view.leader,
-        cluster_version,
+        cluster_version: known.cluster_version,
         voters,
         healthy_voters,
         quorum,
@@ -152,12 +151,12 @@ fn warnings(voters: usize, healthy: usize, quorum: usize, view: &Topology) -> Ve
 
 /// All masters as the leader knows them, or, when a stale answer is asked for, as this one does.
 pub async fn list(State(api): State<Api>) -> Result<Json<MastersJson>, ApiError> {
-    let (status, version, components_index) = api
+    let (status, known) = api
         .node
-        .query_status(|core, _, status| (status.clone(), core.cluster_version(), core.components_index()))
+        .query_status(|core, _, status| (status.clone(), Known::of(core, status)))
         .await?;
     let view = api.node.topology().borrow().clone();
-    Ok(Json(of(&view, &status, version, &api.health, components_index)))
+    Ok(Json(of(&view, &status, &known, &api.health)))
 }
 
 fn node_id(text: &str) -> Result<u64, ApiError> {

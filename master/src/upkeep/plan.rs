@@ -9,7 +9,8 @@ use super::rules::{Said, lacks};
 pub use crate::members::{MasterNode, Topology};
 use prost::Message as _;
 use std::collections::BTreeMap;
-use tessera_replica::{MemberChange, PeerStatus};
+use tessera_master_core::Core;
+use tessera_replica::{MemberChange, PeerStatus, Status};
 use tessera_wire::v1;
 
 /// What members said of themselves lately, by node. Of one that is silent nothing is in it.
@@ -24,6 +25,19 @@ pub struct Known {
     pub components_index: u64,
     /// The newest version whose commands may be proposed.
     pub cluster_version: u32,
+}
+
+impl Known {
+    /// From the leader's state, and from its replica at the same time.
+    #[must_use]
+    pub fn of(core: &Core, status: &Status) -> Self {
+        Self {
+            peers: status.peers.clone(),
+            // What a restored state says may be of another log.
+            components_index: core.components_index().min(status.applied.index),
+            cluster_version: core.cluster_version(),
+        }
+    }
 }
 
 /// The newest version that every voter understands: as is known of it, and as it says itself at this time, since

@@ -158,13 +158,7 @@ impl Steward {
 /// # Errors
 /// When there is no answer in time.
 pub async fn known(node: &NodeHandle) -> Result<Known, NoAnswer> {
-    node.query_status(|core, _, status| Known {
-        peers: status.peers.clone(),
-        // What a restored state says may be of another log.
-        components_index: core.components_index().min(status.applied.index),
-        cluster_version: core.cluster_version(),
-    })
-    .await
+    node.query_status(|core, _, status| Known::of(core, status)).await
 }
 
 /// What a learner lacks at this time for becoming a voter: it is asked, and what the leader knows is of after its

@@ -221,10 +221,7 @@ impl World {
         let (view, replies) = self.view_of(leader)?;
         let master = &self.masters[leader];
         let node = master.node.as_ref()?;
-        let status = node.status();
-        let components_index = node.core().components_index().min(status.applied.index);
-        let cluster_version = node.core().cluster_version();
-        let known = Known { peers: status.peers, components_index, cluster_version };
+        let known = Known::of(node.core(), &node.status());
         plan(&view, &info_of(leader, master.understands), &replies, &known)
     }
 }
