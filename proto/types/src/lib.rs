@@ -12,6 +12,7 @@ mod limit_table;
 pub mod limits;
 mod offer;
 mod resources;
+mod role;
 mod spec;
 mod status;
 mod turn;
@@ -27,6 +28,9 @@ pub use limit_table::{
 };
 pub use offer::{Filters, InverseOffer, Offer};
 pub use resources::{Quantities, ResourceItem, ResourceKey, Resources, ResourcesError};
+pub use role::{
+    Amounts, CPUS, DISK, MEM, PRIORITY_MAX, QUOTA_KINDS_MAX, RoleError, RolePolicy, WEIGHT_DEFAULT_MILLI, WEIGHT_MAX_MILLI,
+};
 pub use spec::{
     ExecutorTask, FileSpec, InvalidSpec, Launch, NativeCommand, TaskBody, TaskSpec, validate_launch, validate_spec,
 };
