@@ -65,6 +65,7 @@ pub mod event;
 pub mod executor;
 mod host;
 pub mod http;
+pub mod jobs;
 pub mod log;
 pub mod resources;
 #[doc(hidden)]

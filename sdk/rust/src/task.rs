@@ -3,6 +3,10 @@
 //! Owns the builder of task specs and the names of task states. Checks nothing by itself: the host
 //! checks a spec when it is defined, and says which field breaks which rule.
 
+use std::cell::RefCell;
+use std::ops::{Deref, DerefMut};
+use std::rc::Rc;
+
 use crate::Error;
 use crate::bindings::tessera::framework::types::{
     self, ExecutorTask, File, FileContent, NativeCommand, TaskBody, WasmCommand,
@@ -24,7 +28,46 @@ use crate::resources::{Resources, milli_from_cores};
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskSpec {
-    spec: types::TaskSpec,
+    spec: Shared,
+}
+
+/// A spec that its clones share until one of them is changed, so that many tasks of one turn define it
+/// once.
+#[derive(Clone, Debug)]
+struct Shared {
+    spec: Rc<types::TaskSpec>,
+    defined: Rc<RefCell<Option<Definition>>>,
+}
+
+/// The digest that the host gave, and in which turn: a spec of an earlier turn may have been forgotten.
+#[derive(Debug)]
+struct Definition {
+    turn: u64,
+    digest: String,
+}
+
+impl PartialEq for Shared {
+    fn eq(&self, other: &Self) -> bool {
+        self.spec == other.spec
+    }
+}
+
+impl Eq for Shared {}
+
+impl Deref for Shared {
+    type Target = types::TaskSpec;
+
+    fn deref(&self) -> &types::TaskSpec {
+        &self.spec
+    }
+}
+
+impl DerefMut for Shared {
+    /// Whoever is about to change it gets one of its own, which nobody has defined.
+    fn deref_mut(&mut self) -> &mut types::TaskSpec {
+        self.defined = Rc::default();
+        Rc::make_mut(&mut self.spec)
+    }
 }
 
 /// CPU of a task for which nothing else is said, in thousandths of a core.
@@ -35,26 +78,29 @@ const DEFAULT_MEM_MIB: u64 = 32;
 impl TaskSpec {
     fn new(name: &str, body: TaskBody) -> Self {
         Self {
-            spec: types::TaskSpec {
-                name: name.to_owned(),
-                body,
-                resources: Resources {
-                    cpus_milli: DEFAULT_CPUS_MILLI,
-                    mem_mib: DEFAULT_MEM_MIB,
-                    disk_mib: 0,
-                },
-                items: Vec::new(),
-                cpus_limit_milli: None,
-                pids_limit: None,
-                user: None,
-                env: Vec::new(),
-                files: Vec::new(),
-                result_file: None,
-                grace_ms: None,
-                restarts: 0,
-                health: None,
-                labels: Vec::new(),
-                ext: Vec::new(),
+            spec: Shared {
+                defined: Rc::default(),
+                spec: Rc::new(types::TaskSpec {
+                    name: name.to_owned(),
+                    body,
+                    resources: Resources {
+                        cpus_milli: DEFAULT_CPUS_MILLI,
+                        mem_mib: DEFAULT_MEM_MIB,
+                        disk_mib: 0,
+                    },
+                    items: Vec::new(),
+                    cpus_limit_milli: None,
+                    pids_limit: None,
+                    user: None,
+                    env: Vec::new(),
+                    files: Vec::new(),
+                    result_file: None,
+                    grace_ms: None,
+                    restarts: 0,
+                    health: None,
+                    labels: Vec::new(),
+                    ext: Vec::new(),
+                }),
             },
         }
     }
@@ -278,12 +324,21 @@ impl TaskSpec {
 
     /// As the contract has it.
     pub(crate) fn into_contract(self) -> types::TaskSpec {
-        self.spec
+        Rc::unwrap_or_clone(self.spec.spec)
+    }
+
+    /// The digest under which it is launched, if it or one that it was cloned from has been defined in
+    /// this turn.
+    pub(crate) fn digest(&self, turn: u64) -> Option<String> {
+        let defined = self.spec.defined.borrow();
+        defined.as_ref().filter(|defined| defined.turn == turn).map(|defined| defined.digest.clone())
     }
 
     /// Have the host check the spec and return the digest under which it is launched.
-    pub(crate) fn define(&self) -> Result<String, Error> {
-        Ok(specs::define(&self.spec)?)
+    pub(crate) fn define(&self, turn: u64) -> Result<String, Error> {
+        let digest = specs::define(&self.spec)?;
+        self.spec.defined.replace(Some(Definition { turn, digest: digest.clone() }));
+        Ok(digest)
     }
 }
 

@@ -33,7 +33,13 @@ pub struct Harness<S> {
     scheduler: S,
     config: Config,
     turns: u64,
+    passed_ms: u64,
     requests: u64,
+}
+
+/// A turn of this number, so many ms after the first one.
+pub(crate) fn turn_info(number: u64, passed_ms: u64) -> TurnInfo {
+    TurnInfo { number, epoch: 1, time_ms: START_MS + number * STEP_MS + passed_ms }
 }
 
 impl<S: Scheduler> Harness<S> {
@@ -50,6 +56,7 @@ impl<S: Scheduler> Harness<S> {
             scheduler,
             config,
             turns: 0,
+            passed_ms: 0,
             requests: 0,
         };
         harness.turn([Event::Subscribed(subscription())])?;
@@ -63,15 +70,16 @@ impl<S: Scheduler> Harness<S> {
         self.turn([Event::Resumed(subscription())])
     }
 
+    /// Let so much time pass before the next turn. Timers are not fired: give their events to it.
+    pub fn pass(&mut self, ms: u64) {
+        self.passed_ms += ms;
+    }
+
     /// Run one turn with these events. When it fails its writes are forgotten, and the instance
     /// must be rebuilt with [`restart`](Self::restart), as the cluster would.
     pub fn turn(&mut self, events: impl IntoIterator<Item = Event>) -> Result<Vec<Call>, Error> {
         self.turns += 1;
-        let mut turn = Turn::new(TurnInfo {
-            number: self.turns,
-            epoch: 1,
-            time_ms: START_MS + self.turns * STEP_MS,
-        });
+        let mut turn = Turn::new(turn_info(self.turns, self.passed_ms));
         let mut outcome = Ok(());
         let mut config = None;
         for event in events {

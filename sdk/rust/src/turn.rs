@@ -3,6 +3,7 @@
 //! Every function only enqueues. All of it, and everything written to the state, commits together
 //! when the scheduler returns, or not at all; what became of it arrives as events of later turns.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 
 use crate::Error;
@@ -28,10 +29,17 @@ const MAX_ONE_SPEC_BYTES: usize = 512 * 1024;
 /// New specs per turn, as the contract says.
 const MAX_SPECS: usize = 256;
 
+thread_local! {
+    /// Turns that were begun here: the number of a turn is given again when it is not committed.
+    static BEGUN: Cell<u64> = const { Cell::new(0) };
+}
+
 /// The turn in which events are handled.
 #[derive(Debug)]
 pub struct Turn {
     info: TurnInfo,
+    /// Tells it from every other turn of this instance.
+    key: u64,
     spec_bytes: usize,
     specs: usize,
 }
@@ -76,11 +84,19 @@ pub struct Placed {
 
 impl Turn {
     pub(crate) fn new(info: TurnInfo) -> Self {
+        BEGUN.set(BEGUN.get().wrapping_add(1));
         Self {
             info,
+            key: BEGUN.get(),
             spec_bytes: 0,
             specs: 0,
         }
+    }
+
+    /// Specs that were sent to the host.
+    #[cfg(test)]
+    pub(crate) fn defined(&self) -> usize {
+        self.specs
     }
 
     /// Counts the committed turns of the framework over all epochs.
@@ -183,12 +199,16 @@ impl Turn {
     fn has_room_for(&self, spec: &TaskSpec) -> bool {
         // A spec that is too large for any turn goes to the host, which says so.
         self.specs == 0
+            || spec.digest(self.key).is_some()
             || (self.specs < MAX_SPECS
                 && self.spec_bytes.saturating_add(spec.size_bytes()) <= MAX_SPEC_BYTES)
     }
 
     fn define(&mut self, spec: &TaskSpec) -> Result<String, Error> {
-        let digest = spec.define()?;
+        if let Some(digest) = spec.digest(self.key) {
+            return Ok(digest);
+        }
+        let digest = spec.define(self.key)?;
         self.specs = self.specs.saturating_add(1);
         self.spec_bytes = self.spec_bytes.saturating_add(spec.size_bytes());
         Ok(digest)
