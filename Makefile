@@ -6,7 +6,7 @@ export CARGO_TARGET_DIR
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup guests build demo test sim chaos bench deny fmt
+.PHONY: help setup guests build demo test sim chaos bench deny fmt dist
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ chaos: build ## masters and agents under faults: MINUTES=10 SEED=… MASTERS=3, 
 
 bench: build ## measure, and write docs/benchmarks.md; FULL=1 measures longer
 	@cargo run --locked -p tessera-cluster --bin bench -- $(if $(FULL),--full)
+
+dist: setup ## make release archives: a tarball and a Debian package, in <target>/dist
+	@scripts/dist
 
 deny: ## check dependencies: bans, licences, sources, advisories where reachable
 	@scripts/deny

@@ -11,6 +11,7 @@ use crate::manifest::{FEATURE_CRATE, Manifest};
 pub const ALLOWED_EDGES: &[(&str, &[&str])] = &[
     ("tessera-types", &[]),
     ("tessera-wire", &["tessera-types"]),
+    ("tessera-telemetry", &[]),
     ("tessera-wit-host", &["tessera-types", "tessera-wire"]),
     ("tessera-master-core", &["tessera-types", "tessera-wire"]),
     ("tessera-replica", &[]),
@@ -19,7 +20,7 @@ pub const ALLOWED_EDGES: &[(&str, &[&str])] = &[
     ("tessera-shim", &["tessera-oci"]),
     (
         "tessera-worker",
-        &["tessera-types", "tessera-wire", "tessera-wit-host"],
+        &["tessera-types", "tessera-wire", "tessera-telemetry", "tessera-wit-host"],
     ),
     ("tessera-virtual", &[]),
     (
@@ -39,6 +40,7 @@ pub const ALLOWED_EDGES: &[(&str, &[&str])] = &[
         &[
             "tessera-types",
             "tessera-wire",
+            "tessera-telemetry",
             "tessera-master-core",
             "tessera-replica",
         ],
@@ -48,6 +50,7 @@ pub const ALLOWED_EDGES: &[(&str, &[&str])] = &[
         &[
             "tessera-types",
             "tessera-wire",
+            "tessera-telemetry",
             "tessera-agent-core",
             "tessera-oci",
         ],
@@ -57,6 +60,7 @@ pub const ALLOWED_EDGES: &[(&str, &[&str])] = &[
         &[
             "tessera-types",
             "tessera-wire",
+            "tessera-telemetry",
             "tessera-master",
             "tessera-agent",
         ],
@@ -77,7 +81,7 @@ pub const ALLOWED_EDGES: &[(&str, &[&str])] = &[
     ),
     (
         "tessera-cluster",
-        &["tessera-types", "tessera-wire", "tessera-linear"],
+        &["tessera-types", "tessera-wire", "tessera-telemetry", "tessera-linear"],
     ),
     ("tessera-tidy", &[]),
     (FEATURE_CRATE, &[]),
