@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tessera_agent_core::WORKER_IDLE_MS;
 use tessera_oci::{TaskUser, user};
-use tessera_types::{FrameworkId, Quantities};
+use tessera_types::{FrameworkId, Quantities, Resources};
 use tessera_wire::v1;
 
 /// Share of memory that is kept for schedulers, in percent.
@@ -99,7 +99,7 @@ pub(crate) struct Settings {
     pub masters: Vec<String>,
     pub token: WithToken,
     pub description: v1::AgentDescription,
-    pub total: Quantities,
+    pub total: Resources,
     pub users: TaskUsers,
     pub worker_idle_ms: u64,
     pub worker_uid_first: u32,
@@ -258,6 +258,7 @@ impl AgentConfig {
             rule: error.to_string(),
         })?;
         let (total, reserved) = split(all, self.scheduler_mem_mib)?;
+        let total = Resources::of(total);
         let pair = |(key, value): (String, String)| v1::Pair { key, value };
         let description = v1::AgentDescription {
             hostname,
@@ -521,25 +522,25 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let settings = config(dir.path()).settle().unwrap();
         assert_eq!(
-            (settings.total.mem_mib, settings.total.cpus_milli),
+            (settings.total.quantities.mem_mib, settings.total.quantities.cpus_milli),
             (744, 2_000)
         );
         assert_eq!(settings.description.reserved.unwrap().mem_mib, 256);
-        assert!(settings.total.disk_mib >= 0 && !settings.description.hostname.is_empty());
+        assert!(settings.total.quantities.disk_mib >= 0 && !settings.description.hostname.is_empty());
         let found = AgentConfig {
             mem_mib: None,
             ..config(dir.path())
         }
         .settle()
         .unwrap();
-        assert!(found.total.mem_mib > 0);
+        assert!(found.total.quantities.mem_mib > 0);
         let chosen = AgentConfig {
             scheduler_mem_mib: Some(100),
             ..config(dir.path())
         }
         .settle()
         .unwrap();
-        assert_eq!(chosen.total.mem_mib, 900);
+        assert_eq!(chosen.total.quantities.mem_mib, 900);
     }
 
     #[test]

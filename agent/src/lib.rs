@@ -160,7 +160,7 @@ async fn open(
     let agent = AgentId(work_dir.identity().agent);
     let config = CoreConfig {
         worker_idle_ms: settings.worker_idle_ms,
-        ..CoreConfig::new(settings.total)
+        ..CoreConfig::new(settings.total.clone())
     };
     let (checkpoint, mut core, mut actions) = recover(dir, agent, config)?;
     let cgroups = cgroups(work_dir.identity().groups());

@@ -367,9 +367,9 @@ impl Parts {
         let spec = &attempt.spec;
         let (user, dirs) = self.prepare(attempt)?;
         let limits = Limits {
-            cpus_milli: spec.resources.cpus_milli,
+            cpus_milli: spec.resources.quantities.cpus_milli,
             cpus_limit_milli: spec.cpus_limit_milli,
-            mem_mib: Some(spec.resources.mem_mib),
+            mem_mib: Some(spec.resources.quantities.mem_mib),
             pids: spec.pids_limit.unwrap_or(limits::PIDS_DEFAULT),
         };
         if let (Some(executor), Some(parent)) = (attempt.key.executor(), &attempt.key.parent) {
@@ -396,7 +396,7 @@ impl Parts {
     /// The limit of memory for each process, where no group limits them together.
     fn data_bytes(&self, spec: &TaskSpec) -> Option<u64> {
         self.cgroups.unlimited_because()?;
-        let mib = spec.resources.mem_mib.max(MEM_FLOOR_MIB);
+        let mib = spec.resources.quantities.mem_mib.max(MEM_FLOOR_MIB);
         Some(u64::try_from(mib).unwrap_or(0) << 20)
     }
 

@@ -340,7 +340,7 @@ impl Supply {
                 .into_iter()
                 .map(|(key, value)| v1::Pair { key, value })
                 .collect(),
-            mem_bytes: u64::try_from(spec.resources.mem_mib).unwrap_or(0) << 20,
+            mem_bytes: u64::try_from(spec.resources.quantities.mem_mib).unwrap_or(0) << 20,
             name,
             limits,
         })

@@ -337,11 +337,8 @@ mod tests {
         TaskSpec {
             name: String::new(),
             body: TaskBody::Native(NativeCommand::Shell("true".into())),
-            resources: Quantities {
-                cpus_milli: 1,
-                mem_mib: 1,
-                disk_mib: 0,
-            },
+            resources: Quantities { cpus_milli: 1, mem_mib: 1, disk_mib: 0 }.into(),
+            revocable: false,
             cpus_limit_milli: None,
             pids_limit: None,
             user: None,

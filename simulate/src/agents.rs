@@ -58,7 +58,7 @@ pub(crate) struct Agent {
 impl Agent {
     pub(crate) fn new(total: Quantities) -> Self {
         Self {
-            core: Some(Core::new(CoreConfig::new(total), AgentId(0))),
+            core: Some(Core::new(CoreConfig::new(total.into()), AgentId(0))),
             life: 1,
             boot: 1,
             number: AgentId(0),
@@ -375,7 +375,7 @@ impl World<'_> {
             return;
         }
         let records = std::mem::take(&mut agent.checkpoint);
-        match Core::recover(CoreConfig::new(total), agent.number, records.into_iter(), now) {
+        match Core::recover(CoreConfig::new(total.into()), agent.number, records.into_iter(), now) {
             Ok((core, actions)) => {
                 agent.core = Some(core);
                 self.agent_input(index, |_, _| actions);

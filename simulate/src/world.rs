@@ -270,7 +270,7 @@ impl<'a> World<'a> {
         let mut wanting = Vec::new();
         for (framework, index) in &self.master.frameworks {
             let Some(view) = core.framework(*framework) else { continue };
-            let share = dominant_ppm(view.used, counts.total);
+            let share = dominant_ppm(view.used.quantities, counts.total);
             if let Some(place) = shares.get_mut(*index) {
                 *place = share;
             }

@@ -12,7 +12,7 @@ use crate::executors::Executor;
 use crate::killing::Why;
 use std::sync::Arc;
 use tessera_types::{
-    Digest, ExecutorId, FrameworkId, Launch, LimitName, Quantities, Reason, TaskBody, TaskId, TaskSpec,
+    Digest, ExecutorId, FrameworkId, Launch, LimitName, Quantities, Reason, Resources, TaskBody, TaskId, TaskSpec,
     TaskState, TaskStatus, limits,
 };
 use tessera_wire::v1;
@@ -126,15 +126,15 @@ impl Core {
         if live.len() >= most {
             return Err(format!("limit {}: at most {most}", LimitName::ExecutorChildren));
         }
-        let of = |key: &TaskKey| self.tasks.get(key).map(|task| task.spec.resources);
-        let used = live.iter().filter_map(of).fold(Quantities::ZERO, Quantities::plus);
+        let used = live.iter().filter_map(|key| self.tasks.get(key));
+        let used = used.fold(Resources::ZERO, |sum, task| sum.plus(&task.spec.resources));
         // The memory that the executor itself is charged for is what its instance may have.
         let own = Quantities {
-            mem_mib: executor.kept.resources.mem_mib,
+            mem_mib: executor.kept.resources.quantities.mem_mib,
             ..Quantities::ZERO
         };
-        let left = self.total_of(executor).minus(own).minus(used);
-        if !left.contains(spec.resources) {
+        let left = self.total_of(executor).minus(&own.into()).minus(&used);
+        if !left.contains(&spec.resources) {
             let needs = spec.resources;
             return Err(format!("needs {needs}, its executor has {left} left"));
         }

@@ -15,7 +15,7 @@ use crate::supplies::Supplies;
 use crate::task::{Phase, Task};
 use crate::workers::Keeping;
 use std::collections::{BTreeMap, BTreeSet};
-use tessera_types::{AgentId, FrameworkId, Quantities, RoleName, TaskState};
+use tessera_types::{AgentId, FrameworkId, Resources, RoleName, TaskState};
 use tessera_wire::v1;
 use v1::agent_message::Message;
 use v1::checkpoint_record::Record;
@@ -32,10 +32,10 @@ const FLUSH_BYTES_MAX: usize = 1 << 20;
 pub const WORKER_IDLE_MS: u64 = 60_000;
 
 /// What the core has to know of its agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CoreConfig {
     /// What tasks may take together.
-    pub total: Quantities,
+    pub total: Resources,
     /// How long a worker is kept without anything to run.
     pub worker_idle_ms: u64,
 }
@@ -43,7 +43,7 @@ pub struct CoreConfig {
 impl CoreConfig {
     /// For an agent of this size, with defaults for the rest.
     #[must_use]
-    pub const fn new(total: Quantities) -> Self {
+    pub const fn new(total: Resources) -> Self {
         Self {
             total,
             worker_idle_ms: WORKER_IDLE_MS,

@@ -11,7 +11,7 @@ use crate::task::{Ending, Task};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tessera_types::{
-    Digest, EffectiveLimits, FrameworkId, Launch, Quantities, Reason, RoleName, TaskSpec,
+    Digest, EffectiveLimits, FrameworkId, Launch, Reason, Resources, RoleName, TaskSpec,
     TaskState, TaskStatus, limits, validate_launch, validate_spec,
 };
 use tessera_wire::v1;
@@ -197,9 +197,9 @@ impl Core {
     /// The ledger: what is charged now, and whether more fits. The masters checked it already; an agent
     /// that came back smaller must still not overcommit.
     fn check_room(&self, key: &TaskKey, spec: &TaskSpec) -> Result<(), Refusal> {
-        let free = self.config.total.minus(self.used());
-        let needs = spec.resources.plus(self.new_executor_needs(key, spec));
-        if free.contains(needs) {
+        let free = self.config.total.minus(&self.used());
+        let needs = spec.resources.plus(&self.new_executor_needs(key, spec));
+        if free.contains(&needs) {
             return Ok(());
         }
         let message = format!("needs {needs}, the agent has {free} left");
@@ -208,10 +208,10 @@ impl Core {
 
     /// What tasks and executors take together now. Children take of their executors' share.
     #[must_use]
-    pub fn used(&self) -> Quantities {
+    pub fn used(&self) -> Resources {
         let of_masters = self.tasks.iter().filter(|(key, _)| key.parent.is_none());
         of_masters.fold(self.executors.charge(), |sum, (_, task)| {
-            sum.plus(task.charge())
+            sum.plus(&task.charge())
         })
     }
 }

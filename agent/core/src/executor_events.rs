@@ -163,7 +163,7 @@ impl Core {
             let info = v1::ExecutorInfo {
                 hostname: self.hostname.clone(),
                 agent: self.agent.0,
-                resources: Some((&self.total_of(executor)).into()),
+                resources: Some((&self.total_of(executor).quantities).into()),
             };
             let told = |(key, status): &(TaskKey, TaskStatus)| {
                 (key.clone(), (status.attempt, status.state))

@@ -8,7 +8,7 @@
 use crate::action::{ExecutorKey, Now};
 use crate::records::{RecordError, Replay, executor_key, wire};
 use std::collections::{BTreeMap, VecDeque};
-use tessera_types::{Digest, NameError, Quantities, RoleName, TaskState, TaskStatus, TimeMs};
+use tessera_types::{Digest, NameError, Resources, RoleName, TaskState, TaskStatus, TimeMs};
 use tessera_wire::v1;
 use v1::checkpoint_record::Record;
 
@@ -41,7 +41,7 @@ pub(crate) struct KeptExecutor {
     pub life: u64,
     pub role: RoleName,
     pub component: Digest,
-    pub resources: Quantities,
+    pub resources: Resources,
     pub config: Vec<(String, String)>,
     pub next_turn: u64,
     pub state: BTreeMap<String, Vec<u8>>,

@@ -15,7 +15,7 @@ use crate::supplies::{IMAGE_DAMAGED, Readiness};
 use crate::task::{Ending, Phase as TaskPhase};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tessera_types::{
-    Digest, ExecutorTask, LimitName, Quantities, Reason, TaskBody, TaskSpec, TaskState,
+    Digest, ExecutorTask, LimitName, Quantities, Reason, Resources, TaskBody, TaskSpec, TaskState,
     limits,
 };
 use tessera_wire::v1;
@@ -126,7 +126,7 @@ pub(crate) struct Executor {
     pub rest_until_ms: Option<u64>,
     /// When its timers are due, on the clock that never jumps.
     pub timer_at: BTreeMap<String, u64>,
-    sized: Option<Quantities>,
+    sized: Option<Resources>,
     /// The limits of its role that its instance was told, under which it handles its batch.
     pub told: Vec<v1::Limit>,
     /// They are those that hold now.
@@ -201,9 +201,9 @@ impl Executor {
 
 impl Executors {
     /// What executors are charged for beside their tasks.
-    pub(crate) fn charge(&self) -> Quantities {
+    pub(crate) fn charge(&self) -> Resources {
         let all = self.live.values();
-        all.fold(Quantities::ZERO, |sum, e| sum.plus(e.kept.resources))
+        all.fold(Resources::ZERO, |sum, e| sum.plus(&e.kept.resources))
     }
 
     /// What holds for roles has changed: their executors are to be told.
@@ -259,14 +259,14 @@ impl Core {
     // Tasks come and go.
 
     /// What a task needs beside its own resources, because its executor does not live here.
-    pub(crate) fn new_executor_needs(&self, key: &TaskKey, spec: &TaskSpec) -> Quantities {
+    pub(crate) fn new_executor_needs(&self, key: &TaskKey, spec: &TaskSpec) -> Resources {
         let TaskBody::Executor(described) = &spec.body else {
-            return Quantities::ZERO;
+            return Resources::ZERO;
         };
         if self.executors.live.contains_key(&key_of(key, described)) {
-            return Quantities::ZERO;
+            return Resources::ZERO;
         }
-        described.resources
+        described.resources.clone()
     }
 
     /// Make a task one of its executor's; whether that is ready to be given it.
@@ -310,7 +310,7 @@ impl Core {
                     life: self.executors.lives,
                     role,
                     component: described.component,
-                    resources: described.resources,
+                    resources: described.resources.clone(),
                     config: described.config,
                     next_turn: 1,
                     state: BTreeMap::new(),
@@ -412,10 +412,10 @@ impl Core {
     }
 
     /// What an executor and its tasks have together.
-    pub(crate) fn total_of(&self, executor: &Executor) -> Quantities {
+    pub(crate) fn total_of(&self, executor: &Executor) -> Resources {
         let tasks = executor.tasks.iter().chain(&executor.closing);
-        let specs = tasks.filter_map(|key| Some(self.tasks.get(key)?.spec.resources));
-        specs.fold(executor.kept.resources, Quantities::plus)
+        let tasks = tasks.filter_map(|key| self.tasks.get(key));
+        tasks.fold(executor.kept.resources.clone(), |sum, task| sum.plus(&task.spec.resources))
     }
 
     fn size_executor(&mut self, key: &ExecutorKey) {
@@ -424,16 +424,16 @@ impl Core {
         };
         let total = self.total_of(executor);
         let life = executor.kept.life;
-        if executor.sized == Some(total) || executor.phase == Phase::Halted {
+        if executor.sized.as_ref() == Some(&total) || executor.phase == Phase::Halted {
             return;
         }
         if let Some(executor) = self.executors.live.get_mut(key) {
-            executor.sized = Some(total);
+            executor.sized = Some(total.clone());
         }
         self.actions.push(Action::LimitExecutor {
             executor: key.clone(),
             life,
-            total,
+            total: total.quantities,
         });
     }
 
@@ -453,7 +453,7 @@ impl Core {
         self.executors.live.values().filter(wanted).map(|executor| {
             (
                 self.worker_of_executor(executor),
-                mem_bytes(executor.kept.resources),
+                mem_bytes(executor.kept.resources.quantities),
             )
         })
     }
@@ -490,7 +490,7 @@ impl Core {
                     role: kept.role.to_string(),
                     component: component.0.to_vec(),
                     config: v1::PairList::from(kept.config.clone()).pairs,
-                    mem_bytes: mem_bytes(kept.resources),
+                    mem_bytes: mem_bytes(kept.resources.quantities),
                     seed: seed(key, kept),
                     next_turn: kept.next_turn,
                     ..v1::StartExecutor::default()

@@ -327,17 +327,14 @@ mod tests {
     use super::*;
     use crate::executor_records::KeptTimer;
     use prost::Message as _;
-    use tessera_types::{AgentId, FrameworkId, NativeCommand, Quantities, TaskBody, TaskState};
+    use tessera_types::{AgentId, FrameworkId, NativeCommand, Quantities, Resources, TaskBody, TaskState};
 
     fn spec() -> TaskSpec {
         TaskSpec {
             name: "n".into(),
             body: TaskBody::Native(NativeCommand::Shell("true".into())),
-            resources: Quantities {
-                cpus_milli: 1,
-                mem_mib: 2,
-                disk_mib: 0,
-            },
+            resources: Quantities { cpus_milli: 1, mem_mib: 2, disk_mib: 0 }.into(),
+            revocable: false,
             cpus_limit_milli: None,
             pids_limit: None,
             user: None,
@@ -381,11 +378,7 @@ mod tests {
 
     /// A task in a group that its executor has, a child of that executor, and the rest.
     fn whole() -> (Whole, Vec<(TaskKey, Kept)>) {
-        let quantities = Quantities {
-            cpus_milli: 1,
-            mem_mib: 16,
-            disk_mib: 0,
-        };
+        let resources = Resources::of(Quantities { cpus_milli: 1, mem_mib: 16, disk_mib: 0 });
         let executor = ExecutorKey {
             framework: FrameworkId(1),
             executor: "e".parse().unwrap(),
@@ -393,7 +386,7 @@ mod tests {
         let body = TaskBody::Executor(tessera_types::ExecutorTask {
             executor: executor.executor.clone(),
             component: Digest::of(b"c"),
-            resources: quantities,
+            resources: resources.clone(),
             config: vec![("k".into(), "v".into())],
             data: vec![1],
         });
@@ -434,7 +427,7 @@ mod tests {
             life: 2,
             role: "r".parse().unwrap(),
             component: Digest::of(b"c"),
-            resources: quantities,
+            resources,
             config: vec![("k".into(), "v".into())],
             next_turn: 5,
             state: BTreeMap::from([("s".into(), vec![9])]),

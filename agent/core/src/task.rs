@@ -8,7 +8,7 @@ use crate::outbox::Outbox;
 use crate::records::Kept;
 use std::sync::Arc;
 use tessera_types::{
-    AgentId, Digest, ExecutorTask, Launch, Quantities, Reason, RoleName, TaskBody, TaskId, TaskSpec, TaskState,
+    AgentId, Digest, ExecutorTask, Launch, Reason, Resources, RoleName, TaskBody, TaskId, TaskSpec, TaskState,
     TaskStatus, limits,
 };
 
@@ -296,18 +296,18 @@ impl Task {
     }
 
     /// What it takes from the agent.
-    pub(crate) fn charge(&self) -> Quantities {
+    pub(crate) fn charge(&self) -> Resources {
         if self.ended().is_some() {
-            Quantities::ZERO
+            Resources::ZERO
         } else {
-            self.spec.resources
+            self.spec.resources.clone()
         }
     }
 
     /// The same with its executor, whatever else runs in that: more than it takes, never less.
-    pub(crate) fn charge_with_executor(&self) -> Quantities {
+    pub(crate) fn charge_with_executor(&self) -> Resources {
         let executor = self.executor_task().filter(|_| self.ended().is_none());
-        executor.map_or(self.charge(), |task| self.charge().plus(task.resources))
+        executor.map_or(self.charge(), |task| self.charge().plus(&task.resources))
     }
 
     /// Whether an attempt that ended so is followed by another.

@@ -81,9 +81,9 @@ impl Core {
         }
         let live = |task: &&Task| task.ended().is_none() && task.component().is_some();
         for task in self.tasks.values().filter(live) {
-            let mem_mib = u64::try_from(task.spec.resources.mem_mib).unwrap_or(0);
+            let mem_mib = u64::try_from(task.spec.resources.quantities.mem_mib).unwrap_or(0);
             let load = loads.entry(self.worker_of_task(task)).or_default();
-            load.add(mem_mib.saturating_mul(1 << 20), task.spec.resources.cpus_milli);
+            load.add(mem_mib.saturating_mul(1 << 20), task.spec.resources.quantities.cpus_milli);
         }
         for (worker, mem_bytes) in self.executor_grants() {
             loads.entry(worker).or_default().add(mem_bytes, 0);

@@ -6,7 +6,7 @@ mod harness;
 use harness::*;
 use std::collections::BTreeMap;
 use tessera_agent_core::{NativeExit, NativeObservation as Seen, SupplyFailure};
-use tessera_types::{AgentId, Digest, Quantities, TaskSpec};
+use tessera_types::{AgentId, Digest, Quantities, Resources, TaskSpec};
 use tessera_wire::v1;
 use v1::TaskState as S;
 
@@ -40,7 +40,7 @@ fn a_native_task_from_desired_to_forgotten() {
         agent.take(actions),
         ["checkpoint 2 sync", "forgotten f1/t", "ack 2"]
     );
-    assert_eq!(agent.core.used(), Quantities::ZERO);
+    assert_eq!(agent.core.used(), Resources::ZERO);
     assert_eq!(agent.crash(), Vec::<String>::new());
 }
 
@@ -331,18 +331,14 @@ fn an_agent_that_was_declared_gone_ends_everything_without_a_word() {
 fn what_does_not_fit_or_breaks_a_rule_is_refused_with_a_status() {
     let mut agent = Agent::new();
     let big = TaskSpec {
-        resources: Quantities {
-            cpus_milli: 1_001,
-            mem_mib: 1,
-            disk_mib: 0,
-        },
+        resources: Quantities { cpus_milli: 1_001, mem_mib: 1, disk_mib: 0 }.into(),
         ..native()
     };
     let lines = agent.desire(false, 1, vec![desired_task("t", &big)]);
     assert_eq!(lines[2], "send t#4 DROPPED NOT_ENOUGH_RESOURCES attempt 1");
     agent.pass(20);
     let bad = TaskSpec {
-        resources: Quantities::ZERO,
+        resources: Resources::ZERO,
         ..native()
     };
     let lines = agent.desire(false, 2, vec![desired_task("u", &bad)]);

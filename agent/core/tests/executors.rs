@@ -6,18 +6,14 @@ mod harness;
 use harness::*;
 use tessera_agent_core::{Action, NativeExit, NativeObservation as Seen, Parent, TaskKey};
 use tessera_types::{
-    Digest, ExecutorTask, FrameworkId, LimitName, Quantities, TaskBody, TaskSpec,
+    Digest, ExecutorTask, FrameworkId, LimitName, Quantities, Resources, TaskBody, TaskSpec,
 };
 use tessera_wire::v1;
 use v1::TaskState as S;
 use v1::executor_operation::Operation;
 
-fn mib(mem_mib: i64) -> Quantities {
-    Quantities {
-        cpus_milli: 10,
-        mem_mib,
-        disk_mib: 0,
-    }
+fn mib(mem_mib: i64) -> Resources {
+    Quantities { cpus_milli: 10, mem_mib, disk_mib: 0 }.into()
 }
 
 fn described() -> ExecutorTask {
@@ -167,7 +163,7 @@ fn given() -> Agent {
             "ensure component"
         ]
     );
-    assert_eq!(agent.core.used(), mib(52).plus(mib(0)));
+    assert_eq!(agent.core.used(), mib(52).plus(&mib(0)));
     agent.worker_up(&tasks_worker(), hello("p1"));
     assert_eq!(agent.supply_wasm(), ["build turn 1 state 0"]);
     assert_eq!(ready(&mut agent), ["batch 1: started mem 52 []; launch t"]);
@@ -252,7 +248,7 @@ fn an_executor_lives_from_its_first_task_to_its_last() {
             "send u#4 FINISHED attempt 1"
         ]
     );
-    assert_eq!(agent.core.used(), Quantities::ZERO);
+    assert_eq!(agent.core.used(), Resources::ZERO);
     assert_eq!(agent.crash(), Vec::<String>::new());
 }
 
@@ -341,7 +337,7 @@ fn children_are_tasks_that_only_their_executor_hears_of() {
             "batch 3: child big ERROR INVALID_SPEC; child inner ERROR INVALID_SPEC"
         ]
     );
-    assert_eq!(agent.core.used(), mib(52).plus(Quantities { cpus_milli: 10, ..Quantities::ZERO }), "children are charged to nobody");
+    assert_eq!(agent.core.used(), mib(52).plus(&Quantities { cpus_milli: 10, ..Quantities::ZERO }.into()), "children are charged to nobody");
     let running = Seen::Running;
     assert_eq!(see(&mut agent, &child(1, "n"), running), Vec::<String>::new());
     let lines = turn(&mut agent, 3, vec![]);

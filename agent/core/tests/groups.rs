@@ -104,11 +104,7 @@ fn one_that_cannot_be_prepared_keeps_all_from_starting() {
         ["send n#4 FAILED TASK_GROUP attempt 1, w#4 ERROR LAUNCH_FAILED attempt 1"]
     );
     let big = TaskSpec {
-        resources: Quantities {
-            cpus_milli: 1_001,
-            mem_mib: 1,
-            disk_mib: 0,
-        },
+        resources: Quantities { cpus_milli: 1_001, mem_mib: 1, disk_mib: 0 }.into(),
         ..native()
     };
     let mut agent = Agent::new();

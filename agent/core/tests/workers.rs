@@ -136,7 +136,7 @@ fn an_idle_worker_ends_after_the_time_that_was_set() {
     let mut agent = Agent::new();
     let config = CoreConfig {
         worker_idle_ms: 500,
-        ..CoreConfig::new(total)
+        ..CoreConfig::new(total.into())
     };
     agent.core = Core::new(config, AgentId(1));
     assert_eq!(agent.worker_up(&schedulers_worker(), hello("p")), NOTHING);

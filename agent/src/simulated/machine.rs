@@ -54,7 +54,7 @@ pub struct Machine {
 impl Machine {
     /// An agent that has no session yet.
     pub fn new(run: Arc<Run>, number: u32) -> Self {
-        let mut core = Core::new(CoreConfig::new(run.config.each), AgentId(0));
+        let mut core = Core::new(CoreConfig::new(run.config.each.into()), AgentId(0));
         core.set_hostname(run.config.hostname(number));
         Self {
             run,

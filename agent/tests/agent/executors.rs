@@ -3,16 +3,16 @@
 use super::workers::guest;
 use super::{Cluster, skip, spec, task, wait_for};
 use std::path::Path;
-use tessera_types::{Digest, ExecutorTask, Quantities, TaskBody, TaskSpec};
+use tessera_types::{Digest, ExecutorTask, Quantities, Resources, TaskBody, TaskSpec};
 use tessera_wire::v1;
 use v1::TaskState as S;
 
-const fn quantities(mem_mib: i64) -> Quantities {
-    Quantities {
+const fn quantities(mem_mib: i64) -> Resources {
+    Resources::of(Quantities {
         cpus_milli: 200,
         mem_mib,
         disk_mib: 0,
-    }
+    })
 }
 
 /// A task of the executor `e`, of the guest `executor-basic`, that does this.

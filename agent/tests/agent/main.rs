@@ -219,11 +219,8 @@ fn spec(command: &str) -> TaskSpec {
     TaskSpec {
         name: "n".into(),
         body: TaskBody::Native(NativeCommand::Shell(command.into())),
-        resources: Quantities {
-            cpus_milli: 50,
-            mem_mib: 20,
-            disk_mib: 0,
-        },
+        resources: Quantities { cpus_milli: 50, mem_mib: 20, disk_mib: 0 }.into(),
+        revocable: false,
         cpus_limit_milli: None,
         pids_limit: Some(64),
         user: None,

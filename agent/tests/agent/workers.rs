@@ -37,11 +37,7 @@ fn wasm(component: Digest, args: &[&str]) -> TaskSpec {
             component,
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
         },
-        resources: Quantities {
-            cpus_milli: 50,
-            mem_mib: 40,
-            disk_mib: 0,
-        },
+        resources: Quantities { cpus_milli: 50, mem_mib: 40, disk_mib: 0 }.into(),
         pids_limit: None,
         env: vec![],
         ..spec("")

@@ -87,11 +87,8 @@ fn batch(number: u64, offers: usize, first_offer: u64) -> v1::Batch {
     let offer = |n: u64| Offer {
         id: OfferId(first_offer + n),
         agent: AgentId(n),
-        available: Quantities {
-            cpus_milli: 4_000,
-            mem_mib: 8_192,
-            disk_mib: 100_000,
-        },
+        available: Quantities { cpus_milli: 4_000, mem_mib: 8_192, disk_mib: 100_000 }.into(),
+        revocable: false,
     };
     events.push(Event::Offers((0..offers as u64).map(offer).collect()));
     v1::Batch {

@@ -6,11 +6,12 @@ use crate::auth::Forbidden;
 use crate::commands::TAG_BYTES;
 use crate::effect::Effect;
 use crate::lifecycle::{Failures, FrameworkVersion, Phase, Quarantine, StateVersions, Upgrade};
+use crate::roles::RoleChange;
 use crate::rows::RowChange;
 use crate::upkeep::{Drain, Maintenance, UnreachablePolicy};
 use tessera_types::{
     AgentId, Digest, Epoch, ExecutorId, FrameworkId, FrameworkName, HttpAnswer, Launch, LimitName,
-    OfferId, Quantities, RoleName, TaskId, TaskState, TaskStatus, TimeMs, TurnNumber,
+    OfferId, Quantities, Resources, RoleName, TaskId, TaskState, TaskStatus, TimeMs, TurnNumber,
 };
 use tessera_wire::v1::{self, write_state::Condition};
 
@@ -41,7 +42,7 @@ pub struct Config {
 }
 
 /// The newest cluster version that this build understands.
-pub const CLUSTER_VERSION: u32 = 3;
+pub const CLUSTER_VERSION: u32 = 4;
 
 impl Default for Config {
     fn default() -> Self {
@@ -216,6 +217,15 @@ pub enum Request {
         set: Vec<(LimitName, u64)>,
         /// To fall back to what the parent role says.
         unset: Vec<LimitName>,
+    },
+    /// Change what is said of a role; `RoleChange::reset()` takes it back.
+    SetRole {
+        /// Which.
+        role: RoleName,
+        /// What to say.
+        change: RoleChange,
+        /// Refused if another version is in force.
+        expected_version: Option<u64>,
     },
     /// Change the component of a framework.
     UpgradeFramework {
@@ -517,15 +527,15 @@ pub struct AgentView {
     /// Key of its compiled images.
     pub engine: String,
     /// What is offered of it, when free.
-    pub total: Quantities,
+    pub total: Resources,
     /// Its slice for schedulers.
     pub reserved: Quantities,
     /// Charged by tasks.
-    pub used: Quantities,
+    pub used: Resources,
     /// Offered now or being accepted; zero on followers.
-    pub offered: Quantities,
+    pub offered: Resources,
     /// The rest; may be negative.
-    pub free: Quantities,
+    pub free: Resources,
     /// First registration.
     pub registered_ms: TimeMs,
     /// Since when it does not answer.
@@ -545,7 +555,7 @@ pub struct AgentView {
     /// Tasks on it that have not ended.
     pub tasks: usize,
     /// Tasks on it that the state does not know, because it was restored, and what each takes.
-    pub strangers: Vec<(FrameworkId, TaskId, Quantities)>,
+    pub strangers: Vec<(FrameworkId, TaskId, Resources)>,
     /// Schedulers placed on it.
     pub schedulers: usize,
     /// Schedulers of other agents that it stands by for; none on followers.
@@ -643,9 +653,9 @@ pub struct FrameworkView {
     /// Task ids used so far.
     pub tasks_total: u64,
     /// Charged by its tasks.
-    pub used: Quantities,
+    pub used: Resources,
     /// Offered to it now.
-    pub offered: Quantities,
+    pub offered: Resources,
     /// What its scheduler is doing.
     pub phase: Phase,
     /// Failures on record that count towards quarantine.
@@ -680,7 +690,7 @@ pub struct TaskView {
     /// Where; `a0` if nowhere.
     pub agent: AgentId,
     /// What it is charged for, or was.
-    pub resources: Quantities,
+    pub resources: Resources,
     /// State.
     pub state: TaskState,
     /// Restarts by the agent plus one.
@@ -709,7 +719,7 @@ pub struct ExecutorView {
     /// What it runs.
     pub component: Digest,
     /// What it is charged for beside its tasks.
-    pub resources: Quantities,
+    pub resources: Resources,
     /// Its tasks that have not ended.
     pub tasks: Vec<TaskId>,
 }
@@ -739,7 +749,7 @@ pub struct OfferView {
     /// Of which agent.
     pub agent: AgentId,
     /// How much.
-    pub available: Quantities,
+    pub available: Resources,
     /// For how long it has stood.
     pub age_ms: u64,
 }

@@ -11,13 +11,14 @@ use crate::effect::{CommandResult, Effect};
 use crate::ledger;
 use crate::limits;
 use crate::repeats::{self, Known};
+use crate::roles;
 use crate::rows::{self, Overlay, Rows, RowsError};
 use crate::state::{State, StoredUpdate, Task};
 use crate::upkeep::Gone;
 use prost::Message;
 use std::collections::BTreeSet;
 use tessera_types::{
-    AgentId, Digest, FrameworkId, Quantities, Reason, TaskId, TaskState, TaskStatus, TimeMs, check_transition,
+    AgentId, Digest, FrameworkId, Reason, Resources, TaskId, TaskState, TaskStatus, TimeMs, check_transition,
 };
 use tessera_wire::v1;
 
@@ -58,6 +59,7 @@ pub(crate) enum Dirty {
     Framework(FrameworkId),
     Gone(String),
     Limits(String),
+    Role(String),
     Spec(FrameworkId, Digest),
     Timer(FrameworkId, String),
     Task(FrameworkId, TaskId),
@@ -143,6 +145,11 @@ impl Apply<'_> {
         self.dirty.insert(dirty);
     }
 
+    /// Index of the entry.
+    pub(crate) const fn index(&self) -> u64 {
+        self.index
+    }
+
     pub(crate) fn effect(&mut self, effect: Effect) {
         self.effects.push(effect);
     }
@@ -184,7 +191,8 @@ impl Apply<'_> {
         let Some(owner) = self.state.frameworks.get_mut(&framework) else { return };
         if !task.state.is_terminal() {
             if let Some(agent) = self.state.agents.get_mut(&task.agent) {
-                ledger::charge(framework, owner, agent, &task.launch, task.charge);
+                let sum = ledger::charge(framework, owner, agent, &task.charged());
+                roles::add(&mut self.state.role_used, &owner.role, &sum, task.revocable);
             }
             self.effects.push(Effect::Task { agent: task.agent, framework, task: id.clone() });
         }
@@ -226,6 +234,13 @@ impl Apply<'_> {
         {
             status.reason = kill.reason;
         }
+        // Whoever is preempted is told so while there is time.
+        if let (TaskState::Killing, Some(kill)) = (status.state, task.kill)
+            && kill.reason == Reason::Preempted
+        {
+            let message = format!("others need what it uses; KILL follows TERM after {} ms", kill.grace_ms);
+            status = status.because(kill.reason, &message);
+        }
         let ends = status.state.is_terminal();
         let kind = format!("task.{}", status.state);
         let agent = task.agent;
@@ -244,9 +259,11 @@ impl Apply<'_> {
         let stored = StoredUpdate { sequence: task.sequence, status };
         if ends {
             task.terminal = Some(stored);
-            let (launch, charge) = (task.launch.clone(), task.charge);
+            let (launch, resources, revocable) = (task.launch.clone(), task.charge.clone(), task.revocable);
             if let Some(agent) = self.state.agents.get_mut(&agent) {
-                ledger::release(framework, owner, agent, &launch, charge);
+                let charge = ledger::Charge { launch: &launch, resources: &resources, revocable };
+                let sum = ledger::release(framework, owner, agent, &charge);
+                roles::take(&mut self.state.role_used, &owner.role, &sum, revocable);
             }
             self.effects.push(Effect::Freed);
             self.effects.push(Effect::Task { agent, framework, task: id.clone() });
@@ -357,7 +374,7 @@ impl Apply<'_> {
         self.close_requests(framework);
         self.dirty.retain(|dirty| match dirty {
             Dirty::Spec(id, _) | Dirty::Timer(id, _) | Dirty::Task(id, _) => *id != framework,
-            Dirty::Agent(_) | Dirty::Gone(_) | Dirty::Limits(_) | Dirty::Framework(_) => true,
+            Dirty::Agent(_) | Dirty::Gone(_) | Dirty::Limits(_) | Dirty::Role(_) | Dirty::Framework(_) => true,
         });
         self.mark(Dirty::Framework(framework));
         self.effect(Effect::Framework(framework));
@@ -373,9 +390,8 @@ impl Apply<'_> {
     }
 
     /// What is free on an agent: may be negative. None if the agent is not known.
-    pub(crate) fn free(&self, agent: AgentId) -> Option<Quantities> {
-        let agent = self.state.agents.get(&agent)?;
-        Some(agent.resources.total.minus(agent.charged))
+    pub(crate) fn free(&self, agent: AgentId) -> Option<Resources> {
+        Some(self.state.agents.get(&agent)?.free())
     }
 
     fn finish(mut self) -> Applied {
@@ -415,6 +431,11 @@ impl State {
                 rows::LIMITS,
                 role.as_bytes().to_vec(),
                 state.limits.get(role).map(|limits| codec::encode_limits(role, limits)),
+            ),
+            Dirty::Role(role) => (
+                rows::ROLES,
+                role.as_bytes().to_vec(),
+                state.roles.get(role).map(|policy| roles::encode(role, policy)),
             ),
             Dirty::Framework(id) => (
                 rows::FRAMEWORKS,

@@ -88,6 +88,11 @@ pub enum Object {
         /// The role; none is the cluster.
         role: Option<String>,
     },
+    /// A role: its weight and its quota.
+    Role {
+        /// Which; none when it is not known yet.
+        role: Option<String>,
+    },
     /// A framework, its tasks included.
     Framework {
         /// Its role; none when it is not known yet.
@@ -102,6 +107,7 @@ impl Object {
             Self::Agent => "agents",
             Self::Component => "components",
             Self::Limits { .. } => "limits",
+            Self::Role { .. } => "roles",
             Self::Framework { .. } => "frameworks",
         }
     }

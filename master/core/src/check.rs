@@ -7,13 +7,14 @@ use crate::Core;
 use crate::leader::Leader;
 use crate::lifecycle::VersionOutcome;
 use crate::limits;
+use crate::roles::RoleUses;
 use crate::rows::{self, Rows};
 use crate::state::{Executor, Framework, State, Task};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use tessera_types::limits::VERSIONS_MAX;
 use tessera_types::{
-    AgentId, Digest, ExecutorId, ExecutorTask, FrameworkId, Quantities, TaskBody, TaskId, TaskState,
+    AgentId, Digest, ExecutorId, ExecutorTask, FrameworkId, Resources, TaskBody, TaskId, TaskState,
 };
 
 macro_rules! ensure {
@@ -93,6 +94,8 @@ impl Core {
             .or_else(|| differ_maps("framework", &a.frameworks, &b.frameworks))
             .or_else(|| differ_maps("name", &a.names, &b.names))
             .or_else(|| differ_maps("limits of", &a.limits, &b.limits))
+            .or_else(|| differ_maps("role", &a.roles, &b.roles))
+            .or_else(|| differ_maps("use of role", &a.role_used, &b.role_used))
             .or_else(|| differ("events", &a.event_ids, &b.event_ids))
             .or_else(|| differ_maps("gone agent", &a.gone, &b.gone))
             .or_else(|| differ_maps("request", &a.requests, &b.requests))
@@ -119,8 +122,27 @@ fn differ_maps<K: Ord + Debug, V: PartialEq + Debug>(
     })
 }
 
+/// Policies are as they may be, and uses are sums over frameworks.
+fn roles(state: &State) -> Result<(), String> {
+    ensure!(state.roles.len() <= limits::ROLES_MAX, "something is said of too many roles");
+    for (role, policy) in &state.roles {
+        ensure!(!policy.is_default() && policy.version > 0, "role {role} is listed and nothing is said of it");
+        policy.check().map_err(|error| format!("role {role}: {error}"))?;
+    }
+    let mut used = RoleUses::new();
+    for framework in state.frameworks.values() {
+        for (revocable, sum) in [(false, &framework.charged), (true, &framework.charged_revocable)] {
+            if *sum != Resources::ZERO {
+                crate::roles::add(&mut used, &framework.role, sum, revocable);
+            }
+        }
+    }
+    ensure!(used == state.role_used, "roles use {used:?}, and {:?} is counted", state.role_used);
+    Ok(())
+}
+
 fn check_state(state: &State) -> Result<(), String> {
-    let mut charged: BTreeMap<AgentId, Quantities> = BTreeMap::new();
+    let mut charged: BTreeMap<(AgentId, bool), Resources> = BTreeMap::new();
     let mut running: BTreeMap<AgentId, BTreeSet<(FrameworkId, TaskId)>> = BTreeMap::new();
     let mut executors: BTreeMap<AgentId, Executors> = BTreeMap::new();
     for (id, framework) in &state.frameworks {
@@ -132,17 +154,18 @@ fn check_state(state: &State) -> Result<(), String> {
                 "{id} {task_id} runs on {} which is not known",
                 task.agent
             );
-            let sum = charged.entry(task.agent).or_default();
-            *sum = sum.plus(task.charge);
+            let sum = charged.entry((task.agent, task.revocable)).or_default();
+            sum.add(&task.charge);
             running.entry(task.agent).or_default().insert((*id, task_id.clone()));
             if let Some(named) = executor_of(framework, task) {
                 let here = executors.entry(task.agent).or_default();
                 let key = (*id, named.executor.clone());
-                let (first, tasks) = here.entry(key).or_insert_with(|| (named, BTreeSet::new()));
+                let (first, revocable, tasks) = here.entry(key).or_insert_with(|| (named, task.revocable, BTreeSet::new()));
                 tasks.insert(task_id.clone());
                 let same = first.component == named.component
                     && first.resources == named.resources
-                    && first.config == named.config;
+                    && first.config == named.config
+                    && *revocable == task.revocable;
                 ensure!(same, "{id} {task_id} names its executor otherwise than another task");
             }
         }
@@ -155,16 +178,19 @@ fn check_state(state: &State) -> Result<(), String> {
     ensure!(state.names.len() == state.frameworks.len(), "names and frameworks differ in number");
     for (id, agent) in &state.agents {
         let named = executors.remove(id).unwrap_or_default();
-        let tasks_need = charged.get(id).copied().unwrap_or_default();
-        let sum = named.values().fold(tasks_need, |sum, (first, _)| sum.plus(first.resources));
-        let sum = agent.strangers.values().fold(sum, |sum, charge| sum.plus(*charge));
-        ensure!(agent.charged == sum, "{id} is charged {} but its tasks need {sum}", agent.charged);
+        for (revocable, counted) in [(false, &agent.charged), (true, &agent.charged_revocable)] {
+            let mut sum = charged.remove(&(*id, revocable)).unwrap_or_default();
+            let executors = named.values().filter(|(_, of, _)| *of == revocable);
+            executors.for_each(|(first, ..)| sum.add(&first.resources));
+            agent.strangers.values().filter(|_| !revocable).for_each(|charge| sum.add(charge));
+            ensure!(*counted == sum, "{id} is charged {counted} but its tasks need {sum}, revocable: {revocable}");
+        }
         let known = agent.strangers.keys().find(|(framework, task)| state.task(*framework, task).is_some());
         ensure!(known.is_none(), "{id} has a stranger that is known: {known:?}");
-        let expected = named.into_iter().map(|(key, (first, tasks))| {
+        let expected = named.into_iter().map(|(key, (first, revocable, tasks))| {
             let config = first.config.clone();
-            let (component, resources) = (first.component, first.resources);
-            (key, Executor { component, resources, config, tasks })
+            let (component, resources) = (first.component, first.resources.clone());
+            (key, Executor { component, resources, config, revocable, tasks })
         });
         let expected: BTreeMap<_, _> = expected.collect();
         ensure!(agent.executors == expected, "{id} lists other executors than its tasks name");
@@ -191,6 +217,7 @@ fn check_state(state: &State) -> Result<(), String> {
     let bounded = of.clone().all(|(_, count)| count > 0 && count <= limits::REQUESTS_OF_PRINCIPAL_MAX);
     ensure!(bounded && state.requests.len() <= limits::REQUESTS_MAX, "too many results of requests");
     sessions(state)?;
+    roles(state)?;
     for (role, limits) in &state.limits {
         ensure!(!limits.is_empty(), "role {role:?} has limits and none is set");
     }
@@ -208,8 +235,8 @@ fn check_state(state: &State) -> Result<(), String> {
     Ok(())
 }
 
-/// Executors of one agent as its tasks name them, and those tasks.
-type Executors<'a> = BTreeMap<(FrameworkId, ExecutorId), (&'a ExecutorTask, BTreeSet<TaskId>)>;
+/// Executors of one agent as its tasks name them, whether they are revocable, and those tasks.
+type Executors<'a> = BTreeMap<(FrameworkId, ExecutorId), (&'a ExecutorTask, bool, BTreeSet<TaskId>)>;
 
 fn sessions(state: &State) -> Result<(), String> {
     let mut of_nodes: BTreeMap<u64, usize> = BTreeMap::new();
@@ -274,7 +301,7 @@ fn check_versions(id: FrameworkId, framework: &Framework) -> Result<(), String> 
 fn check_framework(id: FrameworkId, framework: &Framework) -> Result<(), String> {
     let mut uses: BTreeMap<Digest, usize> = BTreeMap::new();
     check_groups(id, framework)?;
-    let (mut charged, mut live) = (Quantities::ZERO, 0);
+    let (mut charged, mut revocable, mut live) = (Resources::ZERO, Resources::ZERO, 0);
     let mut executors = BTreeSet::new();
     let mut updates = BTreeMap::new();
     for (task_id, task) in &framework.tasks {
@@ -293,17 +320,20 @@ fn check_framework(id: FrameworkId, framework: &Framework) -> Result<(), String>
                 framework.specs.contains_key(&task.launch.spec),
                 "{id} {task_id} lives and its spec is gone"
             );
-            charged = charged.plus(task.charge);
+            let sum = if task.revocable { &mut revocable } else { &mut charged };
+            sum.add(&task.charge);
             if let Some(named) = executor_of(framework, task)
                 && executors.insert((task.agent, &named.executor))
             {
-                charged = charged.plus(named.resources);
+                sum.add(&named.resources);
             }
             live += 1;
             *uses.entry(task.launch.spec).or_default() += 1;
         }
     }
     ensure!(framework.charged == charged, "{id} is charged {} not {charged}", framework.charged);
+    let counted = &framework.charged_revocable;
+    ensure!(*counted == revocable, "{id} is charged {counted} not {revocable} of what is revocable");
     ensure!(framework.live == live, "{id} counts {} live tasks, not {live}", framework.live);
     ensure!(framework.updates == updates, "{id}: the order of updates is not that of its tasks");
     for (digest, spec) in &framework.specs {
@@ -320,12 +350,12 @@ fn check_leader(state: &State, leader: &Leader) -> Result<(), String> {
     leader.offers.check()?;
     for (id, agent) in &state.agents {
         let standing = leader.offers.standing_of(*id);
-        let accepting = leader.offers.held_of(*id).minus(standing);
+        let accepting = leader.offers.held_of(*id).minus(&standing);
         ensure!(!standing.any_negative(), "{id}: offers of a negative amount");
-        let free = agent.resources.total.minus(agent.charged).minus(accepting);
+        let free = agent.free().minus(&accepting);
         // What strangers take may be more than is left of one kind; of others there may be enough.
         ensure!(
-            standing == Quantities::ZERO || free.clamped().contains(standing),
+            standing == Resources::ZERO || free.clamped().contains(&standing),
             "{id}: {standing} are offered, {free} are free"
         );
     }

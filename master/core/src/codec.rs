@@ -22,7 +22,7 @@ use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tessera_types::{
-    AgentId, Digest, Epoch, FrameworkId, Quantities, Reason, TaskId, TaskState, TurnNumber,
+    AgentId, Digest, Epoch, FrameworkId, Reason, Resources, TaskId, TaskState, TurnNumber,
 };
 use tessera_wire::{decode_spec, v1};
 
@@ -253,6 +253,7 @@ impl Task {
             }),
             name: self.name.clone(),
             group: self.group,
+            revocable: self.revocable,
         }
         .encode_to_vec()
     }
@@ -280,6 +281,7 @@ impl Task {
             agent: AgentId(row.agent),
             charge: row.charge.unwrap_or_default().into(),
             group: row.group,
+            revocable: row.revocable,
             state,
             attempt: row.attempt,
             created_ms: row.created_ms,
@@ -326,6 +328,7 @@ pub(crate) fn load(rows: &dyn Rows) -> Result<State, LoadError> {
     load.each(rows::COMPONENTS, Load::component)?;
     load.each(rows::FRAMEWORKS, Load::framework)?;
     load.each(rows::LIMITS, Load::limits)?;
+    load.each(rows::ROLES, crate::roles::load)?;
     load.each(rows::SPECS, Load::spec)?;
     load.each(rows::TIMERS, Load::timer)?;
     load.each(rows::TASKS, Load::task)?;
@@ -384,7 +387,8 @@ impl Load<'_> {
                 drain: row.drain.map(Into::into),
                 maintenance: row.maintenance.map(Into::into),
                 boots_before: row.boots_before,
-                charged: strangers.values().fold(Quantities::ZERO, |sum, charge| sum.plus(*charge)),
+                charged: strangers.values().fold(Resources::ZERO, |sum, charge| sum.plus(charge)),
+                charged_revocable: Resources::ZERO,
                 strangers,
                 tasks: BTreeSet::new(),
                 executors: BTreeMap::new(),
@@ -458,7 +462,8 @@ impl Load<'_> {
             tasks: BTreeMap::new(),
             due: BTreeSet::new(),
             updates: BTreeMap::new(),
-            charged: Quantities::ZERO,
+            charged: Resources::ZERO,
+            charged_revocable: Resources::ZERO,
             live: 0,
         };
         let name = (framework.role.tenant().to_owned(), framework.name.to_string());
@@ -522,7 +527,8 @@ impl Load<'_> {
             let agent = agent.ok_or_else(|| bad(TABLE, "no such agent"))?;
             let framework = state.frameworks.get_mut(&id);
             let framework = framework.ok_or_else(|| bad(TABLE, format!("{id} is not there")))?;
-            ledger::charge(id, framework, agent, &task.launch, task.charge);
+            let sum = ledger::charge(id, framework, agent, &task.charged());
+            crate::roles::add(&mut state.role_used, &framework.role, &sum, task.revocable);
         }
         if let Some(framework) = state.frameworks.get_mut(&id) {
             framework.tasks.insert(task_id, task);
@@ -601,7 +607,8 @@ mod tests {
             },
             name: "count".into(),
             agent: AgentId(3),
-            charge: Quantities { cpus_milli: 100, mem_mib: 32, disk_mib: 0 },
+            charge: Resources::of(tessera_types::Quantities { cpus_milli: 100, mem_mib: 32, disk_mib: 0 }),
+            revocable: false,
             group: 0,
             state: TaskState::Running,
             attempt: 1,
@@ -663,7 +670,8 @@ mod tests {
             maintenance: Some(Maintenance { start_ms: 4, end_ms: 5 }),
             boots_before: vec!["b1".into()],
             strangers: BTreeMap::new(),
-            charged: Quantities::ZERO,
+            charged: Resources::ZERO,
+            charged_revocable: Resources::ZERO,
             tasks: BTreeSet::new(),
             executors: BTreeMap::new(),
         };

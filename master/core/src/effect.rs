@@ -47,6 +47,8 @@ pub enum Effect {
     Hosting(AgentId),
     /// The limits in force for some role changed.
     Limits,
+    /// What is said of a role has changed.
+    Role(String),
     /// Resources became free.
     Freed,
     /// A framework's placement changed, or there is news for its scheduler.

@@ -54,6 +54,10 @@ pub const REPORT_BYTES_MAX: usize = 64 << 10;
 pub const STATE_READS_MAX: usize = 64;
 /// Roles for which limits are set: all are in every master's memory, and told to every agent.
 pub const LIMITED_ROLES_MAX: usize = 10_000;
+/// Roles of which something is said: all are in every master's memory, and looked at in each change of one.
+pub const ROLES_MAX: usize = 10_000;
+/// Tasks that one command preempts: what is missing after it is found in the next round.
+pub const PREEMPTED_MAX: usize = 256;
 /// Keys that one command folds from the new generation of a state into the old one, so that it holds up
 /// no other.
 pub const MERGE_KEYS_MAX: usize = 1_000;

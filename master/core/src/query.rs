@@ -18,7 +18,7 @@ use crate::state::{Agent, Component, Framework, State, Task};
 use prost::Message;
 use std::ops::Bound;
 use tessera_types::{
-    AgentId, Digest, EffectiveLimits, FrameworkId, KeyWrite, LimitName, Quantities, RoleName, TaskBody, TaskId, TimeMs,
+    AgentId, Digest, EffectiveLimits, FrameworkId, KeyWrite, LimitName, Quantities, Resources, RoleName, TaskBody, TaskId, TimeMs,
 };
 use tessera_wire::v1;
 
@@ -52,7 +52,7 @@ fn task_view(
         launch: task.launch.clone(),
         name: task.name.clone(),
         agent: task.agent,
-        resources: task.charge,
+        resources: task.charge.clone(),
         state: task.state,
         attempt: task.attempt,
         created_ms: task.created_ms,
@@ -146,7 +146,7 @@ impl Core {
 
     fn agent_view(&self, id: AgentId, agent: &Agent, schedulers: usize) -> AgentView {
         let leader = self.leader.as_ref();
-        let offered = leader.map_or(Quantities::ZERO, |leader| leader.offers.held_of(id));
+        let offered = leader.map_or(Resources::ZERO, |leader| leader.offers.held_of(id));
         let link = leader.and_then(|leader| leader.links.get(&id));
         let standing = leader.and_then(|leader| leader.standbys.by(id));
         let said = |digest: &Digest| link.and_then(|link| link.compiled.ahead.get(digest)).cloned();
@@ -158,11 +158,11 @@ impl Core {
             version: agent.version.clone(),
             missing: agent.missing.clone(),
             engine: agent.engine.clone(),
-            total: agent.resources.total,
+            total: agent.resources.total.clone(),
             reserved: agent.resources.reserved,
-            used: agent.charged,
+            used: agent.charged.clone(),
+            free: agent.free().minus(&offered),
             offered,
-            free: agent.resources.total.minus(agent.charged).minus(offered),
             registered_ms: agent.registered_ms,
             unreachable_ms: agent.unreachable_ms,
             deactivated: agent.deactivated,
@@ -173,7 +173,7 @@ impl Core {
                 && leader.is_some_and(|leader| leader.expiry_held(id)),
             connected: link.is_some_and(|link| link.session.is_some()),
             tasks: agent.tasks.len(),
-            strangers: agent.strangers.iter().map(|((id, task), charge)| (*id, task.clone(), *charge)).collect(),
+            strangers: agent.strangers.iter().map(|((id, task), charge)| (*id, task.clone(), charge.clone())).collect(),
             schedulers,
             standby_for: standing.map_or(0, |standing| standing.schedulers),
             ahead: ahead.map(|digest| (*digest, said(digest).unwrap_or(AheadState::Unknown))).collect(),
@@ -241,8 +241,8 @@ impl Core {
             timers: framework.timers.len(),
             tasks_live: framework.live,
             tasks_total: framework.used_ids,
-            used: framework.charged,
-            offered: leader.map_or(Quantities::ZERO, |leader| leader.offers.held_by(id)),
+            used: framework.charged.clone(),
+            offered: leader.map_or(Resources::ZERO, |leader| leader.offers.held_by(id)),
             phase: phase(framework, instance),
             failing: framework.failures.clone(),
             quarantine: framework.quarantine.clone(),
@@ -377,7 +377,7 @@ impl Core {
                 executor: id.clone(),
                 agent: *agent,
                 component: executor.component,
-                resources: executor.resources,
+                resources: executor.resources.clone(),
                 tasks: executor.tasks.iter().cloned().collect(),
             })
         });
@@ -444,7 +444,7 @@ impl Core {
                 id: *id,
                 framework: offer.framework,
                 agent: offer.agent,
-                available: offer.quantities,
+                available: offer.quantities.clone(),
                 age_ms: self.last_mono_ms.saturating_sub(offer.made_ms),
             })
             .collect()
@@ -510,8 +510,8 @@ impl Core {
             offers: leader.map_or(0, |leader| leader.offers.standing().len()),
             http_in_flight: leader.map_or(0, |leader| leader.waiters.by_request.len()),
             messages_dropped: leader.map_or(0, |leader| leader.messages_dropped),
-            total: self.state.total(),
-            used: agents.fold(Quantities::ZERO, |sum, agent| sum.plus(agent.charged)),
+            total: self.state.total().quantities,
+            used: agents.fold(Quantities::ZERO, |sum, agent| sum.plus(agent.charged.quantities)),
         }
     }
 

@@ -13,7 +13,7 @@ use crate::rows::{self, RowChange, Rows};
 use crate::state::{Agent, State};
 use crate::{check_version, commands};
 use std::ops::RangeInclusive;
-use tessera_types::{AgentId, FrameworkId, Quantities, TaskId};
+use tessera_types::{AgentId, FrameworkId, Resources, TaskId};
 
 /// Numbers of agents and frameworks, and epochs, that are passed over: more than are given out between two saved
 /// snapshots.
@@ -80,15 +80,15 @@ impl State {
 
 impl Agent {
     /// What the strangers on it take together.
-    pub(crate) fn strangers_take(&self) -> Quantities {
-        self.strangers.values().fold(Quantities::ZERO, |sum, charge| sum.plus(*charge))
+    pub(crate) fn strangers_take(&self) -> Resources {
+        self.strangers.values().fold(Resources::ZERO, |sum, charge| sum.plus(charge))
     }
 
     /// It runs these tasks that the state does not know, and no others.
-    pub(crate) fn set_strangers(&mut self, strangers: std::collections::BTreeMap<(FrameworkId, TaskId), Quantities>) {
-        self.charged = self.charged.minus(self.strangers_take());
+    pub(crate) fn set_strangers(&mut self, strangers: std::collections::BTreeMap<(FrameworkId, TaskId), Resources>) {
+        self.charged.take(&self.strangers_take());
         self.strangers = strangers;
-        self.charged = self.charged.plus(self.strangers_take());
+        self.charged.add(&self.strangers_take());
     }
 }
 

@@ -45,6 +45,9 @@ pub const OPEN: u8 = 17;
 /// Sessions of masters that pass requests on, and results in them, by session and number.
 pub const SESSIONS: u8 = 18;
 
+/// What is said of roles, by role.
+pub const ROLES: u8 = 19;
+
 /// First byte of a row of [`GENERATION`] that holds a value.
 pub(crate) const WRITTEN: u8 = 1;
 /// The row of [`GENERATION`] of a key that was deleted.

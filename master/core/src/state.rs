@@ -13,12 +13,13 @@ use crate::numbered::Session;
 use crate::open::OpenRequest;
 use crate::repeats::{KeptRequest, RequestKey};
 use crate::restore::Restore;
+use crate::roles::RoleUses;
 use crate::upkeep::{Drain, Gone, Maintenance, UnreachablePolicy};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use tessera_types::{
     AgentId, AgentInfo, AgentResources, Digest, EffectiveLimits, Epoch, ExecutorId, FrameworkId,
-    FrameworkName, Launch, Quantities, Reason, RoleLimits, RoleName, TaskId, TaskSpec, TaskState, TaskStatus, TimeMs, TurnNumber,
+    FrameworkName, Launch, Reason, Resources, RoleLimits, RoleName, RolePolicy, TaskId, TaskSpec, TaskState, TaskStatus, TimeMs, TurnNumber,
 };
 
 /// Everything.
@@ -31,6 +32,10 @@ pub(crate) struct State {
     pub(crate) frameworks: BTreeMap<FrameworkId, Framework>,
     /// By role; the empty one is the cluster. None of them is empty.
     pub(crate) limits: BTreeMap<String, RoleLimits>,
+    /// What is said of roles; none of them says nothing.
+    pub(crate) roles: BTreeMap<String, RolePolicy>,
+    /// Index: what frameworks of a role and below use.
+    pub(crate) role_used: RoleUses,
     /// By tenant and name.
     pub(crate) names: BTreeMap<(String, String), FrameworkId>,
     pub(crate) event_ids: VecDeque<EventId>,
@@ -91,9 +96,11 @@ pub(crate) struct Agent {
     /// Boots of its machine before the present one, oldest first: one that comes back is another machine's.
     pub(crate) boots_before: Vec<String>,
     /// Tasks on it that the state does not know, because it was restored, and what each takes.
-    pub(crate) strangers: BTreeMap<(FrameworkId, TaskId), Quantities>,
-    /// Index: sum over `tasks`, `executors` and `strangers`.
-    pub(crate) charged: Quantities,
+    pub(crate) strangers: BTreeMap<(FrameworkId, TaskId), Resources>,
+    /// Index: sum over `tasks`, `executors` and `strangers`, without what is revocable.
+    pub(crate) charged: Resources,
+    /// Index: sum over `tasks` and `executors` that are revocable.
+    pub(crate) charged_revocable: Resources,
     /// Index: tasks on it that have not ended.
     pub(crate) tasks: BTreeSet<(FrameworkId, TaskId)>,
     /// Index: executors that those tasks name, each charged once.
@@ -104,8 +111,10 @@ pub(crate) struct Agent {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Executor {
     pub(crate) component: Digest,
-    pub(crate) resources: Quantities,
+    pub(crate) resources: Resources,
     pub(crate) config: Vec<(String, String)>,
+    /// Of its first task, and of all others.
+    pub(crate) revocable: bool,
     pub(crate) tasks: BTreeSet<TaskId>,
 }
 
@@ -186,8 +195,10 @@ pub(crate) struct Framework {
     pub(crate) due: BTreeSet<(TimeMs, String)>,
     /// Index: tasks with unconsumed updates, in the order of the newest.
     pub(crate) updates: BTreeMap<u64, TaskId>,
-    /// Index: sum over tasks that have not ended, and their executors on each agent.
-    pub(crate) charged: Quantities,
+    /// Index: sum over tasks that have not ended, and their executors on each agent, without what is revocable.
+    pub(crate) charged: Resources,
+    /// Index: the same of what is revocable.
+    pub(crate) charged_revocable: Resources,
     /// Index: how many those are.
     pub(crate) live: usize,
 }
@@ -251,7 +262,9 @@ pub(crate) struct Task {
     pub(crate) launch: Launch,
     pub(crate) name: String,
     pub(crate) agent: AgentId,
-    pub(crate) charge: Quantities,
+    pub(crate) charge: Resources,
+    /// It may be ended at any time to make room; charged apart.
+    pub(crate) revocable: bool,
     /// Its task group within the framework; 0 is none.
     pub(crate) group: u64,
     pub(crate) state: TaskState,
@@ -307,10 +320,10 @@ impl State {
     }
 
     /// What all reachable agents have together.
-    pub(crate) fn total(&self) -> Quantities {
+    pub(crate) fn total(&self) -> Resources {
         self.agents
             .values()
             .filter(|agent| agent.unreachable_ms.is_none())
-            .fold(Quantities::ZERO, |sum, agent| sum.plus(agent.resources.total))
+            .fold(Resources::ZERO, |sum, agent| sum.plus(&agent.resources.total))
     }
 }

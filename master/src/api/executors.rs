@@ -5,36 +5,39 @@
 
 use super::error::ApiError;
 use super::extract::{Path, Query};
-use super::views::{List, RangeQuery, file_response};
+use super::paging::List;
+use super::views::{RangeQuery, ResourcesJson, file_response};
 use super::{Api, lookup};
 use crate::files::{FileError, FileLane, RANGE_BYTES_MAX, Range};
 use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use tessera_master_core::ExecutorView;
-use tessera_types::{AgentId, ExecutorId, FrameworkId, NameError, Quantities, TaskId};
+use tessera_types::{AgentId, ExecutorId, FrameworkId, NameError, TaskId};
 
 /// Agents asked for children at once.
 const AGENTS_MAX: usize = 64;
 
 /// Whose executors.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Where {
+pub struct ExecutorsQuery {
+    /// Those of this agent, with those that ended there.
     agent: Option<String>,
 }
 
 /// An executor on one agent.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct ExecutorJson {
     executor: String,
     agent: String,
     /// A task of it has not ended.
     live: bool,
     component: Option<String>,
-    resources: Option<Quantities>,
+    resources: Option<ResourcesJson>,
     tasks: usize,
     children: Vec<ChildJson>,
     /// The agent has more children than it lists.
@@ -62,7 +65,7 @@ impl ExecutorJson {
         Self {
             live: true,
             component: Some(view.component.to_string()),
-            resources: Some(view.resources),
+            resources: Some(view.resources.into()),
             tasks: view.tasks.len(),
             ..Self::ended(view.executor.to_string(), view.agent)
         }
@@ -70,7 +73,7 @@ impl ExecutorJson {
 }
 
 /// A child of one.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct ChildJson {
     child: String,
     life: u64,
@@ -98,7 +101,7 @@ struct ToldChild {
 pub async fn list(
     State(api): State<Api>,
     Path(text): Path<String>,
-    Query(on): Query<Where>,
+    Query(on): Query<ExecutorsQuery>,
 ) -> Result<Json<List<ExecutorJson>>, ApiError> {
     let framework = lookup::framework(&api.node, text).await?;
     let named = on.agent.as_deref().map(agent).transpose()?;
@@ -135,7 +138,7 @@ pub async fn list(
         }
     }
     let items = items.into_values().collect();
-    Ok(Json(List { index, items }))
+    Ok(Json(List::whole(index, items)))
 }
 
 fn add(items: &mut BTreeMap<(AgentId, String), ExecutorJson>, agent: AgentId, told: Told) {
@@ -179,11 +182,14 @@ fn agent(text: &str) -> Result<AgentId, ApiError> {
 }
 
 /// Which agent has the child, and which part of the file.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FileQuery {
+    /// The agent, where the executor has ended or lives on several.
     agent: Option<String>,
+    /// Bytes to pass over.
     offset: Option<u64>,
+    /// Bytes to read, at most 65536.
     length: Option<u32>,
 }
 

@@ -5,35 +5,58 @@ use crate::files::{FileBytes, RANGE_BYTES_MAX};
 use axum::body::Body;
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use tessera_master_core::{
     AgentView, AheadState, ComponentUse, ComponentView, Core, Failures, FrameworkVersion, FrameworkView, Keep,
-    Quarantine, StandbyView, TaskFilter, TaskView, UnreachablePolicy, Upgrade, UsedAs, World,
+    Quarantine, StandbyView, UnreachablePolicy, Upgrade, UsedAs, World,
 };
-use tessera_types::{AgentId, Digest, FrameworkId, Quantities, TaskId};
+use tessera_types::{AgentId, Digest, FrameworkId, Quantities, Resources, TaskId};
 
-/// A list, and the log index that it is true at.
-#[derive(Serialize)]
-pub struct List<T> {
-    /// Index of the last applied entry.
-    pub index: u64,
-    /// The items.
-    pub items: Vec<T>,
+/// Amounts of resources.
+#[derive(Serialize, JsonSchema)]
+pub struct ResourcesJson {
+    /// Thousandths of a core.
+    cpus_milli: i64,
+    /// MiB of memory.
+    mem_mib: i64,
+    /// MiB of disk.
+    disk_mib: i64,
+    /// Other resources that agents name, in thousandths of each unit.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    items: BTreeMap<String, i64>,
+}
+
+impl From<Quantities> for ResourcesJson {
+    fn from(Quantities { cpus_milli, mem_mib, disk_mib }: Quantities) -> Self {
+        Self { cpus_milli, mem_mib, disk_mib, items: BTreeMap::new() }
+    }
+}
+
+impl From<Resources> for ResourcesJson {
+    fn from(resources: Resources) -> Self {
+        let mut shown = Self::from(resources.quantities);
+        for (key, amount) in resources.items {
+            let sum = shown.items.entry(key.name).or_default();
+            *sum = sum.saturating_add(amount);
+        }
+        shown
+    }
 }
 
 /// An agent.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct AgentJson {
     id: String,
     hostname: String,
     state: &'static str,
-    total: Quantities,
-    reserved: Quantities,
-    used: Quantities,
-    offered: Quantities,
-    free: Quantities,
+    total: ResourcesJson,
+    reserved: ResourcesJson,
+    used: ResourcesJson,
+    offered: ResourcesJson,
+    free: ResourcesJson,
     attributes: BTreeMap<String, String>,
     tasks: usize,
     strangers: Vec<StrangerJson>,
@@ -54,7 +77,7 @@ pub struct AgentJson {
 }
 
 /// What becomes of a framework's tasks whose agent does not answer.
-#[derive(Clone, Copy, Serialize, Deserialize)]
+#[derive(Clone, Copy, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyJson {
     /// They wait for ever without it.
@@ -64,7 +87,7 @@ pub struct PolicyJson {
 }
 
 /// Which copy stays.
-#[derive(Clone, Copy, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 enum KeepJson {
     First,
@@ -99,7 +122,7 @@ impl From<UnreachablePolicy> for PolicyJson {
 }
 
 /// What is on an agent has to go.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct DrainJson {
     since_ms: u64,
     deadline_ms: u64,
@@ -108,7 +131,7 @@ struct DrainJson {
 }
 
 /// An agent will be worked on.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct MaintenanceJson {
     start_ms: u64,
     end_ms: u64,
@@ -124,7 +147,7 @@ fn mode(view: &AgentView) -> &'static str {
 }
 
 /// A component that an agent compiles ahead of need.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct AheadJson {
     component: String,
     state: &'static str,
@@ -143,7 +166,7 @@ impl From<(Digest, AheadState)> for AheadJson {
 }
 
 /// The agent that has a scheduler's code compiled, in case that its own is lost.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct StandbyJson {
     agent: String,
     state: &'static str,
@@ -169,25 +192,25 @@ fn failure(state: AheadState) -> Option<String> {
 }
 
 /// A task on an agent that the state does not know, because it was restored.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct StrangerJson {
     framework: String,
     task: String,
-    resources: Quantities,
+    resources: ResourcesJson,
 }
 
-impl From<(FrameworkId, TaskId, Quantities)> for StrangerJson {
-    fn from((framework, task, resources): (FrameworkId, TaskId, Quantities)) -> Self {
+impl From<(FrameworkId, TaskId, Resources)> for StrangerJson {
+    fn from((framework, task, resources): (FrameworkId, TaskId, Resources)) -> Self {
         Self {
             framework: framework.to_string(),
             task: task.to_string(),
-            resources,
+            resources: resources.into(),
         }
     }
 }
 
 /// A protection that an agent cannot give its tasks and guests.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct MissingJson {
     name: String,
     why: String,
@@ -216,11 +239,11 @@ impl From<AgentView> for AgentJson {
             id: view.id.to_string(),
             hostname: view.hostname,
             state,
-            total: view.total,
-            reserved: view.reserved,
-            used: view.used,
-            offered: view.offered,
-            free: view.free,
+            total: view.total.into(),
+            reserved: view.reserved.into(),
+            used: view.used.into(),
+            offered: view.offered.into(),
+            free: view.free.into(),
             attributes: view.attributes.into_iter().collect(),
             tasks: view.tasks,
             strangers: view.strangers.into_iter().map(Into::into).collect(),
@@ -242,7 +265,7 @@ impl From<AgentView> for AgentJson {
 }
 
 /// A component.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct ComponentJson {
     digest: String,
     size: u64,
@@ -266,7 +289,7 @@ pub struct ComponentJson {
 const USES_SHOWN_MAX: usize = 16;
 
 /// Who uses a component.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct UsesJson {
     /// How many there are.
     uses: usize,
@@ -274,7 +297,7 @@ pub struct UsesJson {
     used_by: Vec<UseJson>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct UseJson {
     framework: String,
     name: String,
@@ -319,7 +342,7 @@ impl UseJson {
 }
 
 /// What a scheduler says of the state that it keeps.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct StateJson {
     writes: u32,
     reads: Vec<u32>,
@@ -369,7 +392,7 @@ impl ComponentJson {
 }
 
 /// A framework.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct FrameworkJson {
     id: String,
     name: String,
@@ -388,8 +411,8 @@ pub struct FrameworkJson {
     timers: usize,
     tasks: BTreeMap<&'static str, usize>,
     tasks_total: u64,
-    used: Quantities,
-    offered: Quantities,
+    used: ResourcesJson,
+    offered: ResourcesJson,
     failures: FailuresJson,
     quarantine: Option<QuarantineJson>,
     versions: Vec<VersionJson>,
@@ -406,7 +429,7 @@ pub struct FrameworkJson {
 }
 
 /// Failures of a scheduler that count towards quarantine.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct FailuresJson {
     in_a_row: u32,
     /// When, the newest ones.
@@ -420,7 +443,7 @@ struct FailuresJson {
 }
 
 /// Why a scheduler is kept from running, and what ends it.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct QuarantineJson {
     since_ms: u64,
     rule: String,
@@ -432,7 +455,7 @@ struct QuarantineJson {
 }
 
 /// A component that a framework has run.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct VersionJson {
     version: u64,
     component: String,
@@ -444,7 +467,7 @@ struct VersionJson {
 }
 
 /// An upgrade that is not final.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct UpgradeJson {
     from_version: u64,
     phase: &'static str,
@@ -515,15 +538,8 @@ impl From<Upgrade> for UpgradeJson {
 impl FrameworkJson {
     /// A framework, with the states of its live tasks counted.
     pub fn of(view: FrameworkView, core: &mut Core) -> Self {
-        let filter = TaskFilter {
-            framework: Some(view.id),
-            live_only: true,
-            ..TaskFilter::default()
-        };
-        let mut tasks = BTreeMap::new();
-        for task in core.tasks(&filter) {
-            *tasks.entry(task.state.name()).or_insert(0) += 1;
-        }
+        let (counts, _) = core.task_counts(view.id);
+        let tasks = counts.into_iter().map(|(state, count)| (state.name(), count)).collect();
         let why = core
             .explain(view.id)
             .into_iter()
@@ -547,8 +563,8 @@ impl FrameworkJson {
             timers: view.timers,
             tasks,
             tasks_total: view.tasks_total,
-            used: view.used,
-            offered: view.offered,
+            used: view.used.into(),
+            offered: view.offered.into(),
             failures: FailuresJson::of(&view.failing, view.failures),
             quarantine: view
                 .quarantine
@@ -566,71 +582,8 @@ impl FrameworkJson {
     }
 }
 
-/// A task.
-#[derive(Serialize)]
-pub struct TaskJson {
-    framework: String,
-    framework_name: String,
-    task: String,
-    name: String,
-    agent: Option<String>,
-    state: &'static str,
-    reason: &'static str,
-    message: String,
-    exit_code: Option<i32>,
-    signal: Option<i32>,
-    attempt: u32,
-    resources: Quantities,
-    spec: String,
-    group: Option<u64>,
-    executor: Option<String>,
-    kill_requested: bool,
-    launched_ms: u64,
-    updated_ms: u64,
-    why: Option<&'static str>,
-}
-
-impl TaskJson {
-    /// A task, live or finished.
-    pub fn of(view: TaskView, core: &Core) -> Self {
-        let framework_name = core
-            .framework(view.framework)
-            .map_or_else(String::new, |f| f.name.to_string());
-        let connected = core.agent(view.agent).is_some_and(|agent| agent.connected);
-        let why = match view.state {
-            tessera_types::TaskState::Staging if connected => {
-                Some("the agent has been told and has not answered yet")
-            }
-            tessera_types::TaskState::Staging => Some("the agent is not connected"),
-            tessera_types::TaskState::Unreachable => Some("the agent does not answer"),
-            _ => None,
-        };
-        Self {
-            framework: view.framework.to_string(),
-            framework_name,
-            task: view.launch.task.to_string(),
-            name: view.name,
-            agent: (view.agent != AgentId(0)).then(|| view.agent.to_string()),
-            state: view.state.name(),
-            reason: view.status.reason.code(),
-            message: view.status.message,
-            exit_code: view.status.exit_code,
-            signal: view.status.signal,
-            attempt: view.attempt,
-            resources: view.resources,
-            spec: view.launch.spec.to_string(),
-            group: view.group,
-            executor: view.executor.map(|executor| executor.to_string()),
-            kill_requested: view.kill_requested,
-            launched_ms: view.created_ms,
-            updated_ms: view.status.at_ms,
-            why,
-        }
-    }
-}
-
 /// Which bytes of a file.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RangeQuery {
     pub(super) offset: Option<u64>,

@@ -237,11 +237,7 @@ impl FakeAgent {
             description: Some(v1::AgentDescription {
                 hostname: "fake".into(),
                 attributes: Vec::new(),
-                total: Some(v1::Quantities {
-                    cpus_milli: 4000,
-                    mem_mib: 4096,
-                    disk_mib: 0,
-                }),
+                total: Some(v1::Resources { cpus_milli: 4000, mem_mib: 4096, ..Default::default() }),
                 reserved: Some(v1::Quantities {
                     cpus_milli: 200,
                     mem_mib: 512,
@@ -431,11 +427,8 @@ pub fn spec() -> TaskSpec {
     TaskSpec {
         name: "true".into(),
         body: TaskBody::Native(NativeCommand::Shell("true".into())),
-        resources: Quantities {
-            cpus_milli: 100,
-            mem_mib: 32,
-            disk_mib: 0,
-        },
+        resources: Quantities { cpus_milli: 100, mem_mib: 32, disk_mib: 0 }.into(),
+        revocable: false,
         cpus_limit_milli: None,
         pids_limit: None,
         user: None,

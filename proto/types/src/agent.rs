@@ -1,6 +1,6 @@
 //! What the cluster knows of an agent.
 
-use crate::{AgentId, Quantities};
+use crate::{AgentId, Quantities, Resources};
 use serde::{Deserialize, Serialize};
 
 /// An agent as frameworks see it.
@@ -18,10 +18,10 @@ pub struct AgentInfo {
 
 /// What an agent has. `total` is what is offered; `reserved` is kept for hosted schedulers and is
 /// never offered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentResources {
     /// Offered to frameworks, when free.
-    pub total: Quantities,
+    pub total: Resources,
     /// The slice for schedulers.
     pub reserved: Quantities,
 }

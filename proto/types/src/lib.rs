@@ -27,7 +27,10 @@ pub use limit_table::{
     EffectiveLimits, LimitError, LimitName, LimitRow, LimitUnit, RoleLimits,
 };
 pub use offer::{Filters, InverseOffer, Offer};
-pub use resources::{Quantities, ResourceItem, ResourceKey, Resources, ResourcesError};
+pub use resources::{
+    AMOUNT_MAX, Quantities, RESOURCE_ITEMS_MAX, ResourceItem, ResourceKey, Resources, ResourcesError,
+    validate_resource_name,
+};
 pub use role::{
     Amounts, CPUS, DISK, MEM, PRIORITY_MAX, QUOTA_KINDS_MAX, RoleError, RolePolicy, WEIGHT_DEFAULT_MILLI, WEIGHT_MAX_MILLI,
 };

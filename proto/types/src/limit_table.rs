@@ -120,6 +120,7 @@ limit_table! {
     TurnBytesPerSecond "turn-bytes-per-second" Bytes 16 * MIB, 64 * KIB, 1_024 * MIB; "bytes of a tenant's turns in a second, with a burst of as many; further turns wait"
     // One tenant. The default is what 1,024 schedulers with default limits may take.
     TenantMemoryBytes "tenant-memory-bytes" Bytes 147_456 * MIB, 0, 1_024 * 1_024 * 1_024 * MIB; "what a tenant's schedulers may take together, each counted with its `memory-bytes`, `state-bytes` and `spec-bytes`; only what is set for the tenant, the first part of a role, or for the cluster counts. One more than fits waits for a place; one that has a place keeps it"
+    PreemptionGraceMs "preemption-grace-ms" Ms 30_000, 0, 3_600_000; "time that revocable tasks of a role have between TERM and KILL when others need what they use"
     // One role.
     Frameworks "frameworks" Count 1_000, 0, 100_000; "frameworks of a role; one more is refused"
     // Failure.

@@ -1,17 +1,19 @@
 //! Offers: resources of one agent, held for one framework until answered or withdrawn.
 
-use crate::{AgentId, OfferId, Quantities, TimeMs};
+use crate::{AgentId, OfferId, Resources, TimeMs};
 use serde::{Deserialize, Serialize};
 
 /// An offer as a scheduler sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
     /// Its number, unique within one leader's term.
     pub id: OfferId,
     /// Whose resources.
     pub agent: AgentId,
     /// How much.
-    pub available: Quantities,
+    pub available: Resources,
+    /// It may be taken back with what runs on it, at any time: for revocable tasks only.
+    pub revocable: bool,
 }
 
 /// How long declined resources are not offered again.

@@ -1,8 +1,9 @@
 //! Resource arithmetic in integers. Amounts are thousandths of a resource's unit (cores, MiB, pieces).
 //!
 //! Invariants: `Quantities` holds what is on every hot path; `Resources` adds items with their full
-//! identity. Arithmetic is checked: it refuses to overflow instead of wrapping, and only `free` amounts
-//! may be negative (an agent that came back smaller).
+//! identity, and costs no allocation when there are none. No item is there with an amount of zero, so that
+//! equal amounts are equal values. Arithmetic saturates, far beyond [`AMOUNT_MAX`], instead of wrapping, and only `free`
+//! amounts may be negative (an agent that came back smaller).
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -108,8 +109,14 @@ impl fmt::Display for Quantities {
     }
 }
 
+/// Kinds of resources beside cpus, mem and disk that one agent has, and that one task asks for: what is free is
+/// compared kind by kind.
+pub const RESOURCE_ITEMS_MAX: usize = 16;
+/// Bytes of the name of a resource.
+pub const RESOURCE_NAME_BYTES_MAX: usize = 64;
+
 /// What makes two amounts the same resource.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ResourceKey {
     /// `cpus`, `mem`, `disk`, or a name that agents advertise.
     pub name: String,
@@ -123,7 +130,28 @@ pub struct ResourceKey {
     pub shared: bool,
 }
 
-/// One amount of one resource.
+impl ResourceKey {
+    /// A resource that nobody reserved and that is no volume: what agents name, and tasks ask for.
+    #[must_use]
+    pub fn named(name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..Self::default() }
+    }
+
+    /// What this version does not account for, if it is more than a name.
+    fn unsupported(&self) -> Option<&'static str> {
+        if !self.reservation.is_empty() {
+            Some("a reservation")
+        } else if self.volume.is_some() {
+            Some("a persistent volume")
+        } else if self.shared {
+            Some("a shared resource")
+        } else {
+            None
+        }
+    }
+}
+
+/// One amount of one resource, as the contract with guests lists it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ResourceItem {
     /// Which resource.
@@ -133,12 +161,30 @@ pub struct ResourceItem {
 }
 
 /// Quantities and whatever they have no field for.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Resources {
     /// CPU, memory and disk, unreserved.
+    #[serde(flatten)]
     pub quantities: Quantities,
-    /// The rest, in thousandths of each unit.
+    /// The rest, in thousandths of each unit; none is zero.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", with = "by_name")]
     pub items: BTreeMap<ResourceKey, i64>,
+}
+
+/// Items in text formats, whose keys are names.
+mod by_name {
+    use super::ResourceKey;
+    use serde::{Deserialize, Deserializer, Serializer};
+    use std::collections::BTreeMap;
+
+    pub(super) fn serialize<S: Serializer>(items: &BTreeMap<ResourceKey, i64>, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_map(items.iter().map(|(key, amount)| (&key.name, amount)))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<ResourceKey, i64>, D::Error> {
+        let named = BTreeMap::<String, i64>::deserialize(from)?;
+        Ok(named.into_iter().map(|(name, amount)| (ResourceKey::named(name), amount)).collect())
+    }
 }
 
 /// Why resources were refused.
@@ -170,44 +216,271 @@ pub enum ResourcesError {
         /// The resource.
         name: String,
     },
+    /// Not a name.
+    #[error("resource {name:?}: a name is 1 to {RESOURCE_NAME_BYTES_MAX} bytes of A-Z a-z 0-9 . _ -")]
+    Name {
+        /// What was given.
+        name: String,
+    },
+    /// It has a field of its own.
+    #[error("resource {name:?} has a field of its own; items are for other resources, and for revocable ones")]
+    Field {
+        /// The resource.
+        name: String,
+    },
+    /// Too many.
+    #[error("at most {RESOURCE_ITEMS_MAX} resources beside cpus, mem and disk, not {count}")]
+    TooMany {
+        /// How many there are.
+        count: usize,
+    },
+    /// Some may be taken back, others not.
+    #[error("resource {name:?}: either all resources are revocable, written as items with no cpus, mem and disk beside them, or none is")]
+    Mixed {
+        /// The first that differs.
+        name: String,
+    },
+    /// A part of a MiB.
+    #[error("resource {name:?} counts whole MiB: thousandths in thousands")]
+    Fraction {
+        /// The resource.
+        name: String,
+    },
+}
+
+/// Check the name of a resource that agents have.
+///
+/// # Errors
+/// When it is no name, or that of a resource with a field of its own.
+pub fn validate_resource_name(name: &str) -> Result<(), ResourcesError> {
+    let named = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if name.is_empty() || name.len() > RESOURCE_NAME_BYTES_MAX || !name.chars().all(named) {
+        return Err(ResourcesError::Name { name: name.into() });
+    }
+    if matches!(name, "cpus" | "mem" | "disk") {
+        return Err(ResourcesError::Field { name: name.into() });
+    }
+    Ok(())
+}
+
+impl From<Quantities> for Resources {
+    fn from(quantities: Quantities) -> Self {
+        Self::of(quantities)
+    }
 }
 
 impl Resources {
+    /// Nothing.
+    pub const ZERO: Self = Self::of(Quantities::ZERO);
+
     /// Only quantities.
     #[must_use]
     pub const fn of(quantities: Quantities) -> Self {
         Self { quantities, items: BTreeMap::new() }
     }
 
-    /// Build from quantities and items, refusing what this version cannot account for: every item,
-    /// since only cpus, mem and disk are accounted, and those have fields.
+    /// The same with so many thousandths of a named resource instead of what it had of that.
+    #[must_use]
+    pub fn with(mut self, name: &str, amount_milli: i64) -> Self {
+        let key = ResourceKey::named(name);
+        if amount_milli == 0 {
+            self.items.remove(&key);
+        } else {
+            self.items.insert(key, amount_milli);
+        }
+        self
+    }
+
+    /// Add to it.
+    pub fn add(&mut self, other: &Self) {
+        self.quantities = self.quantities.plus(other.quantities);
+        for (key, amount) in &other.items {
+            self.change(key, |own| own.saturating_add(*amount));
+        }
+    }
+
+    /// Take from it; amounts may become negative.
+    pub fn take(&mut self, other: &Self) {
+        self.quantities = self.quantities.minus(other.quantities);
+        for (key, amount) in &other.items {
+            self.change(key, |own| own.saturating_sub(*amount));
+        }
+    }
+
+    fn change(&mut self, key: &ResourceKey, to: impl FnOnce(i64) -> i64) {
+        match self.items.get_mut(key) {
+            Some(own) => {
+                *own = to(*own);
+                if *own == 0 {
+                    self.items.remove(key);
+                }
+            }
+            None => {
+                let amount = to(0);
+                if amount != 0 {
+                    self.items.insert(key.clone(), amount);
+                }
+            }
+        }
+    }
+
+    /// Sum; amounts saturate, which [`AMOUNT_MAX`] keeps out of reach.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        let mut sum = self.clone();
+        sum.add(other);
+        sum
+    }
+
+    /// Difference; may be negative.
+    #[must_use]
+    pub fn minus(&self, other: &Self) -> Self {
+        let mut rest = self.clone();
+        rest.take(other);
+        rest
+    }
+
+    /// Whether `other` fits inside, amount by amount. Of items, those that `other` has count: whoever asks for
+    /// none is not in the way of what is missing.
+    #[must_use]
+    pub fn contains(&self, other: &Self) -> bool {
+        let own = |key: &ResourceKey| self.items.get(key).copied().unwrap_or(0);
+        self.quantities.contains(other.quantities) && other.items.iter().all(|(key, amount)| own(key) >= *amount)
+    }
+
+    /// Whether no amount is above zero.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.quantities.is_empty() && self.items.values().all(|amount| *amount <= 0)
+    }
+
+    /// Whether some amount is below zero.
+    #[must_use]
+    pub fn any_negative(&self) -> bool {
+        self.quantities.any_negative() || self.items.values().any(|amount| *amount < 0)
+    }
+
+    /// The same with amounts below zero raised to zero: what may be offered of something free.
+    #[must_use]
+    pub fn clamped(&self) -> Self {
+        let above = self.items.iter().filter(|(_, amount)| **amount > 0);
+        Self {
+            quantities: self.quantities.clamped(),
+            items: above.map(|(key, amount)| (key.clone(), *amount)).collect(),
+        }
+    }
+
+    /// Check amounts that somebody asked for, or says to have.
     ///
     /// # Errors
-    /// When an amount is negative or too large, or an item is present.
-    pub fn checked(
-        quantities: Quantities,
-        items: &[ResourceItem],
-    ) -> Result<Self, ResourcesError> {
-        quantities.validate()?;
-        if let Some(item) = items.first() {
-            let name = item.key.name.clone();
-            if item.amount_milli < 0 {
-                return Err(ResourcesError::Negative { name });
-            }
-            let what = if !item.key.reservation.is_empty() {
-                "a reservation"
-            } else if item.key.volume.is_some() {
-                "a persistent volume"
-            } else if item.key.revocable {
-                "a revocable resource"
-            } else if item.key.shared {
-                "a shared resource"
-            } else {
-                "a resource other than cpus, mem and disk"
-            };
-            return Err(ResourcesError::Unsupported { name, what });
+    /// When an amount is negative or above [`AMOUNT_MAX`], items are too many or have bad names, or one is of a kind
+    /// that this version does not account for.
+    pub fn validate(&self) -> Result<(), ResourcesError> {
+        self.quantities.validate()?;
+        if self.items.len() > RESOURCE_ITEMS_MAX {
+            return Err(ResourcesError::TooMany { count: self.items.len() });
         }
-        Ok(Self::of(quantities))
+        for (key, amount) in &self.items {
+            let name = || key.name.clone();
+            validate_resource_name(&key.name)?;
+            if let Some(what) = key.unsupported() {
+                return Err(ResourcesError::Unsupported { name: name(), what });
+            }
+            if key.revocable {
+                return Err(ResourcesError::Mixed { name: name() });
+            }
+            if *amount < 0 {
+                return Err(ResourcesError::Negative { name: name() });
+            }
+            if *amount > AMOUNT_MAX {
+                return Err(ResourcesError::TooLarge { name: name() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Read what a guest lists: resources, and whether they are revocable. Revocable ones are all items, `cpus`, `mem` and
+    /// `disk` too.
+    ///
+    /// # Errors
+    /// When an amount is negative or too large, a resource is listed twice or is of a kind that this version does not
+    /// account for, or revocable and other resources are mixed.
+    pub fn from_items(quantities: Quantities, items: &[ResourceItem]) -> Result<(Self, bool), ResourcesError> {
+        let revocable = items.first().is_some_and(|item| item.key.revocable);
+        let mut read = Self::of(quantities);
+        if revocable && quantities != Quantities::ZERO {
+            return Err(ResourcesError::Mixed { name: "cpus".into() });
+        }
+        for item in items {
+            let name = || item.key.name.clone();
+            if let Some(what) = item.key.unsupported() {
+                return Err(ResourcesError::Unsupported { name: name(), what });
+            }
+            if item.key.revocable != revocable {
+                return Err(ResourcesError::Mixed { name: name() });
+            }
+            if item.amount_milli < 0 {
+                return Err(ResourcesError::Negative { name: name() });
+            }
+            let whole = item.amount_milli / 1000;
+            let field = match item.key.name.as_str() {
+                "cpus" if revocable => Some((&mut read.quantities.cpus_milli, item.amount_milli)),
+                "mem" if revocable => Some((&mut read.quantities.mem_mib, whole)),
+                "disk" if revocable => Some((&mut read.quantities.disk_mib, whole)),
+                _ => None,
+            };
+            let key = ResourceKey::named(name());
+            let twice = match field {
+                Some((_, amount)) if item.key.name != "cpus" && amount * 1000 != item.amount_milli => {
+                    return Err(ResourcesError::Fraction { name: name() });
+                }
+                Some((field, amount)) => std::mem::replace(field, amount) != 0,
+                None if item.amount_milli == 0 => read.items.contains_key(&key),
+                None => read.items.insert(key, item.amount_milli).is_some(),
+            };
+            if twice {
+                return Err(ResourcesError::Duplicate { name: name() });
+            }
+        }
+        read.validate()?;
+        Ok((read, revocable))
+    }
+
+    /// The reverse of [`Self::from_items`], of what is not negative.
+    #[must_use]
+    pub fn to_items(&self, revocable: bool) -> (Quantities, Vec<ResourceItem>) {
+        let mut items = Vec::new();
+        let mut item = |name: &str, amount_milli: i64| {
+            if amount_milli > 0 {
+                let key = ResourceKey { revocable, ..ResourceKey::named(name) };
+                items.push(ResourceItem { key, amount_milli });
+            }
+        };
+        let q = self.quantities;
+        if revocable {
+            item("cpus", q.cpus_milli);
+            item("mem", q.mem_mib.saturating_mul(1000));
+            item("disk", q.disk_mib.saturating_mul(1000));
+        }
+        for (key, amount) in &self.items {
+            item(&key.name, *amount);
+        }
+        (if revocable { Quantities::ZERO } else { q }, items)
+    }
+}
+
+impl fmt::Display for Resources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.quantities.fmt(f)?;
+        for (key, amount) in &self.items {
+            let sign = if *amount < 0 { "-" } else { "" };
+            let milli = amount.unsigned_abs();
+            write!(f, " {}={sign}{}", key.name, milli / 1000)?;
+            if milli % 1000 != 0 {
+                write!(f, ".{:03}", milli % 1000)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -230,29 +503,69 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_built_is_refused_by_name() {
-        let item = |edit: fn(&mut ResourceKey)| {
-            let mut key = ResourceKey {
-                name: "gpus".into(),
-                reservation: vec![],
-                volume: None,
-                revocable: false,
-                shared: false,
-            };
-            edit(&mut key);
-            ResourceItem { key, amount_milli: 1000 }
-        };
-        for (item, what) in [
-            (item(|_| ()), "other than"),
-            (item(|k| k.revocable = true), "revocable"),
-            (item(|k| k.shared = true), "shared"),
-            (item(|k| k.volume = Some("v".into())), "volume"),
-            (item(|k| k.reservation.push("r".into())), "reservation"),
-        ] {
-            let error = Resources::checked(Quantities::ZERO, &[item]).unwrap_err().to_string();
-            assert!(error.contains(what), "{error}");
+    fn items_add_up_and_vanish_at_zero() {
+        let gpus = |n: i64| Resources::of(q(100, 10, 0)).with("gpus", n);
+        let two = gpus(1000).plus(&gpus(1000));
+        assert_eq!(two, Resources::of(q(200, 20, 0)).with("gpus", 2000));
+        assert_eq!(two.minus(&gpus(1000)), gpus(1000));
+        assert_eq!(two.minus(&two), Resources::ZERO, "an amount of zero is no item");
+        let short = gpus(1000).minus(&gpus(3000));
+        assert!(short.any_negative() && short.is_empty());
+        assert_eq!(short.clamped(), Resources::ZERO);
+        assert_eq!(short.plus(&gpus(2000)), Resources::of(q(100, 10, 0)));
+        assert!(two.contains(&gpus(2000)) && !two.contains(&gpus(2001)));
+        assert!(!Resources::of(q(500, 50, 0)).contains(&gpus(1)));
+        assert!(short.plus(&Resources::of(q(5, 5, 0))).contains(&Resources::of(q(5, 5, 0))), "asks for none");
+        assert!(!Resources::ZERO.with("gpus", 1).is_empty());
+        assert_eq!(gpus(1500).with("fpga", 1000).to_string(), "cpus=0.100 mem=10MiB fpga=1 gpus=1.500");
+        assert_eq!(short.to_string(), "cpus=0.000 mem=0MiB gpus=-2");
+    }
+
+    fn item(name: &str, amount_milli: i64, edit: fn(&mut ResourceKey)) -> ResourceItem {
+        let mut key = ResourceKey::named(name);
+        edit(&mut key);
+        ResourceItem { key, amount_milli }
+    }
+
+    fn revocable(key: &mut ResourceKey) {
+        key.revocable = true;
+    }
+
+    #[test]
+    fn what_a_guest_lists_is_read_and_written_alike() {
+        let some = Resources::of(q(1500, 64, 7)).with("gpus", 2000).with("fpga", 500);
+        for revocable in [false, true] {
+            let (quantities, items) = some.to_items(revocable);
+            assert_eq!(Resources::from_items(quantities, &items), Ok((some.clone(), revocable)));
         }
-        assert!(q(-1, 0, 0).validate().is_err());
-        assert!(q(0, AMOUNT_MAX + 1, 0).validate().is_err());
+        let (quantities, items) = some.to_items(true);
+        assert_eq!((quantities, items.len()), (Quantities::ZERO, 5));
+    }
+
+    #[test]
+    fn what_is_not_built_is_refused_by_name() {
+        let cases: Vec<(Quantities, Vec<ResourceItem>, &str)> = vec![
+            (q(0, 0, 0), vec![item("gpus", 1, |k| k.shared = true)], "shared"),
+            (q(0, 0, 0), vec![item("gpus", 1, |k| k.volume = Some("v".into()))], "volume"),
+            (q(0, 0, 0), vec![item("gpus", 1, |k| k.reservation.push("r".into()))], "reservation"),
+            (q(1, 0, 0), vec![item("gpus", 1, revocable)], "either all"),
+            (q(0, 0, 0), vec![item("cpus", 1, revocable), item("gpus", 1, |_| ())], "either all"),
+            (q(0, 0, 0), vec![item("gpus", 1, |_| ()), item("fpga", 1, revocable)], "either all"),
+            (q(0, 0, 0), vec![item("cpus", 1, |_| ())], "a field of its own"),
+            (q(0, 0, 0), vec![item("gpus", 1, |_| ()), item("gpus", 1, |_| ())], "twice"),
+            (q(0, 0, 0), vec![item("mem", 1000, revocable), item("mem", 1000, revocable)], "twice"),
+            (q(0, 0, 0), vec![item("mem", 1001, revocable)], "whole MiB"),
+            (q(0, 0, 0), vec![item("gpus", -1, |_| ())], "negative"),
+            (q(0, 0, 0), vec![item("gpus", AMOUNT_MAX + 1, |_| ())], "larger"),
+            (q(0, 0, 0), vec![item("a/b", 1, |_| ())], "a name is"),
+            (q(0, 0, 0), vec![item("", 1, |_| ())], "a name is"),
+            (q(0, 0, 0), (0..17).map(|n| item(&format!("n{n}"), 1, |_| ())).collect(), "at most 16"),
+            (q(-1, 0, 0), vec![], "negative"),
+            (q(0, AMOUNT_MAX + 1, 0), vec![], "larger"),
+        ];
+        for (quantities, items, what) in cases {
+            let error = Resources::from_items(quantities, &items).unwrap_err().to_string();
+            assert!(error.contains(what), "{what}: {error}");
+        }
     }
 }

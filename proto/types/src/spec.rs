@@ -5,7 +5,7 @@
 //! file must never decide where or when something runs.
 
 use crate::limits;
-use crate::{Digest, ExecutorId, Quantities, ResourcesError, TaskId};
+use crate::{Digest, ExecutorId, Resources, ResourcesError, TaskId};
 use serde::{Deserialize, Serialize};
 
 /// A command run directly on the agent.
@@ -43,7 +43,7 @@ pub struct ExecutorTask {
     /// Its component, of the world `executor-framework`.
     pub component: Digest,
     /// What the executor itself is charged for, once per agent, beside its tasks.
-    pub resources: Quantities,
+    pub resources: Resources,
     /// The executor's configuration.
     pub config: Vec<(String, String)>,
     /// For the executor, at most [`limits::EXECUTOR_DATA_BYTES_MAX`].
@@ -69,7 +69,9 @@ pub struct TaskSpec {
     /// What runs.
     pub body: TaskBody,
     /// What it is charged for; `cpus` is a weight, `mem` a hard limit.
-    pub resources: Quantities,
+    pub resources: Resources,
+    /// It may be ended at any time to make room: it runs on revocable offers, and only there.
+    pub revocable: bool,
     /// Hard ceiling of CPU, in thousandths of a core.
     pub cpus_limit_milli: Option<i64>,
     /// Most processes and threads; [`limits::PIDS_DEFAULT`] when absent.
@@ -136,10 +138,10 @@ pub fn validate_spec(spec: &TaskSpec) -> Result<(), InvalidSpec> {
     }
     validate_body(&spec.body)?;
     spec.resources.validate()?;
-    if spec.resources.cpus_milli == 0 && spec.resources.mem_mib == 0 {
+    if spec.resources.quantities.cpus_milli == 0 && spec.resources.quantities.mem_mib == 0 {
         return refuse("resources", "a task needs some cpus or mem, or it could be launched without end");
     }
-    if spec.cpus_limit_milli.is_some_and(|limit| limit < spec.resources.cpus_milli.max(10)) {
+    if spec.cpus_limit_milli.is_some_and(|limit| limit < spec.resources.quantities.cpus_milli.max(10)) {
         return refuse("cpus-limit", "at least the cpus of the task, and at least 0.01");
     }
     if spec.pids_limit == Some(0) {
@@ -207,7 +209,7 @@ fn validate_executor(task: &ExecutorTask, spec: &TaskSpec) -> Result<(), Invalid
         return refuse("body.config", format!("at most {entries} entries and {bytes} bytes"));
     }
     task.resources.validate()?;
-    if task.resources.mem_mib < EXECUTOR_MEM_MIN_MIB {
+    if task.resources.quantities.mem_mib < EXECUTOR_MEM_MIN_MIB {
         return refuse("body.resources", format!("an executor needs at least {EXECUTOR_MEM_MIN_MIB} MiB of mem"));
     }
     if spec.restarts > 0 {
@@ -275,12 +277,14 @@ pub fn validate_launch(launch: &Launch, spec: &TaskSpec) -> Result<(), InvalidSp
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Quantities;
 
     fn spec() -> TaskSpec {
         TaskSpec {
             name: "t".into(),
             body: TaskBody::Native(NativeCommand::Shell("true".into())),
-            resources: Quantities { cpus_milli: 100, mem_mib: 32, disk_mib: 0 },
+            resources: Quantities { cpus_milli: 100, mem_mib: 32, disk_mib: 0 }.into(),
+            revocable: false,
             cpus_limit_milli: None,
             pids_limit: None,
             user: None,
@@ -300,7 +304,7 @@ mod tests {
         let executor = || ExecutorTask {
             executor: "e".parse().unwrap(),
             component: Digest::of(b""),
-            resources: Quantities { cpus_milli: 10, mem_mib: 16, disk_mib: 0 },
+            resources: Quantities { cpus_milli: 10, mem_mib: 16, disk_mib: 0 }.into(),
             config: vec![],
             data: vec![],
         };
@@ -310,8 +314,10 @@ mod tests {
             ("body", Box::new(|s| s.body = TaskBody::Native(NativeCommand::Shell(String::new())))),
             ("body", Box::new(|s| s.body = TaskBody::Native(NativeCommand::Argv(vec![])))),
             ("body", Box::new(|s| s.body = TaskBody::Native(NativeCommand::Argv(vec!["a\0".into()])))),
-            ("resources", Box::new(|s| s.resources.cpus_milli = -1)),
-            ("resources", Box::new(|s| s.resources = Quantities::ZERO)),
+            ("resources", Box::new(|s| s.resources.quantities.cpus_milli = -1)),
+            ("resources", Box::new(|s| s.resources = Resources::ZERO)),
+            ("resources", Box::new(|s| s.resources = Resources::ZERO.with("gpus", 1000))),
+            ("resources", Box::new(|s| s.resources = s.resources.clone().with("mem", 1000))),
             ("cpus-limit", Box::new(|s| s.cpus_limit_milli = Some(99))),
             ("pids-limit", Box::new(|s| s.pids_limit = Some(0))),
             ("user", Box::new(|s| s.user = Some("a/b".into()))),
@@ -324,7 +330,7 @@ mod tests {
             ("result-file", Box::new(|s| s.result_file = Some("a//b".into()))),
             ("grace-ms", Box::new(|s| s.grace_ms = Some(limits::GRACE_MAX_MS + 1))),
             ("body.data", Box::new(move |s| s.body = TaskBody::Executor(ExecutorTask { data: vec![0; limits::EXECUTOR_DATA_BYTES_MAX + 1], ..executor() }))),
-            ("body.resources", Box::new(move |s| s.body = TaskBody::Executor(ExecutorTask { resources: Quantities::ZERO, ..executor() }))),
+            ("body.resources", Box::new(move |s| s.body = TaskBody::Executor(ExecutorTask { resources: Resources::ZERO, ..executor() }))),
             ("restarts", Box::new(move |s| { s.body = TaskBody::Executor(executor()); s.restarts = 1; })),
             ("files", Box::new(move |s| { s.body = TaskBody::Executor(executor()); s.result_file = Some("r".into()); })),
             ("labels", Box::new(|s| s.labels = vec![(String::new(), String::new())])),

@@ -262,6 +262,10 @@ reasons! {
     AgentDraining = "AGENT_DRAINING",
     /// The agent did not answer for as long as the framework's policy waits.
     UnreachableTooLong = "UNREACHABLE_TOO_LONG",
+    /// A quota limit of its role, or of one above, would be passed; the message names it.
+    Quota = "QUOTA",
+    /// It was revocable, and a role needs what it had.
+    Preempted = "PREEMPTED",
     /// An offer that was accepted is unknown, expired, foreign or was used before.
     InvalidOffer = "INVALID_OFFER",
     /// More was launched than was offered, or than is free.

@@ -1,4 +1,4 @@
-//! Conversions of the nouns: quantities, specs, launches, statuses, agents, offers.
+//! Conversions of the nouns: resources, specs, launches, statuses, agents, offers.
 
 use crate::error::at;
 use crate::{WireError, v1};
@@ -6,7 +6,7 @@ use prost::Message;
 use tessera_types::{
     AgentId, AgentInfo, AgentResources, Digest, EffectiveLimits, ExecutorTask, FileSpec, Launch,
     InverseOffer, LimitName, NativeCommand, Offer, OfferId,
-    Quantities, Reason, TaskBody, TaskSpec, TaskState, TaskStatus, validate_spec,
+    Quantities, Reason, ResourceKey, Resources, TaskBody, TaskSpec, TaskState, TaskStatus, validate_spec,
 };
 
 pub(crate) fn pairs_to_wire(pairs: &[(String, String)]) -> Vec<v1::Pair> {
@@ -38,6 +38,35 @@ impl From<&Quantities> for v1::Quantities {
 impl From<v1::Quantities> for Quantities {
     fn from(q: v1::Quantities) -> Self {
         Self { cpus_milli: q.cpus_milli, mem_mib: q.mem_mib, disk_mib: q.disk_mib }
+    }
+}
+
+impl From<&Resources> for v1::Resources {
+    fn from(resources: &Resources) -> Self {
+        let q = resources.quantities;
+        let item = |(key, amount): (&ResourceKey, &i64)| v1::ResourceItem {
+            name: key.name.clone(),
+            amount_milli: *amount,
+        };
+        Self {
+            cpus_milli: q.cpus_milli,
+            mem_mib: q.mem_mib,
+            disk_mib: q.disk_mib,
+            items: resources.items.iter().map(item).collect(),
+        }
+    }
+}
+
+impl From<&Quantities> for v1::Resources {
+    fn from(q: &Quantities) -> Self {
+        Self { cpus_milli: q.cpus_milli, mem_mib: q.mem_mib, disk_mib: q.disk_mib, items: Vec::new() }
+    }
+}
+
+impl From<v1::Resources> for Resources {
+    fn from(r: v1::Resources) -> Self {
+        let quantities = Quantities { cpus_milli: r.cpus_milli, mem_mib: r.mem_mib, disk_mib: r.disk_mib };
+        r.items.iter().fold(Self::of(quantities), |sum, item| sum.with(&item.name, item.amount_milli))
     }
 }
 
@@ -81,6 +110,7 @@ impl From<&TaskSpec> for v1::TaskSpec {
             grace_ms: spec.grace_ms,
             restarts: spec.restarts,
             labels: pairs_to_wire(&spec.labels),
+            revocable: spec.revocable,
         }
     }
 }
@@ -109,6 +139,7 @@ impl TryFrom<v1::TaskSpec> for TaskSpec {
             name: spec.name,
             body,
             resources: spec.resources.unwrap_or_default().into(),
+            revocable: spec.revocable,
             cpus_limit_milli: spec.cpus_limit_milli,
             pids_limit: spec.pids_limit,
             user: spec.user,
@@ -293,7 +324,12 @@ impl From<v1::AgentInfo> for AgentInfo {
 
 impl From<&Offer> for v1::Offer {
     fn from(offer: &Offer) -> Self {
-        Self { id: offer.id.0, agent: offer.agent.0, available: Some((&offer.available).into()) }
+        Self {
+            id: offer.id.0,
+            agent: offer.agent.0,
+            available: Some((&offer.available).into()),
+            revocable: offer.revocable,
+        }
     }
 }
 
@@ -325,6 +361,7 @@ impl From<v1::Offer> for Offer {
             id: OfferId(offer.id),
             agent: AgentId(offer.agent),
             available: offer.available.unwrap_or_default().into(),
+            revocable: offer.revocable,
         }
     }
 }
@@ -339,7 +376,7 @@ impl v1::AgentDescription {
     /// When an amount is negative or too large, or attributes are too many or too long.
     pub fn resources(&self) -> Result<AgentResources, WireError> {
         let resources = AgentResources {
-            total: self.total.unwrap_or_default().into(),
+            total: self.total.clone().unwrap_or_default().into(),
             reserved: self.reserved.unwrap_or_default().into(),
         };
         resources.total.validate().map_err(at("description.total"))?;
@@ -366,7 +403,8 @@ mod tests {
         TaskSpec {
             name: "count".into(),
             body: TaskBody::Wasm { component: Digest::of(b"x"), args: vec!["a".into()] },
-            resources: Quantities { cpus_milli: 100, mem_mib: 32, disk_mib: 0 },
+            resources: Quantities { cpus_milli: 100, mem_mib: 32, disk_mib: 0 }.into(),
+            revocable: false,
             cpus_limit_milli: Some(500),
             pids_limit: None,
             user: None,
@@ -388,6 +426,33 @@ mod tests {
             "9b3a35e8eb2f810f59b0c9ed4ebb6a648d16e34500e25616307eefc3dee5cece",
             "the canonical encoding changed: digests of stored specs would no longer match"
         );
+    }
+
+    #[test]
+    fn items_and_revocability_come_back_and_cost_nothing_when_absent() {
+        let mut some = spec();
+        some.resources = some.resources.with("gpus", 2000).with("fpga", 500);
+        some.revocable = true;
+        let bytes = encode_spec(&some);
+        assert_eq!(decode_spec(&bytes), Ok(some.clone()));
+        assert_eq!(
+            Digest::of(&bytes).hex(),
+            "a95d15454e84fc6ec7256c852defc1fbccfd11a09bd27a7e480f1dca3bf863f7",
+            "the canonical encoding changed: digests of stored specs would no longer match"
+        );
+        let q = Quantities { cpus_milli: 100, mem_mib: -32, disk_mib: 7 };
+        let before = v1::Quantities::from(&q).encode_to_vec();
+        let now = v1::Resources::from(&Resources::of(q)).encode_to_vec();
+        assert_eq!(before, now, "without items the bytes are those of quantities");
+        assert_eq!(Resources::from(v1::Resources::decode(&*before).unwrap()), Resources::of(q));
+        let golden = [8, 200, 1, 34, 9, 10, 4, 103, 112, 117, 115, 16, 160, 31];
+        let with = Resources::of(Quantities { cpus_milli: 100, ..Quantities::ZERO }).with("gpus", 2000);
+        assert_eq!(v1::Resources::from(&with).encode_to_vec(), golden);
+        let mut offered = v1::Resources::decode(&golden[..]).unwrap();
+        offered.items.push(v1::ResourceItem { name: "none".into(), amount_milli: 0 });
+        assert_eq!(Resources::from(offered), with, "an amount of zero is no item");
+        let offer = Offer { id: OfferId(1), agent: AgentId(2), available: with, revocable: true };
+        assert_eq!(Offer::from(v1::Offer::from(&offer)), offer);
     }
 
     #[test]

@@ -646,10 +646,10 @@ mod tests {
     fn events_and_outcomes_round_trip() {
         let status =
             TaskStatus::new("t".parse().unwrap(), AgentId(1), TaskState::Running, 5);
-        let available = Quantities { cpus_milli: 1, mem_mib: 2, disk_mib: 3 };
+        let available = Quantities { cpus_milli: 1, mem_mib: 2, disk_mib: 3 }.into();
         for event in [
             Event::Update { sequence: 1, status },
-            Event::Offers(vec![Offer { id: OfferId(1), agent: AgentId(2), available }]),
+            Event::Offers(vec![Offer { id: OfferId(1), agent: AgentId(2), available, revocable: false }]),
             Event::Rescinded(vec![OfferId(1)]),
             Event::Timer { id: "t".into(), due_ms: 1 },
             Event::Http(HttpRequest { id: 1, method: "GET".into(), ..Default::default() }),

@@ -212,7 +212,7 @@ impl World {
         if mutation == Some(Mutation::CheckpointForgotten) {
             records.clear();
         }
-        let config = CoreConfig::new(Agent::total());
+        let config = CoreConfig::new(Agent::total().into());
         let number = agent.number().unwrap_or(AgentId(0));
         let now = agent.now(now_us);
         match Core::recover(config, number, records.into_iter(), now) {

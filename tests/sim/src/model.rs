@@ -90,7 +90,7 @@ struct Seat {
 
 impl Seat {
     fn new(offer: Offer) -> Self {
-        Self { offer: offer.id, left: offer.available, launches: Vec::new(), gang: 0 }
+        Self { offer: offer.id, left: offer.available.quantities, launches: Vec::new(), gang: 0 }
     }
 }
 
@@ -446,7 +446,7 @@ impl Model {
             Kind::Hosted(hosted) => TaskBody::Executor(ExecutorTask {
                 executor: executor_of(number)?,
                 component: executor_component(),
-                resources: EXECUTOR,
+                resources: EXECUTOR.into(),
                 config: Vec::new(),
                 data: hosted.data(),
             }),

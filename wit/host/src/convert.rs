@@ -9,7 +9,7 @@ use crate::draft::{Refused, task_id};
 use crate::state::WriteRefused;
 use tessera_types::{
     AgentInfo, Digest, Event, ExecutorTask, FileSpec, HttpAnswer, HttpRequest, InverseOffer, KeyWrite, Launch, LogLevel, NativeCommand,
-    Offer, Quantities, Subscription, TaskBody, TaskSpec, TaskState, TaskStatus, TurnHeader,
+    Offer, Quantities, ResourceItem, ResourceKey, Resources, ResourcesError, Subscription, TaskBody, TaskSpec, TaskState, TaskStatus, TurnHeader,
 };
 
 fn unsupported<T>(what: &str) -> Result<T, Refused> {
@@ -129,17 +129,45 @@ fn inverse_offer(offer: InverseOffer) -> wit::InverseOffer {
 }
 
 fn offer(offer: Offer) -> wit::Offer {
-    let available = offer.available.clamped();
-    wit::Offer {
-        id: offer.id.0,
-        agent: offer.agent.0,
-        available: wit::Quantities {
-            cpus_milli: available.cpus_milli.unsigned_abs(),
-            mem_mib: available.mem_mib.unsigned_abs(),
-            disk_mib: available.disk_mib.unsigned_abs(),
-        },
-        items: Vec::new(),
-    }
+    let (available, items) = listed(&offer.available, offer.revocable);
+    wit::Offer { id: offer.id.0, agent: offer.agent.0, available, items }
+}
+
+/// Resources as the contract lists them: what may be taken back at any time has no fields, only items.
+pub(crate) fn listed(resources: &Resources, revocable: bool) -> (wit::Quantities, Vec<wit::ResourceItem>) {
+    let (q, items) = resources.clamped().to_items(revocable);
+    let quantities = wit::Quantities {
+        cpus_milli: q.cpus_milli.unsigned_abs(),
+        mem_mib: q.mem_mib.unsigned_abs(),
+        disk_mib: q.disk_mib.unsigned_abs(),
+    };
+    let item = |ResourceItem { key, amount_milli }| wit::ResourceItem {
+        name: key.name,
+        reservation: key.reservation,
+        volume: key.volume,
+        revocable: key.revocable,
+        shared: key.shared,
+        amount_milli: i64::unsigned_abs(amount_milli),
+    };
+    (quantities, items.into_iter().map(item).collect())
+}
+
+/// The reverse: resources, and whether they are revocable.
+pub(crate) fn resources(
+    q: wit::Quantities,
+    items: Vec<wit::ResourceItem>,
+) -> Result<(Resources, bool), Refused> {
+    let item = |item: wit::ResourceItem| {
+        let amount_milli = amount(&item.name, item.amount_milli)?;
+        let (reservation, volume, shared) = (item.reservation, item.volume, item.shared);
+        let key = ResourceKey { name: item.name, reservation, volume, revocable: item.revocable, shared };
+        Ok(ResourceItem { key, amount_milli })
+    };
+    let items: Vec<ResourceItem> = items.into_iter().map(item).collect::<Result<_, Refused>>()?;
+    Resources::from_items(quantities(q)?, &items).map_err(|error| match error {
+        ResourcesError::Unsupported { .. } => Refused::Unsupported(format!("items: {error}")),
+        _ => Refused::Invalid(format!("resources: {error}")),
+    })
 }
 
 const fn task_state(state: TaskState) -> wit::TaskState {
@@ -252,7 +280,7 @@ fn task_body(body: wit::TaskBody) -> Result<TaskBody, Refused> {
                 .parse()
                 .map_err(|error| Refused::Invalid(format!("body.executor: {error}")))?,
             component: digest("body.component", &task.component)?,
-            resources: quantities(task.resources)?,
+            resources: quantities(task.resources)?.into(),
             config: task.config,
             data: task.data,
         }),
@@ -271,12 +299,6 @@ fn file(file: wit::File) -> Result<FileSpec, Refused> {
 }
 
 pub(crate) fn task_spec(spec: wit::TaskSpec) -> Result<TaskSpec, Refused> {
-    if let Some(item) = spec.items.first() {
-        return unsupported(&format!(
-            "items: resource {:?} beside cpus, mem and disk",
-            item.name
-        ));
-    }
     if spec.health.is_some() {
         return unsupported("health: a health check");
     }
@@ -287,10 +309,12 @@ pub(crate) fn task_spec(spec: wit::TaskSpec) -> Result<TaskSpec, Refused> {
         .cpus_limit_milli
         .map(|milli| amount("cpus-limit", milli))
         .transpose()?;
+    let (resources, revocable) = resources(spec.resources, spec.items)?;
     Ok(TaskSpec {
         name: spec.name,
         body: task_body(spec.body)?,
-        resources: quantities(spec.resources)?,
+        resources,
+        revocable,
         cpus_limit_milli,
         pids_limit: spec.pids_limit,
         user: spec.user,

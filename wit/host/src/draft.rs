@@ -571,11 +571,8 @@ mod tests {
         TaskSpec {
             name: "t".into(),
             body: TaskBody::Native(NativeCommand::Shell(command.into())),
-            resources: Quantities {
-                cpus_milli: 100,
-                mem_mib: 32,
-                disk_mib: 0,
-            },
+            resources: Quantities { cpus_milli: 100, mem_mib: 32, disk_mib: 0 }.into(),
+            revocable: false,
             cpus_limit_milli: None,
             pids_limit: None,
             user: None,

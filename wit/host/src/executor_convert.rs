@@ -116,18 +116,19 @@ fn executor_task(task: ExecutorTask) -> wit::ExecutorTask {
     wit::ExecutorTask {
         executor: task.executor.into(),
         component: task.component.to_string(),
-        resources: quantities(task.resources),
+        resources: quantities(task.resources.quantities),
         config: task.config,
         data: task.data,
     }
 }
 
 fn task_spec(spec: TaskSpec) -> wit::TaskSpec {
+    let (resources, items) = convert::listed(&spec.resources, spec.revocable);
     wit::TaskSpec {
         name: spec.name,
         body: task_body(spec.body),
-        resources: quantities(spec.resources),
-        items: Vec::new(),
+        resources,
+        items,
         cpus_limit_milli: spec.cpus_limit_milli.map(i64::unsigned_abs),
         pids_limit: spec.pids_limit,
         user: spec.user,
@@ -180,7 +181,8 @@ mod tests {
         let spec = TaskSpec {
             name: "n".into(),
             body: TaskBody::Wasm { component: Digest::of(b"x"), args: vec!["a".into()] },
-            resources: Quantities { cpus_milli: 100, mem_mib: 32, disk_mib: 1 },
+            resources: Quantities { cpus_milli: 100, mem_mib: 32, disk_mib: 1 }.into(),
+            revocable: false,
             cpus_limit_milli: Some(500),
             pids_limit: Some(7),
             user: None,
@@ -191,7 +193,11 @@ mod tests {
             restarts: 2,
             labels: vec![("l".into(), "1".into())],
         };
-        assert_eq!(convert::task_spec(task_spec(spec.clone())), Ok(spec));
+        let gpus = TaskSpec { resources: spec.resources.clone().with("gpus", 1500), ..spec.clone() };
+        let revocable = TaskSpec { revocable: true, ..gpus.clone() };
+        for spec in [spec, gpus, revocable] {
+            assert_eq!(convert::task_spec(task_spec(spec.clone())), Ok(spec));
+        }
     }
 
     #[test]

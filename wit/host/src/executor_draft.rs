@@ -196,7 +196,8 @@ mod tests {
         TaskSpec {
             name: "child".into(),
             body: TaskBody::Native(NativeCommand::Shell("true".into())),
-            resources: Quantities { cpus_milli: 100, mem_mib: 16, disk_mib: 0 },
+            resources: Quantities { cpus_milli: 100, mem_mib: 16, disk_mib: 0 }.into(),
+            revocable: false,
             cpus_limit_milli: None,
             pids_limit: None,
             user: None,

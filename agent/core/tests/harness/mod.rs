@@ -6,18 +6,18 @@ use tessera_agent_core::{
     WorkerHello, WorkerKey, WorkerKind,
 };
 use tessera_types::{
-    AgentId, Digest, FrameworkId, Launch, NativeCommand, Quantities, TaskBody, TaskSpec,
+    AgentId, Digest, FrameworkId, Launch, NativeCommand, Quantities, Resources, TaskBody, TaskSpec,
 };
 use tessera_wire::v1;
 use v1::TaskState as S;
 use v1::to_worker::Message as ToWorker;
 use v1::agent_message::Message;
 
-pub const CONFIG: CoreConfig = CoreConfig::new(Quantities {
+pub const CONFIG: CoreConfig = CoreConfig::new(Resources::of(Quantities {
     cpus_milli: 1_000,
     mem_mib: 1_000,
     disk_mib: 0,
-});
+}));
 
 /// A core, its checkpoint and a clock.
 pub struct Agent {
@@ -30,11 +30,8 @@ pub fn spec(body: TaskBody) -> TaskSpec {
     TaskSpec {
         name: "n".into(),
         body,
-        resources: Quantities {
-            cpus_milli: 100,
-            mem_mib: 10,
-            disk_mib: 0,
-        },
+        resources: Quantities { cpus_milli: 100, mem_mib: 10, disk_mib: 0 }.into(),
+        revocable: false,
         cpus_limit_milli: None,
         pids_limit: None,
         user: None,

@@ -145,11 +145,11 @@ fn started(children: Vec<v1::ChildStatus>) -> Event {
 
 /// A task whose data are these words.
 fn launch(task: &str, words: &str) -> Event {
-    let resources = (&Quantities { cpus_milli: 100, mem_mib: 16, disk_mib: 0 }).into();
+    let resources = v1::Resources::from(&Quantities { cpus_milli: 100, mem_mib: 16, disk_mib: 0 });
     let body = v1::ExecutorTask {
         executor: "e".into(),
         component: vec![0; 32],
-        resources: Some(resources),
+        resources: Some(resources.clone()),
         config: vec![],
         data: words.as_bytes().to_vec(),
     };

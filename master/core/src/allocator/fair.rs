@@ -5,13 +5,14 @@
 use super::{Allocator, Candidate, Grant, Picture, Share};
 use crate::limits::{OFFER_MIN_CPUS_MILLI, OFFER_MIN_MEM_MIB};
 use std::collections::BTreeMap;
-use tessera_types::{AgentId, FrameworkId, Quantities};
+use tessera_types::{AgentId, FrameworkId, Quantities, Resources};
 
 /// The policy.
 pub(crate) struct Fair;
 
 /// Whether an amount is worth an offer.
-pub(crate) fn worth_offering(free: Quantities) -> bool {
+pub(crate) fn worth_offering(free: &Resources) -> bool {
+    let free = free.quantities;
     free.cpus_milli >= OFFER_MIN_CPUS_MILLI || free.mem_mib >= OFFER_MIN_MEM_MIB
 }
 
@@ -21,13 +22,13 @@ impl Allocator for Fair {
         let mut held: BTreeMap<FrameworkId, Quantities> = BTreeMap::new();
         for (framework, (role, quantities)) in &picture.held {
             let sum = roles.entry(role).or_default();
-            *sum = sum.plus(*quantities);
-            held.insert(*framework, *quantities);
+            *sum = sum.plus(quantities.quantities);
+            held.insert(*framework, quantities.quantities);
         }
         let mut grants = Vec::new();
         for (agent, free) in rotated(&picture.free, picture.first) {
             let quantities = free.clamped();
-            if !worth_offering(quantities) {
+            if !worth_offering(&quantities) {
                 continue;
             }
             let keyed = |candidate: &'a Candidate| {
@@ -35,9 +36,9 @@ impl Allocator for Fair {
                 let own = held.get(&candidate.framework).copied().unwrap_or_default();
                 let key = (
                     candidate.wasted,
-                    Share::dominant(role, picture.total),
+                    Share::dominant(role, picture.total.quantities),
                     candidate.role.as_str(),
-                    Share::dominant(own, picture.total),
+                    Share::dominant(own, picture.total.quantities),
                     candidate.framework,
                 );
                 (key, candidate)
@@ -45,23 +46,23 @@ impl Allocator for Fair {
             let willing = picture
                 .candidates
                 .iter()
-                .filter(|candidate| !(picture.refused)(candidate.framework, agent, quantities));
+                .filter(|candidate| !(picture.refused)(candidate.framework, agent, &quantities));
             let chosen = willing.map(keyed).min_by(|(one, _), (other, _)| one.cmp(other));
             let Some((_, candidate)) = chosen else { continue };
             let role = roles.entry(&candidate.role).or_default();
-            *role = role.plus(quantities);
+            *role = role.plus(quantities.quantities);
             let own = held.entry(candidate.framework).or_default();
-            *own = own.plus(quantities);
+            *own = own.plus(quantities.quantities);
             grants.push(Grant { framework: candidate.framework, agent, quantities });
         }
         grants
     }
 }
 
-fn rotated(free: &[(AgentId, Quantities)], first: AgentId) -> impl Iterator<Item = (AgentId, Quantities)> {
+fn rotated(free: &[(AgentId, Resources)], first: AgentId) -> impl Iterator<Item = (AgentId, &Resources)> {
     let start = free.partition_point(|(agent, _)| *agent < first);
     let (before, after) = free.split_at(start);
-    after.iter().chain(before).copied()
+    after.iter().chain(before).map(|(agent, free)| (*agent, free))
 }
 
 #[cfg(test)]
@@ -80,15 +81,15 @@ mod tests {
         free: &[(u64, Quantities)],
         candidates: &[Candidate],
         held: &[(u64, &str, Quantities)],
-        refused: &dyn Fn(FrameworkId, AgentId, Quantities) -> bool,
+        refused: &dyn Fn(FrameworkId, AgentId, &Resources) -> bool,
     ) -> Vec<(u64, u64)> {
         let picture = Picture {
-            total: q(10_000, 10_000),
-            free: free.iter().map(|(agent, free)| (AgentId(*agent), *free)).collect(),
+            total: q(10_000, 10_000).into(),
+            free: free.iter().map(|(agent, free)| (AgentId(*agent), (*free).into())).collect(),
             candidates: candidates.to_vec(),
             held: held
                 .iter()
-                .map(|(id, role, q)| (FrameworkId(*id), ((*role).to_owned(), *q)))
+                .map(|(id, role, q)| (FrameworkId(*id), ((*role).to_owned(), (*q).into())))
                 .collect(),
             refused,
             first: AgentId(0),
@@ -100,7 +101,7 @@ mod tests {
     fn roles_take_turns_by_their_dominant_share() {
         let free = [(1, q(1000, 1000)), (2, q(1000, 1000)), (3, q(1000, 1000))];
         let candidates = [candidate(1, "a"), candidate(2, "a"), candidate(3, "b")];
-        let never = |_, _, _| false;
+        let never = |_: FrameworkId, _: AgentId, _: &Resources| false;
         assert_eq!(grants(&free, &candidates, &[], &never), [(1, 1), (3, 2), (2, 3)]);
         let held = [(1, "a", q(0, 4000)), (3, "b", q(1000, 0))];
         assert_eq!(grants(&free[..1], &candidates, &held, &never), [(3, 1)]);
@@ -111,11 +112,11 @@ mod tests {
         let free = [(1, q(1000, 1000))];
         let wasted = |framework, role, wasted| Candidate { wasted, ..candidate(framework, role) };
         let held = [(3, "b", q(9_000, 0))];
-        let never = |_, _, _| false;
+        let never = |_: FrameworkId, _: AgentId, _: &Resources| false;
         let all = [wasted(1, "a", 1), wasted(2, "a", 2), wasted(3, "b", 0)];
         assert_eq!(grants(&free, &all, &held, &never), [(3, 1)]);
         assert_eq!(grants(&free, &all[..2], &held, &never), [(1, 1)]);
-        let refused = |framework: FrameworkId, _, _| framework.0 != 2;
+        let refused = |framework: FrameworkId, _: AgentId, _: &Resources| framework.0 != 2;
         assert_eq!(grants(&free, &all, &held, &refused), [(2, 1)]);
     }
 
@@ -123,7 +124,7 @@ mod tests {
     fn crumbs_negative_rests_and_refused_agents_are_passed_over() {
         let candidates = [candidate(1, "a"), candidate(2, "b")];
         let free = [(1, q(9, 31)), (2, q(-5, -5)), (3, q(10, 0)), (4, q(-5, 32))];
-        let refused = |framework: FrameworkId, agent: AgentId, _| framework.0 == 1 && agent.0 == 3;
+        let refused = |framework: FrameworkId, agent: AgentId, _: &Resources| framework.0 == 1 && agent.0 == 3;
         assert_eq!(grants(&free, &candidates, &[], &refused), [(2, 3), (1, 4)]);
         assert_eq!(grants(&free, &[], &[], &refused), []);
     }

@@ -9,7 +9,7 @@ mod fair;
 pub(crate) use fair::{Fair, worth_offering};
 
 use std::collections::BTreeMap;
-use tessera_types::{AgentId, FrameworkId, Quantities};
+use tessera_types::{AgentId, FrameworkId, Quantities, Resources};
 
 /// A framework that may be offered something.
 #[derive(Clone, Debug)]
@@ -23,25 +23,25 @@ pub(crate) struct Candidate {
 /// The picture.
 pub(crate) struct Picture<'a> {
     /// What all reachable agents have.
-    pub(crate) total: Quantities,
+    pub(crate) total: Resources,
     /// What is free, of agents that may be offered.
-    pub(crate) free: Vec<(AgentId, Quantities)>,
+    pub(crate) free: Vec<(AgentId, Resources)>,
     /// Who may be offered something.
     pub(crate) candidates: Vec<Candidate>,
     /// What frameworks hold, offers included; of all, since roles share.
-    pub(crate) held: BTreeMap<FrameworkId, (String, Quantities)>,
+    pub(crate) held: BTreeMap<FrameworkId, (String, Resources)>,
     /// Whether a framework refused these resources of an agent for now.
-    pub(crate) refused: &'a dyn Fn(FrameworkId, AgentId, Quantities) -> bool,
+    pub(crate) refused: &'a dyn Fn(FrameworkId, AgentId, &Resources) -> bool,
     /// With which agent to begin, or the next one; another one in each round.
     pub(crate) first: AgentId,
 }
 
 /// One offer to be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Grant {
     pub(crate) framework: FrameworkId,
     pub(crate) agent: AgentId,
-    pub(crate) quantities: Quantities,
+    pub(crate) quantities: Resources,
 }
 
 /// A policy.

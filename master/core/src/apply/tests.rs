@@ -4,6 +4,7 @@ mod lifecycle;
 mod limits;
 mod numbered;
 mod repeats;
+mod roles;
 mod version;
 
 use super::*;
@@ -58,6 +59,8 @@ fn one_of_each() -> Vec<C> {
         C::RefuseBoot(v1::RefuseBoot::default()),
         C::SetClusterVersion(v1::SetClusterVersion::default()),
         C::OpenSession(v1::OpenSession::default()),
+        C::SetRole(v1::SetRole::default()),
+        C::PreemptTasks(v1::PreemptTasks::default()),
     ]
 }
 
@@ -145,9 +148,14 @@ fn mutated_commands_never_break_the_state() {
     assert!(drained > 0 && gone > 0, "agents were left alone: {drained}, {gone}");
 }
 
+fn gpus_of(count: u64) -> Vec<v1::ResourceItem> {
+    let amount_milli = i64::try_from(count).unwrap() * 1000;
+    (count > 0).then(|| v1::ResourceItem { name: "gpus".into(), amount_milli }).into_iter().collect()
+}
+
 /// A command for one of these frameworks, with its epoch and next turn, or for none.
 fn random_command(random: &mut impl FnMut(u64) -> u64, known: &[(u64, u64, u64)]) -> C {
-    let quantities = |n: i64| Some(v1::Quantities { cpus_milli: n, mem_mib: n, disk_mib: 0 });
+    let total = |n: i64, gpus: u64| Some(v1::Resources { cpus_milli: n, mem_mib: n, disk_mib: 0, items: gpus_of(gpus) });
     let any = usize::try_from(random(1 + known.len() as u64)).unwrap();
     let (framework, epoch, number) = known.get(any).copied().unwrap_or((1, 0, 1));
     let agent = 1 + random(3);
@@ -159,7 +167,7 @@ fn random_command(random: &mut impl FnMut(u64) -> u64, known: &[(u64, u64, u64)]
             boot: format!("b{}", random(3)),
             description: Some(v1::AgentDescription {
                 hostname: "h".into(),
-                total: quantities(1_000 + i64::try_from(random(1_000)).unwrap()),
+                total: total(1_000 + i64::try_from(random(1_000)).unwrap(), random(3)),
                 ..v1::AgentDescription::default()
             }),
         }),
@@ -177,12 +185,22 @@ fn random_command(random: &mut impl FnMut(u64) -> u64, known: &[(u64, u64, u64)]
         2 if random(4) == 0 => C::RemoveFramework(v1::RemoveFramework { framework }),
         2 => C::CreateFramework(v1::CreateFramework {
             name: format!("n{}", random(3)),
-            role: "r".into(),
+            role: ["r", "r/x", "r/x/y"][usize::try_from(random(3)).unwrap()].into(),
             component: vec![1; 32],
             config: vec![],
             unreachable: None,
         }),
         3 => C::PlaceScheduler(v1::PlaceScheduler { framework, agent, epoch: random(2) }),
+        4 if random(3) == 0 => C::SetRole(v1::SetRole {
+            role: ["r", "r/x", "q"][usize::try_from(random(3)).unwrap()].into(),
+            limit: Some(v1::Amounts { amounts: vec![v1::Amount { kind: "cpus".into(), amount: i64::try_from(random(900)).unwrap() }] }),
+            weight_milli: Some(u32::try_from(random(3)).unwrap()),
+            ..Default::default()
+        }),
+        4 if random(3) == 0 => C::PreemptTasks(v1::PreemptTasks {
+            tasks: vec![v1::preempt_tasks::Task { framework, task }],
+            role: "r".into(),
+        }),
         4 => C::KillTask(v1::KillTask { framework, task, grace_ms: None }),
         5 => C::ReconcileAgent(v1::ReconcileAgent {
             agent,
@@ -257,14 +275,15 @@ fn random_turn(
         kind => v1::task_spec::Body::Executor(v1::ExecutorTask {
             executor: format!("e{}", random(2)),
             component: vec![2; 32],
-            resources: Some(v1::Quantities { cpus_milli: 10, mem_mib: 16, disk_mib: 0 }),
+            resources: Some(v1::Resources { cpus_milli: 10, mem_mib: 16, disk_mib: 0, items: gpus_of(random(2)) }),
             config: vec![v1::Pair { key: "k".into(), value: kind.to_string() }],
             data: vec![],
         }),
     };
     let spec = v1::TaskSpec {
         body: Some(body),
-        resources: Some(v1::Quantities { cpus_milli: 200, mem_mib: 200, disk_mib: 0 }),
+        resources: Some(v1::Resources { cpus_milli: 200, mem_mib: 200, disk_mib: 0, items: gpus_of(random(2)) }),
+        revocable: random(2) == 0,
         ..v1::TaskSpec::default()
     }
     .encode_to_vec();

@@ -4,7 +4,7 @@ use super::{LoadError, bad};
 use crate::restore::Restore;
 use crate::rows;
 use std::collections::BTreeMap;
-use tessera_types::{FrameworkId, Quantities, TaskId};
+use tessera_types::{FrameworkId, Resources, TaskId};
 use tessera_wire::v1;
 
 impl From<&Restore> for v1::Restore {
@@ -28,8 +28,8 @@ impl From<v1::Restore> for Restore {
 }
 
 /// Tasks that the state does not know, for an agent's row.
-pub(super) fn strangers(strangers: &BTreeMap<(FrameworkId, TaskId), Quantities>) -> Vec<v1::Stranger> {
-    let row = |((framework, task), charge): (&(FrameworkId, TaskId), &Quantities)| v1::Stranger {
+pub(super) fn strangers(strangers: &BTreeMap<(FrameworkId, TaskId), Resources>) -> Vec<v1::Stranger> {
+    let row = |((framework, task), charge): (&(FrameworkId, TaskId), &Resources)| v1::Stranger {
         framework: framework.0,
         task: task.to_string(),
         charge: Some(charge.into()),
@@ -40,7 +40,7 @@ pub(super) fn strangers(strangers: &BTreeMap<(FrameworkId, TaskId), Quantities>)
 /// The reverse.
 pub(super) fn read_strangers(
     rows: Vec<v1::Stranger>,
-) -> Result<BTreeMap<(FrameworkId, TaskId), Quantities>, LoadError> {
+) -> Result<BTreeMap<(FrameworkId, TaskId), Resources>, LoadError> {
     let read = |row: v1::Stranger| {
         let task = TaskId::try_from(row.task).map_err(|error| bad(rows::AGENTS, error))?;
         Ok(((FrameworkId(row.framework), task), row.charge.unwrap_or_default().into()))

@@ -14,7 +14,7 @@ use crate::upkeep::UnreachablePolicy;
 use std::collections::{BTreeMap, BTreeSet};
 use tessera_types::limits::{CONFIG_BYTES_MAX, CONFIG_ENTRIES_MAX, DURATION_MAX_MS};
 use tessera_types::{
-    Digest, Epoch, FrameworkId, FrameworkName, LimitName, Quantities, RoleName, TurnNumber,
+    Digest, Epoch, FrameworkId, FrameworkName, LimitName, Resources, RoleName, TurnNumber,
 };
 use tessera_wire::v1;
 
@@ -171,7 +171,8 @@ fn new(name: FrameworkName, role: RoleName, component: Digest) -> Framework {
         tasks: BTreeMap::new(),
         due: BTreeSet::new(),
         updates: BTreeMap::new(),
-        charged: Quantities::ZERO,
+        charged: Resources::ZERO,
+        charged_revocable: Resources::ZERO,
         live: 0,
     }
 }

@@ -14,7 +14,7 @@ use crate::state::{Executor, StoredUpdate, Task};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tessera_types::{
-    AgentId, Digest, ExecutorId, ExecutorTask, FrameworkId, Launch, LimitName, Quantities, Reason,
+    AgentId, Digest, ExecutorId, ExecutorTask, FrameworkId, Launch, LimitName, Reason, Resources,
     TaskBody, TaskId, TaskSpec, TaskState, TaskStatus, validate_launch,
 };
 use tessera_wire::{WireError, v1};
@@ -51,7 +51,8 @@ impl Planned {
 
 /// What a launch that stands is charged.
 struct Granted {
-    charge: Quantities,
+    charge: Resources,
+    revocable: bool,
     name: String,
 }
 
@@ -67,7 +68,9 @@ type Dropped = (Reason, String);
 /// What a unit takes of the ledger before anything of it is written down.
 #[derive(Default)]
 struct Draft {
-    taken: BTreeMap<AgentId, Quantities>,
+    taken: BTreeMap<AgentId, Resources>,
+    /// Of its role's quota.
+    quota: Resources,
     executors: BTreeMap<(AgentId, ExecutorId), Arc<TaskSpec>>,
     tasks: BTreeSet<TaskId>,
 }
@@ -192,7 +195,7 @@ fn record(
             (TaskState::Staging, granted, status)
         }
         Err(Refused::Dropped(reason, message) | Refused::Unrecorded(reason, message)) => {
-            let granted = Granted { charge: Quantities::ZERO, name: String::new() };
+            let granted = Granted { charge: Resources::ZERO, revocable: false, name: String::new() };
             let status = TaskStatus::new(id, planned.agent, TaskState::Dropped, apply.time_ms)
                 .because(reason, &message);
             (TaskState::Dropped, granted, status)
@@ -216,6 +219,7 @@ fn insert(
         name: granted.name,
         agent: planned.agent,
         charge: granted.charge,
+        revocable: granted.revocable,
         group,
         state,
         attempt: 1,
@@ -272,23 +276,21 @@ fn check(
     }
     let state = &*apply.state;
     let digest = planned.launch.spec;
-    let spec = state
-        .frameworks
-        .get(&framework)
-        .and_then(|owner| owner.specs.get(&digest))
-        .map(|spec| &spec.spec)
-        .ok_or_else(|| (Reason::SpecUnknown, format!("spec {digest} was not defined")))?;
+    let owner = state.frameworks.get(&framework);
+    let owner = owner.ok_or_else(|| (Reason::Other, "the framework is not there".to_owned()))?;
+    let spec = owner.specs.get(&digest).map(|spec| &spec.spec);
+    let spec = spec.ok_or_else(|| (Reason::SpecUnknown, format!("spec {digest} was not defined")))?;
     validate_launch(&planned.launch, spec)
         .map_err(|error| (Reason::InvalidSpec, error.to_string()))?;
     let agent = planned.agent;
-    let mut needed = spec.resources;
+    let mut needed = spec.resources.clone();
     match &spec.body {
         TaskBody::Native(_) => {}
         TaskBody::Wasm { component, .. } => check_world(apply, component, World::Command)?,
         TaskBody::Executor(task) => {
             check_world(apply, &task.component, World::Executor)?;
-            if !has_executor(apply, framework, agent, task, draft)? {
-                needed = needed.plus(task.resources);
+            if !has_executor(apply, framework, agent, spec, task, draft)? {
+                needed.add(&task.resources);
             }
         }
     }
@@ -300,17 +302,23 @@ fn check(
     if row.deactivated {
         return Err(unavailable("is deactivated"));
     }
-    let taken = draft.taken.get(&agent).copied().unwrap_or_default();
-    let free = apply.free(agent).unwrap_or(Quantities::ZERO).minus(taken);
-    if !free.contains(needed) {
+    let taken = draft.taken.entry(agent).or_default();
+    let free = apply.free(agent).unwrap_or(Resources::ZERO).minus(taken);
+    if !free.contains(&needed) {
         let message = format!("{needed} are needed, {free} are free on {agent}");
         return Err((Reason::NotEnough, message));
     }
-    draft.taken.insert(agent, taken.plus(needed));
+    taken.add(&needed);
+    if !spec.revocable {
+        draft.quota.add(&needed);
+        if let Some(message) = state.quota_passed(&owner.role, &draft.quota) {
+            return Err((Reason::Quota, message));
+        }
+    }
     if let TaskBody::Executor(task) = &spec.body {
         draft.executors.insert((agent, task.executor.clone()), Arc::clone(spec));
     }
-    Ok(Granted { charge: spec.resources, name: spec.name.clone() })
+    Ok(Granted { charge: spec.resources.clone(), revocable: spec.revocable, name: spec.name.clone() })
 }
 
 fn check_world(apply: &Apply<'_>, component: &Digest, needed: World) -> Result<(), Dropped> {
@@ -334,6 +342,7 @@ fn has_executor(
     apply: &Apply<'_>,
     framework: FrameworkId,
     agent: AgentId,
+    spec: &TaskSpec,
     task: &ExecutorTask,
     draft: &Draft,
 ) -> Result<bool, Dropped> {
@@ -344,11 +353,11 @@ fn has_executor(
         (Reason::InvalidSpec, message)
     };
     if let Some(executor) = apply.state.executor(framework, agent, id) {
-        return executor.differs(task).map_or(Ok(true), |what| Err(differs(what)));
+        return executor.differs(task, spec.revocable).map_or(Ok(true), |what| Err(differs(what)));
     }
-    let begun = draft.executors.get(&(agent, id.clone())).map(|spec| &spec.body);
-    let Some(TaskBody::Executor(begun)) = begun else { return Ok(false) };
-    Executor::of(begun).differs(task).map_or(Ok(true), |what| Err(differs(what)))
+    let Some(first) = draft.executors.get(&(agent, id.clone())) else { return Ok(false) };
+    let TaskBody::Executor(begun) = &first.body else { return Ok(false) };
+    Executor::of(begun, first.revocable).differs(task, spec.revocable).map_or(Ok(true), |what| Err(differs(what)))
 }
 
 /// The planned launch of a message.

@@ -17,6 +17,7 @@ mod mark_unreachable;
 mod merge_state;
 mod note_strangers;
 mod place_scheduler;
+mod preempt_tasks;
 pub(crate) mod reconcile_agent;
 mod record_failure;
 mod refuse_boot;
@@ -30,6 +31,7 @@ mod set_cluster_version;
 mod set_config;
 mod set_limits;
 mod set_maintenance;
+mod set_role;
 mod update_statuses;
 mod upgrade_framework;
 mod write_state;
@@ -42,7 +44,7 @@ pub(crate) use roll_back_framework::before as version_before;
 use crate::api::RequestError;
 use crate::apply::{Apply, ApplyError};
 use crate::effect::CommandResult;
-use crate::numbered;
+use crate::{numbered, roles};
 use tessera_wire::v1::command::Command as C;
 
 /// What every build understands.
@@ -83,6 +85,8 @@ pub(crate) fn run(apply: &mut Apply<'_>, command: C) -> Result<CommandResult, Ap
         C::HoldExpiry(command) => hold_expiry::run(apply, command),
         C::SetClusterVersion(command) => set_cluster_version::run(apply, &command),
         C::OpenSession(command) => apply.open_session(&command),
+        C::SetRole(command) => set_role::run(apply, command),
+        C::PreemptTasks(command) => preempt_tasks::run(apply, command),
         C::MergeState(command) => return Ok(merge_state::run(apply, command)?),
         C::WriteState(command) => write_state::run(apply, command)?,
     };
@@ -122,6 +126,7 @@ pub(crate) const fn since(command: &C) -> u32 {
         C::RemoveComponent(_) | C::WriteState(_) => 2,
         C::NoteStrangers(_) | C::EndStrangers(_) => RESTORE_VERSION,
         C::OpenSession(_) => numbered::SINCE,
+        C::SetRole(_) | C::PreemptTasks(_) => roles::SINCE,
     }
 }
 

@@ -8,7 +8,7 @@ use crate::effect::{CommandResult, Effect};
 use crate::limits::STRANGERS_MAX;
 use crate::rows;
 use std::collections::BTreeMap;
-use tessera_types::{AgentId, FrameworkId, Quantities, TaskId};
+use tessera_types::{AgentId, FrameworkId, Resources, TaskId};
 use tessera_wire::v1;
 
 /// Carry it out: the list is complete.
@@ -21,7 +21,7 @@ pub(super) fn run(
         return Ok(invalid("tasks", format!("at most {STRANGERS_MAX}")));
     }
     let Some(agent) = apply.state.agents.get(&id) else { return Ok(not_found("agent", id)) };
-    let (before, total) = (agent.strangers.clone(), agent.resources.total);
+    let (before, total) = (agent.strangers.clone(), agent.resources.total.clone());
     let mut strangers = BTreeMap::new();
     let mut new = Vec::new();
     for stranger in command.tasks {
@@ -30,8 +30,8 @@ pub(super) fn run(
         };
         let key = (FrameworkId(stranger.framework), task);
         // It is there now, for all that the agent says; more than there is would only be a mistake.
-        let charge = Quantities::from(stranger.charge.unwrap_or_default()).clamped();
-        let charge = if total.contains(charge) { charge } else { total };
+        let charge = Resources::from(stranger.charge.unwrap_or_default()).clamped();
+        let charge = if total.contains(&charge) { charge } else { total.clone() };
         if !before.contains_key(&key) {
             if !is_unknown(apply, &key)? {
                 continue;

@@ -8,7 +8,7 @@ use crate::effect::{CommandResult, Effect};
 use crate::limits::{AGENT_KEY_BYTES_MAX, AGENTS_MAX};
 use crate::state::Agent;
 use std::collections::{BTreeMap, BTreeSet};
-use tessera_types::{AgentId, Quantities};
+use tessera_types::{AgentId, Resources};
 use tessera_wire::v1;
 
 /// Carry it out. The key decides: a registration that was repeated finds its first number.
@@ -55,7 +55,7 @@ pub(super) fn run(
         version: String::new(),
         missing: Vec::new(),
         engine: String::new(),
-        resources,
+        resources: resources.clone(),
         registered_ms: time_ms,
         unreachable_ms: None,
         deactivated: false,
@@ -63,7 +63,8 @@ pub(super) fn run(
         maintenance: None,
         boots_before: Vec::new(),
         strangers: BTreeMap::new(),
-        charged: Quantities::ZERO,
+        charged: Resources::ZERO,
+        charged_revocable: Resources::ZERO,
         tasks: BTreeSet::new(),
         executors: BTreeMap::new(),
     });

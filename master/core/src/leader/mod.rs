@@ -14,6 +14,7 @@ mod offers;
 mod outside;
 mod pace;
 mod placement;
+pub(crate) mod preempt;
 mod plan;
 mod requests;
 mod results;
@@ -72,6 +73,8 @@ pub(crate) struct Leader {
     /// What is due and proposed.
     due: BTreeSet<Due>,
     due_looked_ms: u64,
+    /// Revocable tasks are being preempted.
+    preempting: bool,
     /// Room may have come for schedulers without a place.
     room_came: bool,
     pub(crate) pending: BTreeMap<u64, Pending>,
@@ -118,6 +121,8 @@ pub(crate) enum Pending {
     Unreachable { agent: AgentId },
     /// Something that was due.
     Due(Due),
+    /// Tasks to be preempted.
+    Preempt,
     /// Nobody.
     Nobody,
 }
@@ -150,6 +155,7 @@ impl Leader {
             rivals: BTreeMap::new(),
             due: BTreeSet::new(),
             due_looked_ms: 0,
+            preempting: false,
             room_came: false,
             pending: BTreeMap::new(),
             messages_dropped: 0,
@@ -382,7 +388,7 @@ mod tests {
 
     #[test]
     fn a_leader_proposes_nothing_that_others_do_not_understand() {
-        let newest = C::OpenSession(v1::OpenSession::default());
+        let newest = C::SetRole(v1::SetRole::default());
         assert_eq!(since(&newest), CLUSTER_VERSION, "another command is the newest now");
         assert_eq!(proposed(CLUSTER_VERSION, newest.clone()), 1);
         assert_eq!(proposed(CLUSTER_VERSION - 1, newest), 0);

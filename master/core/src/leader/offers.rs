@@ -9,21 +9,21 @@ use crate::allocator::{Allocator, Candidate, Fair, Picture, worth_offering};
 use crate::limits::{EXPIRED_FILTER_MS, FILTER_MIN_MS, LOOK_AT_ALL_MS, OFFER_WASTED_MS};
 use std::collections::{BTreeMap, BTreeSet};
 use tessera_types::limits::DURATION_MAX_MS;
-use tessera_types::{AgentId, FrameworkId, Offer, OfferId, Quantities};
+use tessera_types::{AgentId, FrameworkId, Offer, OfferId, Resources};
 
 /// One offer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Standing {
     pub(crate) framework: FrameworkId,
     pub(crate) agent: AgentId,
-    pub(crate) quantities: Quantities,
+    pub(crate) quantities: Resources,
     pub(crate) made_ms: u64,
 }
 
 /// Resources of an agent that a framework does not want for now.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Refused {
-    quantities: Quantities,
+    quantities: Resources,
     until_ms: u64,
 }
 
@@ -33,10 +33,10 @@ pub(crate) struct Offers {
     /// Older ones have lower numbers.
     standing: BTreeMap<OfferId, Standing>,
     /// Amounts of accepted offers whose turn is not applied yet, by ticket.
-    accepting: BTreeMap<u64, Vec<(FrameworkId, AgentId, Quantities)>>,
+    accepting: BTreeMap<u64, Vec<(FrameworkId, AgentId, Resources)>>,
     /// Index: sums over both, without those that are nothing.
-    held_of: BTreeMap<AgentId, Quantities>,
-    held_by: BTreeMap<FrameworkId, Quantities>,
+    held_of: BTreeMap<AgentId, Resources>,
+    held_by: BTreeMap<FrameworkId, Resources>,
     /// Index: offers that stand.
     of: BTreeSet<(AgentId, OfferId)>,
     /// At most one per agent and framework.
@@ -52,7 +52,7 @@ pub(crate) struct Offers {
     /// Who could be offered something when they were looked at.
     wanting: BTreeSet<FrameworkId>,
     /// What all reachable agents have together, until one changes.
-    total: Option<Quantities>,
+    total: Option<Resources>,
     looked_ms: u64,
 }
 
@@ -63,19 +63,19 @@ impl Offers {
     }
 
     /// What is offered or being accepted of an agent.
-    pub(crate) fn held_of(&self, agent: AgentId) -> Quantities {
-        self.held_of.get(&agent).copied().unwrap_or_default()
+    pub(crate) fn held_of(&self, agent: AgentId) -> Resources {
+        self.held_of.get(&agent).cloned().unwrap_or_default()
     }
 
     /// What is offered to a framework or being accepted by it.
-    pub(crate) fn held_by(&self, framework: FrameworkId) -> Quantities {
-        self.held_by.get(&framework).copied().unwrap_or_default()
+    pub(crate) fn held_by(&self, framework: FrameworkId) -> Resources {
+        self.held_by.get(&framework).cloned().unwrap_or_default()
     }
 
     /// What stands as offers of an agent.
-    pub(crate) fn standing_of(&self, agent: AgentId) -> Quantities {
+    pub(crate) fn standing_of(&self, agent: AgentId) -> Resources {
         let of = self.ids_of(agent).filter_map(|offer| self.standing.get(&offer));
-        of.fold(Quantities::ZERO, |sum, standing| sum.plus(standing.quantities))
+        of.fold(Resources::ZERO, |sum, standing| sum.plus(&standing.quantities))
     }
 
     fn ids_of(&self, agent: AgentId) -> impl Iterator<Item = OfferId> {
@@ -85,10 +85,11 @@ impl Offers {
 
     /// Sums over all, to be compared with the indexes.
     pub(crate) fn check(&self) -> Result<(), String> {
-        let mut held_of: BTreeMap<AgentId, Quantities> = BTreeMap::new();
-        let mut held_by: BTreeMap<FrameworkId, Quantities> = BTreeMap::new();
-        let standing = self.standing.values().map(|o| (o.framework, o.agent, o.quantities));
-        for (framework, agent, quantities) in standing.chain(self.accepting.values().flatten().copied()) {
+        let mut held_of: BTreeMap<AgentId, Resources> = BTreeMap::new();
+        let mut held_by: BTreeMap<FrameworkId, Resources> = BTreeMap::new();
+        let standing = self.standing.values().map(|o| (o.framework, o.agent, &o.quantities));
+        let accepting = self.accepting.values().flatten().map(|(framework, agent, q)| (*framework, *agent, q));
+        for (framework, agent, quantities) in standing.chain(accepting) {
             add(&mut held_of, agent, quantities);
             add(&mut held_by, framework, quantities);
         }
@@ -102,8 +103,8 @@ impl Offers {
     }
 
     fn insert(&mut self, id: OfferId, standing: Standing) {
-        add(&mut self.held_of, standing.agent, standing.quantities);
-        add(&mut self.held_by, standing.framework, standing.quantities);
+        add(&mut self.held_of, standing.agent, &standing.quantities);
+        add(&mut self.held_by, standing.framework, &standing.quantities);
         self.of.insert((standing.agent, id));
         self.standing.insert(id, standing);
     }
@@ -112,13 +113,13 @@ impl Offers {
     pub(super) fn remove(&mut self, id: OfferId) -> Option<Standing> {
         let standing = self.standing.remove(&id)?;
         self.of.remove(&(standing.agent, id));
-        take(&mut self.held_of, standing.agent, standing.quantities);
-        take(&mut self.held_by, standing.framework, standing.quantities);
+        take(&mut self.held_of, standing.agent, &standing.quantities);
+        take(&mut self.held_by, standing.framework, &standing.quantities);
         self.loose.insert(standing.agent);
         Some(standing)
     }
 
-    fn filter(&mut self, key: (AgentId, FrameworkId), quantities: Quantities, until_ms: u64) {
+    fn filter(&mut self, key: (AgentId, FrameworkId), quantities: Resources, until_ms: u64) {
         // A later answer says more than an earlier one.
         self.unfilter(key);
         self.filters.insert(key, Refused { quantities, until_ms });
@@ -156,12 +157,12 @@ impl Offers {
         &mut self,
         ticket: u64,
         framework: FrameworkId,
-        accepted: Vec<(FrameworkId, AgentId, Quantities)>,
+        accepted: Vec<(FrameworkId, AgentId, Resources)>,
     ) {
         self.wasted.remove(&framework);
         for (framework, agent, quantities) in &accepted {
-            add(&mut self.held_of, *agent, *quantities);
-            add(&mut self.held_by, *framework, *quantities);
+            add(&mut self.held_of, *agent, quantities);
+            add(&mut self.held_by, *framework, quantities);
         }
         self.accepting.insert(ticket, accepted);
     }
@@ -170,8 +171,8 @@ impl Offers {
     pub(super) fn accepted(&mut self, ticket: u64) -> bool {
         let Some(accepted) = self.accepting.remove(&ticket) else { return false };
         for (framework, agent, quantities) in accepted {
-            take(&mut self.held_of, agent, quantities);
-            take(&mut self.held_by, framework, quantities);
+            take(&mut self.held_of, agent, &quantities);
+            take(&mut self.held_by, framework, &quantities);
             self.loose.insert(agent);
         }
         true
@@ -192,21 +193,20 @@ impl Offers {
         }
     }
 
-    fn refused(&self, framework: FrameworkId, agent: AgentId, quantities: Quantities) -> bool {
+    fn refused(&self, framework: FrameworkId, agent: AgentId, quantities: &Resources) -> bool {
         let filter = self.filters.get(&(agent, framework));
         filter.is_some_and(|filter| filter.quantities.contains(quantities))
     }
 }
 
-fn add<K: Ord>(sums: &mut BTreeMap<K, Quantities>, key: K, quantities: Quantities) {
-    let sum = sums.entry(key).or_default();
-    *sum = sum.plus(quantities);
+fn add<K: Ord>(sums: &mut BTreeMap<K, Resources>, key: K, quantities: &Resources) {
+    sums.entry(key).or_default().add(quantities);
 }
 
-fn take<K: Ord>(sums: &mut BTreeMap<K, Quantities>, key: K, quantities: Quantities) {
+fn take<K: Ord>(sums: &mut BTreeMap<K, Resources>, key: K, quantities: &Resources) {
     if let Some(sum) = sums.get_mut(&key) {
-        *sum = sum.minus(quantities);
-        if *sum == Quantities::ZERO {
+        sum.take(quantities);
+        if *sum == Resources::ZERO {
             sums.remove(&key);
         }
     }
@@ -251,10 +251,10 @@ impl Desk<'_> {
         if free.is_empty() {
             return self.look_again_at(&free);
         }
-        let total = *self.leader.offers.total.get_or_insert_with(|| self.state.total());
+        let total = self.leader.offers.total.get_or_insert_with(|| self.state.total()).clone();
         let held = self.state.frameworks.iter().map(|(id, framework)| {
             let offered = self.leader.offers.held_by(*id);
-            (*id, (framework.role.to_string(), framework.charged.plus(offered)))
+            (*id, (framework.role.to_string(), framework.charged.plus(&offered)))
         });
         let picture = Picture {
             total,
@@ -275,7 +275,7 @@ impl Desk<'_> {
             let standing = Standing {
                 framework: grant.framework,
                 agent: grant.agent,
-                quantities: grant.quantities,
+                quantities: grant.quantities.clone(),
                 made_ms: self.now.mono_ms,
             };
             self.leader.offers.insert(id, standing);
@@ -284,6 +284,7 @@ impl Desk<'_> {
                     id,
                     agent: grant.agent,
                     available: grant.quantities,
+                    revocable: false,
                 });
             }
             self.leader.dirty_frameworks.insert(grant.framework);
@@ -304,7 +305,7 @@ impl Desk<'_> {
     }
 
     /// What is free of the agents that are to be looked at, and that may be offered.
-    fn loose(&self) -> Vec<(AgentId, Quantities)> {
+    fn loose(&self) -> Vec<(AgentId, Resources)> {
         let offers = &self.leader.offers;
         let free = offers.loose.iter().filter_map(|agent| {
             let row = self.state.agents.get(agent)?;
@@ -313,17 +314,17 @@ impl Desk<'_> {
                 && !row.deactivated
                 && link.session.is_some()
                 && !link.comparing;
-            let free = row.resources.total.minus(row.charged).minus(offers.held_of(*agent));
-            (open && worth_offering(free.clamped())).then_some((*agent, free))
+            let free = row.free().minus(&offers.held_of(*agent));
+            (open && worth_offering(&free.clamped())).then_some((*agent, free))
         });
         free.collect()
     }
 
     /// These were not granted to anybody. Whoever does not refuse them may just be busy.
-    fn look_again_at(&mut self, free: &[(AgentId, Quantities)]) {
+    fn look_again_at(&mut self, free: &[(AgentId, Resources)]) {
         let offers = &self.leader.offers;
         let again = free.iter().filter(|(agent, free)| {
-            let refused = |id: &FrameworkId| offers.refused(*id, *agent, free.clamped());
+            let refused = |id: &FrameworkId| offers.refused(*id, *agent, &free.clamped());
             !offers.wanting.iter().all(refused)
         });
         self.leader.offers.loose = again.map(|(agent, _)| *agent).collect();
@@ -334,9 +335,9 @@ impl Desk<'_> {
     pub(super) fn withdraw_excess(&mut self, agent: AgentId) {
         let Some(row) = self.state.agents.get(&agent) else { return };
         let standing = self.leader.offers.standing_of(agent);
-        let accepting = self.leader.offers.held_of(agent).minus(standing);
-        let free = row.resources.total.minus(row.charged).minus(accepting);
-        if standing != Quantities::ZERO && !free.contains(standing) {
+        let accepting = self.leader.offers.held_of(agent).minus(&standing);
+        let free = row.free().minus(&accepting);
+        if standing != Resources::ZERO && !free.contains(&standing) {
             self.withdraw_agent(agent);
         }
     }
@@ -361,7 +362,7 @@ impl Desk<'_> {
         &mut self,
         framework: FrameworkId,
         agent: AgentId,
-        rest: Quantities,
+        rest: Resources,
         refuse_ms: u64,
     ) {
         if refuse_ms > 0 && !rest.is_empty() {
@@ -429,7 +430,7 @@ impl Desk<'_> {
         let expired = standing.take_while(|(_, o)| now_ms.saturating_sub(o.made_ms) >= timeout);
         let expired: Vec<OfferId> = expired.map(|(offer, _)| *offer).collect();
         for offer in expired {
-            let Some(standing) = self.leader.offers.standing.get(&offer).copied() else { continue };
+            let Some(standing) = self.leader.offers.standing.get(&offer).cloned() else { continue };
             self.rescind(offer);
             let key = (standing.agent, standing.framework);
             let until_ms = now_ms + EXPIRED_FILTER_MS;

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use tessera_types::limits::TIMER_MIN_MS;
 use tessera_types::{
     AgentId, ExecutorId, ExecutorMessage, Filters, FrameworkId, HttpAnswer, Launch, Member, OfferId,
-    Operation, Quantities, Reason, TaskBody, TaskId, TaskSpec, Turn,
+    Operation, Reason, Resources, TaskBody, TaskId, TaskSpec, Turn,
 };
 use tessera_wire::v1::{self, planned_operation::Operation as Planned};
 use tessera_wire::decode_spec;
@@ -20,7 +20,7 @@ use std::sync::Arc;
 #[derive(Debug, Default)]
 pub(super) struct After {
     pub(super) declines: Vec<(OfferId, u64)>,
-    pub(super) rests: Vec<(AgentId, Quantities, u64)>,
+    pub(super) rests: Vec<(AgentId, Resources, u64)>,
     pub(super) revive: bool,
     pub(super) again: bool,
     pub(super) reconcile: Vec<TaskId>,
@@ -34,7 +34,7 @@ pub(super) struct After {
 #[derive(Default)]
 pub(super) struct Plan {
     pub(super) operations: Vec<v1::PlannedOperation>,
-    pub(super) accepted: Vec<(FrameworkId, AgentId, Quantities)>,
+    pub(super) accepted: Vec<(FrameworkId, AgentId, Resources)>,
     pub(super) answers: Vec<(u64, HttpAnswer)>,
     pub(super) after: After,
     /// Executors that this turn begins.
@@ -45,7 +45,7 @@ pub(super) struct Plan {
 /// What an accept has left while its launches are counted.
 #[derive(Clone)]
 struct Left {
-    quantities: Quantities,
+    quantities: Resources,
     executors: BTreeSet<(AgentId, ExecutorId)>,
 }
 
@@ -181,7 +181,7 @@ impl Desk<'_> {
                 return;
             }
         };
-        plan.accepted.push((id, agent, quantities));
+        plan.accepted.push((id, agent, quantities.clone()));
         let mut left = Left { quantities, executors: std::mem::take(&mut plan.executors) };
         for unit in units {
             let before = left.clone();
@@ -212,22 +212,22 @@ impl Desk<'_> {
         let spec = self.spec_of(turn, launch).map_err(|message| (Reason::InvalidSpec, message))?;
         // One that is not known will be found by the commit.
         let Some(spec) = spec else { return Ok(()) };
-        let mut needs = spec.resources;
+        let mut needs = spec.resources.clone();
         let mut begins = None;
         if let TaskBody::Executor(task) = &spec.body {
             plan.after.executors_on.insert(agent);
             let lives = self.state.executor(turn.header.framework, agent, &task.executor).is_some();
             let key = (agent, task.executor.clone());
             if !lives && !left.executors.contains(&key) {
-                needs = needs.plus(task.resources);
+                needs.add(&task.resources);
                 begins = Some(key);
             }
         }
-        if !left.quantities.contains(needs) {
+        if !left.quantities.contains(&needs) {
             let message = format!("{needs} are needed, {} are left of the offer", left.quantities);
             return Err((Reason::NotEnough, message));
         }
-        left.quantities = left.quantities.minus(needs);
+        left.quantities.take(&needs);
         left.executors.extend(begins);
         Ok(())
     }
@@ -237,9 +237,9 @@ impl Desk<'_> {
         &mut self,
         framework: FrameworkId,
         offers: &[OfferId],
-    ) -> Result<(AgentId, Quantities), String> {
+    ) -> Result<(AgentId, Resources), String> {
         let standing = self.leader.offers.standing();
-        let mut taken: Option<(AgentId, Quantities)> = None;
+        let mut taken: Option<(AgentId, Resources)> = None;
         let mut seen = BTreeSet::new();
         for offer in offers {
             let found = standing.get(offer).filter(|found| found.framework == framework);
@@ -249,11 +249,11 @@ impl Desk<'_> {
             if !seen.insert(*offer) {
                 return Err(format!("offer {offer} is named twice"));
             }
-            let (agent, sum) = taken.unwrap_or((found.agent, Quantities::ZERO));
-            if agent != found.agent {
+            let (agent, sum) = taken.get_or_insert((found.agent, Resources::ZERO));
+            if *agent != found.agent {
                 return Err(format!("offer {offer} is of {}, another one of {agent}", found.agent));
             }
-            taken = Some((agent, sum.plus(found.quantities)));
+            sum.add(&found.quantities);
         }
         for offer in offers {
             self.leader.offers.remove(*offer);

@@ -5,6 +5,7 @@ use crate::api::{Output, Request, RequestError};
 use crate::repeats::Known;
 use crate::auth::{Action, Object, Principal, authorize};
 use crate::codec;
+use crate::roles;
 use crate::commands::{since, validate_config};
 use crate::upkeep::UnreachablePolicy;
 use tessera_types::FrameworkId;
@@ -85,6 +86,11 @@ impl Desk<'_> {
                 set: set.into_iter().map(Into::into).collect(),
                 unset: unset.iter().map(ToString::to_string).collect(),
             }),
+            Request::SetRole { role, change, expected_version } => {
+                // So that a change that is refused takes no entry.
+                self.state.changed_policy(&role, change.clone(), expected_version)?;
+                Command::SetRole(roles::command(&role, change, expected_version))
+            }
             Request::UpgradeFramework { framework, component } => {
                 Command::UpgradeFramework(v1::UpgradeFramework {
                     framework: framework.0,
@@ -158,6 +164,7 @@ impl Desk<'_> {
             Request::SetLimits { role, .. } => {
                 Object::Limits { role: role.as_ref().map(ToString::to_string) }
             }
+            Request::SetRole { role, .. } => Object::Role { role: Some(role.to_string()) },
             Request::RemoveFramework { framework }
             | Request::KillTask { framework, .. }
             | Request::UpgradeFramework { framework, .. }
@@ -178,6 +185,7 @@ const fn action(request: &Request) -> Action {
         Request::EndStrangers { .. } => Action::Kill,
         Request::KillTask { .. } => Action::Kill,
         Request::SetLimits { .. }
+        | Request::SetRole { .. }
         | Request::UpgradeFramework { .. }
         | Request::RollBackFramework { .. }
         | Request::SetConfig { .. }

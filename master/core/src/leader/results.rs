@@ -38,6 +38,7 @@ impl Desk<'_> {
                 self.leader.dirty_links.insert(agent);
             }
             Effect::Limits => self.limits_changed(),
+            Effect::Role(_) => self.leader.allocate = true,
             Effect::Freed => self.leader.allocate = true,
             Effect::Framework(framework) => {
                 self.leader.dirty_frameworks.insert(framework);
@@ -105,6 +106,7 @@ impl Desk<'_> {
             Pending::Due(due) => {
                 self.leader.due.remove(&due);
             }
+            Pending::Preempt => self.preempted(),
             Pending::Unreachable { agent } => self.give_up_decided(agent, true),
             Pending::Strangers { .. } | Pending::Nobody => {}
         }
@@ -167,6 +169,7 @@ impl Desk<'_> {
                 Pending::Due(due) => {
                     self.leader.due.remove(&due);
                 }
+                Pending::Preempt => self.preempted(),
                 Pending::Unreachable { agent } => self.give_up_decided(agent, false),
                 Pending::Nobody => {}
             }

@@ -12,7 +12,7 @@ use tessera_wire::WireError;
 use tessera_wire::v1::{self, command::Command};
 
 /// What an agent says of its tasks: state, attempt, and what each takes.
-pub(super) type Theirs = BTreeMap<(FrameworkId, TaskId), (TaskState, u32, v1::Quantities)>;
+pub(super) type Theirs = BTreeMap<(FrameworkId, TaskId), (TaskState, u32, v1::Resources)>;
 
 impl Desk<'_> {
     /// Note what the state does not have for the agent, if it may be older than the agent is; whether there was
@@ -41,7 +41,7 @@ impl Desk<'_> {
         let tasks = others.into_iter().map(|((framework, task), (.., charge))| v1::Stranger {
             framework: framework.0,
             task: task.to_string(),
-            charge: Some(*charge),
+            charge: Some(charge.clone()),
         });
         let command = v1::NoteStrangers { agent: agent.0, tasks: tasks.collect() };
         self.propose("", Command::NoteStrangers(command), Pending::Strangers { session });

@@ -370,7 +370,7 @@ impl Desk<'_> {
             self.decline(id, *offer, *refuse_ms);
         }
         for (agent, rest, refuse_ms) in &after.rests {
-            self.refuse_rest(id, *agent, *rest, *refuse_ms);
+            self.refuse_rest(id, *agent, rest.clone(), *refuse_ms);
         }
         if after.revive {
             self.revive(id);

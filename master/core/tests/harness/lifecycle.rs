@@ -1,8 +1,8 @@
 //! What operators ask of frameworks and limits, as scripts write it.
 
 use super::{Cluster, Words};
-use tessera_master_core::{Expected, LimitSource, Request, value_tag};
-use tessera_types::{Digest, LimitName};
+use tessera_master_core::{Expected, LimitSource, Request, RoleChange, value_tag};
+use tessera_types::{Amounts, Digest, LimitName, Quantities};
 
 /// `a=1` words as pairs.
 fn pairs(words: &Words<'_>) -> Vec<(String, String)> {
@@ -20,6 +20,31 @@ impl Cluster {
         let set = words.named.iter().filter(|(key, _)| **key != "unset");
         let set = set.map(|(key, value)| (name(key), value.parse().expect("a number"))).collect();
         self.request(Request::SetLimits { role, set, unset });
+    }
+
+    /// `role prod/web weight=2000 limit=cpus:4000,mem:100 guarantee=cpus:1 hold=true version=7`; `role prod reset=true`.
+    pub(super) fn set_role(&mut self, words: &Words<'_>) {
+        let number = |key: &str| words.named.get(key).map(|text| text.parse::<u32>().expect("a number"));
+        let amounts = |key: &str| {
+            let each = words.named.get(key)?.split(',').filter(|text| !text.is_empty());
+            let each = each.map(|text| text.split_once(':').expect("kind:amount"));
+            Some(Amounts(each.map(|(kind, amount)| (kind.into(), amount.parse().expect("a number"))).collect()))
+        };
+        let change = if words.named.contains_key("reset") {
+            RoleChange::reset()
+        } else {
+            RoleChange {
+                weight_milli: number("weight"),
+                priority: number("priority"),
+                guarantee: amounts("guarantee"),
+                limit: amounts("limit"),
+                min_offer: number("min-cpus").map(|cpus| Quantities { cpus_milli: cpus.into(), ..Quantities::ZERO }),
+                hold_back: words.named.get("hold").map(|text| *text == "true"),
+            }
+        };
+        let role = words.plain(0).parse().expect("a role");
+        let expected_version = number("version").map(u64::from);
+        self.request(Request::SetRole { role, change, expected_version });
     }
 
     /// `write web k v` writes a key from outside, `write web k` deletes it; `if=present`, `if=absent` and

@@ -93,11 +93,14 @@ fn duration_ms(text: &str) -> u64 {
     }
 }
 
-fn quantities(words: &Words<'_>) -> v1::Quantities {
-    v1::Quantities {
+fn resources(words: &Words<'_>) -> v1::Resources {
+    let gpus = words.number("gpus", 0);
+    let items = (gpus != 0).then(|| v1::ResourceItem { name: "gpus".into(), amount_milli: gpus * 1000 });
+    v1::Resources {
         cpus_milli: words.number("cpus", 0) * 1000 + words.number("milli", 0),
         mem_mib: words.number("mem", 0),
         disk_mib: 0,
+        items: items.into_iter().collect(),
     }
 }
 
@@ -185,6 +188,7 @@ impl Cluster {
                 self.commit(held);
             }
             "limits" => self.set_limits(&words),
+            "role" => self.set_role(&words),
             "write" | "writes" => self.write(verb, &words),
             "upgrade" | "rollback" | "config" | "release" => self.lifecycle(verb, &words),
             "deactivate" | "activate" | "drain" | "gone" | "maintain" => self.upkeep(verb, &words),
@@ -295,7 +299,7 @@ impl Cluster {
             description: Some(v1::AgentDescription {
                 hostname: name.into(),
                 attributes: vec![],
-                total: Some(quantities(words)),
+                total: Some(resources(words)),
                 reserved: Some(reserved),
                 version: "0.1.0".into(), ..Default::default() }),
             tasks_hash: self.hash_of(&[]),
@@ -376,7 +380,7 @@ impl Cluster {
                     task: task.into(),
                     attempt: 1,
                     state: v1::TaskState::from_str_name(state).expect("a state").into(),
-                    charge: Some(v1::Quantities { cpus_milli: 1000, mem_mib: 64, disk_mib: 0 }),
+                    charge: Some(v1::Resources { cpus_milli: 1000, mem_mib: 64, ..Default::default() }),
                 }
             })
             .collect()

@@ -1,7 +1,7 @@
 //! Turns as scripts write them: `turn web: accept o1 t1=small; decline o2 refuse=5s; put k v`.
 //! `t1=small@2` is a member of task group 2, `accept o1 gang=1 t1=small` a part of gang 1.
 
-use super::{Cluster, Words, duration_ms, quantities};
+use super::{Cluster, Words, duration_ms, resources};
 use tessera_types::{
     Digest, Epoch, ExecutorMessage, ExecutorTask, Filters, HttpAnswer, KeyWrite, Launch, Member,
     MigrationStep,
@@ -28,11 +28,7 @@ impl Cluster {
             Some(executor) => TaskBody::Executor(ExecutorTask {
                 executor: executor.parse().expect("an executor's name"),
                 component: component("component"),
-                resources: Quantities {
-                    cpus_milli: words.number("ex-cpus", 0) * 1000,
-                    mem_mib: words.number("ex-mem", 16),
-                    disk_mib: 0,
-                },
+                resources: Quantities { cpus_milli: words.number("ex-cpus", 0) * 1000, mem_mib: words.number("ex-mem", 16), disk_mib: 0 }.into(),
                 config: words.named.get("ex-config").map(|v| ("v".into(), (*v).into())).into_iter().collect(),
                 data: vec![],
             }),
@@ -44,7 +40,8 @@ impl Cluster {
         let spec = TaskSpec {
             name: words.plain(0).into(),
             body,
-            resources: quantities(words).into(),
+            resources: resources(words).into(),
+            revocable: words.plain.contains(&"revocable"),
             cpus_limit_milli: None,
             pids_limit: None,
             user: None,

@@ -168,6 +168,7 @@ fn spec() -> Result<(Digest, Vec<u8>)> {
         name: "full".into(),
         body: TaskBody::Native(NativeCommand::Shell("sleep infinity".into())),
         resources: NEEDS.into(),
+        revocable: false,
         cpus_limit_milli: None,
         pids_limit: None,
         user: None,

@@ -73,7 +73,8 @@ pub(super) fn spec_of(name: &str, body: TaskBody, resources: Quantities) -> Task
     TaskSpec {
         name: name.to_owned(),
         body,
-        resources,
+        resources: resources.into(),
+        revocable: false,
         cpus_limit_milli: None,
         pids_limit: None,
         user: None,
