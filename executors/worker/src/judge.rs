@@ -19,8 +19,8 @@ use std::path::Path;
 use std::sync::Arc;
 use tessera_types::{Digest, EffectiveLimits, LimitName, RoleLimits};
 use tessera_wit_host::{
-    ExecutorHost, Inspection, Inspector, LimitPassed, Limits, SchedulerHost, TaskHost, Ticker, Unusable,
-    check_bytes, engine_key, new_engine,
+    ExecutorHost, Inspection, Inspector, LimitPassed, Limits, SchedulerHost, SchedulerImage, TaskHost, Ticker,
+    Unusable, World, check_bytes, engine_key, new_engine,
 };
 use wasmtime::Engine;
 use wasmtime::component::Component;
@@ -312,4 +312,32 @@ pub fn compile(
         image::write(&judge.engine, &component, Digest::of(&bytes), &mut image).map_err(at(output))?;
     }
     Ok(verdict)
+}
+
+/// A scheduler that was judged as an upload is, and can be run.
+pub(crate) struct Judged {
+    /// Built into instances.
+    pub image: SchedulerImage,
+}
+
+/// Judge a scheduler in this process, which is limited already.
+///
+/// # Errors
+/// Why it cannot be used as one.
+pub(crate) fn scheduler(bytes: &[u8], limits: &EffectiveLimits) -> Result<Judged, String> {
+    let judge = Judge::new(Limits::of(limits)).map_err(|error| error.to_string())?;
+    let made = match prepare(bytes, limits) {
+        Ok(Upload::Component(_)) => None,
+        Ok(Upload::Made(component, _)) => Some(component),
+        Err(error) => return Err(error.to_string()),
+    };
+    let (found, component) = judge.inspect(made.as_deref().unwrap_or(bytes)).map_err(|error| error.to_string())?;
+    match (found.error, component) {
+        (Some(error), _) => Err(error.to_string()),
+        (None, Some(component)) if found.world == World::Scheduler => {
+            let image = judge.schedulers.link(&component).map_err(|failure| failure.to_string())?;
+            Ok(Judged { image })
+        }
+        _ => Err(format!("this is a component of the world `{}`, not a scheduler", found.world.name())),
+    }
 }

@@ -23,6 +23,7 @@ pub mod judge;
 mod logs;
 mod minute;
 mod outbox;
+pub mod play;
 pub mod reach;
 mod recorder;
 pub mod seccomp;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tessera_types::{EffectiveLimits, LimitError, LimitName, RoleLimits};
 use tessera_wit_host::{engine_key, new_engine};
 use tessera_worker::isolation::Isolation;
-use tessera_worker::{Hosts, bench, jail, judge, replay, seccomp, serve, thread, tries};
+use tessera_worker::{Hosts, bench, jail, judge, play, replay, seccomp, serve, thread, tries};
 
 /// The component cannot be used; why is on stdout.
 const EXIT_UNUSABLE: u8 = 2;
@@ -100,6 +100,13 @@ enum Mode {
         /// The component is a changed one: show the first turn in which it does something else.
         #[arg(long)]
         component_changed: bool,
+    },
+    /// Give a scheduler the batches that stdin has, one JSON document per line, and answer each with what it
+    /// came to.
+    Play {
+        /// The component.
+        #[arg(long)]
+        component: PathBuf,
     },
     /// Give up system calls as other modes do, unless told not to, and say what became of those that are
     /// tried. For tests.
@@ -247,6 +254,10 @@ fn run(mode: Mode) -> Result<ExitCode, String> {
                 None => ExitCode::SUCCESS,
                 Some(_) => ExitCode::from(EXIT_DIVERGED),
             })
+        }
+        Mode::Play { component } => {
+            play::run(&component)?;
+            Ok(ExitCode::SUCCESS)
         }
         Mode::EngineKey => {
             let engine = new_engine().map_err(|error| format!("{error:#}"))?;

@@ -58,7 +58,10 @@ pub enum Unusable {
     #[error("the component is not valid: {0}")]
     Invalid(String),
     /// Made for another version of the contract.
-    #[error("{name} is of version {given}; this host speaks {CONTRACT_VERSION}")]
+    #[error(
+        "{name} is of version {given}; this host speaks {CONTRACT_VERSION}: build it with the SDK of this \
+         cluster's version"
+    )]
     WrongVersion {
         /// The import or export.
         name: String,
@@ -69,7 +72,9 @@ pub enum Unusable {
     #[error(
         "exports neither tessera:framework/scheduler@{CONTRACT_VERSION} nor \
          tessera:framework/executor@{CONTRACT_VERSION} nor wasi:cli/run@0.2: \
-         it is neither a scheduler nor an executor nor a task"
+         it is neither a scheduler nor an executor nor a task; a scheduler in Rust has \
+         `tessera_sdk::scheduler!(TYPE, state_version = 1);` in its src/lib.rs and \
+         `crate-type = [\"cdylib\"]` in its Cargo.toml"
     )]
     NoWorld,
     /// An import that does not exist, or has another type.

@@ -174,11 +174,30 @@ impl LimitPassed {
 
     /// For a limit that is the same for everybody and so has no row in the table.
     pub(crate) fn new(name: &'static str, text: impl Into<String>) -> Self {
-        Self {
-            name,
-            text: text.into(),
+        let mut text = text.into();
+        if let Some(way_out) = way_out(name) {
+            text = format!("{text}; {way_out}");
         }
+        Self { name, text }
     }
+}
+
+/// What authors do about the limits that they meet first.
+fn way_out(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "state-value-bytes" => "spread it over several keys, or write it to a task's sandbox",
+        "turn-state-bytes" | "turn-keys" => "write the rest in a turn of its own: have it called again",
+        "state-bytes" | "state-keys" => "delete what is not needed any more, or ask the operator for more",
+        "turn-specs" | "turn-spec-bytes" => {
+            "let tasks share specs and differ by args and env, or launch the rest in a turn of its own"
+        }
+        "turn-operations" | "turn-operation-bytes" => "ask for the rest in a turn of its own: have it called again",
+        "turn-cpu-ms" | "turn-wall-ms" => "do less in one turn, and have it called again for the rest",
+        "init-cpu-ms" | "init-wall-ms" => "read only what is needed at once, and the rest in the first turns",
+        "http-answer-bytes" => "answer a page at a time",
+        "task-spec-bytes" => "give large input as a Wasm task's component, or have the task fetch it",
+        _ => return None,
+    })
 }
 
 /// Memory and tables of one store.

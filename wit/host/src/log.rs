@@ -108,17 +108,23 @@ impl Log {
         });
     }
 
-    /// What the guest said last on its standard error, hints on how to debug left out: after a panic,
-    /// the panic's message.
+    /// What the guest said last on its standard error, hints on how to debug left out; after a panic, where
+    /// it was and the whole message.
     pub(crate) fn last_stderr(&self) -> Option<String> {
+        const PANICKED: &str = "panicked at ";
         let buffer = self.buffer();
-        let lines = buffer.logged.lines.iter().rev();
-        let said = lines
-            .filter(|line| line.target == "stderr")
-            .map(|line| line.text.trim());
-        said.filter(|text| !text.is_empty() && !text.starts_with("note: "))
-            .map(str::to_owned)
-            .next()
+        let said = buffer.logged.lines.iter().filter(|line| line.target == "stderr");
+        let said: Vec<&str> = said
+            .map(|line| line.text.trim())
+            .filter(|text| !text.is_empty() && !text.starts_with("note: "))
+            .collect();
+        let panic = said.iter().enumerate().rev().find_map(|(at, text)| Some((at, text.find(PANICKED)?)));
+        let Some((at, from)) = panic else {
+            return said.last().map(|text| (*text).to_owned());
+        };
+        let place = said.get(at)?.get(from..)?;
+        let message = said.get(at + 1..)?.join(" ");
+        Some(format!("{place} {message}").trim_end().to_owned())
     }
 
     /// Whether another line would be kept. Who asks and hears no does not write: that line counts as

@@ -17,7 +17,7 @@ use crate::wasi;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tessera_types::{Consumed, Event, MigrationStep, TaskId, TimeMs, Turn, TurnHeader};
+use tessera_types::{Consumed, Event, LogLevel, MigrationStep, Operation, TaskId, TimeMs, Turn, TurnHeader};
 use wasmtime::component::{Component, HasSelf, Instance, Linker, TypedFunc};
 use wasmtime::{Engine, Store};
 
@@ -66,6 +66,44 @@ pub struct SchedulerImage {
     ticker: Arc<Ticker>,
 }
 
+/// Turns with offers and without an answer to any, in a row, after which the author is told; and again after
+/// ten times as many.
+const UNANSWERED_TURNS: u64 = 3;
+const AGAIN_AFTER: u64 = 10;
+
+/// Tells an author who has forgotten to answer offers. One who keeps them for a few turns hears nothing.
+#[derive(Clone, Copy, Debug)]
+struct Unanswered {
+    in_a_row: u64,
+    told_at: u64,
+}
+
+impl Unanswered {
+    const NONE: Self = Self { in_a_row: 0, told_at: UNANSWERED_TURNS };
+
+    /// What to say after a turn, if anything.
+    fn after(&mut self, offers: bool, operations: &[Operation]) -> Option<String> {
+        let answers = |operation: &Operation| {
+            matches!(operation, Operation::Accept { .. } | Operation::Decline { .. } | Operation::Suppress)
+        };
+        if operations.iter().any(answers) {
+            *self = Self::NONE;
+        } else if offers {
+            self.in_a_row = self.in_a_row.saturating_add(1);
+        }
+        if self.in_a_row < self.told_at {
+            return None;
+        }
+        self.told_at = self.told_at.saturating_mul(AGAIN_AFTER);
+        Some(format!(
+            "{} turns in a row brought offers and answered none: whoever keeps offers comes after others. Accept \
+             each, or decline it (in Rust `turn.decline(&offers, REFUSE_MS)`), or suppress offers while there is \
+             nothing to launch",
+            self.in_a_row
+        ))
+    }
+}
+
 /// Which export takes the turns of an instance.
 enum Export {
     Handle(SchedulerFramework),
@@ -80,6 +118,7 @@ pub struct Scheduler {
     ticker: Arc<Ticker>,
     thread: ThreadControl,
     cpu: Duration,
+    unanswered: Unanswered,
 }
 
 impl SchedulerHost {
@@ -188,6 +227,7 @@ impl SchedulerImage {
                 ticker: self.ticker.clone(),
                 thread: self.thread,
                 cpu,
+                unanswered: Unanswered::NONE,
             }),
             Err(failure) => {
                 let logged = store.data().log.take();
@@ -216,6 +256,7 @@ impl Scheduler {
             }
         }
         let limits = guest.limits;
+        let brings_offers = events.iter().any(|event| matches!(event, Event::Offers(_)));
         let events: Vec<_> = events.into_iter().flat_map(convert::events).collect();
         let with = (&*self.ticker, self.thread);
         let (called, cpu) = call(&mut self.store, with, Call::Turn, |store| match &self.export {
@@ -233,6 +274,9 @@ impl Scheduler {
         let migration = answered(called, &limits)?;
         let guest = self.store.data_mut();
         let (operations, specs) = guest.draft.finish();
+        if let Some(text) = self.unanswered.after(brings_offers, &operations) {
+            guest.log.write(LogLevel::Warn, "host", &text, &[]);
+        }
         Ok(Turn {
             header,
             consumed: if migration.is_some() { Vec::new() } else { consumed },
@@ -383,6 +427,18 @@ mod tests {
                 },
             ]
         );
+    }
+
+    #[test]
+    fn whoever_forgets_to_answer_offers_is_told_now_and_then() {
+        let mut unanswered = Unanswered::NONE;
+        let told: Vec<usize> = (1..=300).filter(|_| unanswered.after(true, &[]).is_some()).collect();
+        assert_eq!(told, [3, 30, 300]);
+        assert_eq!(unanswered.after(true, &[Operation::Suppress]), None);
+        for offers in [true, false, false, true] {
+            assert_eq!(unanswered.after(offers, &[Operation::Revive]), None);
+        }
+        assert!(unanswered.after(true, &[]).is_some_and(|text| text.contains("decline")));
     }
 
     #[test]
