@@ -194,6 +194,7 @@ fn way_out(name: &str) -> Option<&'static str> {
         "turn-operations" | "turn-operation-bytes" => "ask for the rest in a turn of its own: have it called again",
         "turn-cpu-ms" | "turn-wall-ms" => "do less in one turn, and have it called again for the rest",
         "init-cpu-ms" | "init-wall-ms" => "read only what is needed at once, and the rest in the first turns",
+        "memory-bytes" => "keep less in memory, which is a cache of the state, or ask the operator for more",
         "http-answer-bytes" => "answer a page at a time",
         "task-spec-bytes" => "give large input as a Wasm task's component, or have the task fetch it",
         _ => return None,

@@ -12,6 +12,7 @@ mod judging;
 mod limits;
 mod many;
 mod migrating;
+mod playing;
 mod reaching;
 mod replaying;
 mod schedulers;

@@ -42,7 +42,7 @@ impl Mistakes {
                 state::set("count", &(count + 1))
             }
             "empty-command" => turn.launch(&offers[0], task("a", TaskSpec::argv([""; 0])), REFUSE_MS),
-            "no-memory" => turn.launch(&offers[0], task("a", TaskSpec::shell("true").mem_mib(0)), REFUSE_MS),
+            "bad-file" => turn.launch(&offers[0], task("a", TaskSpec::shell("cat x").file("../x", "y")), REFUSE_MS),
             "bad-id" => turn.launch(&offers[0], task("a task", TaskSpec::shell("true")), REFUSE_MS),
             "too-large" => turn.launch(&offers[0], task("a", TaskSpec::shell("true").cpus(64.0)), REFUSE_MS),
             "id-again" => turn.launch(&offers[0], task("a", TaskSpec::shell("true")), REFUSE_MS),
