@@ -7,6 +7,7 @@ use crate::session::WithToken;
 use crate::tenants::WORKER_UIDS;
 use crate::users::KnownUsers;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -66,6 +67,18 @@ pub struct AgentConfig {
     pub worker_uid_first: Option<u32>,
     /// MiB that components and their images may take on disk; 1,024 when absent. Those in use always stay.
     pub cache_mib: Option<u64>,
+    /// Where metrics are served; nowhere when absent.
+    pub metrics_listen: Option<SocketAddr>,
+    /// Serve them beyond loopback although nothing is encrypted.
+    pub insecure_listen: bool,
+}
+
+/// Where metrics are served, and to whom.
+#[derive(Clone)]
+pub(crate) struct MetricsPort {
+    pub address: SocketAddr,
+    /// What the header `Authorization` has to say.
+    pub authorization: String,
 }
 
 /// A setting that was refused.
@@ -104,6 +117,7 @@ pub(crate) struct Settings {
     pub worker_idle_ms: u64,
     pub worker_uid_first: u32,
     pub cache_bytes: u64,
+    pub metrics: Option<MetricsPort>,
 }
 
 /// Whom tasks may run as.
@@ -217,7 +231,14 @@ impl AgentConfig {
                 format!("at most {WORK_DIR_BYTES_MAX} bytes, as sockets are made in it"),
             );
         }
-        let token = token(&self.token_file)?;
+        let (token, authorization) = token(&self.token_file)?;
+        if let Some(address) = self.metrics_listen
+            && !address.ip().is_loopback()
+            && !self.insecure_listen
+        {
+            let rule = format!("{address} is not loopback, and nothing is encrypted: --insecure-listen-without-tls allows it");
+            return refuse("metrics_listen", rule);
+        }
         // Workers are started in the work directory.
         let bin_dir =
             std::fs::canonicalize(&self.bin_dir).map_err(|source| ConfigError::Path {
@@ -281,6 +302,7 @@ impl AgentConfig {
             worker_idle_ms,
             worker_uid_first,
             cache_bytes: cache_bytes(self.cache_mib)?,
+            metrics: self.metrics_listen.map(|address| MetricsPort { address, authorization }),
             masters,
             token,
             description,
@@ -375,7 +397,7 @@ fn closed_to_others(path: &Path) -> Option<PathBuf> {
     path.ancestors().find(closed).map(Path::to_owned)
 }
 
-fn token(path: &Path) -> Result<WithToken, ConfigError> {
+fn token(path: &Path) -> Result<(WithToken, String), ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Path {
         field: "token_file",
         path: path.to_owned(),
@@ -385,10 +407,11 @@ fn token(path: &Path) -> Result<WithToken, ConfigError> {
     if text.is_empty() || text.len() > TOKEN_BYTES_MAX {
         return refuse("token_file", format!("holds 1 to {TOKEN_BYTES_MAX} bytes"));
     }
-    WithToken::new(text).map_err(|error| ConfigError::Field {
+    let with = WithToken::new(text).map_err(|error| ConfigError::Field {
         field: "token_file",
         rule: error.to_string(),
-    })
+    })?;
+    Ok((with, format!("Bearer {text}")))
 }
 
 /// What this machine has, less what the system needs.
@@ -547,7 +570,7 @@ mod tests {
     fn a_refusal_names_field_and_rule() {
         let dir = tempfile::tempdir().unwrap();
         type Edit = fn(&mut AgentConfig);
-        let cases: [(&str, Edit); 13] = [
+        let cases: [(&str, Edit); 14] = [
             ("scheduler_mem_mib", |c| c.scheduler_mem_mib = Some(1_000)),
             ("worker_idle_s", |c| c.worker_idle_s = Some(86_401)),
             ("worker_uid_first", |c| c.worker_uid_first = Some(0)),
@@ -559,6 +582,7 @@ mod tests {
             ("resources", |c| c.cpus_milli = Some(-1)),
             ("bin_dir", |c| c.bin_dir = "/nonexistent".into()),
             ("token_file", |c| c.token_file = "/nonexistent".into()),
+            ("metrics_listen", |c| c.metrics_listen = Some(([0, 0, 0, 0], 9_100).into())),
             ("description.attributes", |c| {
                 c.attributes = [(String::new(), String::new())].into()
             }),

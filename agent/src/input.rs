@@ -2,6 +2,7 @@
 //!
 //! This file must never hold behaviour.
 
+use crate::metrics::Look;
 use std::collections::BTreeSet;
 use tessera_agent_core::{ChildSeen, ExecutorKey, NativeObservation, SupplyFailure, TaskKey, WorkerKey};
 use tessera_types::{Digest, FrameworkId};
@@ -40,6 +41,8 @@ pub enum Input {
     RoomDue(WorkerKey),
     /// Somebody asks for the children of a framework's executors.
     Children(FrameworkId, oneshot::Sender<Vec<ChildSeen>>),
+    /// Somebody wants numbers of what the loop has.
+    Look(oneshot::Sender<Look>),
     /// Files of components that nothing uses are to be looked for.
     CachesDue,
     /// Somebody asks which components are used; nothing when that is not known yet.

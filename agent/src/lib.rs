@@ -17,6 +17,7 @@ mod images;
 mod in_turn;
 mod input;
 mod masters;
+mod metrics;
 mod native;
 mod perform;
 mod protections;
@@ -85,6 +86,14 @@ pub enum RunError {
     /// A record is not readable.
     #[error("checkpoint: a record is not readable")]
     Unreadable(#[from] prost::DecodeError),
+    /// A port cannot be had.
+    #[error("metrics_listen: listening on {address}: {source}; stop what uses it, or choose another port")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The masters are those of another cluster.
     #[error(
         "the work directory belongs to cluster {own}, the master is of cluster {found}; use another work directory or other masters"
@@ -115,7 +124,18 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
     let (session_sender, session) = mpsc::channel(SESSION_EVENTS_MAX);
     let (links_sender, links) = mpsc::channel(workers::EVENTS_MAX);
     let (inputs_sender, inputs) = mpsc::channel(input::INPUTS_MAX);
+    // A port that cannot be had is said before anything is begun.
+    let port = match &settings.metrics {
+        Some(port) => Some((listen(port).await?, port.authorization.clone())),
+        None => None,
+    };
+    let looks = inputs_sender.clone();
     let (supervisor, actions) = open(&settings, links_sender, inputs_sender).await?;
+    let server = port.map(|(listener, authorization)| {
+        let (metrics, cgroups) = (supervisor.metrics.clone(), supervisor.native.cgroups().clone());
+        let server = metrics::Server { metrics, inputs: looks, cgroups, authorization };
+        tokio::spawn(server.run(listener))
+    });
     let keeper = tokio::spawn(session::keep_session(
         masters::Masters::open(settings.masters, &settings.work_dir),
         settings.token,
@@ -131,7 +151,21 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
         () = shutdown.cancelled() => Ok(()),
     };
     keeper.abort();
+    if let Some(server) = server {
+        server.abort();
+    }
     ended
+}
+
+/// Listen where metrics are to be served.
+async fn listen(port: &config::MetricsPort) -> Result<tokio::net::TcpListener, RunError> {
+    let listener = tokio::net::TcpListener::bind(port.address).await.map_err(|source| RunError::Listen {
+        address: port.address,
+        source,
+    })?;
+    let address = listener.local_addr().unwrap_or(port.address);
+    tracing::info!(%address, "metrics are served");
+    Ok(listener)
 }
 
 /// A running task takes a descriptor; take as many as the system allows.
@@ -239,6 +273,8 @@ async fn open(
             inputs,
         },
         began,
+        total: settings.total.quantities,
+        metrics: Arc::default(),
         line: supervisor::Line::default(),
         fetches: std::collections::BTreeMap::new(),
         executor_starts: std::collections::BTreeMap::new(),

@@ -124,6 +124,11 @@ impl Native {
         }))
     }
 
+    /// Where tasks' control groups are.
+    pub fn cgroups(&self) -> &Cgroups {
+        &self.0.cgroups
+    }
+
     /// Begin the kernel's preparation for launches while they are still being written down.
     pub fn warm_up(&self) {
         if self.0.cgroups.unlimited_because().is_none() {

@@ -12,6 +12,7 @@ use crate::collector::{self, Collector};
 use crate::file_lane::{Files, serve_files};
 use crate::identity::WorkDir;
 use crate::input::Input;
+use crate::metrics::{Look, Metrics};
 use crate::native::{Attempt, Native};
 use crate::perform::{Session, Supply, WasmStart};
 use crate::session::SessionEvent;
@@ -19,9 +20,10 @@ use crate::worker_link::LinkEvent;
 use crate::workers::Workers;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tessera_agent_core::{Action, Core, Now, TaskKey, WorkerHello, WorkerKey};
-use tessera_types::{AgentId, Digest, FrameworkId, TaskState};
+use tessera_types::{AgentId, Digest, FrameworkId, Quantities, TaskState};
 use tessera_wire::v1;
 use tokio::runtime::RuntimeFlavor;
 use tokio::sync::mpsc;
@@ -102,6 +104,9 @@ pub struct Supervisor {
     pub(crate) collector: Collector,
     pub(crate) files: Files,
     pub(crate) began: Instant,
+    /// What is offered.
+    pub(crate) total: Quantities,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) line: Line,
     pub(crate) fetches: BTreeMap<u64, JoinHandle<()>>,
     /// Executors on their way to their workers, by framework and id.
@@ -141,7 +146,9 @@ impl Supervisor {
             if !urgent {
                 next = next.max(began) + ROUND_EVERY;
             }
+            let acted = Instant::now();
             self.round(actions).await?;
+            self.metrics.rounds.took(acted.elapsed());
         }
     }
 
@@ -261,13 +268,18 @@ impl Supervisor {
                 .collect()
         });
         let rewritten = compacted.is_some();
+        let metrics = Arc::clone(&self.metrics);
         let write = move || {
+            let began = Instant::now();
             // The core is already past these records, so that a rewrite has them in it.
             match compacted {
                 Some(all) => checkpoint.rewrite(&all),
                 None => checkpoint.append(&records, sync),
             }
-            .map(|()| checkpoint)
+            .map(|()| {
+                metrics.syncs.took(began.elapsed());
+                checkpoint
+            })
         };
         // The loop waits for its disk in any case. To hand the write to another thread and back takes as
         // long as the write, and is needed only where the loop shares its one thread with the session.
@@ -371,6 +383,8 @@ impl Supervisor {
             term = registered.term,
             "registered"
         );
+        self.metrics.sessions.one();
+        tessera_telemetry::log::i_am("agent", format!("a{}", registered.agent));
         self.line.last_reason.clear();
         if let Some(client) = self.line.client.clone() {
             let (agent, session) = (registered.agent, registered.session);
@@ -458,6 +472,7 @@ impl Supervisor {
                 None => Vec::new(),
             },
             LinkEvent::Broken => {
+                self.metrics.workers_lost.one();
                 self.workers.on_broken(key);
                 self.core.on_worker_down(key, now)
             }
@@ -473,11 +488,18 @@ impl Supervisor {
             }
             FromWorker::Hello(hello) => self.on_hello(key, hello, now),
             FromWorker::InstanceReady(ready) => self.core.on_instance_ready(ready, now),
-            FromWorker::InstanceFailed(failed) => self.core.on_instance_failed(failed, now),
+            FromWorker::InstanceFailed(failed) => {
+                let whose = if failed.guest { &self.metrics.failures_of_guests } else { &self.metrics.failures_of_others };
+                whose.one();
+                self.core.on_instance_failed(failed, now)
+            }
             FromWorker::ExecutorReady(ready) => self.core.on_executor_ready(key, ready, now),
             FromWorker::ExecutorTurn(turn) => self.core.on_executor_turn(key, turn, now),
             FromWorker::ExecutorFailure(failed) => self.core.on_executor_failed(key, failed, now),
-            FromWorker::Turn(turn) => self.core.on_turn(turn, now),
+            FromWorker::Turn(turn) => {
+                self.metrics.turns.one();
+                self.core.on_turn(turn, now)
+            }
             FromWorker::TaskState(state) => self.on_wasm(key, state, now),
             FromWorker::Log(log) => {
                 self.workers.log(log);
@@ -564,6 +586,11 @@ impl Supervisor {
                 let _ = asker.send(self.core.children_of(framework));
                 Vec::new()
             }
+            Input::Look(asker) => {
+                // Who asked may have gone away.
+                let _ = asker.send(self.look());
+                Vec::new()
+            }
             Input::CachesDue => {
                 self.collect_caches();
                 Vec::new()
@@ -593,6 +620,25 @@ impl Supervisor {
                 message,
             } => self.core.on_wasm_refused(&key, attempt, message, now),
             Input::WasmEnded(worker, state, data) => self.core.on_wasm(&worker, *state, data, now),
+        }
+    }
+
+    /// Numbers of what is here.
+    fn look(&self) -> Look {
+        let mut tasks = BTreeMap::new();
+        for (_, _, state) in self.core.tasks() {
+            *tasks.entry(state).or_default() += 1;
+        }
+        Look {
+            agent: self.work_dir.identity().agent,
+            hostname: self.description.hostname.clone(),
+            connected: self.line.session.is_some(),
+            tasks,
+            executors: self.core.executors().count() as u64,
+            total: self.total,
+            checkpoint: self.checkpoint.as_ref().map_or(0, Checkpoint::bytes),
+            schedulers: self.core.hosted().len() as u64,
+            workers: self.workers.groups().collect(),
         }
     }
 

@@ -13,6 +13,7 @@ use std::process::Stdio;
 use std::time::Duration;
 use tessera_agent_core::{WorkerKey, WorkerKind};
 use tessera_oci::Identity;
+use tessera_telemetry::log;
 use tessera_wire::{frame, v1};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -234,6 +235,7 @@ pub async fn start(
         .arg(&paths.socket)
         .args(["--tenant", &key.tenant, "--kind", key.kind.name()])
         .args(isolation)
+        .env(log::FORMAT_VARIABLE, log::format().name())
         .current_dir(&paths.dir)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -173,7 +173,9 @@ impl Rooms {
         &self.engine_tag
     }
 
-    fn group(&self, key: &WorkerKey) -> String {
+    /// The name of a worker's control group.
+    #[must_use]
+    pub fn group(&self, key: &WorkerKey) -> String {
         format!("worker-{}", worker_name(key, &self.engine_tag))
     }
 

@@ -233,6 +233,11 @@ impl Workers {
         }
     }
 
+    /// Workers with a link, and their control groups.
+    pub fn groups(&self) -> impl Iterator<Item = (WorkerKey, String)> {
+        self.links.keys().map(|key| (key.clone(), self.rooms.group(key)))
+    }
+
     /// The link to a worker.
     #[must_use]
     pub fn link(&self, key: &WorkerKey) -> Option<&Link> {

@@ -49,12 +49,15 @@ impl Format {
     }
 
     /// What the environment says; text where it says nothing that is known.
+    ///
+    /// For processes that are started by others of ours, which have checked it.
     #[must_use]
     pub fn from_environment() -> Self {
         std::env::var(FORMAT_VARIABLE).ok().and_then(|text| text.parse().ok()).unwrap_or_default()
     }
 }
 
+static FORMAT: OnceLock<Format> = OnceLock::new();
 static PROCESS: OnceLock<&'static str> = OnceLock::new();
 static WHO: OnceLock<(&'static str, String)> = OnceLock::new();
 
@@ -64,10 +67,17 @@ pub fn i_am(kind: &'static str, id: impl Into<String>) {
     let _ = WHO.set((kind, id.into()));
 }
 
+/// What this process's log looks like, for those that it starts.
+#[must_use]
+pub fn format() -> Format {
+    FORMAT.get().copied().unwrap_or_default()
+}
+
 /// Begin to log to stderr. Does nothing when somebody did before.
 pub fn start(process: &'static str, format: Format, filter: tracing_subscriber::EnvFilter) {
     // As with logging: whoever was first stays.
     let _ = PROCESS.set(process);
+    let _ = FORMAT.set(format);
     let built = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     let _ = match format {
         Format::Text => built.try_init(),

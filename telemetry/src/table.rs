@@ -162,20 +162,19 @@ metrics! {
         AgentInfo Gauge "tessera_agent_info" ["agent", "hostname"] "1; who it is. The id is empty until it is registered.";
         AgentConnected Gauge "tessera_agent_connected" [] "1 while it has a session with the leader.";
         AgentSessions Counter "tessera_agent_sessions_total" [] "Sessions that began.";
-        AgentTasks Gauge "tessera_agent_tasks" ["kind", "state"] "Tasks on it by kind (native, wasm, executor) and state; ended ones stay until their last status is acknowledged.";
+        AgentTasks Gauge "tessera_agent_tasks" ["state"] "Tasks on it; ended ones stay until their last status is acknowledged.";
+        AgentExecutors Gauge "tessera_agent_executors" [] "Custom executors on it.";
         AgentRoundSeconds Histogram "tessera_agent_round_seconds" [] "One round of its loop: a sync of the checkpoint and what follows from it.";
         AgentSyncSeconds Histogram "tessera_agent_checkpoint_sync_seconds" [] "One write and sync of the checkpoint.";
         AgentCheckpoint Gauge "tessera_agent_checkpoint_bytes" [] "Size of the checkpoint.";
-        AgentQueue Gauge "tessera_agent_queue_length" ["queue"] "What waits for its loop: session, links, inputs.";
         AgentCpus Gauge "tessera_agent_cpus_cores" [] "CPU that it offers.";
         AgentMemory Gauge "tessera_agent_memory_bytes" [] "Memory that it offers.";
         AgentGroupCpu Counter "tessera_agent_groups_cpu_seconds_total" [] "CPU time of everything that it started: tasks, executors, workers.";
         AgentGroupMemory Gauge "tessera_agent_groups_memory_bytes" [] "Memory of the same.";
-        AgentCache Gauge "tessera_agent_cache_bytes" ["kind"] "Disk that components and images take.";
     }
     "Workers, by their agent", AGENT {
         Workers Gauge "tessera_workers" ["kind"] "Worker processes: schedulers, tasks.";
-        WorkerInstances Gauge "tessera_worker_schedulers" ["state"] "Schedulers that are hosted here.";
+        WorkerInstances Gauge "tessera_worker_schedulers" [] "Schedulers that this agent is to host.";
         WorkerTurns Counter "tessera_worker_turns_total" [] "Turns that workers sent.";
         WorkerFailures Counter "tessera_worker_instance_failures_total" ["guest"] "Instances that failed; guest is true where the component is to blame.";
         WorkersLost Counter "tessera_workers_lost_total" [] "Worker processes whose link ended.";
@@ -191,7 +190,7 @@ fn document() -> String {
     let mut text = String::from(
         "# Metrics\n\nMade from `telemetry/src/table.rs`; `TESSERA_WRITE_DOCS=1 cargo test -p tessera-telemetry` writes it anew.\n\n\
          Masters serve them at `GET /metrics` of REST, with the token. Agents serve theirs where `--metrics-listen` says, which\n\
-         is nowhere unless it is given; beyond loopback only with the token. The format is Prometheus's text format, version\n\
+         is nowhere unless it is given, with the token as well. The format is Prometheus's text format, version\n\
          0.0.4. Numbers of masters are those of the one that is asked: what is said to be of the leader is absent or 0 elsewhere,\n\
          so that sums over all masters are right. Counters begin at 0 with each process. Values with the label `framework` or\n",
     );

@@ -85,6 +85,15 @@ pub struct Stats {
     pub oom_kills: u64,
 }
 
+/// What a group takes of the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// CPU time since it was made, in microseconds.
+    pub cpu_us: u64,
+    /// Bytes of memory now, cached files that can be dropped left out.
+    pub memory_bytes: u64,
+}
+
 /// The hierarchies that this process may use.
 #[derive(Clone, Debug)]
 pub struct Cgroups {
@@ -407,6 +416,32 @@ impl Cgroups {
         })
     }
 
+    /// What a group has used and uses, with all groups below it; of everything when the name is empty. None where the
+    /// kernel does not say.
+    #[must_use]
+    pub fn usage(&self, name: &str) -> Option<Usage> {
+        let below = |mount: &Path| match name {
+            "" => mount.join(&self.root),
+            name => mount.join(&self.root).join(name),
+        };
+        if !name.is_empty() {
+            check_name(name).ok()?;
+        }
+        let v2 = self.v2.as_deref().map(below);
+        // In v1 the controller that counts time is mounted with the one that limits it.
+        let cpu_v1 = self.v1.get("cpu").map(|mount| below(mount).join("cpuacct.usage"));
+        let ns = cpu_v1.and_then(|path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok());
+        let cpu_us = match ns {
+            Some(ns) => ns / 1_000,
+            None => counter(&v2.as_ref()?.join("cpu.stat"), "usage_usec")?,
+        };
+        let memory_bytes = match self.v1.get("memory") {
+            Some(mount) => memory_in_use(&below(mount), false),
+            None => v2.map_or(0, |path| memory_in_use(&path, true)),
+        };
+        Some(Usage { cpu_us, memory_bytes })
+    }
+
     /// Remove an empty group, trying again while the kernel still counts its last process.
     ///
     /// # Errors
@@ -727,6 +762,33 @@ mod tests {
                 matches!(cgroups.files(bad), Err(CgroupError::Name(_))),
                 "{bad}"
             );
+        }
+    }
+
+    #[test]
+    fn what_is_used_is_read_from_either_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let mount = dir.path().display();
+        for (mounts, time, memory) in [
+            (format!("x {mount} cgroup2 rw 0 0\n"), ("cpu.stat", "usage_usec 70\nuser_usec 1\n"), "memory.current"),
+            (
+                format!("x {mount} cgroup rw,cpu,cpuacct 0 0\nx {mount} cgroup rw,memory 0 0\n"),
+                ("cpuacct.usage", "70999\n"),
+                "memory.usage_in_bytes",
+            ),
+        ] {
+            let groups = Cgroups::from_mounts(&mounts, "t");
+            for group in ["", "worker"] {
+                let at = dir.path().join("t").join(group);
+                fs::create_dir_all(&at).unwrap();
+                fs::write(at.join(time.0), time.1).unwrap();
+                fs::write(at.join(memory), "4096\n").unwrap();
+                let expected = Usage { cpu_us: 70, memory_bytes: 4_096 };
+                assert_eq!(groups.usage(group), Some(expected), "{mounts}");
+                fs::remove_file(at.join(time.0)).unwrap();
+                assert_eq!(groups.usage(group), None);
+            }
+            assert_eq!(groups.usage("../x"), None);
         }
     }
 }

@@ -12,7 +12,7 @@ pub mod process;
 pub mod record;
 pub mod user;
 
-pub use cgroup::{CgroupError, Cgroups, Limits, Stats};
+pub use cgroup::{CgroupError, Cgroups, Limits, Stats, Usage};
 pub use group::GroupFiles;
 pub use launch::{LaunchError, Launched, ShimHandle, TaskFound};
 pub use process::Identity;

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use tessera_telemetry::log;
 use tessera_types::{EffectiveLimits, LimitError, LimitName, RoleLimits};
 use tessera_wit_host::{engine_key, new_engine};
 use tessera_worker::isolation::Isolation;
@@ -144,11 +145,7 @@ enum Mode {
 }
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_max_level(tracing::Level::INFO)
-        .with_ansi(false)
-        .init();
+    log::start("tessera-worker", log::Format::from_environment(), tracing_subscriber::EnvFilter::new("info"));
     match run(Arguments::parse().mode) {
         Ok(code) => code,
         Err(text) => {
@@ -193,6 +190,7 @@ fn run(mode: Mode) -> Result<ExitCode, String> {
             kind,
             isolation,
         } => {
+            log::i_am("tenant", tenant.clone());
             isolation.join_group()?;
             let listener = serve::bind(&socket)
                 .map_err(|error| format!("cannot listen on {}: {error}", socket.display()))?;
