@@ -67,6 +67,7 @@ mod host;
 pub mod http;
 pub mod jobs;
 pub mod log;
+mod request;
 pub mod resources;
 #[doc(hidden)]
 pub mod runtime;
@@ -79,6 +80,7 @@ mod turn;
 pub use config::Config;
 pub use error::Error;
 pub use event::Event;
+pub use request::{Predicate, Request};
 pub use resources::{Offer, Resources};
 pub use task::{Pending, TaskSpec, TaskState, TaskStatus};
 pub use turn::{MAX_LAUNCHES_PER_PLACE, MAX_MISSES_PER_PLACE, Placed, REFUSE_MS, Turn};

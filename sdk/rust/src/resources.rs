@@ -3,7 +3,11 @@
 //! Owns the packing used by [`Turn::place`](crate::Turn::place). All of it is integer arithmetic
 //! without calls to the host, so it can be tested anywhere.
 
+use std::collections::BTreeMap;
+
+use crate::bindings::tessera::framework::types::ResourceItem;
 pub use crate::bindings::tessera::framework::types::{Offer, Quantities as Resources};
+use crate::task::TaskSpec;
 
 /// Thousandths of a core in one core.
 const MILLI: f64 = 1000.0;
@@ -12,6 +16,18 @@ const MILLI: f64 = 1000.0;
 pub(crate) fn milli_from_cores(cores: f64) -> u64 {
     // A float to integer cast saturates and maps NaN to 0.
     (cores * MILLI).round() as u64
+}
+
+/// An amount of a resource that agents name, unreserved.
+pub(crate) fn plain_item(name: impl Into<String>, amount: f64) -> ResourceItem {
+    ResourceItem {
+        name: name.into(),
+        reservation: Vec::new(),
+        volume: None,
+        revocable: false,
+        shared: false,
+        amount_milli: milli_from_cores(amount),
+    }
 }
 
 impl Resources {
@@ -29,6 +45,15 @@ impl Resources {
         wanted.cpus_milli <= self.cpus_milli
             && wanted.mem_mib <= self.mem_mib
             && wanted.disk_mib <= self.disk_mib
+    }
+
+    /// Both together.
+    pub fn plus(&self, other: &Resources) -> Resources {
+        Resources {
+            cpus_milli: self.cpus_milli.saturating_add(other.cpus_milli),
+            mem_mib: self.mem_mib.saturating_add(other.mem_mib),
+            disk_mib: self.disk_mib.saturating_add(other.disk_mib),
+        }
     }
 
     /// What is left after taking `taken`, or nothing if it does not contain that much.
@@ -55,26 +80,80 @@ impl Resources {
 }
 
 impl Offer {
-    /// Whether a task of this size fits into the offer.
+    /// Whether a task that needs this much, and is not revocable, fits into the offer. A revocable offer has nothing
+    /// for it.
     pub fn fits(&self, wanted: &Resources) -> bool {
         self.available.contains(wanted)
     }
+
+    /// Whether a task with this spec fits into the offer.
+    pub fn fits_task(&self, spec: &TaskSpec) -> bool {
+        Room::of(self).without(spec).is_some()
+    }
+
+    /// Whether it may be taken back at any time, with what runs on it: it is for revocable tasks, and only for them.
+    pub fn is_revocable(&self) -> bool {
+        self.items.iter().any(|item| item.revocable)
+    }
+
+    /// How much of a resource that agents name is offered, for example `gpus`.
+    pub fn resource(&self, name: &str) -> f64 {
+        let named = self.items.iter().filter(|item| item.name == name);
+        named.map(|item| item.amount_milli as f64 / MILLI).sum()
+    }
+
+    /// CPU, memory and disk of the offer, revocable or not.
+    pub fn resources(&self) -> Resources {
+        Room::of(self).left
+    }
 }
 
-/// Take `wanted` from the first of `free` that holds it, and say which that was.
-pub fn take_first_fit(free: &mut [Resources], wanted: &Resources) -> Option<usize> {
-    for (index, left) in free.iter_mut().enumerate() {
-        if let Some(rest) = left.minus(wanted) {
-            *left = rest;
-            return Some(index);
+/// What is left of an offer while tasks are fitted into it.
+#[derive(Clone, Debug)]
+pub(crate) struct Room {
+    left: Resources,
+    items: BTreeMap<String, u64>,
+    revocable: bool,
+}
+
+impl Room {
+    /// All of an offer. What is reserved or shared is for nobody in this version.
+    pub(crate) fn of(offer: &Offer) -> Self {
+        let mut room = Self { left: offer.available, items: BTreeMap::new(), revocable: offer.is_revocable() };
+        let plain = |item: &&ResourceItem| item.reservation.is_empty() && item.volume.is_none() && !item.shared;
+        for item in offer.items.iter().filter(plain) {
+            match item.name.as_str() {
+                "cpus" => room.left.cpus_milli += item.amount_milli,
+                "mem" => room.left.mem_mib += item.amount_milli / 1000,
+                "disk" => room.left.disk_mib += item.amount_milli / 1000,
+                _ => *room.items.entry(item.name.clone()).or_default() += item.amount_milli,
+            }
         }
+        room
     }
-    None
+
+    /// What is left beside a task, if there is room for it.
+    pub(crate) fn without(&self, spec: &TaskSpec) -> Option<Self> {
+        if spec.is_revocable() != self.revocable {
+            return None;
+        }
+        let mut rest = Self { left: self.left.minus(&spec.resources())?, ..self.clone() };
+        for item in spec.items() {
+            let own = rest.items.get_mut(&item.name)?;
+            *own = own.checked_sub(item.amount_milli)?;
+        }
+        Some(rest)
+    }
+
+    /// What is left beside an executor, if there is room for it.
+    pub(crate) fn without_executor(&self, own: &Resources) -> Option<Self> {
+        Some(Self { left: self.left.minus(own)?, ..self.clone() })
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Resources, milli_from_cores, take_first_fit};
+    use super::{Offer, Resources, Room, TaskSpec, milli_from_cores, plain_item};
 
     #[test]
     fn cores_become_milli_cores_without_surprises() {
@@ -85,18 +164,26 @@ mod tests {
     }
 
     #[test]
-    fn first_fit_takes_and_never_goes_below_zero() {
-        let mut free = [Resources::new(0.5, 64), Resources::new(4.0, 4096)];
-        let wanted = Resources::new(0.3, 32);
-        assert_eq!(take_first_fit(&mut free, &wanted), Some(0));
-        assert_eq!(
-            take_first_fit(&mut free, &wanted),
-            Some(1),
-            "0.2 cores are left in the first"
-        );
-        assert_eq!(free[0], Resources::new(0.2, 32));
-        assert_eq!(take_first_fit(&mut free, &Resources::new(0.1, 8192)), None);
-        assert_eq!(free[1], Resources::new(3.7, 4064));
+    fn room_is_taken_and_never_goes_below_zero() {
+        let mut offer = Offer { id: 1, agent: 1, available: Resources::new(0.5, 64), items: vec![plain_item("gpus", 1.5)] };
+        let small = TaskSpec::shell("true").cpus(0.3).mem_mib(32);
+        let room = Room::of(&offer).without(&small).unwrap();
+        assert_eq!(room.left, Resources::new(0.2, 32));
+        assert!(room.without(&small).is_none(), "0.2 cores are left");
+        assert!(room.without_executor(&Resources::new(0.1, 64)).is_none());
+        let gpu = small.clone().gpus(1);
+        assert!(Room::of(&offer).without(&gpu).unwrap().without(&gpu.clone().cpus(0.1)).is_none(), "half a GPU is left");
+        assert!(offer.fits_task(&gpu) && !offer.fits_task(&small.clone().resource("fpga", 1.0)));
+        assert!(!offer.fits_task(&small.clone().revocable()), "the offer is not");
+        // What the host lists of the same, revocable.
+        let (cpus, mem) = (plain_item("cpus", 0.5), plain_item("mem", 64.0));
+        offer.available = Resources::new(0.0, 0);
+        offer.items.extend([cpus, mem]);
+        offer.items.iter_mut().for_each(|item| item.revocable = true);
+        assert_eq!(offer.resources(), Resources::new(0.5, 64));
+        assert!(offer.is_revocable() && offer.fits_task(&gpu.clone().revocable()) && !offer.fits_task(&gpu));
+        assert!(!offer.fits(&small.resources()), "who does not know of revocable offers is not misled");
+        assert!((offer.resource("gpus") - 1.5).abs() < f64::EPSILON);
     }
 
     #[test]

@@ -9,11 +9,11 @@ use std::rc::Rc;
 
 use crate::Error;
 use crate::bindings::tessera::framework::types::{
-    self, ExecutorTask, File, FileContent, NativeCommand, TaskBody, WasmCommand,
+    self, ExecutorTask, File, FileContent, NativeCommand, ResourceItem, TaskBody, WasmCommand,
 };
 pub use crate::bindings::tessera::framework::types::{TaskState, TaskStatus};
 use crate::host::specs;
-use crate::resources::{Resources, milli_from_cores};
+use crate::resources::{Resources, milli_from_cores, plain_item};
 
 /// What a task runs and needs. Tasks may share one.
 ///
@@ -28,7 +28,9 @@ use crate::resources::{Resources, milli_from_cores};
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskSpec {
+    /// As the contract has it, but for what is said of a revocable one.
     spec: Shared,
+    revocable: bool,
 }
 
 /// A spec that its clones share until one of them is changed, so that many tasks of one turn define it
@@ -78,6 +80,7 @@ const DEFAULT_MEM_MIB: u64 = 32;
 impl TaskSpec {
     fn new(name: &str, body: TaskBody) -> Self {
         Self {
+            revocable: false,
             spec: Shared {
                 defined: Rc::default(),
                 spec: Rc::new(types::TaskSpec {
@@ -209,6 +212,30 @@ impl TaskSpec {
         self
     }
 
+    /// GPUs: so much of what agents name `gpus`.
+    pub fn gpus(self, count: u64) -> Self {
+        self.resource("gpus", count as f64)
+    }
+
+    /// So much of a resource that agents name; none of it is enforced, it is only counted.
+    pub fn resource(mut self, name: impl Into<String>, amount: f64) -> Self {
+        self.spec.items.push(plain_item(name, amount));
+        self
+    }
+
+    /// It may be ended at any time to make room for others: it runs on revocable offers, and only there. Ask for them
+    /// with a [`Request`](crate::Request) that is revocable.
+    pub fn revocable(mut self) -> Self {
+        self.revocable = true;
+        self.spec.defined = Rc::default();
+        self
+    }
+
+    /// Whether it may be ended at any time to make room for others.
+    pub fn is_revocable(&self) -> bool {
+        self.revocable
+    }
+
     /// Most processes and threads at once; the agent's default (4,096) otherwise.
     pub fn pids_limit(mut self, pids: u32) -> Self {
         self.spec.pids_limit = Some(pids);
@@ -314,6 +341,11 @@ impl TaskSpec {
         OVERHEAD_BYTES + spec.name.len() + body + files + pairs(&spec.env) + pairs(&spec.labels)
     }
 
+    /// What it asks for beside cpus, mem and disk.
+    pub(crate) fn items(&self) -> &[ResourceItem] {
+        &self.spec.items
+    }
+
     /// The executor that runs it, and what that is charged for itself.
     pub(crate) fn executor_charge(&self) -> Option<(&str, Resources)> {
         match &self.spec.body {
@@ -324,7 +356,12 @@ impl TaskSpec {
 
     /// As the contract has it.
     pub(crate) fn into_contract(self) -> types::TaskSpec {
-        Rc::unwrap_or_clone(self.spec.spec)
+        let revocable = self.revocable;
+        let mut spec = Rc::unwrap_or_clone(self.spec.spec);
+        if revocable {
+            revoke(&mut spec);
+        }
+        spec
     }
 
     /// The digest under which it is launched, if it or one that it was cloned from has been defined in
@@ -336,10 +373,28 @@ impl TaskSpec {
 
     /// Have the host check the spec and return the digest under which it is launched.
     pub(crate) fn define(&self, turn: u64) -> Result<String, Error> {
-        let digest = specs::define(&self.spec)?;
+        let digest = if self.revocable {
+            specs::define(&self.clone().into_contract())?
+        } else {
+            specs::define(&self.spec)?
+        };
         self.spec.defined.replace(Some(Definition { turn, digest: digest.clone() }));
         Ok(digest)
     }
+}
+
+/// Write everything that a spec asks for as revocable items, as the contract has it.
+fn revoke(spec: &mut types::TaskSpec) {
+    let Resources { cpus_milli, mem_mib, disk_mib } = spec.resources;
+    let whole = |name: &str, amount_milli| ResourceItem { amount_milli, ..plain_item(name, 0.0) };
+    let fields = [
+        whole("cpus", cpus_milli),
+        whole("mem", mem_mib.saturating_mul(1000)),
+        whole("disk", disk_mib.saturating_mul(1000)),
+    ];
+    spec.resources = Resources { cpus_milli: 0, mem_mib: 0, disk_mib: 0 };
+    spec.items.extend(fields.into_iter().filter(|item| item.amount_milli > 0));
+    spec.items.iter_mut().for_each(|item| item.revocable = true);
 }
 
 /// A task that waits for an offer.
@@ -442,10 +497,12 @@ impl TaskStatus {
         if !self.reason.is_empty() {
             parts.push(self.reason.clone());
         }
-        if let Some(code) = self.exit_code {
+        // A message that names the number says it all.
+        let names = |number: &i32| self.message.contains(&number.to_string());
+        if let Some(code) = self.exit_code.filter(|code| !names(code)) {
             parts.push(format!("exit code {code}"));
         }
-        if let Some(signal) = self.signal {
+        if let Some(signal) = self.signal.filter(|signal| !names(signal)) {
             parts.push(format!("signal {signal}"));
         }
         if !self.message.is_empty() {

@@ -11,7 +11,8 @@ use crate::bindings::exports::tessera::framework::scheduler::TurnInfo;
 use crate::bindings::tessera::framework::driver::{Filters, Operation};
 use crate::bindings::tessera::framework::types::Launch;
 use crate::host::{driver, timers};
-use crate::resources::{Offer, Resources, take_first_fit};
+use crate::request::Request;
+use crate::resources::{Offer, Room};
 use crate::task::{Pending, TaskSpec};
 
 /// Customary time for which declined resources are not offered again, in ms.
@@ -51,14 +52,12 @@ struct Seats(BTreeSet<(usize, String)>);
 
 impl Seats {
     /// The first offer with room for a task and, if it is the executor's first one there, its executor.
-    fn take_first_fit(&self, free: &mut [Resources], spec: &TaskSpec) -> Option<usize> {
-        let Some((executor, own)) = spec.executor_charge() else {
-            return take_first_fit(free, &spec.resources());
-        };
+    fn take_first_fit(&self, free: &mut [Room], spec: &TaskSpec) -> Option<usize> {
         free.iter_mut().enumerate().find_map(|(index, left)| {
-            let mut rest = left.minus(&spec.resources())?;
-            if !self.0.contains(&(index, executor.to_owned())) {
-                rest = rest.minus(&own)?;
+            let mut rest = left.without(spec)?;
+            let comes = spec.executor_charge().filter(|(name, _)| !self.0.contains(&(index, (*name).to_owned())));
+            if let Some((_, own)) = comes {
+                rest = rest.without_executor(&own)?;
             }
             *left = rest;
             Some(index)
@@ -126,7 +125,7 @@ impl Turn {
         pending: impl IntoIterator<Item = Pending>,
         refuse_ms: u64,
     ) -> Result<Placed, Error> {
-        let mut free: Vec<Resources> = offers.iter().map(|offer| offer.available).collect();
+        let mut free: Vec<Room> = offers.iter().map(Room::of).collect();
         let mut operations: Vec<Vec<Operation>> = offers.iter().map(|_| Vec::new()).collect();
         let mut placed = Placed::default();
         let mut seats = Seats::default();
@@ -286,6 +285,14 @@ impl Turn {
     /// Receive no offers until [`revive`](Self::revive). Survives restarts.
     pub fn suppress(&mut self) -> Result<(), Error> {
         Ok(driver::suppress()?)
+    }
+
+    /// Say what is waited for, instead of what was said before; survives restarts. Only what these requests need is
+    /// offered then, and only of agents that will do; without any, whole agents are offered. Say it again when it changes:
+    /// requests are not counted down by launches.
+    pub fn request(&mut self, requests: impl IntoIterator<Item = Request>) -> Result<(), Error> {
+        let requests: Vec<_> = requests.into_iter().map(Request::into_contract).collect();
+        Ok(driver::request(&requests)?)
     }
 
     /// End a task, with this time between TERM and KILL or the spec's. Answered by updates.

@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use crate::bindings::tessera::framework::types::{Error, TaskSpec};
+use crate::bindings::tessera::framework::types::{Error, ResourceRequest, TaskSpec};
 use crate::http::Response;
 use crate::state::{MAX_TURN_BYTES, MAX_TURN_KEYS};
 
@@ -17,6 +17,8 @@ const MAX_VALUE_BYTES: usize = 256 * 1024;
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 /// Bytes of a message to an executor.
 const MAX_MESSAGE_BYTES: usize = 64 * 1024;
+/// Requests of a framework.
+const MAX_REQUESTS: usize = 16;
 /// Specs defined per turn.
 const MAX_SPECS: usize = 256;
 /// Bytes of files in the specs of one turn; the rest of a spec is not counted here.
@@ -45,6 +47,8 @@ pub enum Call {
     Revive,
     /// Receive no offers.
     Suppress,
+    /// Say what is waited for.
+    Request(Vec<ResourceRequest>),
     /// Kill a task.
     Kill(String),
     /// Ask for the states of tasks.
@@ -244,9 +248,9 @@ pub(crate) mod specs {
 }
 
 pub(crate) mod driver {
-    use super::{Call, Error, Launched, MAX_MESSAGE_BYTES, RECORDER, record};
+    use super::{Call, Error, Launched, MAX_MESSAGE_BYTES, MAX_REQUESTS, RECORDER, record};
     use crate::bindings::tessera::framework::driver::{Filters, Operation};
-    use crate::bindings::tessera::framework::types::Launch;
+    use crate::bindings::tessera::framework::types::{Launch, ResourceRequest};
 
     pub(crate) fn accept(
         offers: &[u64],
@@ -339,6 +343,14 @@ pub(crate) mod driver {
 
     pub(crate) fn suppress() -> Result<(), Error> {
         record(Call::Suppress)
+    }
+
+    /// Checks of each request only what a scheduler gets wrong while it runs: how many there are.
+    pub(crate) fn request(requests: &[ResourceRequest]) -> Result<(), Error> {
+        if requests.len() > MAX_REQUESTS {
+            return Err(Error::Invalid(format!("requests: at most {MAX_REQUESTS}; give equal ones a count")));
+        }
+        record(Call::Request(requests.to_vec()))
     }
 
     pub(crate) fn kill(task: &str, _grace_ms: Option<u32>) -> Result<(), Error> {

@@ -175,23 +175,23 @@ async fn everything_can_be_looked_at() -> Outcome {
     cluster.finish().await
 }
 
-/// What README.md shows works as it says: one task, and what became of it.
+/// What README.md shows works as it says: five tasks, and what became of them.
 #[tokio::test]
 async fn the_example_of_the_readme_runs() -> Outcome {
     let cluster = Cluster::start("readme", &[]).await?;
-    cluster.framework("once", "readme", &[]).await?;
-    until("the outcome of its task", PATIENCE, async || {
-        let answer = cluster.ask("/frameworks/once/").await;
+    cluster.framework("batch", "readme", &[]).await?;
+    until("all of its tasks have finished", PATIENCE, async || {
+        let answer = cluster.ask("/frameworks/batch/").await;
         let told = answer.map_err(|e| e.to_string())?.text();
-        if told.contains("FINISHED") {
+        if told.contains("\"finished\":5") {
             Ok(())
         } else {
             Err(told)
         }
     })
     .await?;
-    let tasks = cluster.rest.document("/v1/tasks?framework=once").await?;
+    let tasks = cluster.rest.document("/v1/tasks?framework=batch").await?;
     let count = tasks["items"].as_array().map(Vec::len);
-    ensure(count == Some(1), || tasks.to_string())?;
+    ensure(count == Some(5), || tasks.to_string())?;
     cluster.finish().await
 }

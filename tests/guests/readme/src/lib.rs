@@ -2,34 +2,31 @@
 //! `tests/tidy` holds the two together.
 
 use tessera_sdk::http::Response;
-use tessera_sdk::{Config, Error, Event, Pending, REFUSE_MS, Scheduler, TaskSpec, Turn, state};
+use tessera_sdk::jobs::{Job, Jobs};
+use tessera_sdk::{Config, Error, Event, Scheduler, TaskSpec, Turn};
 
-/// Runs `date` once, and answers requests with what became of it.
-struct Once { launched: bool }
+/// Runs as many tasks as its configuration says, tries again what fails, and tells how it stands.
+struct Batch { jobs: Jobs }
 
-impl Scheduler for Once {
-    fn init(_config: &Config) -> Result<Self, Error> {
-        Ok(Self { launched: state::get("launched")?.unwrap_or(false) })
+impl Scheduler for Batch {
+    fn init(config: &Config) -> Result<Self, Error> {
+        let count: u32 = config.parse_or("count", 5)?;
+        let spec = TaskSpec::shell("echo I am task $NUMBER").cpus(0.1).mem_mib(32);
+        let job = |n: u32| Job::new(format!("task-{n}"), spec.clone()).env("NUMBER", n.to_string());
+        Ok(Self { jobs: Jobs::load((1..=count).map(job))? })
     }
 
     fn handle(&mut self, turn: &mut Turn, event: Event) -> Result<(), Error> {
+        self.jobs.handle(turn, &event)?;
         match event {
-            Event::Offers(offers) if !self.launched => {
-                let date = TaskSpec::shell("date > now").cpus(0.1).mem_mib(16).result_file("now");
-                let placed = turn.place(offers, [Pending::new("date", date)], REFUSE_MS)?;
-                self.launched = !placed.launched.is_empty();
-                state::set("launched", &self.launched)?;
-            }
-            Event::Offers(offers) => turn.decline(&offers, REFUSE_MS)?,
-            Event::Update(status) if status.state.is_terminal() => state::set("outcome", &status.describe())?,
-            Event::Http(request) => {
-                let outcome: Option<String> = state::get("outcome")?;
-                request.respond(Response::json(&outcome))?;
-            }
-            _ => {}
+            Event::Http(request) => request.respond(Response::json(&self.jobs.counts())),
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    fn end_turn(&mut self, turn: &mut Turn) -> Result<(), Error> {
+        self.jobs.end_turn(turn)
     }
 }
 
-tessera_sdk::scheduler!(Once, state_version = 1);
+tessera_sdk::scheduler!(Batch, state_version = 1);
