@@ -19,6 +19,8 @@ pub struct Resources {
     pub mem_mib: i64,
     /// MiB.
     pub disk_mib: i64,
+    /// Others by name, in thousandths.
+    pub items: BTreeMap<String, i64>,
 }
 
 /// A component.
@@ -303,6 +305,10 @@ pub struct Task {
     pub signal: Option<i32>,
     /// Counts local restarts.
     pub attempt: u64,
+    /// It may be preempted.
+    pub revocable: bool,
+    /// What it went through, oldest first.
+    pub history: Vec<PastStatus>,
     /// What it was given.
     pub resources: Resources,
     /// For people.
@@ -502,6 +508,205 @@ pub struct Child {
     pub child: String,
     /// None when only its sandbox is left.
     pub state: Option<String>,
+}
+
+/// An amount: a number, or a text that says one.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Amount {
+    /// As a number.
+    Number(serde_json::Number),
+    /// As a text.
+    Text(String),
+}
+
+impl Amount {
+    /// Whether there is nothing.
+    pub fn is_zero(&self) -> bool {
+        match self {
+            Self::Number(number) => number.as_f64() == Some(0.0),
+            Self::Text(text) => text == "0",
+        }
+    }
+}
+
+impl std::fmt::Display for Amount {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Text(text) => f.write_str(text),
+        }
+    }
+}
+
+impl Default for Amount {
+    fn default() -> Self {
+        Self::Number(serde_json::Number::from(0))
+    }
+}
+
+/// A role.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Role {
+    /// Its name.
+    pub role: String,
+    /// Among its siblings.
+    pub weight: Amount,
+    /// Whose guarantee is met first.
+    pub priority: u64,
+    /// What it gets before others get more.
+    pub guarantee: BTreeMap<String, Amount>,
+    /// What it never passes.
+    pub limit: BTreeMap<String, Amount>,
+    /// Smaller offers are not made.
+    #[serde(deserialize_with = "or_default")]
+    pub min_offer: BTreeMap<String, Amount>,
+    /// Agents are kept free for requests that fit nowhere else.
+    pub hold_back: bool,
+    /// Counts changes.
+    pub version: u64,
+    /// Charged, with all roles below.
+    pub used: BTreeMap<String, Amount>,
+    /// In offers.
+    pub offered: BTreeMap<String, Amount>,
+    /// Charged for revocable work.
+    pub revocable: BTreeMap<String, Amount>,
+    /// Dominant share, in parts of a million.
+    pub share_ppm: u64,
+    /// Of what that is the share.
+    pub dominant: Option<String>,
+    /// What would be fair, in parts of a million.
+    pub fair_share_ppm: u64,
+    /// Its own frameworks.
+    pub frameworks: Value,
+    /// Roles below.
+    pub children: Value,
+}
+
+/// What is null is nothing.
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// An offer.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Offer {
+    /// Its id.
+    #[serde(deserialize_with = "id_text")]
+    pub id: String,
+    /// Id of a framework.
+    pub framework: String,
+    /// Name of that framework.
+    pub framework_name: String,
+    /// Role of that framework.
+    pub role: String,
+    /// Whose resources.
+    pub agent: String,
+    /// What.
+    pub available: Resources,
+    /// What is launched on it may be preempted.
+    pub revocable: bool,
+    /// For how long.
+    pub age_ms: u64,
+}
+
+/// An id that may be a number.
+fn id_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Ok(match Value::deserialize(deserializer)? {
+        Value::String(text) => text,
+        other => other.to_string(),
+    })
+}
+
+/// Something that is under way.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Operation {
+    /// Its id.
+    #[serde(deserialize_with = "id_text")]
+    pub id: String,
+    /// `kill`, `drain`, `upgrade` and so on.
+    pub kind: String,
+    /// Of a framework.
+    pub framework: Option<String>,
+    /// Of a task.
+    pub task: Option<String>,
+    /// On an agent.
+    pub agent: Option<String>,
+    /// Since the Unix epoch.
+    pub since_ms: Option<u64>,
+    /// For people.
+    #[serde(deserialize_with = "texts")]
+    pub waits_for: Vec<String>,
+}
+
+/// Why something gets nothing.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Explanation {
+    /// In one sentence.
+    pub summary: String,
+    /// The decisions that it comes from.
+    pub reasons: Vec<Reason>,
+}
+
+/// One decision of the allocator.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Reason {
+    /// Upper-case.
+    pub code: String,
+    /// For people.
+    pub text: String,
+    /// The way out.
+    #[serde(deserialize_with = "or_default")]
+    pub hint: String,
+    /// How many agents it is true of.
+    pub agents: u64,
+}
+
+/// Who did what.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct AuditEntry {
+    /// Since the Unix epoch.
+    pub at_ms: u64,
+    /// Who.
+    pub principal: String,
+    /// From where.
+    pub remote: String,
+    /// Of the request.
+    pub method: String,
+    /// What was asked for.
+    pub operation: String,
+    /// What was to be changed.
+    pub object: String,
+    /// `done`, `refused`, `failed` or `unknown`.
+    pub outcome: String,
+    /// Of a refusal.
+    pub code: Option<String>,
+    /// Of HTTP.
+    pub status: u64,
+    /// Nothing was to be changed.
+    pub dry_run: bool,
+    /// Names the request.
+    pub request_id: String,
+}
+
+/// One status of a task.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct PastStatus {
+    /// `TASK_RUNNING` and so on.
+    pub state: String,
+    /// Upper-case.
+    pub reason: Option<String>,
+    /// Since the Unix epoch.
+    pub at_ms: u64,
+    /// Counts local restarts.
+    pub attempt: u64,
 }
 
 /// An event of `/v1/events`.

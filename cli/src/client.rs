@@ -5,6 +5,8 @@
 
 use crate::connection::ConnectionArgs;
 use crate::error::{CliError, Kind};
+use crate::output;
+use crate::wait::Meter;
 use reqwest::{Method, Response, Url};
 use serde_json::Value;
 use std::fs::File;
@@ -28,6 +30,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(40);
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
 /// How long a file may take: the largest recording at the pace of a slow line.
 const FILE_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Bytes of an upload between two looks at how much has gone.
+const UPLOAD_PIECE_BYTES: usize = 64 << 10;
 
 /// What a request carries besides its path.
 #[derive(Clone, Debug, Default)]
@@ -53,6 +58,8 @@ pub struct Request {
     repeatable: bool,
     /// How long the whole exchange may take; none is for ever.
     within: Option<Duration>,
+    /// What people are told while the bytes are on their way.
+    progress: Option<String>,
 }
 
 impl Request {
@@ -83,6 +90,13 @@ impl Request {
     #[must_use]
     pub fn bytes(mut self, bytes: Vec<u8>) -> Self {
         self.body = Body::Bytes(bytes);
+        self
+    }
+
+    /// Show people how much of the bytes has gone, under these words.
+    #[must_use]
+    pub fn progress(mut self, what: impl Into<String>) -> Self {
+        self.progress = Some(what.into());
         self
     }
 
@@ -151,7 +165,8 @@ impl Client {
     /// # Errors
     /// When the address is wrong or there is no token.
     pub fn connect(args: &ConnectionArgs) -> Result<Self, CliError> {
-        Self::to(args.bases()?, args.token()?)
+        let connection = args.resolve()?;
+        Self::to(connection.bases()?, connection.token()?)
     }
 
     /// To this address with this token.
@@ -218,6 +233,7 @@ impl Client {
             retry_for: RETRY_FOR,
             repeatable,
             within: Some(REQUEST_TIMEOUT),
+            progress: None,
         }
     }
 
@@ -290,7 +306,12 @@ impl Client {
         match &request.body {
             Body::Empty => builder,
             Body::Json(value) => builder.json(value),
-            Body::Bytes(bytes) => builder.body(bytes.clone()),
+            Body::Bytes(bytes) => match &request.progress {
+                Some(what) if output::is_watched() => {
+                    builder.header("content-length", bytes.len()).body(measured(what.clone(), bytes))
+                }
+                _ => builder.body(bytes.clone()),
+            },
         }
         .send()
         .await
@@ -391,6 +412,19 @@ impl Client {
         CliError::new(Kind::Unavailable, format!("no answer from {} {what}", self.base().as_str().trim_end_matches('/')))
             .hint("is the cluster running? `tessera dev` starts one; --address or TESSERA_ADDRESS names another")
     }
+}
+
+/// Bytes that tell how many of them have gone.
+fn measured(what: String, bytes: &[u8]) -> reqwest::Body {
+    let all = bytes.len() as u64;
+    let pieces: Vec<Vec<u8>> = bytes.chunks(UPLOAD_PIECE_BYTES).map(<[u8]>::to_vec).collect();
+    let (mut meter, mut gone) = (Meter::new(), 0_u64);
+    let pieces = pieces.into_iter().map(move |piece| {
+        gone += piece.len() as u64;
+        meter.show_bytes(&what, gone, all);
+        Ok::<_, std::io::Error>(piece)
+    });
+    reqwest::Body::wrap_stream(futures::stream::iter(pieces))
 }
 
 /// Reads Tessera's envelope, and the plain `{"error": "text"}` of many schedulers.

@@ -1,10 +1,12 @@
-//! Where the cluster is and who asks: flags, environment and defaults become an address and a token.
+//! Where the cluster is and who asks: flags, environment, contexts and defaults become an address and a token.
 //!
 //! Invariants: a token is never printed and never taken from the command line, where others could
-//! read it. Must never open a connection.
+//! read it; the token of a context goes to the addresses of that context only. Must never open a connection.
 
+use crate::contexts::{ConfigFile, Entry};
 use crate::error::{CliError, Kind, io_error};
 use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// REST address when nothing is said: that of `tessera dev`.
@@ -13,77 +15,226 @@ pub const DEFAULT_ADDRESS: &str = "http://127.0.0.1:5050";
 const TOKEN_BYTES_MAX: u64 = 4_096;
 
 /// Flags of every command that speaks to a master.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub struct ConnectionArgs {
-    /// REST address of a master; several, separated by commas, are tried in turn
-    #[arg(long, global = true, env = "TESSERA_ADDRESS", default_value = DEFAULT_ADDRESS, value_name = "URL", help_heading = "Connection")]
-    pub address: String,
-    /// File with the token; TESSERA_TOKEN (the token itself) comes first if it is set
-    /// [default: that of `tessera dev`]
-    #[arg(
-        long,
-        global = true,
-        env = "TESSERA_TOKEN_FILE",
-        value_name = "FILE",
-        help_heading = "Connection"
-    )]
+    /// REST address of a master; several, separated by commas, are tried in turn [env: TESSERA_ADDRESS]
+    /// [default: that of the context, or of `tessera dev`]
+    #[arg(long, global = true, value_name = "URL", help_heading = "Connection")]
+    pub address: Option<String>,
+    /// File with the token [env: TESSERA_TOKEN (the token itself), TESSERA_TOKEN_FILE]
+    /// [default: that of the context, or of `tessera dev`]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Connection")]
     pub token_file: Option<PathBuf>,
+    /// Which cluster of the file of contexts [env: TESSERA_CONTEXT] [default: `tessera context use`]
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Connection")]
+    pub context: Option<String>,
+}
+
+/// Who said what a value is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// This flag.
+    Flag(&'static str),
+    /// This variable of the environment.
+    Env(&'static str),
+    /// The context in force.
+    Context,
+    /// The file of contexts.
+    File,
+    /// Nobody.
+    Default,
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Flag(name) => write!(f, "flag --{name}"),
+            Self::Env(name) => write!(f, "environment {name}"),
+            Self::Context => f.write_str("context"),
+            Self::File => f.write_str("file of contexts"),
+            Self::Default => f.write_str("default"),
+        }
+    }
+}
+
+/// Where a token is to be had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TokenPlace {
+    /// In this variable of the environment.
+    Env(&'static str),
+    /// In this file.
+    File(PathBuf),
+    /// This command writes it to its stdout.
+    Command(Vec<String>),
+}
+
+impl std::fmt::Display for TokenPlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Env(_) => f.write_str("(not shown)"),
+            Self::File(path) => write!(f, "in {}", path.display()),
+            Self::Command(argv) => write!(f, "from `{}`", argv.join(" ")),
+        }
+    }
+}
+
+/// What flags, environment, contexts and defaults come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// The context in force, if there is one.
+    pub context: Option<(String, Origin)>,
+    /// Addresses of masters, separated by commas.
+    pub address: (String, Origin),
+    /// Where the token is.
+    pub token: (TokenPlace, Origin),
 }
 
 impl ConnectionArgs {
+    /// Find out where the cluster is, and who asks.
+    ///
+    /// # Errors
+    /// When the file of contexts cannot be used, or there is no such context.
+    pub fn resolve(&self) -> Result<Connection, CliError> {
+        self.resolve_with(&ConfigFile::load()?, &environment)
+    }
+
+    fn resolve_with(
+        &self,
+        file: &ConfigFile,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Connection, CliError> {
+        let named = match (&self.context, env("TESSERA_CONTEXT")) {
+            (Some(name), _) => Some((name.clone(), Origin::Flag("context"))),
+            (None, Some(name)) => Some((name, Origin::Env("TESSERA_CONTEXT"))),
+            (None, None) => file.current.clone().map(|name| (name, Origin::File)),
+        };
+        let entry = match &named {
+            Some((name, _)) => file.entry(name)?.clone(),
+            None => Entry::default(),
+        };
+        let address = match (&self.address, env("TESSERA_ADDRESS"), &entry.address) {
+            (Some(address), ..) => (address.clone(), Origin::Flag("address")),
+            (None, Some(address), _) => (address, Origin::Env("TESSERA_ADDRESS")),
+            (None, None, Some(address)) => (address.clone(), Origin::Context),
+            (None, None, None) => (DEFAULT_ADDRESS.to_owned(), Origin::Default),
+        };
+        let env_file = env("TESSERA_TOKEN_FILE").map(PathBuf::from);
+        // Another cluster is not to be shown the token of this one.
+        let its_address = entry.address.as_deref().unwrap_or(DEFAULT_ADDRESS);
+        let kept = entry.token().filter(|_| address.0 == its_address);
+        let token = match (&self.token_file, env("TESSERA_TOKEN"), env_file, kept) {
+            (Some(path), ..) => (TokenPlace::File(path.clone()), Origin::Flag("token-file")),
+            (None, Some(_), ..) => (TokenPlace::Env("TESSERA_TOKEN"), Origin::Env("TESSERA_TOKEN")),
+            (None, None, Some(path), _) => (TokenPlace::File(path), Origin::Env("TESSERA_TOKEN_FILE")),
+            (None, None, None, Some(place)) => (place, Origin::Context),
+            (None, None, None, None) => (TokenPlace::File(token_path(&default_dev_dir())), Origin::Default),
+        };
+        Ok(Connection { context: named, address, token })
+    }
+
+    /// The file that a flag or the environment names.
+    pub fn token_file(&self) -> Option<PathBuf> {
+        self.token_file.clone().or_else(|| environment("TESSERA_TOKEN_FILE").map(PathBuf::from))
+    }
+}
+
+/// A variable that is set to something.
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+impl Connection {
     /// The addresses, checked, without a slash at their end; at least one.
     ///
     /// # Errors
     /// When one is no `http` URL.
     pub fn bases(&self) -> Result<Vec<reqwest::Url>, CliError> {
-        self.address.split(',').map(|address| Self::base(address.trim())).collect()
-    }
-
-    fn base(address: &str) -> Result<reqwest::Url, CliError> {
-        let text = if address.contains("://") {
-            address.to_owned()
-        } else {
-            format!("http://{address}")
-        };
-        let url = reqwest::Url::parse(&text).map_err(|error| {
-            CliError::new(
-                Kind::Usage,
-                format!("the address {address:?} is no URL: {error}"),
-            )
-        })?;
-        if url.scheme() != "http" || url.host_str().is_none() {
-            return Err(CliError::new(
-                Kind::Usage,
-                format!(
-                    "the address {address:?} must start with http:// and name a host"
-                ),
-            )
-            .hint("reach a remote master through a tunnel: ssh -L 5050:127.0.0.1:5050 HOST"));
-        }
-        Ok(url)
+        bases(&self.address.0)
     }
 
     /// The token.
     ///
     /// # Errors
-    /// When there is none, or its file cannot be read.
+    /// When there is none, or it cannot be read.
     pub fn token(&self) -> Result<String, CliError> {
-        // The flag is more explicit than the environment; clap cannot tell which of both it was.
-        if let Ok(token) = std::env::var("TESSERA_TOKEN") {
-            return check_token(&token, "TESSERA_TOKEN");
-        }
-        let path = match &self.token_file {
-            Some(path) => path.clone(),
-            None => token_path(&default_dev_dir()),
+        let read = match &self.token.0 {
+            TokenPlace::Env(name) => check_token(&environment(name).unwrap_or_default(), name),
+            TokenPlace::File(path) => {
+                if self.token.1 == Origin::Context {
+                    check_private(path)?;
+                }
+                read_token(path)
+            }
+            TokenPlace::Command(argv) => run_for_token(argv),
         };
-        read_token(&path).map_err(|error| match error.kind {
+        read.map_err(|error| match error.kind {
             Kind::NotFound => error.hint(
                 "start a cluster with `tessera dev`, or name the token of another one: --token-file, \
-                 TESSERA_TOKEN_FILE or TESSERA_TOKEN; a master writes it to admin.token in its data directory",
+                 TESSERA_TOKEN_FILE, TESSERA_TOKEN or `tessera context set`; a master writes it to admin.token in \
+                 its data directory",
             ),
             _ => error,
         })
     }
+}
+
+/// Addresses separated by commas, checked.
+///
+/// # Errors
+/// When one is no `http` URL.
+pub fn bases(addresses: &str) -> Result<Vec<reqwest::Url>, CliError> {
+    addresses.split(',').map(|address| base(address.trim())).collect()
+}
+
+fn base(address: &str) -> Result<reqwest::Url, CliError> {
+    let text = if address.contains("://") {
+        address.to_owned()
+    } else {
+        format!("http://{address}")
+    };
+    let url = reqwest::Url::parse(&text).map_err(|error| {
+        CliError::new(Kind::Usage, format!("the address {address:?} is no URL: {error}"))
+    })?;
+    if url.scheme() != "http" || url.host_str().is_none() {
+        return Err(CliError::new(
+            Kind::Usage,
+            format!("the address {address:?} must start with http:// and name a host"),
+        )
+        .hint("reach a remote master through a tunnel: ssh -L 5050:127.0.0.1:5050 HOST"));
+    }
+    Ok(url)
+}
+
+/// A token that others of this machine can read is no token.
+fn check_private(path: &Path) -> Result<(), CliError> {
+    let Ok(found) = std::fs::metadata(path) else { return Ok(()) };
+    let mode = found.permissions().mode() & 0o777;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    let text = format!("others can read the token file {} (mode {mode:o})", path.display());
+    Err(CliError::new(Kind::Refused, text).hint(format!("chmod 600 {}", path.display())))
+}
+
+/// What a command writes, which asks whoever keeps the token.
+fn run_for_token(argv: &[String]) -> Result<String, CliError> {
+    let told = argv.join(" ");
+    let Some((program, args)) = argv.split_first() else {
+        return Err(CliError::new(Kind::Usage, "the context's token_command is empty"));
+    };
+    let output = std::process::Command::new(program)
+        .args(args)
+        .stdin(std::process::Stdio::inherit())
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .map_err(|error| CliError::failed(format!("cannot run `{told}` for the token: {error}")))?;
+    if !output.status.success() {
+        return Err(CliError::failed(format!("`{told}` gave no token: {}", output.status)));
+    }
+    if output.stdout.len() as u64 > TOKEN_BYTES_MAX {
+        return Err(CliError::new(Kind::Usage, format!("what `{told}` wrote is too large for a token")));
+    }
+    check_token(&String::from_utf8_lossy(&output.stdout), &format!("what `{told}` wrote"))
 }
 
 /// Read a token from its file.
@@ -150,15 +301,11 @@ pub fn token_path(dev_dir: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use super::{ConnectionArgs, check_token, read_token};
-    use std::path::Path;
-
-    fn args(address: &str) -> ConnectionArgs {
-        ConnectionArgs {
-            address: address.to_owned(),
-            token_file: None,
-        }
-    }
+    use super::{ConnectionArgs, Origin, TokenPlace, bases, check_private, check_token, read_token, run_for_token};
+    use crate::contexts::ConfigFile;
+    use crate::error::Kind;
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::path::{Path, PathBuf};
 
     #[test]
     fn addresses_are_checked() {
@@ -169,7 +316,7 @@ mod tests {
             "localhost:80",
             "10.0.0.1:5050, http://10.0.0.2:5050",
         ] {
-            assert!(args(good).bases().is_ok(), "{good}");
+            assert!(bases(good).is_ok(), "{good}");
         }
         for bad in [
             "https://host",
@@ -178,14 +325,75 @@ mod tests {
             "127.0.0.1:notaport",
             "127.0.0.1:80,",
         ] {
-            assert!(args(bad).bases().is_err(), "{bad}");
+            assert!(bases(bad).is_err(), "{bad}");
         }
+    }
+
+    const FILE: &str = "current = \"a\"\n\
+        [contexts.a]\naddress = \"http://a:1\"\ntoken_file = \"/a\"\n\
+        [contexts.b]\naddress = \"http://b:1\"\ntoken_command = [\"keys\", \"b\"]\n\
+        [contexts.c]\ntoken_file = \"/c\"\n";
+
+    #[test]
+    fn a_flag_wins_over_the_environment_over_the_context_over_the_default() {
+        let file = |path: &str| TokenPlace::File(PathBuf::from(path));
+        let dev = || file(&super::token_path(&super::default_dev_dir()).display().to_string());
+        type Env = &'static [(&'static str, &'static str)];
+        // Flags, environment, and what they come to: context, address and its origin, token and its origin.
+        let cases: Vec<([Option<&str>; 3], Env, Option<&str>, (&str, Origin), (TokenPlace, Origin))> = vec![
+            ([None; 3], &[], Some("a"), ("http://a:1", Origin::Context), (file("/a"), Origin::Context)),
+            ([None, None, Some("b")], &[("TESSERA_CONTEXT", "a")], Some("b"), ("http://b:1", Origin::Context),
+                (TokenPlace::Command(vec!["keys".into(), "b".into()]), Origin::Context)),
+            ([None; 3], &[("TESSERA_CONTEXT", "c")], Some("c"), (super::DEFAULT_ADDRESS, Origin::Default), (file("/c"), Origin::Context)),
+            ([None; 3], &[("TESSERA_ADDRESS", "x:1")], Some("a"), ("x:1", Origin::Env("TESSERA_ADDRESS")), (dev(), Origin::Default)),
+            ([None; 3], &[("TESSERA_ADDRESS", "http://a:1")], Some("a"), ("http://a:1", Origin::Env("TESSERA_ADDRESS")), (file("/a"), Origin::Context)),
+            ([Some("y:1"), Some("/t"), None], &[("TESSERA_ADDRESS", "x:1"), ("TESSERA_TOKEN", "t")], Some("a"),
+                ("y:1", Origin::Flag("address")), (file("/t"), Origin::Flag("token-file"))),
+            ([None; 3], &[("TESSERA_TOKEN", "t"), ("TESSERA_TOKEN_FILE", "/u")], Some("a"), ("http://a:1", Origin::Context),
+                (TokenPlace::Env("TESSERA_TOKEN"), Origin::Env("TESSERA_TOKEN"))),
+            ([None; 3], &[("TESSERA_TOKEN_FILE", "/u")], Some("a"), ("http://a:1", Origin::Context), (file("/u"), Origin::Env("TESSERA_TOKEN_FILE"))),
+        ];
+        let config = ConfigFile::parse(FILE, Path::new("x")).unwrap();
+        for ([address, token_file, context], env, named, expected, token) in cases {
+            let args = ConnectionArgs {
+                address: address.map(str::to_owned),
+                token_file: token_file.map(PathBuf::from),
+                context: context.map(str::to_owned),
+            };
+            let get = |name: &str| env.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+            let found = args.resolve_with(&config, &get).unwrap();
+            assert_eq!(found.context.as_ref().map(|(name, _)| name.as_str()), named, "{args:?} {env:?}");
+            assert_eq!((found.address.0.as_str(), found.address.1), expected, "{args:?} {env:?}");
+            assert_eq!(found.token, token, "{args:?} {env:?}");
+        }
+        let args = ConnectionArgs { context: Some("d".into()), ..ConnectionArgs::default() };
+        let error = args.resolve_with(&config, &|_| None).unwrap_err();
+        assert_eq!(error.kind, Kind::NotFound);
+        assert!(error.hint.unwrap().contains("a, b, c"));
     }
 
     #[test]
     fn a_token_file_without_end_is_refused() {
         let error = read_token(Path::new("/dev/zero")).unwrap_err();
         assert!(error.to_string().contains("too large"), "{error}");
+    }
+
+    #[test]
+    fn token_files_of_contexts_are_for_their_owner_alone() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (mode, good) in [(0o600, true), (0o400, true), (0o640, false), (0o604, false)] {
+            std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(check_private(file.path()).is_ok(), good, "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn commands_give_tokens() {
+        let argv = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+        assert_eq!(run_for_token(&argv(&["echo", "abc"])).unwrap(), "abc");
+        for bad in [argv(&["false"]), argv(&["echo", "a b"]), argv(&["/nowhere"]), argv(&[])] {
+            assert!(run_for_token(&bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -6,11 +6,30 @@
 use std::fmt;
 use std::process::ExitCode;
 
-/// Exit codes of every command except a successful `tessera run`, which ends as its command did.
-pub const EXIT_CODES_HELP: &str = "\
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 refused (a rule or a permission),
-5 the cluster could not be reached or is not ready. `tessera run` ends with the code of its
-command, 128 + the signal that ended it, or 125 when the command could not be run.";
+/// Exit codes, and what they say. `docs/cli.md` has the same table, which a test holds.
+pub const EXIT_CODES: &[(&str, &str)] = &[
+    ("0", "done"),
+    ("1", "failed; `tessera doctor` found a problem"),
+    ("2", "wrong usage: a flag, an argument, a file of settings"),
+    ("3", "not found"),
+    ("4", "refused: a rule or a permission stands against it, or an upgrade was given up"),
+    ("5", "the cluster could not be reached, or is not ready"),
+    ("6", "it differs: `tessera framework replay` found a divergence"),
+    ("7", "timed out waiting; what was asked for goes on"),
+    ("124", "`tessera run --timeout`: the command was killed, its time was over"),
+    ("125", "`tessera run`: the command could not be run"),
+    ("130", "interrupted; what was waited for goes on"),
+    ("128+N", "`tessera run`: signal N ended the command; else it ends with the command's own code"),
+];
+
+/// The table of exit codes for the end of the help.
+pub fn exit_codes_help() -> String {
+    let mut text = "Exit codes:\n".to_owned();
+    for (code, meaning) in EXIT_CODES {
+        text.push_str(&format!("  {code:<6} {meaning}\n"));
+    }
+    text
+}
 
 /// Code of `tessera run` when the command could not be run: out of the way of the usual codes of
 /// commands, as with other runners.
@@ -29,6 +48,10 @@ pub enum Kind {
     Refused,
     /// Nobody answers, or the cluster is not ready.
     Unavailable,
+    /// What was waited for did not happen in time, and may yet.
+    Timeout,
+    /// The user left while something was waited for, which goes on.
+    Interrupted,
 }
 
 impl Kind {
@@ -40,6 +63,8 @@ impl Kind {
             Self::NotFound => 3,
             Self::Refused => 4,
             Self::Unavailable => 5,
+            Self::Timeout => 7,
+            Self::Interrupted => 130,
         }
     }
 
@@ -130,7 +155,32 @@ pub fn io_error(attempt: &str, path: &std::path::Path, error: &std::io::Error) -
 
 #[cfg(test)]
 mod tests {
-    use super::{CliError, Kind};
+    use super::{CliError, EXIT_CODES, EXIT_RUN_FAILED, Kind, exit_codes_help};
+
+    #[test]
+    fn every_code_is_in_the_table_and_the_table_in_the_documentation() {
+        let kinds = [
+            Kind::Failed,
+            Kind::Usage,
+            Kind::NotFound,
+            Kind::Refused,
+            Kind::Unavailable,
+            Kind::Timeout,
+            Kind::Interrupted,
+        ];
+        let codes = kinds.map(Kind::code).into_iter().chain([0, 6, 124, EXIT_RUN_FAILED]);
+        for code in codes {
+            assert!(EXIT_CODES.iter().any(|(known, _)| *known == code.to_string()), "{code}");
+        }
+        let page = include_str!("../../docs/cli.md");
+        for (code, meaning) in EXIT_CODES {
+            assert!(page.contains(&format!("| {code} | {meaning} |")), "docs/cli.md lacks {code}: {meaning}");
+            assert!(exit_codes_help().contains(meaning));
+        }
+        let rows = page.lines().filter(|line| line.starts_with("| ") && line.contains(" | "));
+        let of_codes = rows.filter(|line| line[2..].starts_with(|c: char| c.is_ascii_digit()));
+        assert_eq!(of_codes.count(), EXIT_CODES.len());
+    }
 
     #[test]
     fn statuses_have_kinds() {

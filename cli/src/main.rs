@@ -8,18 +8,24 @@ mod api;
 mod client;
 mod commands;
 mod connection;
+mod contexts;
+mod dry;
 mod error;
 mod follow;
 mod leftovers;
+mod list;
+mod names;
 mod output;
 mod sse;
 mod supervise;
+mod wait;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    agent, component, dev, events, framework, master, operator, role, run, sim, sim_agents, task,
+    agent, audit, complete, component, context, debug, dev, doctor, events, explain, framework, master, offer,
+    operation, operator, role, run, sim, sim_agents, task, top, version,
 };
-use error::{CliError, EXIT_CODES_HELP};
+use error::{CliError, exit_codes_help};
 use output::Format;
 use std::process::ExitCode;
 
@@ -28,48 +34,102 @@ use std::process::ExitCode;
 ///
 /// Start a cluster on this machine with `tessera dev`, then `tessera run -- echo hello`.
 #[derive(Debug, Parser)]
-#[command(name = "tessera", version, after_help = EXIT_CODES_HELP, max_term_width = 100)]
-struct Cli {
+#[command(name = "tessera", version, after_help = exit_codes_help(), max_term_width = 100)]
+pub(crate) struct Cli {
     #[command(flatten)]
     connection: connection::ConnectionArgs,
-    /// What to print
-    #[arg(short, long, global = true, value_enum, default_value = "table")]
-    output: Format,
+    #[command(flatten)]
+    output: OutputArgs,
     #[command(subcommand)]
     command: Command,
+}
+
+/// Flags of what is printed.
+#[derive(Debug, clap::Args)]
+struct OutputArgs {
+    /// What to print
+    #[arg(short, long, global = true, value_enum, default_value = "table", help_heading = "Output")]
+    output: Format,
+    /// Tables without the names of their columns
+    #[arg(long, global = true, help_heading = "Output")]
+    no_headers: bool,
+    /// No colour; it is for terminals only anyway, unless FORCE_COLOR is set [env: NO_COLOR]
+    #[arg(long, global = true, help_heading = "Output")]
+    no_color: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a cluster on this machine: one master and one agent, restarted when they fall
     Dev(dev::DevArgs),
+    /// Run one command on the cluster, show its output and end as it ends
+    Run(run::RunArgs),
+    /// Create, inspect, upgrade, configure and remove frameworks, read and replay what they did
+    #[command(subcommand)]
+    Framework(framework::FrameworkCommand),
+    /// List, inspect and kill tasks, and read their output
+    #[command(subcommand)]
+    Task(task::TaskCommand),
+    /// Add, list, inspect and fetch components
+    #[command(subcommand)]
+    Component(component::ComponentCommand),
+    /// Run an agent, or list and inspect the agents of the cluster
+    Agent(agent::AgentArgs),
+    /// Show and set weights, quota and limits of roles
+    #[command(subcommand)]
+    Role(role::RoleCommand),
+    /// List offers, and take them back
+    #[command(subcommand)]
+    Offer(offer::OfferCommand),
+    /// List what is under way
+    #[command(subcommand)]
+    Operation(operation::OperationCommand),
+    /// Say why a role, a framework, a request or a task gets nothing
+    #[command(subcommand)]
+    Explain(explain::ExplainCommand),
+    /// Follow what happens in the cluster
+    Events(events::EventsArgs),
+    /// Show who did what
+    Audit(audit::AuditArgs),
+    /// Agents, roles and frameworks at a glance, again and again
+    Top(top::TopArgs),
+    /// Find what is missing on this machine and in this cluster, with the way out
+    Doctor(doctor::DoctorArgs),
+    /// Gather what helps to find a fault, without tokens, state and configuration, in one file
+    Debug(debug::DebugArgs),
     /// Run a master
     Master(master::MasterArgs),
     /// Make a cluster, look after its masters, save and restore its state
     #[command(subcommand)]
     Operator(operator::OperatorCommand),
-    /// Run an agent, or list and inspect the agents of the cluster
-    Agent(agent::AgentArgs),
-    /// Add, list, inspect and fetch components
+    /// Clusters by name: list them, choose one, say what holds now
     #[command(subcommand)]
-    Component(component::ComponentCommand),
-    /// Create, inspect, upgrade, configure and remove frameworks, read and replay what they did
+    Context(context::ContextCommand),
+    /// Check files of settings
     #[command(subcommand)]
-    Framework(framework::FrameworkCommand),
-    /// Show and set the limits of roles
-    #[command(subcommand)]
-    Role(role::RoleCommand),
-    /// List, inspect and kill tasks, and read their output
-    #[command(subcommand)]
-    Task(task::TaskCommand),
-    /// Follow what happens in the cluster
-    Events(events::EventsArgs),
-    /// Run one command on the cluster, show its output and end as it ends
-    Run(run::RunArgs),
+    Config(context::ConfigCommand),
+    /// Versions of this program and of the cluster
+    Version(version::VersionArgs),
+    /// Write the completion of a shell to stdout
+    Completion(complete::CompletionArgs),
+    /// What can stand at the end of a command line
+    #[command(name = "__complete", hide = true)]
+    Complete(complete::CompleteArgs),
     /// Try schedulers against a simulated cluster, on this machine
     Sim(sim::SimArgs),
     /// Many agents whose machines do not exist, to try a cluster at its size
     SimAgents(sim_agents::SimAgentsArgs),
+}
+
+impl Command {
+    /// Whether it works for itself, on several cores. All others ask, and wait for answers.
+    fn is_server(&self) -> bool {
+        match self {
+            Self::Agent(args) => args.is_server(),
+            Self::Dev(_) | Self::Master(_) | Self::Sim(_) | Self::SimAgents(_) => true,
+            _ => false,
+        }
+    }
 }
 
 /// What every command is given besides its own arguments.
@@ -85,43 +145,31 @@ impl Context {
     }
 
     /// Whether scripts read the output.
-    fn is_json(&self) -> bool {
-        self.format == Format::Json
+    fn is_data(&self) -> bool {
+        matches!(self.format, Format::Json | Format::Yaml | Format::Name)
     }
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    output::set(output::Settings::find(cli.output.output, !cli.output.no_headers, cli.output.no_color));
     let context = Context {
         connection: cli.connection,
-        format: cli.output,
+        format: cli.output.output,
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-    {
+    // A thread for each core costs a thin client more than its work.
+    let mut builder = match cli.command.is_server() {
+        true => tokio::runtime::Builder::new_multi_thread(),
+        false => tokio::runtime::Builder::new_current_thread(),
+    };
+    let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             output::note(&format!("cannot start the async runtime: {error}"));
             return ExitCode::FAILURE;
         }
     };
-    let result = runtime.block_on(async {
-        match cli.command {
-            Command::Dev(args) => dev::run(&context, args).await,
-            Command::Master(args) => master::run(&context, args).await,
-            Command::Operator(command) => operator::run(&context, command).await,
-            Command::Agent(args) => agent::run(&context, args).await,
-            Command::Component(command) => component::run(&context, command).await,
-            Command::Framework(command) => framework::run(&context, command).await,
-            Command::Role(command) => role::run(&context, command).await,
-            Command::Task(command) => task::run(&context, command).await,
-            Command::Events(args) => events::run(&context, args).await,
-            Command::Run(args) => run::run(&context, args).await,
-            Command::Sim(args) => sim::run(&context, args).await,
-            Command::SimAgents(args) => sim_agents::run(&context, args).await,
-        }
-    });
+    let result = runtime.block_on(dispatch(&context, cli.command));
     // Whatever still runs in the background must not hold the process.
     runtime.shutdown_background();
     match result {
@@ -133,6 +181,35 @@ fn main() -> ExitCode {
     }
 }
 
+async fn dispatch(context: &Context, command: Command) -> Result<ExitCode, CliError> {
+    match command {
+        Command::Dev(args) => dev::run(context, args).await,
+        Command::Master(args) => master::run(context, args).await,
+        Command::Operator(command) => operator::run(context, command).await,
+        Command::Agent(args) => agent::run(context, args).await,
+        Command::Component(command) => component::run(context, command).await,
+        Command::Framework(command) => framework::run(context, command).await,
+        Command::Role(command) => role::run(context, command).await,
+        Command::Offer(command) => offer::run(context, command).await,
+        Command::Operation(command) => operation::run(context, command).await,
+        Command::Explain(command) => explain::run(context, command).await,
+        Command::Task(command) => task::run(context, command).await,
+        Command::Events(args) => events::run(context, args).await,
+        Command::Audit(args) => audit::run(context, args).await,
+        Command::Top(args) => top::run(context, args).await,
+        Command::Doctor(args) => doctor::run(context, args).await,
+        Command::Debug(args) => debug::run(context, args).await,
+        Command::Context(command) => context::run(context, command),
+        Command::Config(command) => context::run_config(context, command),
+        Command::Version(args) => version::run(context, args).await,
+        Command::Completion(args) => complete::script(&args),
+        Command::Complete(args) => complete::run(context, args).await,
+        Command::Run(args) => run::run(context, args).await,
+        Command::Sim(args) => sim::run(context, args).await,
+        Command::SimAgents(args) => sim_agents::run(context, args).await,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::Cli;
@@ -141,6 +218,29 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// Every command that does something has an example in its help, or needs none because it takes nothing.
+    #[test]
+    fn every_help_has_an_example() {
+        fn walk(command: &clap::Command, path: &str, missing: &mut Vec<String>) {
+            if command.is_hide_set() {
+                return;
+            }
+            let path = format!("{path} {}", command.get_name());
+            let subcommands: Vec<_> = command.get_subcommands().filter(|sub| sub.get_name() != "help").collect();
+            let example = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let shown = format!("{example}\n").split(char::is_whitespace).collect::<Vec<_>>().join(" ");
+            if subcommands.is_empty() && !shown.contains(&format!("{} ", path.trim())) {
+                missing.push(path.clone());
+            }
+            for sub in subcommands {
+                walk(sub, &path, missing);
+            }
+        }
+        let mut missing = Vec::new();
+        walk(&Cli::command(), "", &mut missing);
+        assert!(missing.is_empty(), "no example in the help of: {missing:#?}");
     }
 
     #[test]
@@ -195,6 +295,38 @@ mod tests {
             "tessera framework replay w --recording e3-1 --component new.wasm --keep /tmp/x",
             "tessera run --cpus 0.5 --env A=b --timeout 3 -- sh -c exit",
             "tessera sim --scheduler a=a.wasm,role=x --scheduler b=b.wasm --agents 10000 --for 1h --seed 7 --trace t --faults 3 -o json",
+            "tessera task ls -o wide --no-headers --state TASK_RUNNING,TASK_KILLING --agent a1 --role eng -w",
+            "tessera task inspect words/count-7 --watch",
+            "tessera task kill words/count-7 --yes --dry-run",
+            "tessera role ls -o yaml",
+            "tessera role inspect eng/search",
+            "tessera role set eng --weight 2.5 --priority 3 --guarantee cpus=4,mem=8GiB --limit none --hold-back true --dry-run",
+            "tessera role rm eng -y",
+            "tessera offer ls --framework words",
+            "tessera offer rm o1",
+            "tessera operation ls --kind drain -w",
+            "tessera explain role eng/search",
+            "tessera explain framework words --request big",
+            "tessera explain task words t",
+            "tessera explain task words/t",
+            "tessera events --kind task.,agent --framework words --after 7-0",
+            "tessera audit --principal admin --last 50",
+            "tessera top --once",
+            "tessera doctor --machine",
+            "tessera debug --list",
+            "tessera debug -f out.tar.gz --config-values",
+            "tessera context ls",
+            "tessera context set a --url http://a:1 --token-from /t --use",
+            "tessera context set a --token-command pass --token-command show",
+            "tessera context use a --context b",
+            "tessera config validate",
+            "tessera version --client",
+            "tessera completion zsh",
+            "tessera framework create w --component x.wasm --dry-run",
+            "tessera framework create w --component x.wasm --wait --timeout 30",
+            "tessera framework rm w --yes --wait",
+            "tessera agent drain a1 --dry-run",
+            "tessera agent drain a1 --wait --timeout 30",
             "tessera sim-agents --count 5000 --master a:1,b:2 --task-time 30s --attribute a=b",
         ] {
             assert!(Cli::try_parse_from(good.split(' ')).is_ok(), "{good}");
@@ -222,6 +354,12 @@ mod tests {
             "tessera sim --scheduler a=a.wasm --agent-size cpus=many",
             "tessera run --env =x -- true",
             "tessera sim-agents",
+            "tessera role set eng --weight 0",
+            "tessera role set eng --guarantee cpus",
+            "tessera explain",
+            "tessera completion tcsh",
+            "tessera task ls -o csv",
+            "tessera context set",
         ] {
             assert!(Cli::try_parse_from(bad.split(' ')).is_err(), "{bad}");
         }

@@ -4,16 +4,20 @@
 //! Invariants: a flag wins over the configuration file, which wins over what is found on the machine;
 //! an unknown key in the file is refused. Must never contain decisions of an agent.
 
-use crate::api::{Agent, Caches, Resources, read, read_items};
-use crate::client::Client;
+use crate::api::{Agent, Caches, Resources, read};
 use crate::commands::framework::parse_pair;
-use crate::commands::master::{bin_dir, shutdown_on_signals, start_logging, with_causes};
+use crate::commands::logging::LoggingArgs;
+use crate::commands::master::{bin_dir, shutdown_on_signals, with_causes};
 use crate::commands::upkeep::{self, AgentArg, DrainArgs, MaintenanceArgs};
 use crate::connection::{default_dev_dir, token_path};
 use crate::error::{CliError, Kind, io_error};
-use crate::{Context, output};
+use crate::list::{self, List, WatchArgs};
+use crate::output::{Column, col, text, wide};
+use crate::{Context, names, output};
 use serde::Deserialize;
+use serde_json::Value;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tessera_agent::{AgentConfig, IdentityError, RunError};
@@ -25,7 +29,7 @@ pub const DEFAULT_MASTER: &str = "127.0.0.1:5051";
 #[derive(Debug, clap::Args)]
 #[command(
     args_conflicts_with_subcommands = true,
-    after_help = "Examples:\n  tessera agent --work-dir /var/lib/tessera/agent --master 127.0.0.1:5051\n  tessera agent --config /etc/tessera/agent.toml\n  tessera agent ls\n\nThe file has the names of the flags, with underscores:\n  work_dir = \"/var/lib/tessera/agent\"\n  mem_mib = 4096\n  attributes = { rack = \"r7\" }"
+    after_help = "Examples:\n  tessera agent --work-dir /var/lib/tessera/agent --master 127.0.0.1:5051\n  tessera agent --config /etc/tessera/agent.toml\n  tessera agent ls\n\nThe file has the names of the flags, with underscores:\n  work_dir = \"/var/lib/tessera/agent\"\n  mem_mib = 4096\n  attributes = { rack = \"r7\" }\n  resources = { gpus = 2 }\n  zone = \"eu-1a\""
 )]
 pub struct AgentArgs {
     #[command(subcommand)]
@@ -38,21 +42,32 @@ pub struct AgentArgs {
 #[derive(Debug, clap::Subcommand)]
 pub enum AgentCommand {
     /// List agents
-    Ls,
+    #[command(after_help = "Examples:\n  tessera agent ls\n  tessera agent ls -o wide -w")]
+    Ls {
+        #[command(flatten)]
+        watch: WatchArgs,
+    },
     /// Show everything about an agent
+    #[command(after_help = "Examples:\n  tessera agent inspect a1\n  tessera agent inspect worker-7.example -w")]
     Inspect {
-        /// Its id, for example a1
+        /// Its id, for example a1, or its host's name, or how that begins
         agent: String,
+        #[command(flatten)]
+        watch: WatchArgs,
     },
     /// Place nothing new on an agent; what runs there goes on
+    #[command(after_help = "Examples:\n  tessera agent deactivate a1\n  tessera agent deactivate a1 --dry-run")]
     Deactivate(AgentArg),
     /// Put an agent to use again; a drain is called off
+    #[command(after_help = "Example:\n  tessera agent activate a1")]
     Activate(AgentArg),
     /// Move schedulers away from an agent, ask for the end of its tasks, and kill what is left
     Drain(DrainArgs),
     /// End the tasks on an agent that the cluster does not know, because it was restored from a saved snapshot
+    #[command(after_help = "Example:\n  tessera agent end-strangers a1 --yes")]
     EndStrangers(AgentArg),
     /// Declare that an agent will not come back: its tasks are TASK_GONE_BY_OPERATOR
+    #[command(after_help = "Example:\n  tessera agent gone a1 --yes")]
     Gone(AgentArg),
     /// Say when an agent will be worked on; schedulers are told
     Maintenance(MaintenanceArgs),
@@ -90,6 +105,15 @@ struct SettingsArgs {
     /// A named value that schedulers see; may be repeated
     #[arg(long = "attribute", value_name = "NAME=VALUE", value_parser = parse_pair)]
     attributes: Vec<(String, String)>,
+    /// So much of another resource that tasks may ask for, counted and not enforced; may be repeated
+    #[arg(long = "resource", value_name = "NAME=AMOUNT", value_parser = parse_pair)]
+    resources: Vec<(String, String)>,
+    /// The region that it is in: its attribute `region`
+    #[arg(long, value_name = "NAME")]
+    region: Option<String>,
+    /// The zone of its region that it is in: its attribute `zone`
+    #[arg(long, value_name = "NAME")]
+    zone: Option<String>,
     /// User of native tasks that name none [default: one per framework when the agent is root, else
     /// its own]
     #[arg(long, value_name = "USER")]
@@ -107,9 +131,32 @@ struct SettingsArgs {
     /// MiB that components and their images may take on disk; those in use always stay [default: 1024]
     #[arg(long, value_name = "MIB")]
     cache_mib: Option<u64>,
+    /// Where metrics are served, to whoever has the token [default: nowhere]
+    #[arg(long, value_name = "IP:PORT")]
+    metrics_listen: Option<SocketAddr>,
+    /// Serve metrics beyond loopback although nothing is encrypted
+    #[arg(long)]
+    insecure_listen_without_tls: bool,
+    #[command(flatten)]
+    logging: LoggingArgs,
     /// Stop when standard input ends, that is when the supervisor does
     #[arg(long, hide = true)]
     supervised: bool,
+}
+
+impl AgentArgs {
+    /// Whether an agent is run.
+    pub fn is_server(&self) -> bool {
+        self.command.is_none()
+    }
+}
+
+/// Check a file of settings.
+///
+/// # Errors
+/// When it cannot be read, or something in it is wrong.
+pub fn check_file(path: &Path) -> Result<(), CliError> {
+    read_file(path).map(drop)
 }
 
 /// The configuration file.
@@ -127,12 +174,38 @@ struct SettingsFile {
     disk_mib: Option<i64>,
     #[serde(default)]
     attributes: BTreeMap<String, String>,
+    #[serde(default)]
+    resources: BTreeMap<String, Amount>,
+    region: Option<String>,
+    zone: Option<String>,
     task_user: Option<String>,
     #[serde(default)]
     allow_task_users: Vec<String>,
     worker_idle_s: Option<u64>,
     worker_uid_first: Option<u32>,
     cache_mib: Option<u64>,
+    metrics_listen: Option<SocketAddr>,
+    #[serde(default)]
+    insecure_listen_without_tls: bool,
+}
+
+/// An amount in the file: `2`, `0.5`, or a text that is one.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Amount {
+    Whole(u64),
+    Decimal(f64),
+    Text(String),
+}
+
+impl std::fmt::Display for Amount {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Whole(number) => number.fmt(f),
+            Self::Decimal(number) => number.fmt(f),
+            Self::Text(text) => f.write_str(text),
+        }
+    }
 }
 
 /// Run it.
@@ -159,30 +232,35 @@ pub async fn run(context: &Context, args: AgentArgs) -> Result<ExitCode, CliErro
         Some(AgentCommand::Maintenance(args)) => {
             upkeep::maintenance(context, &context.client()?, &args).await?;
         }
-        Some(AgentCommand::Ls) => list(context, &context.client()?).await?,
-        Some(AgentCommand::Inspect { agent }) => {
+        Some(AgentCommand::Ls { watch }) => {
             let client = context.client()?;
-            let value = client.json(client.get(&["v1", "agents", &agent])).await?;
-            if context.is_json() {
-                output::json(&value)?
-            } else {
-                inspect(&read(&value)?)?;
+            let list = List { columns: &COLUMNS, row: &row, keep: &|_| true, empty: "no agents; `tessera agent` runs one" };
+            list::show(context, &client, client.get(&["v1", "agents"]), &list, watch).await?;
+        }
+        Some(AgentCommand::Inspect { agent, watch }) => {
+            let client = context.client()?;
+            let agent = names::agent(&client, &agent).await?;
+            let request = client.get(&["v1", "agents", &agent]);
+            list::show_one(context, &client, request, watch, async |value| {
+                inspect(&read(value)?)?;
                 // Only an agent that answers can say.
                 let kept = client.json(client.get(&["v1", "agents", &agent, "caches"])).await;
                 match kept.and_then(|value| read(&value)) {
                     Ok(kept) => caches(&kept)?,
                     Err(error) => output::note(&format!("what it keeps of components is not known: {}", error.message)),
                 }
-            }
+                Ok(())
+            })
+            .await?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 async fn serve(context: &Context, args: SettingsArgs) -> Result<(), CliError> {
-    start_logging();
+    args.logging.start("tessera-agent")?;
     let supervised = args.supervised;
-    let config = configure(args, context.connection.token_file.clone())?;
+    let config = configure(args, context.connection.token_file())?;
     let shutdown = shutdown_on_signals(supervised)?;
     tessera_agent::run(config, shutdown).await.map_err(|error| {
         let text = format!("the agent stopped: {}", with_causes(&error));
@@ -219,6 +297,11 @@ fn configure(args: SettingsArgs, token_file: Option<PathBuf>) -> Result<AgentCon
     })?;
     let mut attributes = file.attributes;
     attributes.extend(args.attributes);
+    let places = [("region", args.region.or(file.region)), ("zone", args.zone.or(file.zone))];
+    attributes.extend(places.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+    let mut resources: BTreeMap<String, String> =
+        file.resources.into_iter().map(|(name, amount)| (name, amount.to_string())).collect();
+    resources.extend(args.resources);
     Ok(AgentConfig {
         work_dir,
         master: args
@@ -235,59 +318,53 @@ fn configure(args: SettingsArgs, token_file: Option<PathBuf>) -> Result<AgentCon
         scheduler_mem_mib: args.scheduler_mem_mib.or(file.scheduler_mem_mib),
         disk_mib: args.disk_mib.or(file.disk_mib),
         attributes,
+        resources,
         task_user: args.task_user.or(file.task_user),
         allow_task_users: [args.allow_task_users, file.allow_task_users].concat(),
         worker_idle_s: args.worker_idle_s.or(file.worker_idle_s),
         worker_uid_first: args.worker_uid_first.or(file.worker_uid_first),
         cache_mib: args.cache_mib.or(file.cache_mib),
+        metrics_listen: args.metrics_listen.or(file.metrics_listen),
+        insecure_listen: args.insecure_listen_without_tls || file.insecure_listen_without_tls,
     })
 }
 
-async fn list(context: &Context, client: &Client) -> Result<(), CliError> {
-    let list = client.json(client.get(&["v1", "agents"])).await?;
-    if context.is_json() {
-        return output::json(&list);
-    }
-    let now = output::now_ms();
-    let rows = read_items::<Agent>(&list)?
-        .into_iter()
-        .map(|a| {
-            let amounts = [&a.total, &a.used, &a.offered, &a.free].map(short);
-            let age = output::age(a.registered_ms, now);
-            let state = state(&a);
-            let [total, used, offered, free] = amounts;
-            vec![
-                a.id,
-                a.hostname,
-                state,
-                total,
-                used,
-                offered,
-                free,
-                a.tasks.to_string(),
-                a.schedulers.to_string(),
-                age,
-            ]
-        })
-        .collect();
-    let header = [
-        "ID",
-        "HOST",
-        "STATE",
-        "TOTAL",
-        "USED",
-        "OFFERED",
-        "FREE",
-        "TASKS",
-        "SCHEDULERS",
-        "AGE",
-    ];
-    output::table(&header, rows, "no agents; `tessera agent` runs one")
+const COLUMNS: [Column; 11] = [
+    col("ID"),
+    text("HOST"),
+    col("STATE"),
+    text("TOTAL"),
+    text("USED"),
+    wide("OFFERED"),
+    text("FREE"),
+    col("TASKS"),
+    wide("SCHEDULERS"),
+    wide("VERSION"),
+    col("AGE"),
+];
+
+fn row(value: &Value, now: u64) -> Result<Vec<String>, CliError> {
+    let a: Agent = read(value)?;
+    let [total, used, offered, free] = [&a.total, &a.used, &a.offered, &a.free].map(short);
+    let state = state(&a);
+    Ok(vec![
+        a.id,
+        a.hostname,
+        state,
+        total,
+        used,
+        offered,
+        free,
+        a.tasks.to_string(),
+        a.schedulers.to_string(),
+        a.version,
+        output::age(a.registered_ms, now),
+    ])
 }
 
 /// Amounts in a column: what is not there is told apart at a glance.
 fn short(amounts: &Resources) -> String {
-    if amounts.cpus_milli == 0 && amounts.mem_mib == 0 && amounts.disk_mib == 0 {
+    if amounts.cpus_milli == 0 && amounts.mem_mib == 0 && amounts.disk_mib == 0 && amounts.items.is_empty() {
         return "-".to_owned();
     }
     output::resources(amounts)
@@ -385,7 +462,12 @@ mod tests {
             toml::from_str::<SettingsFile>(good).unwrap().mem_mib,
             Some(64)
         );
+        let named = "resources = { gpus = 2, fpga = 0.5, licences = \"3\" }\nzone = \"a\"\n";
+        let named = toml::from_str::<SettingsFile>(named).unwrap();
+        let amounts: Vec<String> = named.resources.values().map(ToString::to_string).collect();
+        assert_eq!((amounts.join(" "), named.zone.as_deref()), ("0.5 2 3".to_owned(), Some("a")));
         for bad in [
+            "resources = { gpus = true }\n",
             "memory = 1\n",
             "mem_mib = \"many\"\n",
             "[attributes]\nrack = 7\n",

@@ -3,10 +3,12 @@
 //! Invariants: a component is named by the digest of its bytes, computed here too, so that a
 //! transfer that went wrong is noticed. Must never judge a component.
 
-use crate::api::{Component, read, read_items};
+use crate::api::{Component, read};
 use crate::client::Client;
 use crate::commands::component_end::{self, PruneArgs, RmArgs, digest_of};
 use crate::error::{CliError, Kind, io_error};
+use crate::list::{self, List, WatchArgs};
+use crate::output::{Column, col, text};
 use crate::{Context, output};
 use serde_json::{Value, json};
 use std::fs::File;
@@ -42,12 +44,16 @@ pub enum ComponentCommand {
         plain_http: bool,
     },
     /// List the components that the cluster has
+    #[command(after_help = "Examples:\n  tessera component ls\n  tessera component ls --unused -o wide")]
     Ls {
         /// Only those that no framework, task or executor uses
         #[arg(long)]
         unused: bool,
+        #[command(flatten)]
+        watch: WatchArgs,
     },
     /// Show what a component is, what it asks for, who uses it, and where it came from
+    #[command(after_help = "Example:\n  tessera component inspect 0f3a")]
     Inspect {
         /// Its digest, or how it begins
         digest: String,
@@ -84,7 +90,15 @@ pub async fn run(context: &Context, command: ComponentCommand) -> Result<ExitCod
             };
             added(context, &source, &value)?;
         }
-        ComponentCommand::Ls { unused } => list(context, &client, unused).await?,
+        ComponentCommand::Ls { unused, watch } => {
+            let keep = |item: &Value| !unused || item.get("uses").and_then(Value::as_u64) == Some(0);
+            let empty = match unused {
+                true => "no component is unused",
+                false => "no components; `tessera component add FILE` adds one",
+            };
+            let list = List { columns: &COLUMNS, row: &row, keep: &keep, empty };
+            list::show(context, &client, client.get(&["v1", "components"]), &list, watch).await?;
+        }
         ComponentCommand::Rm(args) => component_end::remove(context, &client, &args).await?,
         ComponentCommand::Prune(args) => component_end::prune(context, &client, &args).await?,
         ComponentCommand::Inspect { digest } => {
@@ -92,8 +106,8 @@ pub async fn run(context: &Context, command: ComponentCommand) -> Result<ExitCod
             let value = client
                 .json(client.get(&["v1", "components", &digest]))
                 .await?;
-            if context.is_json() {
-                output::json(&value)?;
+            if context.is_data() {
+                output::document(&value)?;
             } else {
                 inspect(&read(&value)?)?;
             }
@@ -101,8 +115,8 @@ pub async fn run(context: &Context, command: ComponentCommand) -> Result<ExitCod
         ComponentCommand::Get { digest, file } => {
             let digest = digest_of(&client, &digest).await?;
             fetch(&client, &digest, &file).await?;
-            if context.is_json() {
-                output::json(&json!({"digest": digest, "file": file}))?;
+            if context.is_data() {
+                output::document(&json!({"digest": digest, "file": file}))?;
             } else {
                 output::line(&format!("{}", file.display()))?;
             }
@@ -112,8 +126,8 @@ pub async fn run(context: &Context, command: ComponentCommand) -> Result<ExitCod
 }
 
 fn added(context: &Context, source: &str, value: &Value) -> Result<(), CliError> {
-    if context.is_json() {
-        return output::json(value);
+    if context.is_data() {
+        return output::document(value);
     }
     let component: Component = read(value)?;
     let what = match (component.created, &component.componentized_from) {
@@ -132,36 +146,29 @@ fn added(context: &Context, source: &str, value: &Value) -> Result<(), CliError>
     output::line(&component.digest)
 }
 
-async fn list(context: &Context, client: &Client, unused: bool) -> Result<(), CliError> {
-    let mut list = client.json(client.get(&["v1", "components"])).await?;
-    if unused && let Some(Value::Array(items)) = list.get_mut("items") {
-        items.retain(|item| item.get("uses").and_then(Value::as_u64) == Some(0));
+const COLUMNS: [Column; 6] = [col("DIGEST"), col("WORLD"), col("SIZE"), col("USES"), text("SOURCE"), col("AGE")];
+
+/// Hexadecimal digits that a table shows of a digest: enough to name one of 10,000 components.
+const DIGITS_SHOWN: usize = 16;
+
+/// How a digest begins, which is what commands take; the whole with `-o wide`.
+fn short(digest: &str) -> String {
+    match output::settings().wide() {
+        true => digest.to_owned(),
+        false => digest.chars().take("sha256:".len() + DIGITS_SHOWN).collect(),
     }
-    if context.is_json() {
-        return output::json(&list);
-    }
-    let now = output::now_ms();
-    let rows = read_items::<Component>(&list)?
-        .into_iter()
-        .map(|c| {
-            vec![
-                c.digest,
-                c.world,
-                output::bytes(c.size),
-                output::age(c.uploaded_ms, now),
-                c.uses.to_string(),
-                c.source.unwrap_or_default(),
-            ]
-        })
-        .collect();
-    output::table(
-        &["DIGEST", "WORLD", "SIZE", "AGE", "USES", "SOURCE"],
-        rows,
-        match unused {
-            true => "no component is unused",
-            false => "no components; `tessera component add FILE` adds one",
-        },
-    )
+}
+
+fn row(value: &Value, now: u64) -> Result<Vec<String>, CliError> {
+    let c: Component = read(value)?;
+    Ok(vec![
+        short(&c.digest),
+        c.world,
+        output::bytes(c.size),
+        c.uses.to_string(),
+        c.source.unwrap_or_default(),
+        output::age(c.uploaded_ms, now),
+    ])
 }
 
 fn inspect(c: &Component) -> Result<(), CliError> {
@@ -308,6 +315,7 @@ pub async fn push(client: &Client, file: &Path) -> Result<Value, CliError> {
         .post(&["v1", "components"])
         .query("digest", digest)
         .bytes(bytes)
+        .progress(format!("uploading {}", file.display()))
         .within(PULL_TIMEOUT)
         .repeatable();
     client.json(request).await
@@ -328,6 +336,11 @@ pub async fn resolve(client: &Client, component: &str) -> Result<String, CliErro
     }
     let path = Path::new(component);
     if !path.is_file() {
+        // How a digest begins; what cannot be one is told below.
+        match digest_of(client, component).await {
+            Err(error) if error.kind == Kind::Usage => {}
+            found => return found,
+        }
         return Err(CliError::new(
             Kind::Usage,
             format!("{component:?} is neither a digest (sha256:…) nor oci://… nor a file"),

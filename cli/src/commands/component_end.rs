@@ -6,6 +6,8 @@
 use crate::api::{Component, ComponentUse, read, read_items};
 use crate::client::Client;
 use crate::error::{CliError, Kind};
+use crate::list::all_items;
+use crate::wait::YesArgs;
 use crate::{Context, output};
 use serde_json::{Value, json};
 use tessera_types::{Digest, parse_duration};
@@ -25,6 +27,8 @@ pub struct RmArgs {
     /// Only say what would be removed, and what is used by whom
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    yes: YesArgs,
 }
 
 /// What to tidy up.
@@ -42,6 +46,8 @@ pub struct PruneArgs {
     /// Only say what would be removed
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    yes: YesArgs,
 }
 
 /// The one digest that begins so; a whole one is not looked for.
@@ -52,7 +58,7 @@ pub async fn digest_of(client: &Client, text: &str) -> Result<String, CliError> 
     if text.parse::<Digest>().is_ok() {
         return Ok(text.to_owned());
     }
-    let list = client.json(client.get(&["v1", "components"])).await?;
+    let list = all_items(client, client.get(&["v1", "components"])).await?;
     let digests: Vec<String> = read_items::<Component>(&list)?.into_iter().map(|c| c.digest).collect();
     beginning(text, &digests)
 }
@@ -119,6 +125,9 @@ async fn end(client: &Client, digest: &str, dry_run: bool) -> Result<Value, CliE
 /// # Errors
 /// When one of them is refused, or is not there.
 pub async fn remove(context: &Context, client: &Client, args: &RmArgs) -> Result<(), CliError> {
+    if !args.dry_run {
+        args.yes.confirm(&format!("{} are removed.", args.digests.join(", ")))?;
+    }
     let mut answers = Vec::new();
     let mut failed = None;
     for text in &args.digests {
@@ -128,7 +137,7 @@ pub async fn remove(context: &Context, client: &Client, args: &RmArgs) -> Result
         };
         match answer {
             Ok(answer) => {
-                if !context.is_json() {
+                if !context.is_data() {
                     said(&answer)?;
                 }
                 answers.push(answer);
@@ -141,8 +150,8 @@ pub async fn remove(context: &Context, client: &Client, args: &RmArgs) -> Result
             }
         }
     }
-    if context.is_json() {
-        output::json(&json!({"items": answers}))?;
+    if context.is_data() {
+        output::document(&json!({"items": answers}))?;
     }
     failed.map_or(Ok(()), Err)
 }
@@ -171,7 +180,10 @@ fn said(answer: &Value) -> Result<(), CliError> {
 /// # Errors
 /// When the cluster cannot be reached, or refuses for another reason than that.
 pub async fn prune(context: &Context, client: &Client, args: &PruneArgs) -> Result<(), CliError> {
-    let list = client.json(client.get(&["v1", "components"])).await?;
+    if !args.dry_run {
+        args.yes.confirm("Components that nothing uses are removed; --dry-run lists them.")?;
+    }
+    let list = all_items(client, client.get(&["v1", "components"])).await?;
     let before = output::now_ms().saturating_sub(args.older_than);
     let chosen = read_items::<Component>(&list)?.into_iter().filter(|c| {
         c.uses == 0 && c.uploaded_ms <= before && (args.all || c.world == "scheduler")
@@ -180,7 +192,7 @@ pub async fn prune(context: &Context, client: &Client, args: &PruneArgs) -> Resu
     for component in chosen {
         match end(client, &component.digest, args.dry_run).await {
             Ok(answer) => {
-                if !context.is_json() {
+                if !context.is_data() {
                     said(&answer)?;
                 }
                 bytes += component.size;
@@ -191,8 +203,8 @@ pub async fn prune(context: &Context, client: &Client, args: &PruneArgs) -> Resu
             Err(error) => return Err(error),
         }
     }
-    if context.is_json() {
-        return output::json(&json!({"items": answers, "bytes": bytes}));
+    if context.is_data() {
+        return output::document(&json!({"items": answers, "bytes": bytes}));
     }
     let verb = if args.dry_run { "would be removed" } else { "removed" };
     let what = match answers.len() {

@@ -7,6 +7,7 @@
 
 use crate::api::{Agent, Task, read_items};
 use crate::client::Client;
+use crate::commands::logging::LoggingArgs;
 use crate::commands::master::{DeliveryArgs, shutdown_on_signals};
 use crate::commands::operator::{InitArgs, make_cluster};
 use crate::commands::task;
@@ -76,6 +77,8 @@ pub struct DevArgs {
     scheduler_mem_mib: Option<i64>,
     #[command(flatten)]
     delivery: DeliveryArgs,
+    #[command(flatten)]
+    logging: LoggingArgs,
 }
 
 /// Where everything is.
@@ -129,7 +132,7 @@ pub async fn run(context: &Context, args: DevArgs) -> Result<ExitCode, CliError>
     }
     let shutdown = shutdown_on_signals(false)?;
     let mut masters = (0..places.masters.len())
-        .map(|index| Ok(spawn(master_spec(&places, index, &args.delivery)?)))
+        .map(|index| Ok(spawn(master_spec(&places, index, &args)?)))
         .collect::<Result<Vec<Child>, CliError>>()?;
     let mut agent = spawn(agent_spec(&places, &args)?);
     let record = tokio::spawn(keep_record(
@@ -283,7 +286,7 @@ impl Places {
 fn master_spec(
     places: &Places,
     index: usize,
-    delivery: &DeliveryArgs,
+    dev: &DevArgs,
 ) -> Result<ChildSpec, CliError> {
     let (port, agent_port) = places.masters[index];
     let mut args: Vec<OsString> = vec![
@@ -302,7 +305,8 @@ fn master_spec(
         SCHEDULER_GRACE_MS.to_string().into(),
         "--supervised".into(),
     ];
-    args.extend(delivery.arguments());
+    args.extend(dev.delivery.arguments());
+    args.extend(dev.logging.arguments());
     if places.masters.len() > 1 {
         args.extend(["--join".into(), places.peers(Some(index)).into()]);
         args.extend(["--token-file".into(), token_path(&places.dir).into()]);
@@ -330,6 +334,7 @@ fn agent_spec(places: &Places, dev: &DevArgs) -> Result<ChildSpec, CliError> {
     if let Some(mem) = dev.scheduler_mem_mib {
         args.extend(["--scheduler-mem-mib".into(), mem.to_string().into()]);
     }
+    args.extend(dev.logging.arguments());
     // The master makes the token at its first start.
     child("agent", places, args, Some(token_path(&places.dir)))
 }
@@ -462,7 +467,7 @@ fn announce(
     kill_tasks: bool,
     began: Instant,
 ) -> Result<(), CliError> {
-    if context.is_json() {
+    if context.is_data() {
         let mut document = places.document();
         if let Some(object) = document.as_object_mut() {
             object.insert("ready".to_owned(), json!(true));

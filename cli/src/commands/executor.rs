@@ -7,10 +7,12 @@ use crate::api::{Executor, read_items};
 use crate::client::Client;
 use crate::error::CliError;
 use crate::follow::Tail;
-use crate::{Context, output};
+use crate::output::{col, text};
+use crate::{Context, names, output};
 
 /// Arguments of `tessera framework executors`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  tessera framework executors builds\n  tessera framework executors builds --agent a3   # also those that ended there")]
 pub struct ExecutorsArgs {
     /// Name or id
     framework: String,
@@ -51,13 +53,14 @@ pub async fn executors(
     client: &Client,
     args: &ExecutorsArgs,
 ) -> Result<(), CliError> {
-    let mut request = client.get(&["v1", "frameworks", &args.framework, "executors"]);
+    let framework = names::framework(client, &args.framework).await?;
+    let mut request = client.get(&["v1", "frameworks", &framework, "executors"]);
     if let Some(agent) = &args.agent {
         request = request.query("agent", agent);
     }
     let list = client.json(request).await?;
-    if context.is_json() {
-        return output::json(&list);
+    if context.is_data() {
+        return output::document(&list);
     }
     let mut rows = Vec::new();
     for executor in read_items::<Executor>(&list)? {
@@ -87,7 +90,7 @@ pub async fn executors(
         }
     }
     output::table(
-        &["EXECUTOR", "AGENT", "TASKS", "CHILD", "STATE"],
+        &[col("EXECUTOR"), col("AGENT"), col("TASKS"), text("CHILD"), col("STATE")],
         rows,
         "no executors live; with --agent those that ended there are shown",
     )
@@ -100,7 +103,8 @@ pub async fn executors(
 pub async fn child_logs(client: &Client, args: &ChildLogsArgs) -> Result<(), CliError> {
     let usual = if args.stderr { "stderr" } else { "stdout" };
     let path = args.file.as_deref().unwrap_or(usual);
-    let mut segments = vec!["v1", "frameworks", args.framework.as_str(), "executors"];
+    let framework = names::framework(client, &args.framework).await?;
+    let mut segments = vec!["v1", "frameworks", framework.as_str(), "executors"];
     segments.extend([args.executor.as_str(), "children", args.child.as_str(), "files"]);
     segments.extend(path.split('/'));
     let mut tail = Tail::new(&segments).on_agent(args.agent.as_deref());

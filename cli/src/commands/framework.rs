@@ -3,20 +3,37 @@
 //!
 //! Must never decide whether a change is possible.
 
-use crate::api::{Framework, read, read_items};
-use crate::client::Client;
-use crate::commands::{component, executor, lifecycle, replay, state};
+use crate::api::{Framework, read};
+use crate::client::{Client, Request};
+use crate::commands::{
+    component, executor, framework_ask, framework_build, framework_dev, framework_new, framework_test, lifecycle, replay,
+    state,
+};
 use crate::error::{CliError, Kind};
 use crate::follow::{Pace, Patience, Tail};
-use crate::{Context, output};
+use crate::list::{self, List, WatchArgs};
+use crate::output::{Column, col, text, wide};
+use crate::wait::{Step, Waiting, YesArgs, until};
+use crate::{Context, dry, names, output};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::time::Duration;
 use tessera_types::parse_duration;
 
 /// What to do with frameworks.
 #[derive(Debug, clap::Subcommand)]
 pub enum FrameworkCommand {
+    /// Write the project of a scheduler, with the SDK in it
+    New(framework_new::NewArgs),
+    /// Build the component of a project
+    Build(framework_build::BuildArgs),
+    /// Give a scheduler what a script says, without a cluster, and show what it does
+    Test(framework_test::TestArgs),
+    /// Build a project and run it on the cluster, again whenever a file of it is saved
+    Dev(framework_dev::DevArgs),
+    /// Ask a framework's own HTTP API
+    Ask(framework_ask::AskArgs),
     /// Create a framework from a component; the cluster starts its scheduler
     #[command(
         after_help = "Examples:\n  tessera framework create words --component wordcount.wasm --config pace-ms=100\n  tessera framework create words --component sha256:0f3a… --role eng/search"
@@ -35,15 +52,32 @@ pub enum FrameworkCommand {
         config: Vec<(String, String)>,
         #[command(flatten)]
         unreachable: UnreachableArgs,
+        /// Only say what would be made
+        #[arg(long)]
+        dry_run: bool,
+        /// Wait until its scheduler runs
+        #[arg(long, conflicts_with = "dry_run")]
+        wait: bool,
+        /// Wait so long
+        #[arg(long, value_name = "SECONDS", default_value_t = lifecycle::WAIT_SECONDS, requires = "wait")]
+        timeout: u64,
     },
     /// List frameworks
-    Ls,
+    #[command(after_help = "Examples:\n  tessera framework ls\n  tessera framework ls -o wide -w")]
+    Ls {
+        #[command(flatten)]
+        watch: WatchArgs,
+    },
     /// Show everything about a framework
+    #[command(after_help = "Examples:\n  tessera framework inspect words\n  tessera framework inspect words -w")]
     Inspect {
-        /// Name or id
+        /// Name or id, or how the name begins
         framework: String,
+        #[command(flatten)]
+        watch: WatchArgs,
     },
     /// Show the log of a framework's scheduler
+    #[command(after_help = "Examples:\n  tessera framework logs words\n  tessera framework logs -f words")]
     Logs {
         /// Wait for more
         #[arg(short, long)]
@@ -52,10 +86,10 @@ pub enum FrameworkCommand {
         framework: String,
     },
     /// Remove a framework: its tasks are killed, its state is deleted
-    Rm {
-        /// Name or id
-        framework: String,
-    },
+    #[command(
+        after_help = "Examples:\n  tessera framework rm words\n  tessera framework rm words --dry-run\n  tessera framework rm words --yes --wait"
+    )]
+    Rm(RmArgs),
     /// Change the component of a framework; its state and its tasks stay
     Upgrade(lifecycle::UpgradeArgs),
     /// Go back to an earlier component; while an upgrade is not final, give it up
@@ -64,6 +98,7 @@ pub enum FrameworkCommand {
     #[command(subcommand)]
     Config(lifecycle::ConfigCommand),
     /// Start a quarantined scheduler again
+    #[command(after_help = "Example:\n  tessera framework release words")]
     Release {
         /// Name or id
         framework: String,
@@ -79,6 +114,24 @@ pub enum FrameworkCommand {
     Recordings(replay::RecordingsArgs),
     /// Run a recording again on this machine, and say where it goes another way
     Replay(replay::ReplayArgs),
+}
+
+/// Arguments of `tessera framework rm`.
+#[derive(Debug, clap::Args)]
+pub struct RmArgs {
+    /// Name or id, or how the name begins
+    framework: String,
+    /// Only say what would be removed
+    #[arg(long)]
+    dry_run: bool,
+    /// Wait until it is gone
+    #[arg(long, conflicts_with = "dry_run")]
+    wait: bool,
+    /// Wait so long
+    #[arg(long, value_name = "SECONDS", default_value_t = lifecycle::WAIT_SECONDS, requires = "wait")]
+    timeout: u64,
+    #[command(flatten)]
+    yes: YesArgs,
 }
 
 /// What becomes of tasks whose agent does not answer.
@@ -155,6 +208,14 @@ pub fn parse_pair(text: &str) -> Result<(String, String), String> {
 /// # Errors
 /// When the cluster refuses or cannot be reached.
 pub async fn run(context: &Context, command: FrameworkCommand) -> Result<ExitCode, CliError> {
+    // What an author does on this machine asks no cluster, or by itself.
+    let command = match command {
+        FrameworkCommand::New(args) => return framework_new::run(context, &args).map(|()| ExitCode::SUCCESS),
+        FrameworkCommand::Build(args) => return framework_build::run(context, &args).await.map(|()| ExitCode::SUCCESS),
+        FrameworkCommand::Test(args) => return framework_test::run(context, args).await.map(|()| ExitCode::SUCCESS),
+        FrameworkCommand::Dev(args) => return framework_dev::run(context, &args).await.map(|()| ExitCode::SUCCESS),
+        of_cluster => of_cluster,
+    };
     let client = context.client()?;
     match command {
         FrameworkCommand::Create {
@@ -163,6 +224,9 @@ pub async fn run(context: &Context, command: FrameworkCommand) -> Result<ExitCod
             role,
             config,
             unreachable,
+            dry_run,
+            wait,
+            timeout,
         } => {
             let digest = component::resolve(&client, &component).await?;
             let document = json!({
@@ -172,9 +236,16 @@ pub async fn run(context: &Context, command: FrameworkCommand) -> Result<ExitCod
                 "config": pairs(config)?,
                 "unreachable": unreachable.document(),
             });
-            let value = create(&client, document).await?;
-            if context.is_json() {
-                output::json(&value)?;
+            if dry_run {
+                dry::rehearse(context, &client, create_request(&client, document)).await?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            let mut value = create(&client, document).await?;
+            if wait {
+                value = wait_until_running(&client, &read(&value)?, timeout).await?;
+            }
+            if context.is_data() {
+                output::document(&value)?;
             } else {
                 let framework: Framework = read(&value)?;
                 output::line(&format!(
@@ -183,33 +254,26 @@ pub async fn run(context: &Context, command: FrameworkCommand) -> Result<ExitCod
                 ))?;
             }
         }
-        FrameworkCommand::Ls => list(context, &client).await?,
-        FrameworkCommand::Inspect { framework } => {
-            let value = client
-                .json(client.get(&["v1", "frameworks", &framework]))
-                .await?;
-            if context.is_json() {
-                output::json(&value)?
-            } else {
-                inspect(&read(&value)?)?
-            }
+        FrameworkCommand::Ls { watch } => {
+            let empty = "no frameworks; `tessera framework create` makes one";
+            let list = List { columns: &COLUMNS, row: &row, keep: &|_| true, empty };
+            list::show(context, &client, client.get(&["v1", "frameworks"]), &list, watch).await?;
         }
-        FrameworkCommand::Logs { follow, framework } => logs(&client, &framework, follow).await?,
-        FrameworkCommand::Rm { framework } => {
-            let response = client
-                .send(client.delete(&["v1", "frameworks", &framework]))
-                .await?;
-            let body = client.body(response).await?;
-            match serde_json::from_slice(&body) {
-                Ok(value) if context.is_json() => output::json(&value)?,
-                _ if context.is_json() => output::json(&json!({}))?,
-                _ => output::line(&format!("{framework} is being removed"))?,
-            }
+        FrameworkCommand::Inspect { framework, watch } => {
+            let framework = names::framework(&client, &framework).await?;
+            let request = client.get(&["v1", "frameworks", &framework]);
+            list::show_one(context, &client, request, watch, async |value| inspect(&read(value)?)).await?;
         }
+        FrameworkCommand::Logs { follow, framework } => {
+            let framework = names::framework(&client, &framework).await?;
+            logs(&client, &framework, follow).await?;
+        }
+        FrameworkCommand::Rm(args) => remove(context, &client, args).await?,
         FrameworkCommand::Upgrade(args) => lifecycle::upgrade(context, &client, args).await?,
         FrameworkCommand::Rollback(args) => lifecycle::roll_back(context, &client, args).await?,
         FrameworkCommand::Config(command) => lifecycle::config(context, &client, command).await?,
         FrameworkCommand::Release { framework } => {
+            let framework = names::framework(&client, &framework).await?;
             lifecycle::release(context, &client, &framework).await?;
         }
         FrameworkCommand::State(command) => state::run(context, &client, command).await?,
@@ -217,6 +281,9 @@ pub async fn run(context: &Context, command: FrameworkCommand) -> Result<ExitCod
         FrameworkCommand::ChildLogs(args) => executor::child_logs(&client, &args).await?,
         FrameworkCommand::Recordings(args) => replay::recordings(context, &client, &args).await?,
         FrameworkCommand::Replay(args) => replay::replay(context, &client, args).await?,
+        FrameworkCommand::Ask(args) => framework_ask::run(context, &client, &args).await?,
+        // Done above.
+        FrameworkCommand::New(_) | FrameworkCommand::Build(_) | FrameworkCommand::Test(_) | FrameworkCommand::Dev(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -239,54 +306,110 @@ fn pairs(config: Vec<(String, String)>) -> Result<BTreeMap<String, String>, CliE
 /// # Errors
 /// When it is refused.
 pub async fn create(client: &Client, document: Value) -> Result<Value, CliError> {
-    client
-        .json(
-            client
-                .post(&["v1", "frameworks"])
-                .json(document)
-                .repeatable(),
-        )
-        .await
+    client.json(create_request(client, document)).await
 }
 
-async fn list(context: &Context, client: &Client) -> Result<(), CliError> {
-    let list = client.json(client.get(&["v1", "frameworks"])).await?;
-    if context.is_json() {
-        return output::json(&list);
+fn create_request(client: &Client, document: Value) -> Request {
+    client.post(&["v1", "frameworks"]).json(document).repeatable()
+}
+
+/// Remove a framework; what goes with it is told before.
+async fn remove(context: &Context, client: &Client, args: RmArgs) -> Result<(), CliError> {
+    let id = names::framework(client, &args.framework).await?;
+    let found: Framework = read(&client.json(client.get(&["v1", "frameworks", &id])).await?)?;
+    let live = live_tasks(&found);
+    let what = format!(
+        "{} ({}) with {live} live tasks and {} of state",
+        found.name,
+        found.id,
+        output::bytes(found.state_bytes)
+    );
+    let request = client.delete(&["v1", "frameworks", &found.id]);
+    if args.dry_run {
+        return dry::rehearse(context, client, request).await;
     }
-    let now = output::now_ms();
-    let rows = read_items::<Framework>(&list)?
-        .into_iter()
-        .map(|f| {
-            let live: u64 = f
-                .tasks
-                .iter()
-                .filter(|(state, _)| !crate::api::is_terminal(state))
-                .map(|(_, count)| count)
-                .sum();
-            let agent = f.agent.unwrap_or_default();
-            let age = output::age(f.created_ms, now);
-            vec![
-                f.id,
-                f.name,
-                f.role,
-                f.state,
-                agent,
-                live.to_string(),
-                f.turns.to_string(),
-                age,
-                f.why.join("; "),
-            ]
+    args.yes.confirm(&format!("Framework {what} is removed: its tasks are killed, its state is deleted."))?;
+    let response = client.send(request).await?;
+    let body = client.body(response).await?;
+    if args.wait {
+        let waiting = Waiting {
+            what: format!("{} is gone", found.name),
+            go_on: "tessera framework ls".to_owned(),
+            within: Duration::from_secs(args.timeout),
+        };
+        until(waiting, async || match client.json(client.get(&["v1", "frameworks", &found.id])).await {
+            Ok(value) => {
+                let now: Framework = read(&value)?;
+                Ok(Step::Going(format!("it is {}, with {} live tasks", now.state, live_tasks(&now))))
+            }
+            Err(error) if error.kind == Kind::NotFound => Ok(Step::Done(())),
+            Err(error) => Err(error),
         })
-        .collect();
-    let header = [
-        "ID", "NAME", "ROLE", "STATE", "AGENT", "TASKS", "TURNS", "AGE", "WHY",
-    ];
-    output::table(
-        &header,
-        rows,
-        "no frameworks; `tessera framework create` makes one",
-    )
+        .await?;
+    }
+    if context.is_data() {
+        let value = serde_json::from_slice(&body).unwrap_or_else(|_| json!({"id": found.id}));
+        return output::document(&value);
+    }
+    let stands = if args.wait { "is gone" } else { "is being removed" };
+    output::line(&format!("{} {stands}", found.name))
+}
+
+async fn wait_until_running(client: &Client, made: &Framework, seconds: u64) -> Result<Value, CliError> {
+    let waiting = Waiting {
+        what: format!("{} is running", made.name),
+        go_on: format!("tessera framework inspect {} --watch", made.name),
+        within: Duration::from_secs(seconds),
+    };
+    until(waiting, async || {
+        let value = client.json(client.get(&["v1", "frameworks", &made.id])).await?;
+        let now: Framework = read(&value)?;
+        match now.state.as_str() {
+            "running" => Ok(Step::Done(value)),
+            "quarantined" => {
+                let text = format!("{} is quarantined: {}", now.name, now.last_error.unwrap_or_default());
+                Err(CliError::new(Kind::Refused, output::clean(&text))
+                    .hint(format!("`tessera framework inspect {}` says why", now.name)))
+            }
+            state => Ok(Step::Going(format!("it is {state} {}", now.why.join("; ")))),
+        }
+    })
+    .await
+}
+
+fn live_tasks(f: &Framework) -> u64 {
+    let live = f.tasks.iter().filter(|(state, _)| !crate::api::is_terminal(state));
+    live.map(|(_, count)| count).sum()
+}
+
+const COLUMNS: [Column; 10] = [
+    col("ID"),
+    text("NAME"),
+    text("ROLE"),
+    col("STATE"),
+    col("AGENT"),
+    col("TASKS"),
+    col("TURNS"),
+    wide("COMPONENT"),
+    text("WHY"),
+    col("AGE"),
+];
+
+fn row(value: &Value, now: u64) -> Result<Vec<String>, CliError> {
+    let f: Framework = read(value)?;
+    let live = live_tasks(&f);
+    Ok(vec![
+        f.id,
+        f.name,
+        f.role,
+        f.state,
+        f.agent.unwrap_or_default(),
+        live.to_string(),
+        f.turns.to_string(),
+        f.component,
+        f.why.join("; "),
+        output::age(f.created_ms, now),
+    ])
 }
 
 fn inspect(f: &Framework) -> Result<(), CliError> {
@@ -360,9 +483,7 @@ fn standby(f: &Framework) -> String {
 
 async fn logs(client: &Client, framework: &str, follow: bool) -> Result<(), CliError> {
     // Tells an unknown framework from one that has not logged yet.
-    client
-        .json(client.get(&["v1", "frameworks", framework]))
-        .await?;
+    client.json(client.get(&["v1", "frameworks", framework])).await?;
     let mut tail = Tail::new(&["v1", "frameworks", framework, "log"]);
     let (mut pace, mut patience) = (Pace::default(), Patience::default());
     loop {

@@ -7,17 +7,18 @@ use crate::client::{Client, Request};
 use crate::commands::component;
 use crate::commands::framework::{UnreachableArgs, parse_pair};
 use crate::error::{CliError, Kind};
-use crate::follow::{Pace, Patience};
-use crate::{Context, output};
+use crate::output::{col, text, wide};
+use crate::wait::{Step, Waiting, until};
+use crate::{Context, dry, names, output};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How often a change of single values is tried again when somebody else changes them meanwhile.
 const CONFIG_ATTEMPTS: usize = 5;
 
 /// How long an upgrade may take with `--wait` when nothing is said.
-const WAIT_SECONDS: u64 = 300;
+pub const WAIT_SECONDS: u64 = 300;
 
 /// Arguments of `tessera framework upgrade`.
 #[derive(Debug, clap::Args)]
@@ -30,6 +31,9 @@ pub struct UpgradeArgs {
     /// Digest of a component, or a file, which is uploaded
     #[arg(value_name = "COMPONENT|FILE")]
     component: String,
+    /// Only say whether it could be upgraded
+    #[arg(long, conflicts_with = "wait")]
+    dry_run: bool,
     #[command(flatten)]
     wait: WaitArgs,
 }
@@ -45,6 +49,9 @@ pub struct RollbackArgs {
     /// Version of its history, as `inspect` shows it [default: the one before]
     #[arg(long, value_name = "VERSION")]
     to: Option<u64>,
+    /// Only say what it would go back to
+    #[arg(long, conflicts_with = "wait")]
+    dry_run: bool,
     #[command(flatten)]
     wait: WaitArgs,
 }
@@ -52,7 +59,7 @@ pub struct RollbackArgs {
 /// Whether to wait until a version is final.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct WaitArgs {
-    /// Wait until the change is final; ends with exit code 4 when it was given up
+    /// Wait until the change is final; ends with exit code 4 when it was given up, 7 when the time is over
     #[arg(long)]
     wait: bool,
     /// Wait so long
@@ -64,6 +71,7 @@ pub struct WaitArgs {
 #[derive(Debug, clap::Subcommand)]
 pub enum ConfigCommand {
     /// Show the configuration
+    #[command(after_help = "Example:\n  tessera framework config get words")]
     Get {
         /// Name or id
         framework: String,
@@ -84,6 +92,9 @@ pub enum ConfigCommand {
         /// Remove everything that is not named
         #[arg(long)]
         replace: bool,
+        /// Only check it
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         unreachable: UnreachableArgs,
     },
@@ -105,10 +116,14 @@ pub async fn upgrade(
     args: UpgradeArgs,
 ) -> Result<(), CliError> {
     let component = component::resolve(client, &args.component).await?;
+    let framework = names::framework(client, &args.framework).await?;
     let request = client
-        .post(&["v1", "frameworks", &args.framework, "upgrade"])
+        .post(&["v1", "frameworks", &framework, "upgrade"])
         .json(json!({"component": component}));
-    change(context, client, &args.framework, request, args.wait).await
+    if args.dry_run {
+        return dry::rehearse(context, client, request).await;
+    }
+    change(context, client, &framework, request, args.wait).await
 }
 
 /// Go back to an earlier component.
@@ -123,10 +138,14 @@ pub async fn roll_back(
     let document = args
         .to
         .map_or_else(|| json!({}), |version| json!({"version": version}));
+    let framework = names::framework(client, &args.framework).await?;
     let request = client
-        .post(&["v1", "frameworks", &args.framework, "rollback"])
+        .post(&["v1", "frameworks", &framework, "rollback"])
         .json(document);
-    change(context, client, &args.framework, request, args.wait).await
+    if args.dry_run {
+        return dry::rehearse(context, client, request).await;
+    }
+    change(context, client, &framework, request, args.wait).await
 }
 
 async fn change(
@@ -145,8 +164,8 @@ async fn change(
     if wait.wait {
         value = wait_until_final(client, &framework.id, version, wait.timeout).await?;
     }
-    if context.is_json() {
-        return output::json(&value);
+    if context.is_data() {
+        return output::document(&value);
     }
     let shown: Framework = read(&value)?;
     let found = shown.versions.iter().find(|found| found.version == version);
@@ -163,37 +182,32 @@ async fn wait_until_final(
     version: u64,
     seconds: u64,
 ) -> Result<Value, CliError> {
-    let deadline = Instant::now() + Duration::from_secs(seconds);
-    let (mut pace, mut patience) = (Pace::default(), Patience::default());
-    loop {
-        if let Some(value) = patience.judge(get(client, framework).await)? {
-            let now: Framework = read(&value)?;
-            let found = now.versions.iter().find(|found| found.version == version);
-            match found.map(|found| found.outcome.as_str()) {
-                Some("trial" | "migrating") => {}
-                Some("running" | "replaced") => return Ok(value),
-                Some(failed) => {
-                    let text = format!("version {version} was given up: {failed}");
-                    return Err(CliError::new(Kind::Refused, text)
-                        .hint("the component and the state of before are in force; `tessera framework replay` shows what it did"));
-                }
-                None => {
-                    let text = format!("version {version} is no longer in the history");
-                    return Err(CliError::failed(text));
-                }
+    let waiting = Waiting {
+        what: format!("version {version} is final"),
+        go_on: format!("tessera framework inspect {framework} --watch"),
+        within: Duration::from_secs(seconds),
+    };
+    until(waiting, async || {
+        let value = get(client, framework).await?;
+        let now: Framework = read(&value)?;
+        let found = now.versions.iter().find(|found| found.version == version);
+        match found.map(|found| found.outcome.as_str()) {
+            Some(outcome @ ("trial" | "migrating")) => {
+                Ok(Step::Going(format!("it is {outcome}, {} is {}", now.name, now.state)))
             }
-            if Instant::now() >= deadline {
-                let text = format!(
-                    "version {version} is not final after {seconds} s: {} is {}",
-                    now.name, now.state
-                );
-                return Err(CliError::new(Kind::Unavailable, text).hint(
-                    "it goes on by itself; `tessera framework inspect` shows how far it is",
-                ));
+            Some("running" | "replaced") => Ok(Step::Done(value)),
+            Some(failed) => {
+                let text = format!("version {version} was given up: {failed}");
+                Err(CliError::new(Kind::Refused, text)
+                    .hint("the component and the state of before are in force; `tessera framework replay` shows what it did"))
+            }
+            None => {
+                let text = format!("version {version} is no longer in the history");
+                Err(CliError::failed(text))
             }
         }
-        pace.wait(false).await;
-    }
+    })
+    .await
 }
 
 /// Start a quarantined scheduler again.
@@ -205,8 +219,8 @@ pub async fn release(context: &Context, client: &Client, framework: &str) -> Res
         .post(&["v1", "frameworks", framework, "release"])
         .repeatable();
     let value = client.json(request).await?;
-    if context.is_json() {
-        return output::json(&value);
+    if context.is_data() {
+        return output::document(&value);
     }
     let shown: Framework = read(&value)?;
     output::line(&format!("{framework} is {}", shown.state))
@@ -222,12 +236,15 @@ pub async fn config(
     command: ConfigCommand,
 ) -> Result<(), CliError> {
     let value = match command {
-        ConfigCommand::Get { framework } => get_config(client, &framework).await?,
+        ConfigCommand::Get { framework } => {
+            get_config(client, &names::framework(client, &framework).await?).await?
+        }
         ConfigCommand::Set {
             framework,
             values,
             unset,
             replace,
+            dry_run,
             unreachable,
         } => {
             if values.is_empty() && unset.is_empty() && !replace && unreachable.is_empty() {
@@ -242,11 +259,16 @@ pub async fn config(
                 replace,
                 unreachable: unreachable.document(),
             };
+            let framework = names::framework(client, &framework).await?;
+            if dry_run {
+                let request = config_request(client, &framework, &change).await?;
+                return dry::rehearse(context, client, request).await;
+            }
             set_config(client, &framework, &change).await?
         }
     };
-    if context.is_json() {
-        return output::json(&value);
+    if context.is_data() {
+        return output::document(&value);
     }
     let shown: Config = read(&value)?;
     for (key, value) in &shown.config {
@@ -278,27 +300,26 @@ async fn set_config(
     let mut attempts = 0;
     loop {
         attempts += 1;
-        let current: Config = read(&get_config(client, framework).await?)?;
-        let mut config = if change.replace {
-            BTreeMap::new()
-        } else {
-            current.config
-        };
-        config.extend(change.values.iter().cloned());
-        config.retain(|key, _| !change.unset.contains(key));
-        let document = json!({
-            "config": config,
-            "expected_version": current.config_version,
-            "unreachable": change.unreachable,
-        });
-        let request = client
-            .put(&["v1", "frameworks", framework, "config"])
-            .json(document);
+        let request = config_request(client, framework, change).await?;
         match client.json(request).await {
             Err(error) if error.status == Some(409) && attempts < CONFIG_ATTEMPTS => {}
             result => return result,
         }
     }
+}
+
+/// The whole configuration as it is to be, if nobody else changes it meanwhile.
+async fn config_request(client: &Client, framework: &str, change: &ConfigChange) -> Result<Request, CliError> {
+    let current: Config = read(&get_config(client, framework).await?)?;
+    let mut config = if change.replace { BTreeMap::new() } else { current.config };
+    config.extend(change.values.iter().cloned());
+    config.retain(|key, _| !change.unset.contains(key));
+    let document = json!({
+        "config": config,
+        "expected_version": current.config_version,
+        "unreachable": change.unreachable,
+    });
+    Ok(client.put(&["v1", "frameworks", framework, "config"]).json(document))
 }
 
 /// What the scheduler knows of its configuration.
@@ -340,7 +361,6 @@ pub fn versions(versions: &[Version]) -> Result<(), CliError> {
                 v.version.to_string(),
                 v.component.clone(),
                 v.writes_state.to_string(),
-                output::age(v.since_ms, now),
                 v.how.clone(),
                 if v.by.is_empty() {
                     "the cluster".to_owned()
@@ -348,19 +368,12 @@ pub fn versions(versions: &[Version]) -> Result<(), CliError> {
                     v.by.clone()
                 },
                 v.outcome.clone(),
+                output::age(v.since_ms, now),
             ]
         })
         .collect();
-    let header = [
-        "VERSION",
-        "COMPONENT",
-        "STATE",
-        "AGE",
-        "HOW",
-        "BY",
-        "OUTCOME",
-    ];
-    output::table(&header, rows, "no versions")
+    let columns = [col("VERSION"), text("COMPONENT"), wide("FORM"), col("HOW"), col("BY"), text("OUTCOME"), col("AGE")];
+    output::table(&columns, rows, "no versions")
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@
 use crate::client::Client;
 use crate::commands::master::{bin_dir, kind, with_causes};
 use crate::error::{CliError, Kind, io_error};
+use crate::output::{col, text, wide};
+use crate::wait::YesArgs;
 use crate::{Context, output};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -12,7 +14,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use tessera_master::{COMPONENT_GRACE, MasterConfig, Summary};
+use tessera_master::{COMPONENT_GRACE, REQUESTS_PER_S, TraceConfig, MasterConfig, Summary};
 
 /// What to do with masters.
 #[derive(Debug, clap::Subcommand)]
@@ -29,6 +31,7 @@ pub enum OperatorCommand {
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
     /// How the masters are, and what the cluster can bear
+    #[command(after_help = "Example:\n  tessera operator autopilot")]
     Autopilot,
 }
 
@@ -64,6 +67,7 @@ pub enum SnapshotCommand {
         stale: bool,
     },
     /// Check a file and say what it holds
+    #[command(after_help = "Example:\n  tessera operator snapshot inspect tessera-2026-11-21.tsr")]
     Inspect {
         /// The file
         file: PathBuf,
@@ -85,23 +89,26 @@ pub enum SnapshotCommand {
 #[derive(Debug, clap::Subcommand)]
 pub enum RaftCommand {
     /// List the masters
-    #[command(visible_alias = "ls")]
+    #[command(visible_alias = "ls", after_help = "Example:\n  tessera operator raft list -o wide")]
     List,
     /// Make a learner a voter now; by itself that happens once it has everything
     #[command(
-        after_help = "A master becomes a learner by joining: tessera master --data-dir DIR --join HOST:PORT --token-file FILE"
+        after_help = "Example:\n  tessera operator raft add 4\n\nA master becomes a learner by joining: tessera master --data-dir DIR --join HOST:PORT --token-file FILE"
     )]
     Add {
         /// Its number, as `list` shows it
         node: u64,
     },
     /// Remove a master for good; its number never comes back
-    #[command(visible_alias = "rm")]
+    #[command(visible_alias = "rm", after_help = "Example:\n  tessera operator raft remove 2 --yes")]
     Remove {
         /// Its number, as `list` shows it
         node: u64,
+        #[command(flatten)]
+        yes: YesArgs,
     },
     /// Have another master lead
+    #[command(after_help = "Examples:\n  tessera operator raft transfer\n  tessera operator raft transfer 3")]
     Transfer {
         /// Its number; the one that is furthest if none is named
         node: Option<u64>,
@@ -150,8 +157,8 @@ pub async fn run(context: &Context, command: OperatorCommand) -> Result<ExitCode
         OperatorCommand::Snapshot(command) => snapshot(context, command).await,
         OperatorCommand::Autopilot => {
             let value = masters(&context.client()?).await?;
-            if context.is_json() {
-                output::json(&value)?;
+            if context.is_data() {
+                output::document(&value)?;
             } else {
                 show_state(&read(&value)?)?;
             }
@@ -193,6 +200,8 @@ fn config(args: InitArgs) -> Result<MasterConfig, CliError> {
         component_key: None,
         allow_unsigned_uploads: false,
         component_grace: COMPONENT_GRACE,
+        requests_per_s: REQUESTS_PER_S,
+        tracing: TraceConfig::default(),
     })
 }
 
@@ -200,8 +209,8 @@ fn init(context: &Context, args: InitArgs) -> Result<ExitCode, CliError> {
     let data_dir = args.data_dir.clone();
     let cluster = make_cluster(args)?;
     let token = data_dir.join("admin.token");
-    if context.is_json() {
-        output::json(&json!({"cluster": cluster, "data_dir": data_dir, "token_file": token}))?;
+    if context.is_data() {
+        output::document(&json!({"cluster": cluster, "data_dir": data_dir, "token_file": token}))?;
     } else {
         output::fields(&[
             ("cluster", cluster),
@@ -225,8 +234,8 @@ async fn snapshot(context: &Context, command: SnapshotCommand) -> Result<ExitCod
             (restored.1, Some(restored.0))
         }
     };
-    if context.is_json() {
-        output::json(&summary_json(&summary, cluster.as_deref()))?;
+    if context.is_data() {
+        output::document(&summary_json(&summary, cluster.as_deref()))?;
     } else {
         show_summary(&summary, cluster)?;
     }
@@ -336,8 +345,8 @@ async fn raft(context: &Context, command: RaftCommand) -> Result<ExitCode, CliEr
     let done = match command {
         RaftCommand::List => {
             let value = masters(&client).await?;
-            if context.is_json() {
-                output::json(&value)?;
+            if context.is_data() {
+                output::document(&value)?;
             } else {
                 show_list(&read(&value)?)?;
             }
@@ -349,14 +358,17 @@ async fn raft(context: &Context, command: RaftCommand) -> Result<ExitCode, CliEr
             client.send(request).await?;
             json!({"node": node, "role": "voter"})
         }
-        RaftCommand::Remove { node } => remove(&client, node).await?,
+        RaftCommand::Remove { node, yes } => {
+            yes.confirm(&format!("Node {node} is removed for good; its number never comes back."))?;
+            remove(&client, node).await?
+        }
         RaftCommand::Transfer { node } => {
             let request = client.post(&["v1", "masters", "transfer"]);
             client.json(request.json(json!({"to": node})).once()).await?
         }
     };
-    if context.is_json() {
-        output::json(&done)?;
+    if context.is_data() {
+        output::document(&done)?;
     } else {
         output::note(&told(&done));
     }
@@ -399,7 +411,7 @@ fn show_list(masters: &Masters) -> Result<(), CliError> {
         ]
     });
     output::table(
-        &["NODE", "NAME", "ROLE", "STATE", "PEERS", "REST", "STORED", "VERSION"],
+        &[col("NODE"), text("NAME"), col("ROLE"), text("STATE"), wide("PEERS"), text("REST"), col("STORED"), col("VERSION")],
         rows.collect(),
         "no masters",
     )?;

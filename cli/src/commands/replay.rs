@@ -8,7 +8,8 @@ use crate::client::Client;
 use crate::commands::component;
 use crate::commands::master::bin_dir;
 use crate::error::{CliError, Kind, io_error};
-use crate::{Context, output};
+use crate::output::{col, text};
+use crate::{Context, names, output};
 use serde::Deserialize;
 use serde_json::Value;
 use std::fs::File;
@@ -25,6 +26,7 @@ const DIVERGED: u8 = 6;
 
 /// Arguments of `tessera framework recordings`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  tessera framework recordings words")]
 pub struct RecordingsArgs {
     /// Name or id
     framework: String,
@@ -110,9 +112,10 @@ pub async fn recordings(
     client: &Client,
     args: &RecordingsArgs,
 ) -> Result<(), CliError> {
-    let list = find(client, &args.framework, args.agent.as_deref()).await?;
-    if context.is_json() {
-        return output::json(&list);
+    let framework = names::framework(client, &args.framework).await?;
+    let list = find(client, &framework, args.agent.as_deref()).await?;
+    if context.is_data() {
+        return output::document(&list);
     }
     let rows = read_items::<Recording>(&list)?
         .into_iter()
@@ -136,7 +139,7 @@ pub async fn recordings(
         })
         .collect();
     output::table(
-        &["RECORDING", "AGENT", "SIZE", "TURNS", "STATE"],
+        &[col("RECORDING"), col("AGENT"), col("SIZE"), col("TURNS"), text("STATE")],
         rows,
         "no recordings; the limit recording-bytes of the role may be 0",
     )
@@ -267,8 +270,8 @@ async fn run_worker(
 /// Show the verdict.
 fn tell(context: &Context, recording: &Recording, value: &Value) -> Result<(), CliError> {
     let verdict: Verdict = read(value)?;
-    if context.is_json() {
-        output::json(value)?;
+    if context.is_data() {
+        output::document(value)?;
     } else {
         for line in in_words(&recording.id, &verdict) {
             output::line(&line)?;
@@ -283,7 +286,7 @@ fn tell(context: &Context, recording: &Recording, value: &Value) -> Result<(), C
         expected,
         got,
     } = verdict.divergence.unwrap_or_default();
-    if !context.is_json() {
+    if !context.is_data() {
         output::fields(&[("expected", words(&expected)), ("got", words(&got))])?;
     }
     Err(CliError::failed(format!(

@@ -99,8 +99,8 @@ pub async fn run(context: &Context, args: RunArgs) -> Result<ExitCode, CliError>
     let id = submit(&client, args).await.map_err(failed)?;
     let mut job = Job::new(&client, &id, timeout);
     let outcome = job.follow().await.map_err(failed)?;
-    if context.is_json() {
-        output::json(&outcome.document(&id))?;
+    if context.is_data() {
+        output::document(&outcome.document(&id))?;
     }
     if !outcome.message.is_empty() && outcome.exit_code.is_none() {
         output::note(&format!(

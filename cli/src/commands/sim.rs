@@ -198,7 +198,7 @@ struct Refusal {
 /// # Errors
 /// When what was asked for cannot be simulated.
 pub async fn run(context: &Context, args: SimArgs) -> Result<ExitCode, CliError> {
-    let plan = plan(&args, context.is_json())?;
+    let plan = plan(&args, context.is_data())?;
     let program = bin_dir(args.bin_dir)?.join(PROGRAM);
     // In a group of its own: Ctrl-C reaches this process only, which then asks for the report.
     let child = tokio::process::Command::new(&program)

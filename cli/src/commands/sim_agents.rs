@@ -9,7 +9,8 @@ use crate::api::{Agent, read_items};
 use crate::client::Client;
 use crate::commands::agent::DEFAULT_MASTER;
 use crate::commands::framework::parse_pair;
-use crate::commands::master::{shutdown_on_signals, start_logging, with_causes};
+use crate::commands::logging::LoggingArgs;
+use crate::commands::master::{shutdown_on_signals, with_causes};
 use crate::error::{CliError, Kind};
 use std::process::ExitCode;
 use tessera_agent::{RunError, SIMULATED_ATTRIBUTE, SimulatedConfig};
@@ -49,6 +50,8 @@ pub struct SimAgentsArgs {
     /// here, which then are said to run and do not
     #[arg(long)]
     beside_real_agents: bool,
+    #[command(flatten)]
+    logging: LoggingArgs,
     /// Stop when standard input ends, that is when the supervisor does
     #[arg(long, hide = true)]
     supervised: bool,
@@ -59,7 +62,7 @@ pub struct SimAgentsArgs {
 /// # Errors
 /// When the cluster has real agents, or cannot be reached, or refuses them.
 pub async fn run(context: &Context, args: SimAgentsArgs) -> Result<ExitCode, CliError> {
-    start_logging();
+    args.logging.start("tessera-sim-agents")?;
     if !args.beside_real_agents {
         refuse_real_agents(&context.client()?).await?;
     }
@@ -67,7 +70,7 @@ pub async fn run(context: &Context, args: SimAgentsArgs) -> Result<ExitCode, Cli
         count: args.count,
         name: args.name,
         masters: args.master,
-        token: context.connection.token()?,
+        token: context.connection.resolve()?.token()?,
         each: Quantities {
             cpus_milli: args.cpus_milli,
             mem_mib: args.mem_mib,

@@ -5,7 +5,9 @@
 use crate::api::{StateKey, read_items};
 use crate::client::{Client, Request};
 use crate::error::{CliError, Kind};
-use crate::{Context, output};
+use crate::output::{col, text};
+use crate::wait::YesArgs;
+use crate::{Context, names, output};
 use serde_json::json;
 use std::io::Read as _;
 
@@ -25,6 +27,7 @@ pub enum StateCommand {
         prefix: Option<String>,
     },
     /// Write the value of a key to stdout, byte for byte
+    #[command(after_help = "Example:\n  tessera framework state get words table > table.bin")]
     Get {
         /// Name or id
         framework: String,
@@ -37,12 +40,15 @@ pub enum StateCommand {
     )]
     Put(PutArgs),
     /// Delete keys; one that is not there is no error
+    #[command(after_help = "Example:\n  tessera framework state rm words job/7 job/8 --yes")]
     Rm {
         /// Name or id
         framework: String,
         /// Which
         #[arg(required = true)]
         keys: Vec<String>,
+        #[command(flatten)]
+        yes: YesArgs,
     },
 }
 
@@ -73,14 +79,25 @@ pub struct PutArgs {
 /// When the cluster refuses or cannot be reached.
 pub async fn run(context: &Context, client: &Client, command: StateCommand) -> Result<(), CliError> {
     match command {
-        StateCommand::Ls { framework, prefix } => list(context, client, &framework, prefix).await,
-        StateCommand::Get { framework, key } => get(context, client, &framework, &key).await,
-        StateCommand::Put(args) => put(context, client, args).await,
-        StateCommand::Rm { framework, keys } => {
+        StateCommand::Ls { framework, prefix } => {
+            let framework = names::framework(client, &framework).await?;
+            list(context, client, &framework, prefix).await
+        }
+        StateCommand::Get { framework, key } => {
+            let framework = names::framework(client, &framework).await?;
+            get(context, client, &framework, &key).await
+        }
+        StateCommand::Put(mut args) => {
+            args.framework = names::framework(client, &args.framework).await?;
+            put(context, client, args).await
+        }
+        StateCommand::Rm { framework, keys, yes } => {
+            let framework = names::framework(client, &framework).await?;
+            yes.confirm(&format!("{} keys of the state of {framework} are deleted.", keys.len()))?;
             for key in &keys {
                 client.send(client.delete(&path(&framework, key)?)).await?;
             }
-            if context.is_json() { output::json(&json!({})) } else { Ok(()) }
+            if context.is_data() { output::document(&json!({})) } else { Ok(()) }
         }
     }
 }
@@ -118,24 +135,24 @@ async fn list(
             break;
         }
     }
-    if context.is_json() {
-        return output::json(&json!({ "items": items }));
+    if context.is_data() {
+        return output::document(&json!({ "items": items }));
     }
     let rows = keys.into_iter().map(|key| vec![key.key, output::bytes(key.bytes), key.etag]);
-    output::table(&["KEY", "SIZE", "TAG"], rows.collect(), "no keys")
+    output::table(&[text("KEY"), col("SIZE"), col("TAG")], rows.collect(), "no keys")
 }
 
 async fn get(context: &Context, client: &Client, framework: &str, key: &str) -> Result<(), CliError> {
     let response = client.send(client.get(&path(framework, key)?)).await?;
     let tag = response.headers().get("etag").and_then(|tag| tag.to_str().ok()).map(str::to_owned);
     let value = client.body(response).await?;
-    if !context.is_json() {
+    if !context.is_data() {
         return output::write(&value);
     }
     let text = std::str::from_utf8(&value).map_err(|_| {
         CliError::failed(format!("the value of {key:?} is no text")).hint("leave out -o json: it is written byte for byte")
     })?;
-    output::json(&json!({ "key": key, "etag": tag, "bytes": value.len(), "value": text }))
+    output::document(&json!({ "key": key, "etag": tag, "bytes": value.len(), "value": text }))
 }
 
 fn read_file(name: &str) -> Result<Vec<u8>, CliError> {
@@ -157,7 +174,7 @@ async fn put(context: &Context, client: &Client, args: PutArgs) -> Result<(), Cl
     let request = conditions(client.put(&path(&args.framework, &args.key)?).bytes(value), &args);
     let response = client.send(request).await?;
     let tag = response.headers().get("etag").and_then(|tag| tag.to_str().ok()).unwrap_or_default();
-    if context.is_json() { output::json(&json!({ "key": args.key, "etag": tag })) } else { Ok(()) }
+    if context.is_data() { output::document(&json!({ "key": args.key, "etag": tag })) } else { Ok(()) }
 }
 
 fn conditions(request: Request, args: &PutArgs) -> Request {

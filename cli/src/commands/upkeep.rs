@@ -6,25 +6,49 @@
 use crate::api::{Agent, read};
 use crate::client::Client;
 use crate::error::{CliError, Kind};
-use crate::{Context, output};
+use crate::wait::{Step, Waiting, YesArgs, until};
+use crate::{Context, dry, names, output};
 use serde_json::{Value, json};
+use std::time::Duration;
 use tessera_types::parse_duration;
+
+/// After the deadline of a drain killed tasks may still take their grace time, and agents their time to tell.
+const AFTER_DEADLINE: Duration = Duration::from_secs(300);
 
 /// An agent of the cluster.
 #[derive(Debug, clap::Args)]
 pub struct AgentArg {
-    /// Its id, for example a1
+    /// Its id, for example a1, or its host's name, or how that begins
     agent: String,
+    /// Only say what would happen
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    yes: YesArgs,
 }
 
 /// How an agent is emptied.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  tessera agent drain a1 --dry-run\n  tessera agent drain a1 --deadline 30m --wait"
+)]
 pub struct DrainArgs {
-    /// Its id, for example a1
+    /// Its id, for example a1, or its host's name, or how that begins
     agent: String,
     /// What is still there then is killed, with its grace time
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "10m")]
     deadline: u64,
+    /// Only say what would have to go
+    #[arg(long)]
+    dry_run: bool,
+    /// Wait until it is empty
+    #[arg(long, conflicts_with = "dry_run")]
+    wait: bool,
+    /// Wait so long [default: the deadline and five minutes]
+    #[arg(long, value_name = "SECONDS", requires = "wait")]
+    timeout: Option<u64>,
+    #[command(flatten)]
+    yes: YesArgs,
 }
 
 /// When an agent will be worked on.
@@ -33,7 +57,7 @@ pub struct DrainArgs {
     after_help = "Examples:\n  tessera agent maintenance a1 --in 2h --for 30m\n  tessera agent maintenance a1 --cancel"
 )]
 pub struct MaintenanceArgs {
-    /// Its id, for example a1
+    /// Its id, for example a1, or its host's name, or how that begins
     agent: String,
     /// It begins so long from now
     #[arg(long = "in", value_name = "TIME", value_parser = parse_duration, default_value = "0s")]
@@ -57,7 +81,11 @@ pub async fn set_active(
     active: bool,
 ) -> Result<(), CliError> {
     let verb = if active { "activate" } else { "deactivate" };
-    let request = client.post(&["v1", "agents", &arg.agent, verb]);
+    let id = names::agent(client, &arg.agent).await?;
+    let request = client.post(&["v1", "agents", &id, verb]);
+    if arg.dry_run {
+        return dry::rehearse(context, client, request).await;
+    }
     tell(context, &client.json(request).await?)
 }
 
@@ -66,9 +94,41 @@ pub async fn set_active(
 /// # Errors
 /// When the cluster refuses or cannot be reached.
 pub async fn drain(context: &Context, client: &Client, args: &DrainArgs) -> Result<(), CliError> {
-    let request = client.post(&["v1", "agents", &args.agent, "drain"]);
-    let request = request.json(json!({"within_ms": args.deadline}));
-    tell(context, &client.json(request).await?)
+    let id = names::agent(client, &args.agent).await?;
+    let request = client.post(&["v1", "agents", &id, "drain"]).json(json!({"within_ms": args.deadline}));
+    if args.dry_run {
+        return dry::rehearse(context, client, request).await;
+    }
+    let seconds = args.deadline / 1_000;
+    args.yes.confirm(&format!("{id} is emptied; what is left after {seconds} s is killed."))?;
+    let mut value = client.json(request).await?;
+    if args.wait {
+        let within = match args.timeout {
+            Some(seconds) => Duration::from_secs(seconds),
+            None => Duration::from_millis(args.deadline) + AFTER_DEADLINE,
+        };
+        let waiting = Waiting {
+            what: format!("{id} is empty"),
+            go_on: format!("tessera agent inspect {id} --watch"),
+            within,
+        };
+        value = until(waiting, async || {
+            let value = client.json(client.get(&["v1", "agents", &id])).await?;
+            let agent: Agent = read(&value)?;
+            Ok(match (agent.mode.as_str(), agent.tasks, agent.schedulers) {
+                ("drained", ..) => Step::Done(value),
+                ("draining", tasks, schedulers) => {
+                    Step::Going(format!("{tasks} tasks and {schedulers} schedulers are left"))
+                }
+                (mode, ..) => {
+                    let text = format!("the drain of {id} was called off: it is {mode}");
+                    return Err(CliError::new(Kind::Refused, text));
+                }
+            })
+        })
+        .await?;
+    }
+    tell(context, &value)
 }
 
 /// Have the tasks on an agent end that the restored state does not know.
@@ -76,12 +136,17 @@ pub async fn drain(context: &Context, client: &Client, args: &DrainArgs) -> Resu
 /// # Errors
 /// When the cluster refuses or cannot be reached.
 pub async fn end_strangers(context: &Context, client: &Client, arg: &AgentArg) -> Result<(), CliError> {
-    let request = client.post(&["v1", "agents", &arg.agent, "end-strangers"]);
-    let value = client.json(request).await?;
-    if context.is_json() {
-        return output::json(&value);
+    let id = names::agent(client, &arg.agent).await?;
+    let request = client.post(&["v1", "agents", &id, "end-strangers"]);
+    if arg.dry_run {
+        return dry::rehearse(context, client, request).await;
     }
-    output::line(&format!("{} ends what the cluster does not know; see `tessera agent inspect {}`", arg.agent, arg.agent))
+    arg.yes.confirm(&format!("Tasks on {id} that the cluster does not know are ended."))?;
+    let value = client.json(request).await?;
+    if context.is_data() {
+        return output::document(&value);
+    }
+    output::line(&format!("{id} ends what the cluster does not know; see `tessera agent inspect {id}`"))
 }
 
 /// Give an agent up for good.
@@ -89,12 +154,17 @@ pub async fn end_strangers(context: &Context, client: &Client, arg: &AgentArg) -
 /// # Errors
 /// When the cluster refuses or cannot be reached.
 pub async fn gone(context: &Context, client: &Client, arg: &AgentArg) -> Result<(), CliError> {
-    let request = client.post(&["v1", "agents", &arg.agent, "gone"]);
-    let value = client.json(request).await?;
-    if context.is_json() {
-        return output::json(&value);
+    let id = names::agent(client, &arg.agent).await?;
+    let request = client.post(&["v1", "agents", &id, "gone"]);
+    if arg.dry_run {
+        return dry::rehearse(context, client, request).await;
     }
-    output::line(&format!("{} is gone", arg.agent))
+    arg.yes.confirm(&format!("{id} is given up for good: its tasks are TASK_GONE_BY_OPERATOR, and others may run in their place."))?;
+    let value = client.json(request).await?;
+    if context.is_data() {
+        return output::document(&value);
+    }
+    output::line(&format!("{id} is gone"))
 }
 
 /// Announce maintenance, or call it off.
@@ -106,7 +176,8 @@ pub async fn maintenance(
     client: &Client,
     args: &MaintenanceArgs,
 ) -> Result<(), CliError> {
-    let segments = ["v1", "agents", &args.agent, "maintenance"];
+    let id = names::agent(client, &args.agent).await?;
+    let segments = ["v1", "agents", &id, "maintenance"];
     let request = match args.takes {
         _ if args.cancel => client.delete(&segments),
         None => return Err(CliError::new(Kind::Usage, "--for TIME or --cancel is needed")),
@@ -120,8 +191,8 @@ pub async fn maintenance(
 }
 
 fn tell(context: &Context, value: &Value) -> Result<(), CliError> {
-    if context.is_json() {
-        return output::json(value);
+    if context.is_data() {
+        return output::document(value);
     }
     let agent: Agent = read(value)?;
     let mut text = format!("{} is {}", agent.id, agent.mode);
