@@ -1,4 +1,6 @@
-//! Rows in memory, for tests and the simulator.
+//! Rows in memory, for tests and the simulator, and the allocator alone, for measurements.
+
+pub use crate::allocator::AllocatorRun;
 
 use crate::rows::{RowChange, Rows, RowsError};
 use std::collections::BTreeMap;

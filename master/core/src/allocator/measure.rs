@@ -1,0 +1,119 @@
+//! The allocator alone, for measurements: a cluster of numbers in which schedulers answer at once.
+//!
+//! Must never be on the way of a decision.
+
+use super::{AgentFacts, Allocator, FrameworkFacts, Grant, REGULAR, Vector};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tessera_types::{AgentId, AgentInfo, Amounts, FrameworkId, RolePolicy};
+
+/// A cluster with nothing but an allocator.
+#[derive(Debug)]
+pub struct AllocatorRun {
+    engine: Allocator,
+    agents: BTreeMap<AgentId, AgentFacts>,
+    frameworks: BTreeMap<FrameworkId, FrameworkFacts>,
+    offers: Vec<Grant>,
+    changes: u64,
+}
+
+/// What each agent has.
+fn total() -> Vector {
+    Vector::of(24_000, 98_304, 0)
+}
+
+impl AllocatorRun {
+    /// So many agents, and frameworks that are spread over so many roles.
+    #[must_use]
+    pub fn new(agents: u64, frameworks: u64, roles: u64) -> Self {
+        let (engine, offers) = (Allocator::default(), Vec::new());
+        let mut run = Self { engine, agents: BTreeMap::new(), frameworks: BTreeMap::new(), offers, changes: 0 };
+        for number in 1..=agents {
+            run.join(number);
+        }
+        for number in 1..=frameworks {
+            let role = format!("role-{}", number % roles.max(1));
+            let facts = FrameworkFacts { role, open: true, waits: true, ..FrameworkFacts::default() };
+            run.frameworks.insert(FrameworkId(number), facts);
+            run.tell_framework(FrameworkId(number));
+        }
+        run
+    }
+
+    /// Every role has a guarantee that is its quota limit too: a small one, and one in six of them a large one.
+    pub fn give_quota(&mut self, roles: u64) {
+        for number in 0..roles {
+            let cpus = if number % 6 == 0 { 12_000 } else { 1_000 };
+            let amounts = Amounts([("cpus".to_owned(), cpus), ("mem".to_owned(), cpus * 2)].into());
+            let policy = RolePolicy { guarantee: amounts.clone(), limit: amounts, version: 1, ..RolePolicy::default() };
+            self.engine.set_role(&format!("role-{number}"), Some(&policy));
+        }
+    }
+
+    /// An agent comes.
+    pub fn join(&mut self, number: u64) {
+        let id = AgentId(number);
+        let info = Arc::new(AgentInfo { id, hostname: format!("host-{number}"), attributes: Vec::new(), reachable: true });
+        let facts = AgentFacts { info, total: total(), free: total(), revocable: Vector::default(), open: true };
+        self.agents.insert(id, facts);
+        self.tell_agent(id);
+    }
+
+    fn tell_agent(&mut self, id: AgentId) {
+        if let Some(facts) = self.agents.get(&id) {
+            self.engine.set_agent(id, facts.clone());
+        }
+    }
+
+    fn tell_framework(&mut self, id: FrameworkId) {
+        if let Some(facts) = self.frameworks.get(&id) {
+            self.engine.set_framework(id, facts.clone());
+        }
+    }
+
+    /// One cycle: how many offers it made.
+    pub fn round(&mut self) -> usize {
+        self.changes += 1;
+        let first = AgentId(1 + self.changes % (self.agents.len() as u64).max(1));
+        let grants = self.engine.round(first, 0);
+        let count = grants.len();
+        for grant in &grants {
+            self.change(grant.framework, grant.agent, &grant.amounts, true);
+        }
+        self.offers.extend(grants);
+        count
+    }
+
+    fn change(&mut self, framework: FrameworkId, agent: AgentId, amounts: &Vector, more: bool) {
+        let amounts = if more { amounts.clone() } else { Vector::default().minus(amounts) };
+        if let Some(facts) = self.agents.get_mut(&agent) {
+            facts.free.take(&amounts);
+        }
+        if let Some(facts) = self.frameworks.get_mut(&framework) {
+            facts.uses[REGULAR].add(&amounts);
+        }
+        self.tell_agent(agent);
+        self.tell_framework(framework);
+    }
+
+    /// Every framework gives back what it is offered, and does not want any agent for a long time.
+    pub fn decline_everything(&mut self) {
+        for grant in std::mem::take(&mut self.offers) {
+            self.change(grant.framework, grant.agent, &grant.amounts, false);
+        }
+        for agent in self.agents.keys() {
+            for framework in self.frameworks.keys() {
+                self.engine.refuse(*agent, *framework, &total(), u64::MAX);
+            }
+        }
+    }
+
+    /// One task of one core begins somewhere, or ends, and the cycle that follows.
+    pub fn one_change(&mut self) -> usize {
+        self.changes += 1;
+        let agent = AgentId(1 + self.changes / 2 * 7 % (self.agents.len() as u64).max(1));
+        let framework = FrameworkId(1 + self.changes / 2 % (self.frameworks.len() as u64).max(1));
+        self.change(framework, agent, &Vector::of(1_000, 1_024, 0), self.changes % 2 == 0);
+        self.engine.round(agent, 0).len()
+    }
+}

@@ -1,0 +1,7 @@
+//! The engine against a model that is slow and obviously right, and cases that people asked for.
+
+mod cases;
+mod churn;
+mod histories;
+mod reference;
+mod small;
