@@ -8,6 +8,7 @@
 //! same code, and have done elsewhere what is to be made durable.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use tessera_master_core as core;
 use tessera_master_core::{Core, Effect, Now, Output};
 use tessera_replica::{
@@ -37,10 +38,23 @@ const fn is_shells(context: u64) -> bool {
     context & SHELLS_READ != 0
 }
 
+/// Measures what the node does, for whoever has a clock: the node has none.
+pub trait Meter: Send + Sync {
+    /// An entry was proposed here.
+    fn proposed(&self, id: EntryId);
+    /// An entry is applied by calling this once.
+    fn applying(&self, apply: &mut dyn FnMut());
+    /// An entry was applied, and wrote so many events.
+    fn applied(&self, id: EntryId, events: u64);
+    /// An entry that was proposed here will not be applied.
+    fn lost(&self, id: EntryId);
+}
+
 /// The core as the replica's machine.
 struct CoreMachine {
     core: Core,
     config: core::Config,
+    meter: Option<Arc<dyn Meter>>,
 }
 
 /// The replica's rows as the core reads them.
@@ -86,10 +100,23 @@ impl Machine for CoreMachine {
         entry: &[u8],
         rows: &dyn RowReader,
     ) -> Result<Applied<Effect>, MachineError> {
-        let applied = self
-            .core
-            .apply(id.index, id.term, entry, &RowsOf(rows))
-            .map_err(|error| MachineError::new(error.to_string()))?;
+        let rows = RowsOf(rows);
+        let applied = match &self.meter {
+            None => self.core.apply(id.index, id.term, entry, &rows),
+            Some(meter) => {
+                let mut done = None;
+                meter.applying(&mut || done = Some(self.core.apply(id.index, id.term, entry, &rows)));
+                // A meter that does not call it breaks its contract.
+                done.ok_or_else(|| MachineError::new("the entry was measured and not applied"))?
+            }
+        };
+        let applied = applied.map_err(|error| MachineError::new(error.to_string()))?;
+        if let Some(meter) = &self.meter {
+            let written = |change: &&core::RowChange| {
+                matches!(change, core::RowChange::Put { table: core::rows::EVENTS, .. })
+            };
+            meter.applied(id, applied.rows.iter().filter(written).count() as u64);
+        }
         Ok(Applied {
             rows: applied.rows.into_iter().map(row_change).collect(),
             effects: applied.effects,
@@ -167,7 +194,7 @@ impl<D: Disk> Node<D> {
         let core = Core::load(&RowsOf(replica.rows()), config.clone())?;
         Ok(Self {
             replica,
-            machine: CoreMachine { core, config },
+            machine: CoreMachine { core, config, meter: None },
             tickets: BTreeMap::new(),
             pending: Vec::new(),
             commands: Vec::new(),
@@ -175,6 +202,16 @@ impl<D: Disk> Node<D> {
             identity,
             led_term: None,
         })
+    }
+
+    /// Spans of traces since the last call, and how many were lost.
+    pub fn take_spans(&mut self) -> (Vec<core::TraceSpan>, u64) {
+        self.machine.core.take_spans()
+    }
+
+    /// Have what this does measured.
+    pub fn measure(&mut self, meter: Arc<dyn Meter>) {
+        self.machine.meter = Some(meter);
     }
 
     /// The state, for queries.
@@ -397,6 +434,9 @@ impl<D: Disk> Node<D> {
             }
             for id in progress.lost.into_iter().chain(progress.unknown) {
                 settled.changes.push((id, false));
+                if let Some(meter) = &self.machine.meter {
+                    meter.lost(id);
+                }
                 if let Some(tickets) = self.tickets.remove(&id) {
                     self.input(|core| core.on_propose_failed(&tickets, now));
                 }
@@ -488,6 +528,9 @@ impl<D: Disk> Node<D> {
         let entry = self.machine.core.encode_batch(commands, now);
         match self.replica.propose(entry) {
             Ok(id) => {
+                if let Some(meter) = &self.machine.meter {
+                    meter.proposed(id);
+                }
                 self.tickets.insert(id, tickets);
             }
             Err(_) => self.input(|core| core.on_propose_failed(&tickets, now)),

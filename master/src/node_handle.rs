@@ -7,7 +7,9 @@
 use crate::api::OUTCOME_UNKNOWN;
 use crate::beats::{BeatRefused, Beats};
 use crate::members::Topology;
+use crate::metrics::Metrics;
 use crate::names::Names;
+use crate::trace::Tracer;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tessera_master_core::{
@@ -253,6 +255,8 @@ pub struct NodeHandle {
     pub(crate) tickets: Arc<std::sync::atomic::AtomicU64>,
     pub(crate) beats: Arc<Beats>,
     pub(crate) names: Arc<Names>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) tracer: Option<Tracer>,
 }
 
 impl NodeHandle {
@@ -272,6 +276,11 @@ impl NodeHandle {
     pub(crate) fn next_ticket(&self) -> u64 {
         self.tickets
             .fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Inputs that wait for the loop.
+    pub(crate) fn queue(&self) -> usize {
+        self.inputs.max_capacity() - self.inputs.capacity()
     }
 
     /// A number for a new session, never used before in this process.

@@ -7,6 +7,7 @@
 
 use crate::beats::Beats;
 use crate::members::Topology;
+use crate::metrics::Metrics;
 use crate::node::{Node, Settled};
 use crate::node_handle::{
     AnswerSender, Asker, BarrierSender, ChangeRefused, ChangeSender, Input, LoopError, NodeHandle,
@@ -15,6 +16,7 @@ use crate::node_handle::{
 use crate::node_writer::LogWriter;
 use crate::pause::Pause;
 use crate::peer::Peers;
+use crate::trace::Tracer;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -55,12 +57,15 @@ pub struct NodeLoop<D: Disk> {
     answers: HashMap<u64, AnswerSender>,
     handle: NodeHandle,
     started: Instant,
+    /// Terms up to this one began before it did.
+    first_term: u64,
     last_tick: Instant,
 }
 
 impl<D: Disk> NodeLoop<D> {
     /// A loop around a node, and its handle.
-    pub fn new(node: Node<D>) -> (Self, NodeHandle) {
+    pub fn new(mut node: Node<D>, metrics: Arc<Metrics>, tracer: Option<Tracer>) -> (Self, NodeHandle) {
+        node.measure(metrics.clone());
         let (sender, inputs) = mpsc::channel(INPUTS_MAX);
         let (events, watch) = watch::channel(EventId::default());
         let now = Instant::now();
@@ -72,7 +77,10 @@ impl<D: Disk> NodeLoop<D> {
             tickets: Arc::new(std::sync::atomic::AtomicU64::new(1)),
             beats: Arc::new(Beats::new(now)),
             names: Arc::default(),
+            metrics,
+            tracer,
         };
+        let first_term = node.term();
         let this = Self {
             node,
             inputs,
@@ -89,6 +97,7 @@ impl<D: Disk> NodeLoop<D> {
             answers: HashMap::new(),
             handle: handle.clone(),
             started: now,
+            first_term,
             last_tick: now,
         };
         (this, handle)
@@ -117,7 +126,7 @@ impl<D: Disk> NodeLoop<D> {
         // For what is spawned on the way; the loop itself waits for nothing of the runtime.
         let _context = runtime.enter();
         let pause = Pause::new();
-        let writer = LogWriter::start(self.node.syncer()).map_err(FatalError::from)?;
+        let writer = LogWriter::start(self.node.syncer(), self.handle.metrics.clone()).map_err(FatalError::from)?;
         self.publish(true);
         let mut more = true;
         loop {
@@ -128,6 +137,7 @@ impl<D: Disk> NodeLoop<D> {
                     pause.wait(self.next(&writer), until).flatten()
                 }
             };
+            let began = Instant::now();
             if let Some(job) = writer.take().map_err(FatalError::from)? {
                 self.node.on_written(job);
             }
@@ -155,6 +165,10 @@ impl<D: Disk> NodeLoop<D> {
             })?;
             more = settled.more;
             self.perform(settled);
+            if let Some(tracer) = &self.handle.tracer {
+                tracer.put_all(self.node.take_spans());
+            }
+            self.handle.metrics.rounds.took(began.elapsed());
             if let Some(error) = self.ended.take() {
                 return Err(error);
             }
@@ -203,6 +217,8 @@ impl<D: Disk> NodeLoop<D> {
         if after == before {
             return;
         }
+        self.handle.metrics.terms.add(after.term.saturating_sub(before.term.max(self.first_term)));
+        self.handle.metrics.leaderships.add(u64::from(after.leads && !before.leads));
         if members_changed && let Some(peers) = &self.peers {
             peers.follow(&self.handle, &after);
         }
@@ -296,6 +312,7 @@ impl<D: Disk> NodeLoop<D> {
     /// Takes one input; says whether it was the last.
     fn take(&mut self, input: Input) -> bool {
         let now = self.now();
+        self.handle.metrics.inputs.one();
         match input {
             Input::SessionOpen {
                 session,
@@ -354,14 +371,19 @@ impl<D: Disk> NodeLoop<D> {
                 // The caller may have gone away, which is its own affair.
                 let _ = reply.send(self.node.snapshot().map(|source| (source, components)));
             }
-            Input::SnapshotSent { node, delivered } => self.node.report_snapshot(node, delivered),
+            Input::SnapshotSent { node, delivered } => {
+                self.handle.metrics.snapshots_sent.add(u64::from(delivered));
+                self.node.report_snapshot(node, delivered);
+            }
             Input::BeginInstall { message, reply } => {
                 // The caller may have gone away, which is its own affair.
                 let _ = reply.send(self.node.begin_install(&message));
             }
             Input::StepSnapshot { message, staged, reply } => {
                 // As above.
-                let _ = reply.send(self.node.step_snapshot(&message, staged));
+                let taken = self.node.step_snapshot(&message, staged);
+                self.handle.metrics.snapshots_taken.add(u64::from(taken.is_ok()));
+                let _ = reply.send(taken);
             }
             Input::Change { change, reply } => match self.node.propose_change(&change) {
                 Ok(id) => {

@@ -5,9 +5,10 @@
 //! a sync shares the next one; what is durable is told before space is given back; after a failure nothing more
 //! is done. Must never touch the node, or keep a process that ends for longer than [`LAST_SYNC_MAX`].
 
+use crate::metrics::Metrics;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tessera_replica::{DiskError, DiskSync, WriteJob};
 use tokio::sync::Notify;
 
@@ -84,12 +85,17 @@ impl LogWriter {
     ///
     /// # Errors
     /// When the system has no thread left.
-    pub fn start(mut disk: Box<dyn DiskSync>) -> Result<Self, DiskError> {
+    pub fn start(mut disk: Box<dyn DiskSync>, metrics: Arc<Metrics>) -> Result<Self, DiskError> {
         let shared = Arc::new(Shared::default());
         let ends = Ends(Arc::clone(&shared));
         let thread = std::thread::Builder::new().name("log-writer".into()).spawn(move || {
             while let Some(job) = ends.0.next() {
-                if let Err(failure) = job.run_and_tell(&mut *disk, |job| ends.0.finish(Ok(job))) {
+                let began = Instant::now();
+                let told = |job| {
+                    metrics.syncs.took(began.elapsed());
+                    ends.0.finish(Ok(job));
+                };
+                if let Err(failure) = job.run_and_tell(&mut *disk, told) {
                     ends.0.finish(Err(failure));
                     return;
                 }
@@ -197,7 +203,7 @@ mod tests {
     fn slow() -> Harness {
         let (begun, begins) = channel();
         let (ends, end) = channel();
-        (LogWriter::start(Box::new(Slow { begun, end })).unwrap(), begins, ends)
+        (LogWriter::start(Box::new(Slow { begun, end }), Arc::default()).unwrap(), begins, ends)
     }
 
     fn replica(limits: Limits) -> Replica<MemDisk> {

@@ -19,7 +19,7 @@ use std::fs::{DirBuilder, File, TryLockError};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::Duration;
-use tessera_master_core::Config;
+use tessera_master_core::{Config, Tracing};
 use tessera_replica::{ClusterId, Disk as _, DiskBatch, Durability, Identity, Replica, ReplicaConfig, RestoreError, RocksDisk};
 use tessera_wire::v1;
 use tokio::net::TcpListener;
@@ -192,6 +192,7 @@ pub fn open_node(
             .session_silence_ms
             .min(config.agent_timeout_ms),
         understands: understands(),
+        tracing: Tracing { on: config.tracing.collector.is_some(), sample_ppm: config.tracing.sample_ppm },
         ..Config::default()
     };
     Ok(Node::open(core, ReplicaConfig::new(identity), disk)?)

@@ -111,7 +111,7 @@ async fn any_master_takes_writes_and_refuses_those_that_do_not_hold() -> Outcome
     }
     for member in (0..3).filter(|member| *member != leader) {
         let metrics = group.rest(member)?.get("/metrics").await?.text();
-        let passed_on = metrics.lines().find_map(|line| line.strip_prefix("tessera_state_writes_passed_on "));
+        let passed_on = metrics.lines().find_map(|line| line.strip_prefix("tessera_state_writes_passed_on_total "));
         ensure(passed_on.is_some_and(|count| count != "0"), || format!("writes went another way: {metrics}"))?;
     }
     let rest = group.rest(0)?;
