@@ -176,7 +176,7 @@ impl Core {
             reasons.push(on(verdict.held_for_others, why("HELD_FOR_OTHERS", text, "")));
         }
         if verdict.nothing_free > 0 {
-            let text = format!("on {} nothing is free: it is used, or offered to others", agents(verdict.nothing_free));
+            let text = format!("on {} nothing is free: all of it is used or offered", agents(verdict.nothing_free));
             let hint = format!(
                 "wait until something ends, add agents, or give role {} a guarantee: `tessera role set {} --guarantee`",
                 row.role, row.role

@@ -189,13 +189,13 @@ impl Allocator {
 
     fn cut_to_surplus_of(&self, role: usize, amounts: &mut Vector, of: impl Fn(usize) -> bool) -> Cut {
         let mut cut = Cut::default();
-        let needed = &self.roles[ROOT].below;
-        if needed.is_zero() {
+        if !self.any_guarantee {
             return cut;
         }
         let others = self.others_need(role, ROOT);
-        // What nobody has a guarantee of is anybody's.
-        for (kind, _) in needed.iter().filter(|(kind, need)| *need > 0 && of(*kind)) {
+        // What nobody has a guarantee of is anybody's. Not what nobody needs now: while a round meets guarantees, there must
+        // not be more for others at its end than at its beginning.
+        for kind in self.guaranteed.iter().copied().filter(|kind| of(*kind)) {
             cut.cut(amounts, kind, self.there.get(kind) - others.get(kind));
         }
         cut

@@ -188,9 +188,21 @@ impl Allocator {
         lacks
     }
 
+    /// Whether a framework would take something: it says what it waits for, or it has declined nothing of late.
+    fn misses_something(&self, place: usize) -> bool {
+        let facts = &self.frameworks[place].facts;
+        let mut wants = facts.wants.iter().enumerate();
+        facts.waits
+            && if facts.wants.is_empty() {
+                !self.agents.iter().any(|agent| agent.here && agent.filters.bits.has(place))
+            } else {
+                wants.any(|(at, want)| !want.revocable && self.offered(place, at) < want.count)
+            }
+    }
+
     fn waits_below(&self, role: usize) -> bool {
         let role = &self.roles[role];
-        role.frameworks.iter().any(|at| self.frameworks[*at].facts.waits)
+        role.frameworks.iter().any(|at| self.misses_something(*at))
             || role.children.iter().any(|child| self.waits_below(*child))
     }
 

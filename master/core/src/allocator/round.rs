@@ -71,13 +71,13 @@ impl Allocator {
         for framework in &behind {
             let Some(seen) = self.frameworks[*framework].seen.take() else { continue };
             let shut = self.lineage(self.frameworks[*framework].role).find(|place| self.roles[*place].shut());
-            // Where nobody may have anything now, it is looked again when somebody may.
-            match shut.filter(|_| self.frameworks[*framework].lanes[REVOCABLE].is_none()) {
-                Some(role) => self.miss(role, seen + 1),
-                None => {
-                    only.put(*framework, true);
-                    since = since.min(seen);
-                }
+            if let Some(role) = shut {
+                // Nobody there may have anything for good now: it looks again when somebody may.
+                self.miss(role, seen + 1);
+            }
+            if shut.is_none() || self.frameworks[*framework].lanes[REVOCABLE].is_some() {
+                only.put(*framework, true);
+                since = since.min(seen);
             }
         }
         self.floor = since.saturating_add(1);
@@ -112,7 +112,7 @@ impl Allocator {
         let needed = &self.roles[ROOT].below;
         [(CPUS, OFFER_MIN_CPUS_MILLI), (MEM, OFFER_MIN_MEM_MIB)]
             .into_iter()
-            .all(|(kind, least)| needed.get(kind) <= 0 || self.there.get(kind) - needed.get(kind) >= least)
+            .all(|(kind, least)| !self.guaranteed.contains(&kind) || self.there.get(kind) - needed.get(kind) >= least)
     }
 
     /// First those whose guarantee lacks something, the highest priority first.

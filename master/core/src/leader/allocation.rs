@@ -9,6 +9,7 @@ use super::preempt::Shortage;
 use crate::allocator::{AgentFacts, CLASSES, FrameworkFacts, Grant, Kinds, Lack, Want};
 use crate::limits::{LOOK_AT_ALL_MS, SHORTAGE_EVERY_MS};
 use crate::state::{Framework, State};
+use crate::tally::OfferEnd;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tessera_types::{AgentId, AgentInfo, FrameworkId, Offer, OfferId, ResourceRequest, Resources, RoleName};
@@ -99,8 +100,30 @@ impl Desk<'_> {
 
     /// Something else is said of a role than before.
     pub(super) fn role_changed(&mut self, role: String) {
+        self.rescind_beyond_quota(&role);
         self.leader.offers.told.roles.insert(role);
         self.leader.allocate = true;
+    }
+
+    /// What is offered to a role that passes its new limit is taken back, to be offered again as far as that goes.
+    fn rescind_beyond_quota(&mut self, role: &str) {
+        let Some(policy) = self.state.roles.get(role).filter(|policy| !policy.limit.is_empty()) else { return };
+        let mut sum = self.state.role_used.get(role).map(|uses| uses.charged.clone()).unwrap_or_default();
+        let within = |row: &Framework| row.role.lineage().any(|above| above == role);
+        let frameworks = self.state.frameworks.iter().filter(|(_, row)| within(row)).map(|(id, _)| *id);
+        let frameworks: Vec<FrameworkId> = frameworks.collect();
+        for id in &frameworks {
+            sum.add(&self.leader.offers.held_as(*id, false));
+        }
+        if policy.limit.passed_by(&sum).is_none() {
+            return;
+        }
+        for id in frameworks {
+            let offers: Vec<OfferId> = self.leader.offers.ids_by(id).collect();
+            for offer in offers {
+                self.rescind(offer, OfferEnd::Rescinded);
+            }
+        }
     }
 
     /// Make room where revocable work stands in the way, and did when it was looked before.

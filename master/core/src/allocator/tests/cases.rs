@@ -74,6 +74,11 @@ fn what_guarantees_keep_is_offered_to_be_taken_back_and_named_when_it_stands_in_
     let due = small.framework(3, "due", Vec::new());
     assert!(small.round().is_empty());
     let lack = Lack { role: "due".into(), agent, amounts: cores(4), by_priority: false };
+    assert_eq!(small.engine.lacks(), [lack.clone()]);
+    small.engine.refuse(agent, due, &cores(1), small.now_ms + 1_000);
+    assert!(small.engine.lacks().is_empty(), "it has nothing to do now");
+    small.now_ms += 1_000;
+    assert!(small.round().is_empty());
     assert_eq!(small.engine.lacks(), [lack]);
     small.end(lent, agent, &cores(4), REVOCABLE);
     let grants = small.round();

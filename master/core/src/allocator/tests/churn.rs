@@ -20,7 +20,7 @@ const OF_C: u32 = 2_000;
 
 #[test]
 fn after_an_hour_of_churn_shares_are_those_of_the_weights() {
-    let mut small = Small::new(100, 16);
+    let mut small = Small::new(50, 16);
     let mut dice = Dice::new(11);
     let mut of: BTreeMap<FrameworkId, usize> = BTreeMap::new();
     small.role("c", |policy| policy.weight_milli = OF_C);
@@ -63,7 +63,7 @@ fn after_an_hour_of_churn_shares_are_those_of_the_weights() {
             }
         }
     }
-    let total = i64::try_from(hour - warm).unwrap() * 100 * 16 * 1_000;
+    let total = i64::try_from(hour - warm).unwrap() * 50 * 16 * 1_000;
     let whole: i64 = ROLES.iter().filter(|(role, ..)| !role.contains('/')).map(|(_, weight, ..)| i64::from(*weight)).sum();
     let whole = whole + i64::from(OF_C);
     for (at, (role, weight, ..)) in ROLES.into_iter().enumerate() {

@@ -176,9 +176,9 @@ impl Model {
         let quota = needy.map(|role| (role, self.quota(&self.policy(role).guarantee)));
         let (mut kept, mut useless) = (false, false);
         for kind in 0..16 {
-            let needed = self.below("", kind) > 0;
+            let guaranteed = self.guaranteed(kind);
             match &quota {
-                _ if class == REVOCABLE && self.guaranteed(kind) => {
+                _ if class == REVOCABLE && guaranteed => {
                     cut(&mut amounts, kind, self.below("", kind) - self.uses_revocable(kind));
                     kept |= amounts.get(kind) > 0;
                 }
@@ -188,7 +188,7 @@ impl Model {
                     useless |= kind == CPUS && amounts.get(CPUS) < 10 || kind == MEM && amounts.get(MEM) < 32;
                 }
                 // What nobody has a guarantee of is anybody's, and so are pools.
-                _ if needed => cut(&mut amounts, kind, self.surplus(&facts.role, kind)),
+                _ if guaranteed => cut(&mut amounts, kind, self.surplus(&facts.role, kind)),
                 _ => {}
             }
         }

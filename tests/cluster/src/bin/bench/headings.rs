@@ -11,6 +11,12 @@ pub struct Heading {
     pub shares: &'static str,
 }
 
+pub const ALLOCATOR: Heading = Heading {
+    title: "Who is offered what",
+    shares: "one process with the allocator alone, on one thread. Of a cycle with all agents free the middle one of \
+             five, of small changes the mean of 2,000.",
+};
+
 pub const WORKER: Heading = Heading {
     title: "A worker alone",
     shares: "one worker process, with one thread that works.",
