@@ -3,6 +3,7 @@
 //! Must never contain rules of the cluster; and wasmtime is not linked into this binary.
 
 use crate::Context;
+use crate::commands::logging::LoggingArgs;
 use crate::error::{CliError, Kind, io_error};
 use crate::output;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -11,7 +12,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
-use tessera_master::{COMPONENT_GRACE, JoinError, MasterConfig, RunError};
+use tessera_master::{COMPONENT_GRACE, Collector, REQUESTS_PER_S, JoinError, MasterConfig, RunError, TraceConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -54,8 +55,19 @@ pub struct MasterArgs {
     /// Schedulers of an agent that is silent for so long are placed elsewhere
     #[arg(long, default_value_t = 6_000, value_name = "MS")]
     scheduler_grace_ms: u64,
+    /// Requests that each caller with a token may send in a second; 0 is no limit
+    #[arg(long, default_value_t = REQUESTS_PER_S, value_name = "N")]
+    requests_per_s: u64,
     #[command(flatten)]
     delivery: DeliveryArgs,
+    /// Where traces go: a collector that takes OTLP over HTTP [default: nowhere]
+    #[arg(long, value_name = "http://HOST:PORT")]
+    otlp_endpoint: Option<Collector>,
+    /// Which part of changes and launches begins a trace, if their sender began none: 0 to 1
+    #[arg(long, default_value = "0", value_name = "PART", value_parser = parse_part, requires = "otlp_endpoint")]
+    trace_sample: u32,
+    #[command(flatten)]
+    logging: LoggingArgs,
     /// Stop when standard input ends, that is when the supervisor does
     #[arg(long, hide = true)]
     supervised: bool,
@@ -101,10 +113,10 @@ impl DeliveryArgs {
 /// # Errors
 /// When the master cannot start or has to stop.
 pub async fn run(context: &Context, args: MasterArgs) -> Result<ExitCode, CliError> {
-    start_logging();
+    args.logging.start("tessera-master")?;
     allow_descriptors();
     // Only a master that joins is given a token; others have theirs, whatever the environment says.
-    let token_file = context.connection.token_file.clone().filter(|_| !args.join.is_empty());
+    let token_file = context.connection.token_file().filter(|_| !args.join.is_empty());
     let config = MasterConfig {
         data_dir: args.data_dir,
         listen: args.listen,
@@ -122,6 +134,8 @@ pub async fn run(context: &Context, args: MasterArgs) -> Result<ExitCode, CliErr
         component_key: args.delivery.key,
         allow_unsigned_uploads: args.delivery.allow_unsigned_uploads,
         component_grace: Duration::from_secs(args.delivery.grace_s),
+        requests_per_s: args.requests_per_s,
+        tracing: TraceConfig { collector: args.otlp_endpoint, sample_ppm: args.trace_sample },
     };
     let shutdown = shutdown_on_signals(args.supervised)?;
     match tessera_master::run(config, shutdown).await {
@@ -131,6 +145,18 @@ pub async fn run(context: &Context, args: MasterArgs) -> Result<ExitCode, CliErr
             format!("the master stopped: {}", with_causes(&error)),
         )),
     }
+}
+
+/// A part as millionths: a decimal of at most six places.
+fn parse_part(text: &str) -> Result<u32, String> {
+    let rule = || "a decimal from 0 to 1 with at most six places, for example 0.01".to_owned();
+    let (whole, places) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if whole.is_empty() || !digits(whole) || !digits(places) || places.len() > 6 {
+        return Err(rule());
+    }
+    let ppm = format!("{whole}{places:0<6}").parse().map_err(|_| rule())?;
+    if ppm <= 1_000_000 { Ok(ppm) } else { Err(rule()) }
 }
 
 /// Every agent's connection takes a descriptor; take as many as the system allows.
@@ -168,18 +194,6 @@ pub fn with_causes(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
-}
-
-/// Logs go to stderr; TESSERA_LOG chooses what is logged, as `info` or `tessera_master=debug`.
-pub fn start_logging() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("TESSERA_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let built = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(false);
-    // Fails only if logging was started before, which is as good.
-    let _ = built.try_init();
 }
 
 /// The directory of the helper binaries: they stand beside this one.
@@ -230,4 +244,19 @@ pub fn shutdown_on_signals(supervised: bool) -> Result<CancellationToken, CliErr
         });
     }
     Ok(shutdown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_part;
+
+    #[test]
+    fn parts_are_read_exactly() {
+        for (text, ppm) in [("0", 0), ("1", 1_000_000), ("1.0", 1_000_000), ("0.01", 10_000), ("0.000001", 1)] {
+            assert_eq!(parse_part(text), Ok(ppm), "{text}");
+        }
+        for bad in ["", ".5", "1.1", "-1", "0.0000001", "1e-3", "half", "99999999999"] {
+            assert!(parse_part(bad).is_err(), "{bad}");
+        }
+    }
 }

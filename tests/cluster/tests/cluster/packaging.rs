@@ -146,7 +146,10 @@ fn check_programs(scene: &Scene, installed: &Path) -> Outcome {
     ensure(text.contains(env!("CARGO_PKG_VERSION")), || text.clone())?;
     // What stands in the configuration is known to the agent: it gets as far as what is not there.
     let config = installed.join("etc/tessera/agent.toml");
-    let output = Command::new(&tessera).arg("agent").arg("--config").arg(config).env("TESSERA_TOKEN_FILE", "").output()?;
+    let mut agent = Command::new(&tessera);
+    agent.arg("agent").arg("--config").arg(config).arg("--work-dir").arg(scene.dir().join("agent"));
+    agent.env_remove("TESSERA_TOKEN_FILE").env_remove("TESSERA_TOKEN").env("TESSERA_CONFIG", "/nonexistent/tessera.toml");
+    let output = agent.output()?;
     let told = String::from_utf8_lossy(&output.stderr);
     ensure(!output.status.success() && told.contains("token_file"), || format!("agent.toml: {told}"))?;
     if !nix::unistd::Uid::effective().is_root() {
