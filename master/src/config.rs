@@ -6,6 +6,7 @@
 use crate::join::check_address;
 use crate::members::understands;
 use crate::oci::is_registry;
+use crate::trace::Collector;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -47,6 +48,19 @@ pub struct MasterConfig {
     pub allow_unsigned_uploads: bool,
     /// How long the file of a component that the state does not name is kept.
     pub component_grace: Duration,
+    /// Requests that each caller with a token may send in a second; zero is no limit.
+    pub requests_per_s: u64,
+    /// What is traced, and who gets it.
+    pub tracing: TraceConfig,
+}
+
+/// What is traced, and who gets it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TraceConfig {
+    /// Who takes spans; without it there are none.
+    pub collector: Option<Collector>,
+    /// Of a million changes that belong to no trace, so many begin one.
+    pub sample_ppm: u32,
 }
 
 /// A setting that breaks a rule.
@@ -65,6 +79,13 @@ const AGENT_TIMEOUT_MIN_MS: u64 = 2_000;
 /// How long files of removed components are kept when nothing is said: a day, in which a mistake is found and
 /// the component added again.
 pub const COMPONENT_GRACE: Duration = Duration::from_secs(24 * 3600);
+
+/// Requests a second of one caller when nothing is said: more than a master answers on two cores, so that only what
+/// runs wild is held back.
+pub const REQUESTS_PER_S: u64 = 20_000;
+
+/// Most of them: between two of them there is a nanosecond.
+const REQUESTS_PER_S_MAX: u64 = 1_000_000_000;
 
 /// Shortest such time: what is being uploaded is held, but the other masters' clocks are seconds apart.
 const COMPONENT_GRACE_MIN: Duration = Duration::from_secs(1);
@@ -132,6 +153,12 @@ impl MasterConfig {
                 rule: format!("at least {}", COMPONENT_GRACE_MIN.as_secs()),
             });
         }
+        if self.requests_per_s > REQUESTS_PER_S_MAX {
+            return Err(InvalidConfig {
+                field: "requests-per-s",
+                rule: format!("at most {REQUESTS_PER_S_MAX}; 0 is no limit"),
+            });
+        }
         if self.allow_unsigned_uploads && self.component_key.is_none() {
             return Err(InvalidConfig {
                 field: "allow-unsigned-uploads",
@@ -188,6 +215,8 @@ mod tests {
             component_key: None,
             allow_unsigned_uploads: false,
             component_grace: COMPONENT_GRACE,
+            requests_per_s: REQUESTS_PER_S,
+            tracing: TraceConfig::default(),
         }
     }
 
@@ -195,7 +224,8 @@ mod tests {
     fn each_rule_names_its_setting() {
         assert!(config().validate().is_ok());
         type Edit = fn(&mut MasterConfig);
-        let cases: [(&str, Edit); 11] = [
+        let cases: [(&str, Edit); 12] = [
+            ("requests-per-s", |c| c.requests_per_s = u64::MAX),
             ("listen", |c| c.listen = ([0, 0, 0, 0], 5050).into()),
             ("agent-listen", |c| {
                 c.agent_listen = ([10, 0, 0, 1], 5051).into()

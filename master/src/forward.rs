@@ -5,6 +5,7 @@
 //! reached any more is found within seconds, however long it may take to answer. Must never decide whether a request
 //! may be sent again.
 
+use crate::api::request_id_header;
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
 use hyper::client::conn::http1::{SendRequest, handshake};
@@ -136,6 +137,9 @@ impl Forwarder {
         strip(request.headers_mut());
         let headers = request.headers_mut();
         headers.insert(FORWARDED_BY, HeaderValue::from(node));
+        if let Some(id) = request_id_header() {
+            headers.insert("x-request-id", id);
+        }
         let host = HeaderValue::from_str(address).unwrap_or(HeaderValue::from_static("master"));
         headers.insert(header::HOST, host);
         // Only the path: that is what goes over the wire to a server.

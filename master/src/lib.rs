@@ -14,6 +14,7 @@ mod inspect;
 mod join;
 mod listener;
 mod members;
+mod metrics;
 mod names;
 pub mod node;
 mod node_handle;
@@ -28,21 +29,25 @@ mod stage;
 mod start;
 mod store;
 mod token;
+mod trace;
 pub mod upkeep;
 
 pub use backup::{BackupError, Summary, inspect as inspect_snapshot};
-pub use config::{COMPONENT_GRACE, InvalidConfig, MasterConfig};
+pub use config::{COMPONENT_GRACE, InvalidConfig, MasterConfig, REQUESTS_PER_S, TraceConfig};
 pub use join::JoinError;
 pub use node_handle::LoopError;
 pub use oci::KeyError;
 pub use token::{TOKEN_FILE, TokenError};
+pub use trace::Collector;
 
-use crate::api::{Api, Shared};
+use crate::api::audit::Audit;
+use crate::api::{Api, Hub, Shared};
 use crate::config::member_info;
 use crate::files::FileLane;
 use crate::forward::Forwarder;
 use crate::inspect::Inspector;
 use crate::listener::Bounded;
+use crate::metrics::Metrics;
 use crate::node::NodeOpenError;
 use crate::node_handle::{NodeHandle, Stopped};
 use crate::node_loop::NodeLoop;
@@ -52,6 +57,7 @@ use crate::sessions::{AgentService, MESSAGE_BYTES_MAX, check_token};
 use crate::stage::Staging;
 use crate::store::ComponentStore;
 use crate::token::Token;
+use crate::trace::Tracer;
 use crate::upkeep::components::{Fetcher, reconcile};
 use crate::upkeep::steward::{Health, Steward};
 use std::net::SocketAddr;
@@ -219,10 +225,19 @@ pub async fn run(mut config: MasterConfig, shutdown: CancellationToken) -> Resul
     };
     let store = Arc::new(ComponentStore::open(&config.data_dir).map_err(data_dir)?);
     let staging = Arc::new(Staging::open(&config.data_dir).map_err(data_dir)?);
+    let audit = Audit::open(&config.data_dir).map_err(data_dir)?;
     let caller = Caller::new(&token).map_err(|_| RunError::TokenText)?;
     let (disk, identity) = start::open_disk(&config, &caller, &shutdown, &rest).await?;
     let node = start::open_node(&config, disk, identity)?;
-    let (node_loop, handle) = NodeLoop::new(node);
+    let metrics = Arc::<Metrics>::default();
+    let (tracer, exporter) = match config.tracing.collector.clone() {
+        Some(collector) => {
+            let traces = Tracer::new(collector, config.tracing.sample_ppm, identity.node, metrics.clone());
+            (Some(traces.0), Some(traces.1))
+        }
+        None => (None, None),
+    };
+    let (node_loop, handle) = NodeLoop::new(node, metrics, tracer);
     let info = member_info(&config);
     let life = getrandom::u64().map_err(RunError::Random)?.max(1);
     let peers = Peers::new(caller.clone(), handle.topology(), info.peer_address.clone(), life);
@@ -261,6 +276,7 @@ pub async fn run(mut config: MasterConfig, shutdown: CancellationToken) -> Resul
     let serve_agents = serve_agents(agents, agent_service, peer_service, token.clone());
     let greet = join::greet(&config.join, &caller, &peers, &handle, &info.peer_address);
     let reconcile = reconcile(fetcher.clone(), handle.clone(), config.component_grace);
+    let events = Hub::new(handle.clone());
     let api = Api::from(Shared {
         node: handle.clone(),
         store,
@@ -276,8 +292,14 @@ pub async fn run(mut config: MasterConfig, shutdown: CancellationToken) -> Resul
         fetcher,
         health,
         writes: Writes::new(caller.clone(), peers.clone(), handle.topology()),
+        events: events.clone(),
+        audit: audit.clone(),
     });
-    let serve_rest = api::door::serve(Bounded::new(rest, CLIENTS_MAX), api);
+    let serve_rest = api::door::serve(Bounded::new(rest, CLIENTS_MAX), api, audit, config.requests_per_s);
+    let serve_rest = async { tokio::join!(serve_rest, events.run()) };
+    // Ends with the process: spans that are not sent by then are lost.
+    let export = exporter.map(|exporter| tokio::spawn(exporter.run()));
+    tessera_telemetry::log::i_am("node", identity.node.to_string());
     tracing::info!(rest = %config.listen, agents = %config.agent_listen, node = identity.node, "master serves");
     let result = tokio::select! {
         ended = loop_ended => match ended {
@@ -285,13 +307,21 @@ pub async fn run(mut config: MasterConfig, shutdown: CancellationToken) -> Resul
             Err(_) => Err(RunError::Serve("the node's thread ended".into())),
         },
         result = serve_agents => result,
-        () = serve_rest => Ok(()),
+        ((), ()) = serve_rest => Ok(()),
         () = look_after(steward, reconcile, greet) => Ok(()),
         // Open streams of watchers and agents would keep the listeners for ever; they are served until
         // another master leads.
         () = async { shutdown.cancelled().await; hand_over(&handle).await } => Ok(()),
     };
-    // The loop writes nothing after Stop; waiting for it closes the database in order.
+    if let Some(export) = export {
+        export.abort();
+    }
+    end(&handle, thread).await;
+    result
+}
+
+/// The loop writes nothing after Stop; waiting for it closes the database in order.
+async fn end(handle: &NodeHandle, thread: std::thread::JoinHandle<()>) {
     let end = async {
         handle.stop().await;
         tokio::task::spawn_blocking(move || thread.join()).await.is_ok()
@@ -299,7 +329,6 @@ pub async fn run(mut config: MasterConfig, shutdown: CancellationToken) -> Resul
     if tokio::time::timeout(END_WITHIN, end).await != Ok(true) {
         tracing::warn!("the node's thread did not end in order");
     }
-    result
 }
 
 /// What goes on beside the loop. Ends with it, and leaves it to the loop to say why.

@@ -2,36 +2,47 @@
 
 use super::Api;
 use super::error::ApiError;
-use super::extract::{Document, Path};
-use super::views::{AgentJson, List};
+use super::dry_run::{self, DryRun};
+use super::extract::{Document, Path, Query};
+use super::lookup;
+use super::paging::{self, AgentPlace, List};
+use super::views::AgentJson;
 use crate::files::{FileError, RANGE_BYTES_MAX, Range};
 use crate::node_handle::Asker;
 use axum::Json;
 use axum::extract::{Extension, State};
+use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tessera_master_core::{Maintenance, Request};
 use serde_json::Value;
+use tessera_master_core::{Maintenance, Piece, Request};
 use tessera_types::{AgentId, FrameworkId};
 
 /// How long the tasks of a drained agent have when nothing is said.
 const DRAIN_DEFAULT_MS: u64 = 600_000;
 
-/// All agents.
-pub async fn list(State(api): State<Api>) -> Result<Json<List<AgentJson>>, ApiError> {
-    let (index, agents) = api
-        .node
-        .query_status(|core, _, status| (status.applied.index, core.agents()))
-        .await?;
-    Ok(Json(List {
-        index,
-        items: agents.into_iter().map(Into::into).collect(),
-    }))
+/// Which agents.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AgentsQuery {
+    /// Agents of one page, 1 to 1000; all without it.
+    limit: Option<usize>,
+    /// `next` of the page before.
+    after: Option<String>,
 }
 
-fn parse(agent: &str) -> Result<AgentId, ApiError> {
-    agent
-        .parse()
-        .map_err(|error: tessera_types::NameError| ApiError::invalid("agent", error.to_string()))
+/// All agents.
+pub async fn list(
+    State(api): State<Api>,
+    Query(query): Query<AgentsQuery>,
+) -> Result<Json<List<AgentJson>>, ApiError> {
+    let limit = paging::limit_or_all(query.limit, query.after.as_deref())?;
+    let list = paging::gather(&api.node, query.after.as_deref(), limit, |core, _, after: Option<AgentPlace>, budget| {
+        let piece = core.agents_from(after.map(|place| place.0), budget.find);
+        Ok(Piece { found: piece.found, next: piece.next.map(AgentPlace) })
+    });
+    let List { index, items, next } = list.await?;
+    Ok(Json(List { index, items: items.into_iter().map(Into::into).collect(), next }))
 }
 
 /// One agent, by id.
@@ -39,7 +50,7 @@ pub async fn inspect(
     State(api): State<Api>,
     Path(agent): Path<String>,
 ) -> Result<Json<AgentJson>, ApiError> {
-    show(&api, parse(&agent)?).await
+    show(&api, lookup::agent(&agent)?).await
 }
 
 async fn show(api: &Api, id: AgentId) -> Result<Json<AgentJson>, ApiError> {
@@ -53,7 +64,7 @@ pub async fn caches(
     State(api): State<Api>,
     Path(agent): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let agent = parse(&agent)?;
+    let agent = lookup::agent(&agent)?;
     let known = api.node.query(move |core, _| core.agent(agent).is_some()).await?;
     if !known {
         return Err(ApiError::not_found("agent", agent));
@@ -78,7 +89,7 @@ async fn change(
     agent: &str,
     request: impl FnOnce(AgentId) -> Request,
 ) -> Result<Json<AgentJson>, ApiError> {
-    let agent = parse(agent)?;
+    let agent = lookup::agent(agent)?;
     api.node.request(asker, request(agent)).await?;
     show(api, agent).await
 }
@@ -112,9 +123,10 @@ pub async fn activate(
 }
 
 /// How an agent is emptied.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Drain {
+    /// Tasks that are still there then are killed; ten minutes when absent.
     within_ms: Option<u64>,
 }
 
@@ -123,20 +135,30 @@ pub async fn drain(
     State(api): State<Api>,
     Extension(asker): Extension<Asker>,
     Path(agent): Path<String>,
+    Query(dry): Query<DryRun>,
     Document(drain): Document<Drain>,
-) -> Result<Json<AgentJson>, ApiError> {
-    change(&api, asker, &agent, |agent| Request::SetAgentMode {
-        agent,
-        deactivated: true,
-        drain_ms: Some(drain.within_ms.unwrap_or(DRAIN_DEFAULT_MS)),
-    })
-    .await
+) -> Result<Response, ApiError> {
+    let agent = lookup::agent(&agent)?;
+    let drain_ms = Some(drain.within_ms.unwrap_or(DRAIN_DEFAULT_MS));
+    let request = Request::SetAgentMode { agent, deactivated: true, drain_ms };
+    if dry.asked() {
+        let view = api.node.query(move |core, _| core.agent(agent)).await?;
+        let would = view.map(|view| {
+            let (tasks, schedulers) = (view.tasks, view.schedulers);
+            format!("{schedulers} schedulers would move away, and {tasks} tasks have to end or be killed")
+        });
+        return dry_run::rehearse(&api, asker, request, would.into_iter().collect()).await;
+    }
+    api.node.request(asker, request).await?;
+    Ok(show(&api, agent).await?.into_response())
 }
 
 /// An agent that is no more.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct Gone {
+    /// Which agent.
     id: String,
+    /// `gone`.
     state: &'static str,
 }
 
@@ -146,7 +168,7 @@ pub async fn gone(
     Extension(asker): Extension<Asker>,
     Path(agent): Path<String>,
 ) -> Result<Json<Gone>, ApiError> {
-    let agent = parse(&agent)?;
+    let agent = lookup::agent(&agent)?;
     api.node.request(asker, Request::MarkGone { agent }).await?;
     Ok(Json(Gone {
         id: agent.to_string(),
@@ -164,10 +186,12 @@ pub async fn end_strangers(
 }
 
 /// When an agent will be worked on.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Window {
+    /// When it begins, in milliseconds since the Unix epoch.
     start_ms: u64,
+    /// When it is over.
     end_ms: u64,
 }
 

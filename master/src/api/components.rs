@@ -4,7 +4,8 @@
 use super::Api;
 use super::error::ApiError;
 use super::extract::{Document, Path, Query};
-use super::views::{ComponentJson, List, UsesJson};
+use super::paging::{self, ComponentPlace, List};
+use super::views::{ComponentJson, UsesJson};
 use crate::inspect::Inspection;
 use crate::node_handle::Asker;
 use crate::oci::Reference;
@@ -16,23 +17,27 @@ use axum::extract::{Extension, FromRequest, Request as HttpRequest, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tessera_master_core::{Principal, Reply, Request, StateVersions, World};
+use tessera_master_core::{Piece, Principal, Reply, Request, StateVersions, World};
 use tessera_types::{Digest, LimitName};
 use tokio_stream::wrappers::ReceiverStream;
 
 /// Parameters of an upload.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UploadQuery {
+    /// What the bytes have to have: `sha256:` and 64 hex digits.
     digest: Option<String>,
 }
 
 /// Where a component is to be pulled from.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Source {
+pub struct Source {
+    /// `oci://HOST[:PORT]/REPOSITORY` with `:TAG` or `@sha256:…`.
     source: String,
+    /// Leave out TLS; for a registry on the master's own machine.
     #[serde(default)]
     plain_http: bool,
 }
@@ -208,20 +213,33 @@ async fn keep(
     }
 }
 
+/// Which components.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ComponentsQuery {
+    /// Components of one page, 1 to 1000; all without it.
+    limit: Option<usize>,
+    /// `next` of the page before.
+    after: Option<String>,
+}
+
 /// All components.
-pub async fn list(State(api): State<Api>) -> Result<Json<List<ComponentJson>>, ApiError> {
-    let (index, components, uses) = api
-        .node
-        .query_status(|core, _, status| (status.applied.index, core.components(), core.component_uses()))
-        .await?;
-    let items = components
-        .into_iter()
-        .map(|view| {
-            let uses = uses.get(&view.digest).map_or(&[][..], Vec::as_slice);
-            ComponentJson::of(view, false).used_by(uses)
-        })
-        .collect();
-    Ok(Json(List { index, items }))
+pub async fn list(
+    State(api): State<Api>,
+    Query(query): Query<ComponentsQuery>,
+) -> Result<Json<List<ComponentJson>>, ApiError> {
+    let limit = paging::limit_or_all(query.limit, query.after.as_deref())?;
+    let uses = api.node.query(|core, _| core.component_uses()).await?;
+    let list = paging::gather(&api.node, query.after.as_deref(), limit, |core, _, after: Option<ComponentPlace>, budget| {
+        let piece = core.components_from(after.map(|place| place.0), budget.find);
+        Ok(Piece { found: piece.found, next: piece.next.map(ComponentPlace) })
+    });
+    let List { index, items, next } = list.await?;
+    let items = items.into_iter().map(|view| {
+        let uses = uses.get(&view.digest).map_or(&[][..], Vec::as_slice);
+        ComponentJson::of(view, false).used_by(uses)
+    });
+    Ok(Json(List { index, items: items.collect(), next }))
 }
 
 /// One component, with what its judgement found.
@@ -247,16 +265,18 @@ pub async fn inspect(
 }
 
 /// Parameters of a removal.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RemoveQuery {
+    /// `true`: nothing is removed, and the answer says who uses it.
     #[serde(default)]
     dry_run: bool,
 }
 
 /// What became of a removal, or would.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct Removal {
+    /// Which component.
     digest: String,
     /// It is no more.
     removed: bool,

@@ -3,6 +3,8 @@
 //! Invariants: every refusal has the same envelope: a code, the field, what was attempted and which
 //! rule, and the way out. Layers below know nothing of status codes.
 
+use super::codes;
+use super::visit::request_id;
 use crate::files::FileError;
 use crate::inspect::{COME_AGAIN_S, InspectError};
 use crate::node_handle::{NoAnswer, NotLeading};
@@ -34,7 +36,7 @@ pub struct ApiError {
 }
 
 /// Code of failures after which nobody here knows whether the request was carried out.
-pub const OUTCOME_UNKNOWN: &str = "OUTCOME_UNKNOWN";
+pub const OUTCOME_UNKNOWN: &str = codes::OUTCOME_UNKNOWN;
 
 /// What is known of a request that was not answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +62,22 @@ impl Fate {
 
 #[derive(Serialize)]
 struct Envelope<'a> {
-    error: &'a ApiError,
+    error: Refusal<'a>,
 }
+
+/// A refusal as it is sent.
+#[derive(Serialize)]
+struct Refusal<'a> {
+    #[serde(flatten)]
+    error: &'a ApiError,
+    /// The same request may succeed later.
+    retryable: bool,
+    request_id: String,
+}
+
+/// The code of a refusal, for records of this master.
+#[derive(Clone, Copy)]
+pub struct Refused(pub &'static str);
 
 impl ApiError {
     fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
@@ -159,6 +175,29 @@ impl ApiError {
         error
     }
 
+    /// More headers, or bytes of them, than allowed.
+    pub fn headers_too_large(rule: impl Into<String>) -> Self {
+        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        let mut error = Self::new(status, codes::HEADERS_TOO_LARGE, rule);
+        error.field = Some("headers".into());
+        error
+    }
+
+    /// More requests than this master takes of one caller.
+    pub fn rate_limited(whose: &str, per_s: u64, retry_after_s: u32) -> Self {
+        let text = format!("{whose} may send {per_s} requests a second to this master");
+        let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, codes::RATE_LIMITED, text);
+        error.retry_after_s = Some(retry_after_s);
+        error.hint("wait as long as `Retry-After` says; the operator of the master may allow more: --requests-per-s")
+    }
+
+    /// What is in force is not what the caller expects.
+    pub fn precondition(rule: impl Into<String>) -> Self {
+        let mut error = Self::new(StatusCode::PRECONDITION_FAILED, codes::PRECONDITION_FAILED, rule);
+        error.field = Some("if-match".into());
+        error.hint("read it again, and decide anew")
+    }
+
     /// Larger than allowed.
     pub fn too_large(field: &str, rule: impl Into<String>) -> Self {
         let mut error = Self::new(StatusCode::PAYLOAD_TOO_LARGE, "TOO_LARGE", rule);
@@ -189,7 +228,9 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = (self.status, Json(Envelope { error: &self })).into_response();
+        let refusal = Refusal { error: &self, retryable: codes::is_retryable(self.code), request_id: request_id() };
+        let mut response = (self.status, Json(Envelope { error: refusal })).into_response();
+        response.extensions_mut().insert(Refused(self.code));
         if let Some(seconds) = self.retry_after_s {
             response
                 .headers_mut()

@@ -2,31 +2,39 @@
 //! through the node; names are checked before anything is proposed.
 
 use super::Api;
+use super::dry_run::{self, DryRun};
 use super::error::ApiError;
 use super::extract::{Document, Path, Query};
-use super::views::{FrameworkJson, List, PolicyJson, file_response};
-use super::{lookup, views::RangeQuery};
+use super::lookup;
+use super::paging::{self, FrameworkPlace, List};
+use super::views::{FrameworkJson, PolicyJson, RangeQuery, file_response};
 use crate::files::Range;
 use crate::node_handle::Asker;
 use axum::Json;
 use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use tessera_master_core::{Reply, Request, RequestError, UnreachablePolicy};
+use tessera_master_core::{Piece, Reply, Request, RequestError, UnreachablePolicy};
 use tessera_types::{Digest, FrameworkId, FrameworkName, RoleName};
 
 /// What a framework is created from.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Create {
+    /// Unique within the tenant, which is the first part of the role.
     name: String,
+    /// Its role; `default` when absent.
     #[serde(default = "default_role")]
     role: String,
+    /// Digest of a scheduler, `sha256:…`.
     component: String,
+    /// Given to the scheduler.
     #[serde(default)]
     config: BTreeMap<String, String>,
+    /// What becomes of its tasks whose agent does not answer.
     unreachable: Option<PolicyJson>,
 }
 
@@ -46,6 +54,7 @@ pub async fn view(api: &Api, id: FrameworkId) -> Result<FrameworkJson, ApiError>
 pub async fn create(
     State(api): State<Api>,
     Extension(asker): Extension<Asker>,
+    Query(dry): Query<DryRun>,
     Document(create): Document<Create>,
 ) -> Result<Response, ApiError> {
     let invalid = |field: &'static str| move |rule: String| ApiError::invalid(field, rule);
@@ -76,6 +85,9 @@ pub async fn create(
         config: config.clone(),
         unreachable,
     };
+    if dry.asked() {
+        return dry_run::rehearse(&api, asker, request, Vec::new()).await;
+    }
     match api.node.request(asker, request).await {
         Ok(Reply::Framework(id)) => {
             Ok((StatusCode::CREATED, Json(view(&api, id).await?)).into_response())
@@ -105,20 +117,31 @@ pub async fn create(
     }
 }
 
+/// Which frameworks.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FrameworksQuery {
+    /// Only those in this role, or below it.
+    role: Option<String>,
+    /// Frameworks of one page, 1 to 1000; all without it.
+    limit: Option<usize>,
+    /// `next` of the page before.
+    after: Option<String>,
+}
+
 /// All frameworks.
-pub async fn list(State(api): State<Api>) -> Result<Json<List<FrameworkJson>>, ApiError> {
-    let list = api
-        .node
-        .query_status(|core, _, status| List {
-            index: status.applied.index,
-            items: core
-                .frameworks()
-                .into_iter()
-                .map(|view| FrameworkJson::of(view, core))
-                .collect(),
-        })
-        .await?;
-    Ok(Json(list))
+pub async fn list(
+    State(api): State<Api>,
+    Query(query): Query<FrameworksQuery>,
+) -> Result<Json<List<FrameworkJson>>, ApiError> {
+    let limit = paging::limit_or_all(query.limit, query.after.as_deref())?;
+    let role = query.role.as_deref().map(lookup::role).transpose()?;
+    let list = paging::gather(&api.node, query.after.as_deref(), limit, move |core, _, after: Option<FrameworkPlace>, budget| {
+        let piece = core.frameworks_from(role.as_ref(), after.map(|place| place.0), budget);
+        let found = piece.found.into_iter().map(|view| FrameworkJson::of(view, core)).collect();
+        Ok(Piece { found, next: piece.next.map(FrameworkPlace) })
+    });
+    list.await.map(Json)
 }
 
 /// One framework.
@@ -135,12 +158,17 @@ pub async fn remove(
     State(api): State<Api>,
     Extension(asker): Extension<Asker>,
     Path(text): Path<String>,
-) -> Result<StatusCode, ApiError> {
+    Query(dry): Query<DryRun>,
+) -> Result<Response, ApiError> {
     let framework = lookup::framework(&api.node, text).await?;
-    api.node
-        .request(asker, Request::RemoveFramework { framework })
-        .await?;
-    Ok(StatusCode::ACCEPTED)
+    let request = Request::RemoveFramework { framework };
+    if dry.asked() {
+        let live = api.node.query(move |core, _| core.framework(framework).map_or(0, |view| view.tasks_live)).await?;
+        let would = vec![format!("{live} tasks are killed, and the framework and its state are no more once they have ended")];
+        return dry_run::rehearse(&api, asker, request, would).await;
+    }
+    api.node.request(asker, request).await?;
+    Ok(StatusCode::ACCEPTED.into_response())
 }
 
 /// A range of the scheduler's log, from the agent that hosts it.

@@ -2,15 +2,17 @@
 
 use super::Api;
 use super::error::ApiError;
+use crate::metrics::{self, Sources};
 use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::Serialize;
-use std::fmt::Write;
+use tessera_telemetry::ROLES_SHOWN_MAX;
 
-#[derive(Serialize)]
-struct Health {
+#[derive(Serialize, JsonSchema)]
+pub struct HealthJson {
     status: &'static str,
     /// Whether it is this one that leads.
     leader: bool,
@@ -27,7 +29,7 @@ struct Health {
 pub async fn health(State(api): State<Api>) -> Response {
     let health = api
         .node
-        .query_status(|core, _, status| Health {
+        .query_status(|core, _, status| HealthJson {
             status: "ok",
             // It may have lost the lead a moment ago, and its core hears of that next.
             leader: core.is_leader() && status.leader == Some(status.node),
@@ -45,7 +47,7 @@ pub async fn health(State(api): State<Api>) -> Response {
             Json(health).into_response()
         }
         Ok(health) => {
-            let health = Health { status: "no leader", ..health };
+            let health = HealthJson { status: "no leader", ..health };
             (StatusCode::SERVICE_UNAVAILABLE, Json(health)).into_response()
         }
         Err(stopped) => ApiError::from(stopped).into_response(),
@@ -54,93 +56,15 @@ pub async fn health(State(api): State<Api>) -> Response {
 
 /// Numbers in Prometheus's text format.
 pub async fn metrics(State(api): State<Api>) -> Result<Response, ApiError> {
-    let (counts, leader, term, applied) = api
-        .node
-        .query_status(|core, _, status| {
-            (
-                core.counts(),
-                core.is_leader(),
-                status.term,
-                status.applied.index,
-            )
-        })
-        .await?;
-    let gauges = [
-        ("tessera_agents", "Agents known.", counts.agents as u64),
-        (
-            "tessera_agents_connected",
-            "Agents with a session.",
-            counts.agents_connected as u64,
-        ),
-        (
-            "tessera_frameworks",
-            "Frameworks.",
-            counts.frameworks as u64,
-        ),
-        (
-            "tessera_components",
-            "Components.",
-            counts.components as u64,
-        ),
-        (
-            "tessera_tasks_live",
-            "Tasks that have not ended.",
-            counts.tasks_live as u64,
-        ),
-        ("tessera_offers", "Offers that stand.", counts.offers as u64),
-        (
-            "tessera_http_in_flight",
-            "Requests that wait for schedulers.",
-            counts.http_in_flight as u64,
-        ),
-        (
-            "tessera_total_cpus_milli",
-            "CPU of all agents.",
-            amount(counts.total.cpus_milli),
-        ),
-        (
-            "tessera_used_cpus_milli",
-            "CPU charged to tasks.",
-            amount(counts.used.cpus_milli),
-        ),
-        (
-            "tessera_total_mem_mib",
-            "Memory of all agents.",
-            amount(counts.total.mem_mib),
-        ),
-        (
-            "tessera_used_mem_mib",
-            "Memory charged to tasks.",
-            amount(counts.used.mem_mib),
-        ),
-        (
-            "tessera_leader",
-            "1 while this master leads.",
-            u64::from(leader),
-        ),
-        ("tessera_term", "Raft term.", term),
-        (
-            "tessera_applied_index",
-            "Index of the last applied entry.",
-            applied,
-        ),
-        (
-            "tessera_state_writes_passed_on",
-            "Writes of state that came here and went to the leader by the stream that they share.",
-            api.writes.done(),
-        ),
-    ];
-    let mut text = String::new();
-    for (name, help, value) in gauges {
-        // Writing to a String cannot fail.
-        let _ = writeln!(
-            text,
-            "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}"
-        );
-    }
+    let (gauges, status) =
+        api.node.query_status(|core, _, status| (core.gauges(ROLES_SHOWN_MAX), status.clone())).await?;
+    let text = metrics::write(&Sources {
+        metrics: &api.node.metrics,
+        gauges: &gauges,
+        status: &status,
+        queue: api.node.queue(),
+        watchers: api.events.watchers(),
+        passed_on: api.writes.done(),
+    });
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
-}
-
-fn amount(value: i64) -> u64 {
-    u64::try_from(value).unwrap_or(0)
 }

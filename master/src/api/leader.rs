@@ -14,7 +14,7 @@ use crate::members::Topology;
 use crate::peer::Given;
 use crate::stage::{StagedBody, Staging};
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header, request};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -181,8 +181,8 @@ pub fn announced(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// Answered by whichever master is asked: about this master, or from rows that say how new they are.
-fn is_local(path: &str) -> bool {
-    matches!(path, "/health" | "/metrics" | "/v1/events")
+pub fn is_local(path: &str) -> bool {
+    matches!(path, "/health" | "/metrics" | "/v1/events" | "/v1/version" | "/v1/openapi.json" | "/v1/audit")
 }
 
 /// Takes `consistency` out of a query: handlers refuse parameters that they do not know.
@@ -214,10 +214,26 @@ fn take_consistency(uri: &Uri) -> Result<(Uri, bool), ApiError> {
     Ok((uri, stale))
 }
 
-/// Has the leader answer: this master, if it leads, or the one that does.
-pub async fn by_leader(State(api): State<Api>, mut request: Request, next: Next) -> Response {
+/// Has the leader answer: this master, if it leads, or the one that does. Whoever asked learns the route.
+pub async fn by_leader(api: State<Api>, request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let mut response = led(api, request, next).await;
+    if let Some(route) = route {
+        response.extensions_mut().insert(route);
+    }
+    response
+}
+
+async fn led(State(api): State<Api>, mut request: Request, next: Next) -> Response {
     if is_local(request.uri().path()) {
-        return next.run(request).await;
+        // It is answered here, whatever is asked for.
+        return match take_consistency(request.uri()) {
+            Ok((uri, _)) => {
+                *request.uri_mut() = uri;
+                next.run(request).await
+            }
+            Err(error) => error.into_response(),
+        };
     }
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     // Below other paths, parameters belong to schedulers.

@@ -2,43 +2,57 @@
 //! operator sets in it. Must never enforce a limit.
 
 use super::Api;
+use super::conditions;
+use super::dry_run;
 use super::error::ApiError;
 use super::extract::{Document, Query};
+use super::state::hex;
 use crate::node_handle::Asker;
 use axum::Json;
 use axum::extract::{Extension, State};
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use tessera_master_core::{LimitSource, LimitView, Request};
 use tessera_types::{LimitName, LimitRow, LimitUnit, RoleName};
 
 /// Whose limits; the cluster's without a role.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Whose {
+pub struct LimitsQuery {
+    /// The role; the whole cluster without it.
     role: Option<String>,
+    /// With a change, `true`: nothing is changed, and the answer says what would be.
+    dry_run: Option<bool>,
 }
 
 /// What to set and what to leave to the parent role again.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Change {
+    /// Values by the names of limits.
     #[serde(default)]
     set: BTreeMap<String, u64>,
+    /// Names of limits that the parent role decides again.
     #[serde(default)]
     unset: Vec<String>,
 }
 
 /// The limits of one role.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct LimitsJson {
+    /// Whose; null is the cluster.
     role: Option<String>,
     limits: Vec<LimitJson>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct LimitJson {
     name: &'static str,
+    /// `bytes`, `ms`, `count` and so on.
+    #[schemars(with = "String")]
     unit: LimitUnit,
     value: u64,
     default: u64,
@@ -76,10 +90,10 @@ impl From<LimitView> for LimitJson {
     }
 }
 
-impl Whose {
+impl LimitsQuery {
     /// An empty role is none, so that scripts can leave a variable empty.
-    fn role(self) -> Result<Option<RoleName>, ApiError> {
-        let named = self.role.filter(|role| !role.is_empty());
+    fn role(&self) -> Result<Option<RoleName>, ApiError> {
+        let named = self.role.as_deref().filter(|role| !role.is_empty());
         named
             .map(|role| role.parse())
             .transpose()
@@ -94,23 +108,34 @@ fn name(field: &'static str) -> impl Fn(&str) -> Result<LimitName, ApiError> {
     }
 }
 
-async fn show(api: &Api, role: Option<RoleName>) -> Result<Json<LimitsJson>, ApiError> {
+async fn show(api: &Api, role: Option<RoleName>) -> Result<Response, ApiError> {
     let shown = role.as_ref().map(ToString::to_string);
-    let limits = api
+    let (limits, tag) = api
         .node
-        .query(move |core, _| core.limits(role.as_ref()))
+        .query(move |core, _| (core.limits(role.as_ref()), core.limits_tag(role.as_ref())))
         .await?;
-    Ok(Json(LimitsJson {
-        role: shown,
-        limits: limits.into_iter().map(Into::into).collect(),
-    }))
+    let tag = HeaderValue::from_str(&format!("\"{}\"", hex(&tag)))
+        .map_err(|error| ApiError::internal(error.to_string()))?;
+    let shown = LimitsJson { role: shown, limits: limits.into_iter().map(Into::into).collect() };
+    Ok(([(header::ETAG, tag)], Json(shown)).into_response())
+}
+
+/// The tag that the limits of the role have to have.
+fn expected(headers: &HeaderMap) -> Result<Option<Vec<u8>>, ApiError> {
+    let Some(text) = conditions::if_match(headers)? else { return Ok(None) };
+    let byte = |at: usize| text.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
+    let tag: Option<Vec<u8>> = (0..text.len()).step_by(2).map(byte).collect();
+    tag.map(Some).ok_or_else(|| ApiError::invalid("if-match", "one tag, as `ETag` gives it"))
 }
 
 /// What is in force.
 pub async fn list(
     State(api): State<Api>,
-    Query(whose): Query<Whose>,
-) -> Result<Json<LimitsJson>, ApiError> {
+    Query(whose): Query<LimitsQuery>,
+) -> Result<Response, ApiError> {
+    if whose.dry_run.is_some() {
+        return Err(ApiError::invalid("dry_run", "only with a change"));
+    }
     show(&api, whose.role()?).await
 }
 
@@ -118,9 +143,11 @@ pub async fn list(
 pub async fn change(
     State(api): State<Api>,
     Extension(asker): Extension<Asker>,
-    Query(whose): Query<Whose>,
+    Query(whose): Query<LimitsQuery>,
+    headers: HeaderMap,
     Document(change): Document<Change>,
-) -> Result<Json<LimitsJson>, ApiError> {
+) -> Result<Response, ApiError> {
+    let expected = expected(&headers)?;
     let role = whose.role()?;
     let set: Vec<(LimitName, u64)> = change
         .set
@@ -142,7 +169,11 @@ pub async fn change(
         role: role.clone(),
         set,
         unset,
+        expected,
     };
+    if whose.dry_run.unwrap_or(false) {
+        return dry_run::rehearse(&api, asker, request, Vec::new()).await;
+    }
     api.node.request(asker, request).await?;
     show(&api, role).await
 }

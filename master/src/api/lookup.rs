@@ -3,7 +3,7 @@
 use super::error::ApiError;
 use crate::node_handle::NodeHandle;
 use tessera_master_core::{Core, LookupError};
-use tessera_types::{FrameworkId, TaskId};
+use tessera_types::{AgentId, FrameworkId, NameError, RoleName, TaskId};
 
 /// Bytes of what names a framework: two names of 255 and a colon. More is not worth repeating.
 const REFERENCE_BYTES_MAX: usize = 511;
@@ -41,8 +41,33 @@ pub async fn framework(node: &NodeHandle, text: String) -> Result<FrameworkId, A
     }
 }
 
+/// The same of what this master knows, which may not lead.
+pub async fn framework_here(node: &NodeHandle, text: String) -> Result<FrameworkId, ApiError> {
+    if text.len() > REFERENCE_BYTES_MAX {
+        return Err(ApiError::invalid("framework", format!("at most {REFERENCE_BYTES_MAX} bytes")));
+    }
+    Ok(node.query(move |core, _| framework_in(core, &text)).await??)
+}
+
+/// A framework that may be named.
+pub async fn some_framework(node: &NodeHandle, text: Option<String>) -> Result<Option<FrameworkId>, ApiError> {
+    match text {
+        Some(text) => Ok(Some(framework(node, text).await?)),
+        None => Ok(None),
+    }
+}
+
 /// A task's id as a path names it.
 pub fn task(text: &str) -> Result<TaskId, ApiError> {
-    text.parse()
-        .map_err(|error: tessera_types::NameError| ApiError::invalid("task", error.to_string()))
+    text.parse().map_err(|error: NameError| ApiError::invalid("task", error.to_string()))
+}
+
+/// An agent's id.
+pub fn agent(text: &str) -> Result<AgentId, ApiError> {
+    text.parse().map_err(|error: NameError| ApiError::invalid("agent", error.to_string()))
+}
+
+/// A role's name.
+pub fn role(text: &str) -> Result<RoleName, ApiError> {
+    text.parse().map_err(|error: NameError| ApiError::invalid("role", error.to_string()))
 }

@@ -12,6 +12,7 @@ use axum::extract::State;
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 use tessera_replica::{ChangeError, MemberChange};
@@ -27,7 +28,7 @@ const SETTLE_WITHIN: Duration = Duration::from_secs(2);
 const SETTLE_PAUSE: Duration = Duration::from_millis(100);
 
 /// One master.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct MasterJson {
     node: u64,
     name: String,
@@ -53,7 +54,7 @@ struct MasterJson {
 }
 
 /// All masters, and what the cluster can bear.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct MastersJson {
     cluster: String,
     term: u64,
@@ -242,14 +243,15 @@ pub async fn save(State(api): State<Api>) -> Result<Response, ApiError> {
 }
 
 /// To whom leadership is to go.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Transfer {
+    /// The number of a master; the one that is furthest when absent.
     to: Option<u64>,
 }
 
 /// Who was asked to lead.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct Transferred {
     to: u64,
 }

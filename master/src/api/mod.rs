@@ -1,15 +1,23 @@
 //! REST `/v1` and the door into schedulers.
 //!
 //! Invariants: every route stands behind [`authenticate`] and names its action to `authorize`, the
-//! route table below being the only place where routes are made; handlers hold no state of their own.
+//! table of routes (`table.rs`) being the only place where routes are made; handlers hold no state of their own.
 //! This module must never change state but through the node's handle.
 
 mod agents;
+mod amounts;
+pub mod audit;
+mod audit_list;
+mod codes;
 mod components;
+mod conditions;
 pub mod door;
+mod dry_run;
+mod endpoint;
 mod error;
 mod events;
 mod executors;
+mod explain;
 mod extract;
 mod frameworks;
 mod health;
@@ -20,13 +28,24 @@ mod lifecycle;
 mod limits;
 mod lookup;
 mod masters;
+mod offers;
+mod openapi;
+mod operations;
+mod paging;
 mod proxy;
 mod quick;
+mod rate;
 mod recordings;
+mod roles;
 mod state;
+mod table;
+mod task_views;
 mod tasks;
+mod version;
 mod views;
+mod visit;
 
+use audit::Audit;
 use crate::files::FileLane;
 use crate::forward::Forwarder;
 use crate::inspect::Inspector;
@@ -40,15 +59,18 @@ use crate::upkeep::components::Fetcher;
 use crate::upkeep::steward::Health;
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::header::AUTHORIZATION;
+use axum::http::Method;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, any, delete, get, patch, post, put};
 use error::ApiError;
 pub use error::OUTCOME_UNKNOWN;
+pub use events::Hub;
 pub use lookup::framework_in;
+pub use visit::request_id_header;
+use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::Arc;
+use visit::Sender;
 use tessera_master_core::{Action, Object, Principal, PrincipalKind, authorize};
 
 /// Characters of an unknown path that its refusal repeats.
@@ -101,311 +123,27 @@ pub struct Shared {
     pub health: Arc<Health>,
     /// Writes of state to the leader.
     pub writes: Writes,
+    /// Events for watchers.
+    pub events: Arc<Hub>,
+    /// Who did what.
+    pub audit: Arc<Audit>,
 }
 
-/// A route: its path, what its callers need to be allowed to do to what, and its handlers.
-struct Route {
-    path: &'static str,
-    action: Action,
-    object: Object,
-    handlers: MethodRouter<Api>,
-}
-
-fn route(path: &'static str, action: Action, object: Object, handlers: MethodRouter<Api>) -> Route {
-    Route {
-        path,
-        action,
-        object,
-        handlers,
-    }
-}
-
-/// A framework, before it is known which.
-const fn framework() -> Object {
-    Object::Framework { role: None }
-}
-
-/// Every route there is.
-fn routes() -> Vec<Route> {
-    let parts = [master_routes(), cluster_routes(), agent_routes(), framework_routes(), lifecycle_routes(), executor_routes(), task_routes(), state_routes()];
-    parts.into_iter().flatten().collect()
-}
-
-fn master_routes() -> Vec<Route> {
-    vec![
-        route("/v1/masters", Action::Read, Object::Cluster, get(masters::list)),
-        route(
-            "/v1/masters/{node}",
-            Action::Change,
-            Object::Cluster,
-            delete(masters::remove),
-        ),
-        route(
-            "/v1/masters/{node}/promote",
-            Action::Change,
-            Object::Cluster,
-            post(masters::promote),
-        ),
-        route(
-            "/v1/masters/transfer",
-            Action::Change,
-            Object::Cluster,
-            post(masters::transfer),
-        ),
-        // It holds everything that tenants keep, and not only what is shown.
-        route(
-            "/v1/snapshot",
-            Action::Change,
-            Object::Cluster,
-            get(masters::save),
-        ),
-    ]
-}
-
-fn cluster_routes() -> Vec<Route> {
-    vec![
-        route(
-            "/health",
-            Action::Health,
-            Object::Cluster,
-            get(health::health),
-        ),
-        route(
-            "/metrics",
-            Action::Read,
-            Object::Cluster,
-            get(health::metrics),
-        ),
-        route(
-            "/v1/components",
-            Action::Read,
-            Object::Component,
-            get(components::list),
-        ),
-        route(
-            "/v1/components",
-            Action::Create,
-            Object::Component,
-            post(components::add),
-        ),
-        route(
-            "/v1/components/{digest}",
-            Action::Read,
-            Object::Component,
-            get(components::inspect),
-        ),
-        route(
-            "/v1/components/{digest}",
-            Action::Remove,
-            Object::Component,
-            delete(components::remove),
-        ),
-        route(
-            "/v1/components/{digest}/content",
-            Action::Read,
-            Object::Component,
-            get(components::content),
-        ),
-        route(
-            "/v1/limits",
-            Action::Read,
-            Object::Limits { role: None },
-            get(limits::list),
-        ),
-        route(
-            "/v1/limits",
-            Action::Change,
-            Object::Limits { role: None },
-            patch(limits::change),
-        ),
-        route(
-            "/v1/events",
-            Action::Read,
-            Object::Cluster,
-            get(events::stream),
-        ),
-    ]
-}
-
-fn agent_routes() -> Vec<Route> {
-    use Action::{Change, Kill, Read, Remove};
-    let agent = |path, action, handlers| route(path, action, Object::Agent, handlers);
-    let maintenance = "/v1/agents/{agent}/maintenance";
-    vec![
-        agent("/v1/agents", Read, get(agents::list)),
-        agent("/v1/agents/{agent}", Read, get(agents::inspect)),
-        agent("/v1/agents/{agent}/caches", Read, get(agents::caches)),
-        agent("/v1/agents/{agent}/deactivate", Change, post(agents::deactivate)),
-        agent("/v1/agents/{agent}/activate", Change, post(agents::activate)),
-        agent("/v1/agents/{agent}/drain", Change, post(agents::drain)),
-        agent("/v1/agents/{agent}/end-strangers", Kill, post(agents::end_strangers)),
-        agent("/v1/agents/{agent}/gone", Remove, post(agents::gone)),
-        agent(maintenance, Change, post(agents::maintain)),
-        agent(maintenance, Change, delete(agents::cancel_maintenance)),
-    ]
-}
-
-fn framework_routes() -> Vec<Route> {
-    vec![
-        route(
-            "/v1/frameworks",
-            Action::Read,
-            framework(),
-            get(frameworks::list),
-        ),
-        route(
-            "/v1/frameworks",
-            Action::Create,
-            framework(),
-            post(frameworks::create),
-        ),
-        route(
-            "/v1/frameworks/{framework}",
-            Action::Read,
-            framework(),
-            get(frameworks::inspect),
-        ),
-        route(
-            "/v1/frameworks/{framework}",
-            Action::Remove,
-            framework(),
-            axum::routing::delete(frameworks::remove),
-        ),
-        route(
-            "/v1/frameworks/{framework}/log",
-            Action::ReadLogs,
-            framework(),
-            get(frameworks::log),
-        ),
-        route(
-            "/frameworks/{framework}",
-            Action::Call,
-            framework(),
-            any(proxy::root),
-        ),
-        route(
-            "/frameworks/{framework}/",
-            Action::Call,
-            framework(),
-            any(proxy::root),
-        ),
-        route(
-            "/frameworks/{framework}/{*path}",
-            Action::Call,
-            framework(),
-            any(proxy::call),
-        ),
-    ]
-}
-
-fn lifecycle_routes() -> Vec<Route> {
-    vec![
-        route(
-            "/v1/frameworks/{framework}/upgrade",
-            Action::Change,
-            framework(),
-            post(lifecycle::upgrade),
-        ),
-        route(
-            "/v1/frameworks/{framework}/rollback",
-            Action::Change,
-            framework(),
-            post(lifecycle::roll_back),
-        ),
-        route(
-            "/v1/frameworks/{framework}/release",
-            Action::Change,
-            framework(),
-            post(lifecycle::release),
-        ),
-        route(
-            "/v1/frameworks/{framework}/config",
-            Action::Read,
-            framework(),
-            get(lifecycle::config),
-        ),
-        route(
-            "/v1/frameworks/{framework}/config",
-            Action::Change,
-            framework(),
-            put(lifecycle::set_config),
-        ),
-        route(
-            "/v1/frameworks/{framework}/recordings",
-            Action::ReadLogs,
-            framework(),
-            get(recordings::list),
-        ),
-        route(
-            "/v1/frameworks/{framework}/recordings/{recording}",
-            Action::ReadLogs,
-            framework(),
-            get(recordings::content),
-        ),
-    ]
-}
-
-fn executor_routes() -> Vec<Route> {
-    vec![
-        route(
-            "/v1/frameworks/{framework}/executors",
-            Action::Read,
-            framework(),
-            get(executors::list),
-        ),
-        route(
-            "/v1/frameworks/{framework}/executors/{executor}/children/{child}/files/{*path}",
-            Action::ReadLogs,
-            framework(),
-            get(executors::file),
-        ),
-    ]
-}
-
-fn state_routes() -> Vec<Route> {
-    let key = "/v1/frameworks/{framework}/state/{*key}";
-    let read = |path, handlers| route(path, Action::Read, framework(), handlers);
-    let change = |handlers| route(key, Action::Change, framework(), handlers);
-    vec![
-        read("/v1/frameworks/{framework}/state", get(state::list)),
-        read(key, get(state::get)),
-        change(put(state::put)),
-        change(delete(state::delete)),
-    ]
-}
-
-fn task_routes() -> Vec<Route> {
-    vec![
-        route("/v1/tasks", Action::Read, framework(), get(tasks::list)),
-        route(
-            "/v1/tasks/{framework}/{task}",
-            Action::Read,
-            framework(),
-            get(tasks::inspect),
-        ),
-        route(
-            "/v1/tasks/{framework}/{task}/kill",
-            Action::Kill,
-            framework(),
-            post(tasks::kill),
-        ),
-        route(
-            "/v1/tasks/{framework}/{task}/files/{*path}",
-            Action::ReadLogs,
-            framework(),
-            get(tasks::file),
-        ),
-    ]
+/// Names of operations by method and route.
+fn operations_by_route() -> HashMap<(Method, &'static str), &'static str> {
+    let endpoints = table::endpoints().into_iter();
+    endpoints.filter_map(|endpoint| Some(((endpoint.method?, endpoint.path), endpoint.id))).collect()
 }
 
 /// The whole API.
 fn router(api: Api) -> Router {
     let mut router = Router::new();
-    for route in routes() {
+    for route in table::endpoints() {
         let guard = Guard {
-            token: api.token.clone(),
             action: route.action,
             object: route.object,
+            // Below other paths, parameters belong to schedulers.
+            plain: route.query.is_none() && route.path.starts_with("/v1/"),
         };
         let handlers = if idempotency::applies(route.path) {
             route
@@ -439,28 +177,27 @@ async fn unknown(request: Request) -> ApiError {
 /// What stands before a route.
 #[derive(Clone)]
 struct Guard {
-    token: Token,
     action: Action,
     object: Object,
+    /// It takes no parameters.
+    plain: bool,
 }
 
-/// Finds out who asks and whether they may; the principal travels with the request.
+/// Whether whoever was found to ask may; the principal travels with the request.
 async fn authenticate(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
-    let header = request
-        .headers()
-        .get(AUTHORIZATION)
-        .and_then(|value| value.to_str().ok());
-    let principal = match header {
-        Some(header) if guard.token.matches(header) => Principal::administrator(),
-        // A wrong token is refused everywhere, so that a typing error is noticed.
-        Some(_) => return ApiError::unauthenticated().into_response(),
-        None => Principal::anonymous(),
+    let principal = match request.extensions().get::<Sender>() {
+        Some(Sender::Known(principal)) => principal.clone(),
+        Some(Sender::Wrong) => return ApiError::unauthenticated().into_response(),
+        Some(Sender::Stranger) | None => Principal::anonymous(),
     };
     if let Err(forbidden) = authorize(&principal, guard.action, &guard.object) {
         return match principal.kind {
             PrincipalKind::Anonymous => ApiError::unauthenticated().into_response(),
             PrincipalKind::Administrator => ApiError::from(forbidden).into_response(),
         };
+    }
+    if guard.plain && request.uri().query().is_some_and(|query| !query.is_empty()) {
+        return ApiError::invalid("query", "this takes no parameters").into_response();
     }
     request.extensions_mut().insert(principal);
     next.run(request).await
@@ -474,7 +211,7 @@ mod tests {
     #[test]
     fn nothing_but_health_is_open_to_strangers() {
         let stranger = Principal::anonymous();
-        for route in routes() {
+        for route in table::endpoints() {
             let allowed = authorize(&stranger, route.action, &route.object).is_ok();
             assert_eq!(allowed, route.path == "/health", "{}", route.path);
         }

@@ -4,6 +4,7 @@ use super::Api;
 use super::error::ApiError;
 use super::extract::Path;
 use super::lookup;
+use super::visit::REQUEST_ID;
 use axum::body::Body;
 use axum::extract::{Extension, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -97,7 +98,7 @@ async fn pass_on(
     Ok(response)
 }
 
-/// Headers that speak of one connection and its framing; neither side's reach the other. The token
+/// Headers that speak of one connection and its framing, or of one attempt; neither side's reach the other. The token
 /// must not reach a tenant's code at all.
 fn belongs_to_connection(name: &HeaderName) -> bool {
     [
@@ -116,6 +117,7 @@ fn belongs_to_connection(name: &HeaderName) -> bool {
     ]
     .contains(name)
         || name.as_str() == "keep-alive"
+        || *name == REQUEST_ID
 }
 
 fn headers_for_guest(headers: &HeaderMap) -> Result<Vec<(String, String)>, ApiError> {

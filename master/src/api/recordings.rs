@@ -11,6 +11,7 @@ use axum::extract::State;
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use futures::stream;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::sync::Arc;
@@ -26,15 +27,17 @@ const LIST_BYTES_MAX: u64 = 64 << 10;
 const ID_BYTES_MAX: usize = 64;
 
 /// Whose recordings.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Where {
+pub struct RecordingsQuery {
+    /// Those of this agent.
     agent: Option<String>,
 }
 
 /// What agents have.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct Recordings {
+    /// One each, as the agents tell them.
     items: Vec<Value>,
 }
 
@@ -42,7 +45,7 @@ pub struct Recordings {
 pub async fn list(
     State(api): State<Api>,
     Path(text): Path<String>,
-    Query(on): Query<Where>,
+    Query(on): Query<RecordingsQuery>,
 ) -> Result<Json<Recordings>, ApiError> {
     let framework = lookup::framework(&api.node, text).await?;
     let items = find(&api, framework, on).await?;
@@ -55,7 +58,7 @@ pub async fn list(
 pub async fn content(
     State(api): State<Api>,
     Path((text, id)): Path<(String, String)>,
-    Query(on): Query<Where>,
+    Query(on): Query<RecordingsQuery>,
 ) -> Result<Response, ApiError> {
     let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     if id.is_empty() || id.len() > ID_BYTES_MAX || !id.bytes().all(known) {
@@ -136,7 +139,7 @@ fn stream_file(
 async fn find(
     api: &Api,
     framework: FrameworkId,
-    on: Where,
+    on: RecordingsQuery,
 ) -> Result<Vec<(AgentId, Value)>, ApiError> {
     let agents = agents(api, framework, on).await?;
     let asked = agents.len();
@@ -158,7 +161,7 @@ async fn find(
     }
 }
 
-async fn agents(api: &Api, framework: FrameworkId, on: Where) -> Result<Vec<AgentId>, ApiError> {
+async fn agents(api: &Api, framework: FrameworkId, on: RecordingsQuery) -> Result<Vec<AgentId>, ApiError> {
     if let Some(named) = on.agent {
         let agent = named.parse().map_err(|error: tessera_types::NameError| {
             ApiError::invalid("agent", error.to_string())

@@ -5,7 +5,7 @@
 
 use super::error::ApiError;
 use super::extract::{Path, Query};
-use super::views::List;
+use super::paging::List;
 use super::{Api, lookup};
 use crate::node_handle::Asker;
 use axum::Json;
@@ -14,6 +14,7 @@ use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tessera_master_core::{Expected, Request, RowsError, TAG_BYTES, value_tag};
 use tessera_types::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
@@ -25,30 +26,26 @@ const LIST_MAX: usize = 1_000;
 const PAGE: usize = 64;
 
 /// Which keys.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct ListQuery {
+pub struct StateQuery {
+    /// Only keys that begin like this.
     prefix: Option<String>,
+    /// Only keys after this one: `next` of the page before.
     after: Option<String>,
+    /// Keys of one page, 1 to 1000.
     limit: Option<usize>,
 }
 
 /// A key, without its value.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct KeyJson {
+    /// The key.
     key: String,
+    /// Of its value.
     bytes: usize,
+    /// Its value's tag.
     etag: String,
-}
-
-/// Keys in byte order.
-#[derive(Serialize)]
-pub struct Keys {
-    #[serde(flatten)]
-    list: List<KeyJson>,
-    /// What `after` is to be for those that follow; absent when these are the last.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next: Option<String>,
 }
 
 /// How a value is named in `ETag`, `If-Match` and lists.
@@ -84,8 +81,8 @@ fn checked_key(key: &str) -> Result<(), ApiError> {
 pub async fn list(
     State(api): State<Api>,
     Path(text): Path<String>,
-    Query(query): Query<ListQuery>,
-) -> Result<Json<Keys>, ApiError> {
+    Query(query): Query<StateQuery>,
+) -> Result<Json<List<KeyJson>>, ApiError> {
     let limit = query.limit.unwrap_or(LIST_MAX);
     if limit == 0 || limit > LIST_MAX {
         return Err(ApiError::invalid("limit", format!("1 to {LIST_MAX}")));
@@ -121,8 +118,7 @@ pub async fn list(
                     items.push(shown(entry.key, &entry.value.unwrap_or_default()));
                 }
             }
-            let list = List { index: status.applied.index, items };
-            Ok::<_, RowsError>(Keys { list, next })
+            Ok::<_, RowsError>(List { index: status.applied.index, items, next })
         })
         .await??;
     Ok(Json(keys))

@@ -586,7 +586,9 @@ impl FrameworkJson {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RangeQuery {
+    /// Bytes to pass over.
     pub(super) offset: Option<u64>,
+    /// Bytes to read, at most 65536.
     pub(super) length: Option<u32>,
 }
 

@@ -92,6 +92,8 @@ pub fn config(dir: &Path) -> MasterConfig {
         component_key: None,
         allow_unsigned_uploads: false,
         component_grace: tessera_master::COMPONENT_GRACE,
+        requests_per_s: tessera_master::REQUESTS_PER_S,
+        tracing: tessera_master::TraceConfig::default(),
     }
 }
 
@@ -494,7 +496,7 @@ pub async fn report(
 
 pub fn an_offer(event: &Event) -> Option<v1::Offer> {
     match event {
-        Event::Offers(offers) => offers.offers.first().copied(),
+        Event::Offers(offers) => offers.offers.first().cloned(),
         _ => None,
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! The judge of uploads is a script, since what a component contains is the worker's business.
 
+mod api_walk;
 mod basics;
 mod components;
 mod harness;
 mod lifecycle;
 mod recordings;
+mod schema;
 mod told_again;

@@ -5,6 +5,7 @@
 //! one that hosts the schedulers and a few simulated ones that tasks are placed on. Must never be made by hand.
 
 use crate::commits::{Commits, Window};
+use crate::lists;
 use crate::report::{Report, Row, Target};
 use serde_json::Value;
 use std::process::Command;
@@ -75,6 +76,9 @@ pub async fn measure(report: &mut Report, size: Size) -> Outcome {
             .target(Target::AtMost(2.0)),
     );
     live.stop()?;
+    let leader = group.leader().await?;
+    let pid = group.members.get(leader).and_then(|m| m.process.as_ref()).map_or(0, Process::pid);
+    lists::measure(report, &group.rest(leader)?, pid).await?;
     group.finish()
 }
 

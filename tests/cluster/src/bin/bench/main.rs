@@ -5,6 +5,7 @@
 //! missed is shown as missed, and does not fail the run. Must never run beside tests: it takes the
 //! machine for itself.
 
+mod allocator;
 mod chart;
 mod commits;
 mod etcd;
@@ -13,6 +14,7 @@ mod fleet;
 mod headings;
 mod large;
 mod launches;
+mod lists;
 mod machine;
 mod masters;
 mod recovery;
@@ -42,7 +44,8 @@ const TENANTS: usize = 200;
 const IDLE_SCHEDULERS: u64 = 10;
 
 /// Parts that can be asked for by name, in the order in which they are measured.
-const PARTS: [&str; 13] = [
+const PARTS: [&str; 14] = [
+    "allocator",
     "worker",
     "turns",
     "latency",
@@ -133,12 +136,17 @@ async fn measure(wanted: &Wanted) -> (Report, bool) {
             whole = false;
         }
     };
+    if wanted.has("allocator") {
+        report.section(&headings::ALLOCATOR);
+        let outcome = allocator::measure(&mut report);
+        note(&mut report, "allocator", outcome);
+    }
     if wanted.has("worker") {
         report.section(&headings::WORKER);
         let outcome = in_the_worker(&mut report);
         note(&mut report, "worker", outcome);
     }
-    if PARTS[1..7].iter().any(|part| wanted.has(part)) {
+    if PARTS[2..8].iter().any(|part| wanted.has(part)) {
         report.section(&headings::AGENT);
         let outcome = on_a_cluster(&mut report, wanted).await;
         note(&mut report, "turns to at-once", outcome);
