@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tessera_agent_core::WORKER_IDLE_MS;
 use tessera_oci::{TaskUser, user};
-use tessera_types::{FrameworkId, Quantities, Resources};
+use tessera_types::{FrameworkId, Quantities, Resources, parse_milli};
 use tessera_wire::v1;
 
 /// Share of memory that is kept for schedulers, in percent.
@@ -54,6 +54,8 @@ pub struct AgentConfig {
     pub scheduler_mem_mib: Option<i64>,
     /// MiB of disk.
     pub disk_mib: Option<i64>,
+    /// Other resources by name, as decimal numbers with at most three places.
+    pub resources: BTreeMap<String, String>,
     /// Named values that schedulers see.
     pub attributes: BTreeMap<String, String>,
     /// User of native tasks that name none. When absent, each framework has a user of its own if the
@@ -279,7 +281,7 @@ impl AgentConfig {
             rule: error.to_string(),
         })?;
         let (total, reserved) = split(all, self.scheduler_mem_mib)?;
-        let total = Resources::of(total);
+        let total = with_others(Resources::of(total), &self.resources)?;
         let pair = |(key, value): (String, String)| v1::Pair { key, value };
         let description = v1::AgentDescription {
             hostname,
@@ -472,6 +474,19 @@ fn split(
     Ok((total, reserved))
 }
 
+/// The same with resources that an operator names. They are counted, and nothing of them is enforced.
+fn with_others(total: Resources, named: &BTreeMap<String, String>) -> Result<Resources, ConfigError> {
+    let mut total = total;
+    for (name, amount) in named {
+        let Some(milli) = parse_milli(amount) else {
+            return refuse("resources", format!("{name}: {amount:?} is no number with at most three decimal places"));
+        };
+        total = total.with(name, milli);
+    }
+    total.validate().map_err(|error| ConfigError::Field { field: "resources", rule: error.to_string() })?;
+    Ok(total)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -564,13 +579,22 @@ mod tests {
         .settle()
         .unwrap();
         assert_eq!(chosen.total.quantities.mem_mib, 900);
+        let named = [("gpus", "2"), ("fpga", "0.5"), ("none", "0")];
+        let resources = named.map(|(name, amount)| (name.to_owned(), amount.to_owned())).into();
+        let others = AgentConfig { resources, ..config(dir.path()) }.settle().unwrap();
+        let items = others.description.total.unwrap().items;
+        let items: Vec<_> = items.iter().map(|item| (item.name.as_str(), item.amount_milli)).collect();
+        assert_eq!(items, [("fpga", 500), ("gpus", 2000)]);
     }
 
     #[test]
     fn a_refusal_names_field_and_rule() {
         let dir = tempfile::tempdir().unwrap();
         type Edit = fn(&mut AgentConfig);
-        let cases: [(&str, Edit); 14] = [
+        let cases: [(&str, Edit); 17] = [
+            ("resources", |c| c.resources = [("gpus".into(), "-1".into())].into()),
+            ("resources", |c| c.resources = [("a b".into(), "1".into())].into()),
+            ("resources", |c| c.resources = [("mem".into(), "1".into())].into()),
             ("scheduler_mem_mib", |c| c.scheduler_mem_mib = Some(1_000)),
             ("worker_idle_s", |c| c.worker_idle_s = Some(86_401)),
             ("worker_uid_first", |c| c.worker_uid_first = Some(0)),

@@ -8,10 +8,12 @@ use crate::effect::Effect;
 use crate::lifecycle::{Failures, FrameworkVersion, Phase, Quarantine, StateVersions, Upgrade};
 use crate::roles::RoleChange;
 use crate::rows::RowChange;
+use crate::status_steps::StatusStep;
 use crate::upkeep::{Drain, Maintenance, UnreachablePolicy};
+use crate::trace::Tracing;
 use tessera_types::{
     AgentId, Digest, Epoch, ExecutorId, FrameworkId, FrameworkName, HttpAnswer, Launch, LimitName,
-    OfferId, Quantities, Resources, RoleName, TaskId, TaskState, TaskStatus, TimeMs, TurnNumber,
+    OfferId, Quantities, ResourceRequest, Resources, RoleName, TaskId, TaskState, TaskStatus, TimeMs, TurnNumber,
 };
 use tessera_wire::v1::{self, write_state::Condition};
 
@@ -39,6 +41,8 @@ pub struct Config {
     pub http_timeout_ms: u64,
     /// The newest cluster version that this build understands.
     pub understands: u32,
+    /// What is traced.
+    pub tracing: Tracing,
 }
 
 /// The newest cluster version that this build understands.
@@ -53,6 +57,7 @@ impl Default for Config {
             offer_timeout_ms: 5_000,
             http_timeout_ms: 30_000,
             understands: CLUSTER_VERSION,
+            tracing: Tracing::default(),
         }
     }
 }
@@ -217,6 +222,8 @@ pub enum Request {
         set: Vec<(LimitName, u64)>,
         /// To fall back to what the parent role says.
         unset: Vec<LimitName>,
+        /// Refused if what is set for it has another tag, see `limits_tag`.
+        expected: Option<Vec<u8>>,
     },
     /// Change what is said of a role; `RoleChange::reset()` takes it back.
     SetRole {
@@ -530,8 +537,10 @@ pub struct AgentView {
     pub total: Resources,
     /// Its slice for schedulers.
     pub reserved: Quantities,
-    /// Charged by tasks.
+    /// Charged by tasks, without what is revocable.
     pub used: Resources,
+    /// Charged by revocable tasks.
+    pub revocable: Resources,
     /// Offered now or being accepted; zero on followers.
     pub offered: Resources,
     /// The rest; may be negative.
@@ -634,6 +643,8 @@ pub struct FrameworkView {
     pub last_turn: TurnNumber,
     /// Wants no offers.
     pub suppressed: bool,
+    /// What it says that it waits for; nothing is anything.
+    pub requests: Vec<ResourceRequest>,
     /// Being removed.
     pub removing: bool,
     /// Its scheduler is ready; false on followers.
@@ -652,8 +663,10 @@ pub struct FrameworkView {
     pub tasks_live: usize,
     /// Task ids used so far.
     pub tasks_total: u64,
-    /// Charged by its tasks.
+    /// Charged by its tasks, without what is revocable.
     pub used: Resources,
+    /// Charged by its revocable tasks.
+    pub revocable: Resources,
     /// Offered to it now.
     pub offered: Resources,
     /// What its scheduler is doing.
@@ -691,6 +704,8 @@ pub struct TaskView {
     pub agent: AgentId,
     /// What it is charged for, or was.
     pub resources: Resources,
+    /// It may be ended at any time to make room.
+    pub revocable: bool,
     /// State.
     pub state: TaskState,
     /// Restarts by the agent plus one.
@@ -707,6 +722,8 @@ pub struct TaskView {
     pub group: Option<u64>,
     /// The executor that runs it, as long as its spec is known.
     pub executor: Option<ExecutorId>,
+    /// The states that it was in, oldest first; in answers about one task only.
+    pub steps: Vec<StatusStep>,
 }
 
 /// A custom executor on one agent; there while a live task names it.
@@ -750,6 +767,8 @@ pub struct OfferView {
     pub agent: AgentId,
     /// How much.
     pub available: Resources,
+    /// It may be taken back, with what runs on it.
+    pub revocable: bool,
     /// For how long it has stood.
     pub age_ms: u64,
 }

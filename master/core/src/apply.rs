@@ -10,10 +10,12 @@ use crate::commands;
 use crate::effect::{CommandResult, Effect};
 use crate::ledger;
 use crate::limits;
+use crate::status_steps::{self, StatusStep};
 use crate::repeats::{self, Known};
 use crate::roles;
 use crate::rows::{self, Overlay, Rows, RowsError};
 use crate::state::{State, StoredUpdate, Task};
+use crate::trace::TraceId;
 use crate::upkeep::Gone;
 use prost::Message;
 use std::collections::BTreeSet;
@@ -72,6 +74,8 @@ pub(crate) struct Apply<'a> {
     pub(crate) time_ms: TimeMs,
     /// Who asked for the command at hand.
     pub(crate) principal: String,
+    /// The trace of the turn at hand.
+    pub(crate) trace: Option<TraceId>,
     effects: Vec<Effect>,
     dirty: BTreeSet<Dirty>,
     index: u64,
@@ -99,6 +103,7 @@ pub(crate) fn apply(
         rows: Overlay::new(rows),
         time_ms,
         principal: String::new(),
+        trace: None,
         effects: Vec::new(),
         dirty: BTreeSet::new(),
         index,
@@ -109,6 +114,7 @@ pub(crate) fn apply(
         let origin = command.origin.unwrap_or_default();
         let known = repeats::of(&origin);
         apply.principal = origin.principal;
+        apply.trace = None;
         let result = match (command.command, known) {
             (_, Err(error)) => CommandResult::Refused(error),
             (Some(command), Ok(None)) => commands::run(&mut apply, command)?,
@@ -186,10 +192,14 @@ impl Apply<'_> {
     }
 
     /// Put a new task into the state: charged unless it has ended already.
-    pub(crate) fn insert_task(&mut self, framework: FrameworkId, task: Task) {
+    pub(crate) fn insert_task(&mut self, framework: FrameworkId, mut task: Task) {
+        task.trace = self.trace.map(Box::new);
         let id = task.launch.task.clone();
         let Some(owner) = self.state.frameworks.get_mut(&framework) else { return };
-        if !task.state.is_terminal() {
+        State::note_state(&mut self.state.live_states, None, Some(task.state));
+        if task.state.is_terminal() {
+            self.effects.push(Effect::Ended { state: task.state, reason: task.status.reason });
+        } else {
             if let Some(agent) = self.state.agents.get_mut(&task.agent) {
                 let sum = ledger::charge(framework, owner, agent, &task.charged());
                 roles::add(&mut self.state.role_used, &owner.role, &sum, task.revocable);
@@ -245,6 +255,10 @@ impl Apply<'_> {
         let kind = format!("task.{}", status.state);
         let agent = task.agent;
         task.sequence += 1;
+        State::note_state(&mut self.state.live_states, Some(task.state), Some(status.state));
+        if task.trace.is_some() {
+            self.effects.push(Effect::Traced { framework, task: id.clone(), state: status.state });
+        }
         task.state = status.state;
         task.attempt = status.attempt;
         if task.unconsumed() {
@@ -254,8 +268,12 @@ impl Apply<'_> {
         owner.next_order += 1;
         owner.updates.insert(task.order, id.clone());
         let text = status.message.clone();
-        let reason = status.reason;
+        let (state, reason) = (status.state, status.reason);
         task.status = TaskStatus { data: Vec::new(), ..status.clone() };
+        if self.state.meta.cluster_version >= status_steps::SINCE {
+            let (attempt, at_ms) = (status.attempt, self.time_ms);
+            task.steps.note(task.created_ms, StatusStep { state, reason, at_ms, attempt });
+        }
         let stored = StoredUpdate { sequence: task.sequence, status };
         if ends {
             task.terminal = Some(stored);
@@ -266,6 +284,7 @@ impl Apply<'_> {
                 roles::take(&mut self.state.role_used, &owner.role, &sum, revocable);
             }
             self.effects.push(Effect::Freed);
+            self.effects.push(Effect::Ended { state, reason });
             self.effects.push(Effect::Task { agent, framework, task: id.clone() });
         } else {
             task.latest = Some(stored);

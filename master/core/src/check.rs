@@ -4,7 +4,7 @@
 //! them.
 
 use crate::Core;
-use crate::leader::Leader;
+use crate::leader::{Leader, check_allocator};
 use crate::lifecycle::VersionOutcome;
 use crate::limits;
 use crate::roles::RoleUses;
@@ -145,6 +145,7 @@ fn check_state(state: &State) -> Result<(), String> {
     let mut charged: BTreeMap<(AgentId, bool), Resources> = BTreeMap::new();
     let mut running: BTreeMap<AgentId, BTreeSet<(FrameworkId, TaskId)>> = BTreeMap::new();
     let mut executors: BTreeMap<AgentId, Executors> = BTreeMap::new();
+    let mut states: BTreeMap<TaskState, usize> = BTreeMap::new();
     for (id, framework) in &state.frameworks {
         check_framework(*id, framework)?;
         check_versions(*id, framework)?;
@@ -154,6 +155,7 @@ fn check_state(state: &State) -> Result<(), String> {
                 "{id} {task_id} runs on {} which is not known",
                 task.agent
             );
+            *states.entry(task.state).or_default() += 1;
             let sum = charged.entry((task.agent, task.revocable)).or_default();
             sum.add(&task.charge);
             running.entry(task.agent).or_default().insert((*id, task_id.clone()));
@@ -175,6 +177,8 @@ fn check_state(state: &State) -> Result<(), String> {
         let name = (framework.role.tenant().to_owned(), framework.name.to_string());
         ensure!(state.names.get(&name) == Some(id), "{id} is not found by its name");
     }
+    let counted = &state.live_states;
+    ensure!(*counted == states, "{counted:?} tasks are counted by state, not {states:?}");
     ensure!(state.names.len() == state.frameworks.len(), "names and frameworks differ in number");
     for (id, agent) in &state.agents {
         let named = executors.remove(id).unwrap_or_default();
@@ -348,6 +352,7 @@ fn check_framework(id: FrameworkId, framework: &Framework) -> Result<(), String>
 
 fn check_leader(state: &State, leader: &Leader) -> Result<(), String> {
     leader.offers.check()?;
+    check_allocator(state, leader)?;
     for (id, agent) in &state.agents {
         let standing = leader.offers.standing_of(*id);
         let accepting = leader.offers.held_of(*id).minus(&standing);

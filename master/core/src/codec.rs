@@ -15,6 +15,8 @@ use crate::lifecycle::Failures;
 use crate::ledger;
 use crate::rows::{self, Rows, RowsError};
 use crate::upkeep::UnreachablePolicy;
+use crate::status_steps::StatusSteps;
+use crate::trace::TraceId;
 use crate::state::{
     Agent, AnswerKey, Component, Framework, KillIntent, Meta, Spec, State, StoredUpdate, Task,
 };
@@ -192,6 +194,7 @@ impl Framework {
             last_turn_epoch: self.last_turn_epoch.0,
             last_turn_hash: self.last_turn_hash.clone(),
             suppressed: self.suppressed,
+            requests: self.requests.iter().map(Into::into).collect(),
             removing: self.removing,
             versions: self.versions.iter().map(Into::into).collect(),
             upgrade: self.upgrade.as_ref().map(Into::into),
@@ -253,6 +256,8 @@ impl Task {
             }),
             name: self.name.clone(),
             group: self.group,
+            steps: self.steps.to_row(),
+            trace: self.trace.as_deref().map_or_else(Vec::new, |trace| trace.to_bytes()),
             revocable: self.revocable,
         }
         .encode_to_vec()
@@ -281,6 +286,8 @@ impl Task {
             agent: AgentId(row.agent),
             charge: row.charge.unwrap_or_default().into(),
             group: row.group,
+            steps: StatusSteps::of_row(row.steps),
+            trace: TraceId::of_bytes(&row.trace).map(Box::new),
             revocable: row.revocable,
             state,
             attempt: row.attempt,
@@ -425,6 +432,7 @@ impl Load<'_> {
             // Rows of before versions were kept.
             versions.push(lifecycle::first_version(&row)?);
         }
+        let requests = row.requests.into_iter().map(TryInto::try_into);
         let framework = Framework {
             name: row.name.try_into().map_err(|error| bad(TABLE, error))?,
             role: row.role.try_into().map_err(|error| bad(TABLE, error))?,
@@ -439,6 +447,7 @@ impl Load<'_> {
             last_turn_epoch: Epoch(row.last_turn_epoch),
             last_turn_hash: row.last_turn_hash,
             suppressed: row.suppressed,
+            requests: requests.collect::<Result<_, _>>().map_err(|error| bad(TABLE, error))?,
             removing: row.removing,
             config_version: row.config_version.max(1),
             config_seen: row.config_seen.max(1),
@@ -522,6 +531,7 @@ impl Load<'_> {
         if task.unconsumed() {
             framework.updates.insert(task.order, task_id.clone());
         }
+        State::note_state(&mut state.live_states, None, Some(task.state));
         if !task.state.is_terminal() {
             let agent = state.agents.get_mut(&task.agent);
             let agent = agent.ok_or_else(|| bad(TABLE, "no such agent"))?;
@@ -620,6 +630,8 @@ mod tests {
             terminal: None,
             status,
             kill: Some(KillIntent { grace_ms: 3000, reason: Reason::UserKill }),
+            steps: StatusSteps::default(),
+            trace: None,
         }
     }
 

@@ -4,7 +4,7 @@
 //! undone in the state itself. Must never carry anything that is needed after a failover.
 
 use crate::api::{EventId, RequestError};
-use tessera_types::{AgentId, Digest, Epoch, FrameworkId, HttpAnswer, TaskId, TaskStatus, TurnOutcome};
+use tessera_types::{AgentId, Digest, Epoch, FrameworkId, HttpAnswer, Reason, TaskId, TaskState, TaskStatus, TurnOutcome};
 
 /// Something for the leader.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +51,22 @@ pub enum Effect {
     Role(String),
     /// Resources became free.
     Freed,
+    /// A task of a trace is in another state.
+    Traced {
+        /// The task's framework.
+        framework: FrameworkId,
+        /// The task.
+        task: TaskId,
+        /// The state.
+        state: TaskState,
+    },
+    /// A task ended: for metrics.
+    Ended {
+        /// How.
+        state: TaskState,
+        /// Why.
+        reason: Reason,
+    },
     /// A framework's placement changed, or there is news for its scheduler.
     Framework(FrameworkId),
     /// State was written from outside of the scheduler.

@@ -7,7 +7,11 @@
 
 use crate::state::{Agent, Executor, Framework, State, Task};
 use std::collections::BTreeSet;
-use tessera_types::{AgentId, ExecutorId, ExecutorTask, FrameworkId, Launch, Resources, TaskBody};
+use tessera_types::{AgentId, ExecutorId, ExecutorTask, FrameworkId, Launch, Resources, TaskBody, TaskSpec};
+
+/// Resources beside cpus, mem and disk, revocable work and requests mean something only once every voting master
+/// understands them: before, they are as if they had not been said.
+pub(crate) const KINDS_SINCE: u32 = 4;
 
 impl Executor {
     /// An executor as its first task names it.
@@ -114,6 +118,20 @@ impl Agent {
 }
 
 impl State {
+    /// Whether the cluster knows of resources of all kinds, revocable work and requests.
+    pub(crate) const fn knows_kinds(&self) -> bool {
+        self.meta.cluster_version >= KINDS_SINCE
+    }
+
+    /// What a task with this spec is charged for, and whether that is revocable.
+    pub(crate) fn terms(&self, spec: &TaskSpec) -> (Resources, bool) {
+        if self.knows_kinds() {
+            (spec.resources.clone(), spec.revocable)
+        } else {
+            (Resources::of(spec.resources.quantities), false)
+        }
+    }
+
     /// An executor that lives on an agent.
     pub(crate) fn executor(
         &self,

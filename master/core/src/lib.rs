@@ -5,7 +5,7 @@
 //! their rows, `ledger` what tasks and executors are charged, `leader` sessions, offers, batches and
 //! turns, `allocator` who is offered what, `lifecycle` what a framework has run and how it failed,
 //! `generation` the state under an upgrade, `restore` a state from a saved snapshot, `uses` who uses which
-//! component, `clock` the time by which commands go, `query` the views, `check` the whole-state self-check, `auth` the one `authorize`.
+//! component, `why` why somebody gets nothing, `clock` the time by which commands go, `query` the views, `check` the whole-state self-check, `auth` the one `authorize`.
 //!
 //! Invariants: replicated state changes only in [`Core::apply`]; leader-only state is dropped by
 //! [`Core::follow`]; time, ids of clusters and rows are arguments; input from users, guests and peers is
@@ -23,22 +23,29 @@ mod commands;
 mod effect;
 mod generation;
 mod leader;
+mod listing;
 mod lifecycle;
 mod ledger;
 pub mod limits;
 mod numbered;
 mod numbers;
 mod open;
+mod operations;
 mod query;
+mod rehearsal;
 mod repeats;
 mod restore;
 mod role_view;
 mod roles;
 pub mod rows;
 mod state;
+mod status_steps;
+mod tally;
 pub mod testing;
+mod trace;
 mod upkeep;
 mod uses;
+mod why;
 
 pub use api::{
     AgentView, AheadState, Applied, ComponentView, Config, Counts, EventId, EventRecord, EventsPage, ExecutorView,
@@ -54,15 +61,22 @@ pub use lifecycle::{
     Failures, FrameworkVersion, Phase, Quarantine, StateVersions, Upgrade, VersionOrigin,
     VersionOutcome,
 };
+pub use listing::{Budget, Piece, TaskLine, TaskPick, TaskPlace};
 pub use numbered::Numbered;
 pub use numbers::Numbers;
+pub use operations::{OperationKind, OperationPick, OperationPlace, OperationView};
+pub use rehearsal::Rehearsal;
 pub use repeats::{Known, Once};
 pub use restore::restored;
 pub use role_view::RoleView;
 pub use roles::RoleChange;
+pub use status_steps::{STEPS_MAX, StatusStep};
 pub use rows::{RowChange, Rows, RowsError};
+pub use tally::{Gauges, OfferEnd, Tally, TurnTally};
+pub use trace::{TraceId, TraceSpan, Tracing};
 pub use upkeep::{Drain, Keep, Maintenance, UnreachablePolicy};
 pub use uses::{ComponentUse, UsedAs};
+pub use why::Why;
 
 use clock::Heard;
 use leader::{Desk, Leader};
@@ -86,6 +100,8 @@ pub struct Core {
     state: State,
     config: Config,
     leader: Option<Box<Leader>>,
+    /// What was counted when it led before.
+    tally: Tally,
     heard: Heard,
     /// Not before the last entry that changed which components there are.
     components_index: u64,
@@ -103,7 +119,7 @@ impl Core {
         check_version(&state, &config)?;
         let components_index = state.meta.index;
         let heard = Heard::default();
-        Ok(Self { state, config, leader: None, heard, components_index, last_mono_ms: 0, last_wall_ms: 0 })
+        Ok(Self { state, config, leader: None, tally: Tally::default(), heard, components_index, last_mono_ms: 0, last_wall_ms: 0 })
     }
 
     /// Apply one committed entry: the rows to write, and the effects for the leader.
@@ -165,7 +181,10 @@ impl Core {
     #[must_use]
     pub fn lead(&mut self, term: u64, fresh_cluster_id: &str, now: Now) -> Vec<Output> {
         let expected_ms = self.heard.expected_ms(now.mono_ms);
-        self.leader = Some(Box::new(Leader::new(term, &self.state, expected_ms, now)));
+        let tally = self.leader.take().map_or_else(|| std::mem::take(&mut self.tally), |leader| leader.tally);
+        let mut leader = Leader::new(term, &self.state, expected_ms, now);
+        leader.tally = tally;
+        self.leader = Some(Box::new(leader));
         let cluster = fresh_cluster_id.to_owned();
         self.with(now, |desk| desk.create_cluster(cluster))
     }
@@ -175,7 +194,14 @@ impl Core {
         if let Some(time_ms) = self.time_ms() {
             self.heard = Heard::led(time_ms, self.last_mono_ms);
         }
-        self.leader = None;
+        if let Some(leader) = self.leader.take() {
+            self.tally = leader.tally;
+        }
+    }
+
+    /// Spans of traces since the last call, and how many there was no room for.
+    pub fn take_spans(&mut self) -> (Vec<TraceSpan>, u64) {
+        self.leader.as_mut().map(|leader| leader.traces.take()).unwrap_or_default()
     }
 
     /// The time by which commands went at the last input, in ms since 1970, if this one leads.

@@ -106,6 +106,20 @@ pub const SCHEDULER_MEM_MIB: i64 = 4;
 pub const OFFER_MIN_CPUS_MILLI: i64 = 10;
 /// Smallest offer of memory.
 pub const OFFER_MIN_MEM_MIB: i64 = 32;
+/// How often it is looked for agents to be held for requests that fit nowhere: looking goes over all of them.
+pub const HOLD_EVERY_MS: u64 = 1_000;
+/// Requests for which all agents are looked at each time; others have their turn the next time.
+pub const HOLD_SEARCHES_MAX: usize = 16;
+/// Agents held for one request at a time: tasks that fit nowhere are few, and large.
+pub const HELD_OF_REQUEST_MAX: usize = 8;
+/// No more than one agent in so many is held, or one: others go on meanwhile.
+pub const HELD_PART: usize = 4;
+/// How often it is looked for revocable work that stands in the way; it has to be found twice before anything ends.
+pub const SHORTAGE_EVERY_MS: u64 = 1_000;
+/// Places at which revocable work is said to stand in the way, at a time.
+pub const SHORTAGES_MAX: usize = 64;
+/// Frameworks of a role that are asked why they get nothing: each is asked at all agents.
+pub const WHY_FRAMEWORKS_MAX: usize = 16;
 /// Shortest time for which declined resources are not offered again: otherwise declining would be a
 /// busy loop.
 pub const FILTER_MIN_MS: u64 = 100;
@@ -186,3 +200,10 @@ pub const STOOD_STILL_MS: u64 = 2_000;
 pub const GAP_EDGE_MS: u64 = 500;
 /// How often what is due by the clock is looked for.
 pub const UPKEEP_EVERY_MS: u64 = 250;
+
+/// Spans of traces that wait to be taken from the core: they are taken after each round of inputs.
+pub const TRACE_SPANS_MAX: usize = 4_096;
+/// Frameworks whose last traced request is remembered until it leads to a launch.
+pub const TRACE_SUBMITTED_MAX: usize = 1_024;
+/// For how long: a scheduler that gets a request launches with the next offers, or the request was about something else.
+pub const TRACE_SUBMITTED_MS: u64 = 60_000;

@@ -386,6 +386,7 @@ mod tests {
             status,
             kill: None,
             steps: StatusSteps::default(),
+            trace: None,
         }
     }
 

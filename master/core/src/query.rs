@@ -7,6 +7,7 @@ use crate::api::{
 };
 use crate::auth::Principal;
 use crate::codec::{self, ROW_VERSION};
+use crate::commands;
 use crate::effect::CommandResult;
 use crate::generation;
 use crate::leader::Instance;
@@ -18,7 +19,7 @@ use crate::state::{Agent, Component, Framework, State, Task};
 use prost::Message;
 use std::ops::Bound;
 use tessera_types::{
-    AgentId, Digest, EffectiveLimits, FrameworkId, KeyWrite, LimitName, Quantities, Resources, RoleName, TaskBody, TaskId, TimeMs,
+    AgentId, Digest, EffectiveLimits, FrameworkId, KeyWrite, LimitName, OfferId, Quantities, Resources, RoleName, TaskBody, TaskId, TimeMs,
 };
 use tessera_wire::v1;
 
@@ -36,7 +37,7 @@ impl ComponentView {
     }
 }
 
-fn task_view(
+pub(crate) fn task_view(
     framework: FrameworkId,
     owner: Option<&Framework>,
     task: &Task,
@@ -53,6 +54,7 @@ fn task_view(
         name: task.name.clone(),
         agent: task.agent,
         resources: task.charge.clone(),
+        revocable: task.revocable,
         state: task.state,
         attempt: task.attempt,
         created_ms: task.created_ms,
@@ -61,10 +63,16 @@ fn task_view(
         history,
         group: (task.group != 0).then_some(task.group),
         executor,
+        steps: Vec::new(),
     }
 }
 
-fn phase(framework: &Framework, instance: Option<&Instance>) -> Phase {
+/// With the states that it was in.
+fn with_steps(framework: FrameworkId, owner: Option<&Framework>, task: &Task, history: Option<u64>) -> TaskView {
+    TaskView { steps: task.steps.of(task.created_ms), ..task_view(framework, owner, task, history) }
+}
+
+pub(crate) fn phase(framework: &Framework, instance: Option<&Instance>) -> Phase {
     let ready = instance.is_some_and(|instance| instance.ready);
     let failed = instance.is_some_and(|instance| instance.failed);
     match &framework.upgrade {
@@ -144,7 +152,7 @@ impl Core {
         Some(self.agent_view(id, agent, self.state.schedulers_on(id)))
     }
 
-    fn agent_view(&self, id: AgentId, agent: &Agent, schedulers: usize) -> AgentView {
+    pub(crate) fn agent_view(&self, id: AgentId, agent: &Agent, schedulers: usize) -> AgentView {
         let leader = self.leader.as_ref();
         let offered = leader.map_or(Resources::ZERO, |leader| leader.offers.held_of(id));
         let link = leader.and_then(|leader| leader.links.get(&id));
@@ -161,6 +169,7 @@ impl Core {
             total: agent.resources.total.clone(),
             reserved: agent.resources.reserved,
             used: agent.charged.clone(),
+            revocable: agent.charged_revocable.clone(),
             free: agent.free().minus(&offered),
             offered,
             registered_ms: agent.registered_ms,
@@ -216,7 +225,7 @@ impl Core {
         self.state.frameworks.get(&id).map(|framework| self.framework_view(id, framework))
     }
 
-    fn framework_view(&self, id: FrameworkId, framework: &Framework) -> FrameworkView {
+    pub(crate) fn framework_view(&self, id: FrameworkId, framework: &Framework) -> FrameworkView {
         let leader = self.leader.as_ref();
         let instance = leader.and_then(|leader| leader.instances.get(&id));
         FrameworkView {
@@ -232,6 +241,7 @@ impl Core {
             standby: leader.and_then(|leader| leader.standby(id, framework)),
             last_turn: framework.last_turn,
             suppressed: framework.suppressed,
+            requests: framework.requests.clone(),
             removing: framework.removing,
             ready: instance.is_some_and(|instance| instance.ready),
             last_error: instance.and_then(|instance| instance.last_error.clone()),
@@ -242,6 +252,7 @@ impl Core {
             tasks_live: framework.live,
             tasks_total: framework.used_ids,
             used: framework.charged.clone(),
+            revocable: framework.charged_revocable.clone(),
             offered: leader.map_or(Resources::ZERO, |leader| leader.offers.held_by(id)),
             phase: phase(framework, instance),
             failing: framework.failures.clone(),
@@ -274,6 +285,13 @@ impl Core {
         };
         let all = LimitName::ALL.iter();
         all.map(|name| LimitView { name: *name, value: limits.get(*name), from: from(*name) }).collect()
+    }
+
+    /// A tag of what is set for a role itself, or for the cluster.
+    #[must_use]
+    pub fn limits_tag(&self, role: Option<&RoleName>) -> Vec<u8> {
+        let set = self.state.limits.get(role.map_or("", RoleName::as_str));
+        commands::limits_tag(&set.cloned().unwrap_or_default())
     }
 
     /// The same as values alone.
@@ -396,7 +414,7 @@ impl Core {
     ) -> Result<Option<TaskView>, RowsError> {
         let owner = self.state.frameworks.get(&framework);
         if let Some(found) = owner.and_then(|owner| owner.tasks.get(task)) {
-            return Ok(Some(task_view(framework, owner, found, None)));
+            return Ok(Some(with_steps(framework, owner, found, None)));
         }
         let Some(used) = rows.get(rows::USED_IDS, &rows::task_key(framework, task))? else {
             return Ok(None);
@@ -405,7 +423,7 @@ impl Core {
         let key = rows::history_key(framework, used.history);
         let Some(row) = rows.get(rows::HISTORY, &key)? else { return Ok(None) };
         let found = Task::decode(rows::HISTORY, &row).map_err(unreadable)?;
-        Ok(Some(task_view(framework, owner, &found, Some(used.history))))
+        Ok(Some(with_steps(framework, owner, &found, Some(used.history))))
     }
 
     /// Ended tasks of a framework, oldest first.
@@ -445,9 +463,16 @@ impl Core {
                 framework: offer.framework,
                 agent: offer.agent,
                 available: offer.quantities.clone(),
+                revocable: offer.revocable,
                 age_ms: self.last_mono_ms.saturating_sub(offer.made_ms),
             })
             .collect()
+    }
+
+    /// Take an offer back; whether it stood. Nothing on followers.
+    pub fn take_back(&mut self, offer: OfferId) -> Option<bool> {
+        let now = self.last_now();
+        Some(self.desk(now)?.take_offer_back(offer))
     }
 
     /// Events after one, oldest first.
@@ -511,7 +536,9 @@ impl Core {
             http_in_flight: leader.map_or(0, |leader| leader.waiters.by_request.len()),
             messages_dropped: leader.map_or(0, |leader| leader.messages_dropped),
             total: self.state.total().quantities,
-            used: agents.fold(Quantities::ZERO, |sum, agent| sum.plus(agent.charged.quantities)),
+            used: agents.fold(Quantities::ZERO, |sum, agent| {
+                sum.plus(agent.charged.quantities).plus(agent.charged_revocable.quantities)
+            }),
         }
     }
 

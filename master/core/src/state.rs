@@ -5,6 +5,7 @@
 //! order of updates, uses of specs) always agree with the tables, which `check` verifies. Must never
 //! hold what is not derived from commands.
 
+use crate::status_steps::StatusSteps;
 use crate::api::{EventId, World};
 use crate::generation::Layer;
 use crate::lifecycle::{Failures, FrameworkVersion, Quarantine, StateVersions, Upgrade};
@@ -14,12 +15,13 @@ use crate::open::OpenRequest;
 use crate::repeats::{KeptRequest, RequestKey};
 use crate::restore::Restore;
 use crate::roles::RoleUses;
+use crate::trace::TraceId;
 use crate::upkeep::{Drain, Gone, Maintenance, UnreachablePolicy};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use tessera_types::{
     AgentId, AgentInfo, AgentResources, Digest, EffectiveLimits, Epoch, ExecutorId, FrameworkId,
-    FrameworkName, Launch, Reason, Resources, RoleLimits, RoleName, RolePolicy, TaskId, TaskSpec, TaskState, TaskStatus, TimeMs, TurnNumber,
+    FrameworkName, Launch, Reason, ResourceRequest, Resources, RoleLimits, RoleName, RolePolicy, TaskId, TaskSpec, TaskState, TaskStatus, TimeMs, TurnNumber,
 };
 
 /// Everything.
@@ -49,6 +51,8 @@ pub(crate) struct State {
     pub(crate) answers: BTreeMap<u64, AnswerKey>,
     pub(crate) answer_numbers: BTreeMap<AnswerKey, u64>,
     pub(crate) open: BTreeMap<(FrameworkId, u64), OpenRequest>,
+    /// Index: how many tasks that have not ended are in each state.
+    pub(crate) live_states: BTreeMap<TaskState, usize>,
 }
 
 /// Counters.
@@ -162,6 +166,8 @@ pub(crate) struct Framework {
     pub(crate) last_turn_epoch: Epoch,
     pub(crate) last_turn_hash: Vec<u8>,
     pub(crate) suppressed: bool,
+    /// What it says that it waits for; nothing is anything.
+    pub(crate) requests: Vec<ResourceRequest>,
     pub(crate) removing: bool,
 
     pub(crate) config_version: u64,
@@ -277,6 +283,9 @@ pub(crate) struct Task {
     pub(crate) terminal: Option<StoredUpdate>,
     pub(crate) status: TaskStatus,
     pub(crate) kill: Option<KillIntent>,
+    pub(crate) steps: StatusSteps,
+    /// The trace that its launch belongs to.
+    pub(crate) trace: Option<Box<TraceId>>,
 }
 
 impl Task {

@@ -11,6 +11,7 @@ mod ids;
 mod limit_table;
 pub mod limits;
 mod offer;
+mod request;
 mod resources;
 mod role;
 mod spec;
@@ -27,9 +28,12 @@ pub use limit_table::{
     EffectiveLimits, LimitError, LimitName, LimitRow, LimitUnit, RoleLimits,
 };
 pub use offer::{Filters, InverseOffer, Offer};
+pub use request::{
+    Constraint, InvalidRequest, Predicate, REGION, ResourceRequest, Selector, ZONE, validate_requests,
+};
 pub use resources::{
     AMOUNT_MAX, Quantities, RESOURCE_ITEMS_MAX, ResourceItem, ResourceKey, Resources, ResourcesError,
-    validate_resource_name,
+    parse_milli, validate_resource_name,
 };
 pub use role::{
     Amounts, CPUS, DISK, MEM, PRIORITY_MAX, QUOTA_KINDS_MAX, RoleError, RolePolicy, WEIGHT_DEFAULT_MILLI, WEIGHT_MAX_MILLI,

@@ -66,6 +66,16 @@ pub const GRACE_MAX_MS: u64 = 3_600_000;
 pub const GRACE_DEFAULT_MS: u64 = 3_000;
 /// Processes and threads of a native task when nothing is said.
 pub const PIDS_DEFAULT: u32 = 4_096;
+/// Requests of one framework: each is compared with every agent that changes.
+pub const RESOURCE_REQUESTS_MAX: usize = 16;
+/// Bytes of the names and values of one request: all of them are in the framework's row.
+pub const RESOURCE_REQUEST_BYTES_MAX: usize = 1 << 10;
+/// Tasks that one request stands for.
+pub const RESOURCE_REQUEST_COUNT_MAX: u32 = 10_000;
+/// Constraints of one request.
+pub const CONSTRAINTS_MAX: usize = 16;
+/// Values that one constraint names.
+pub const CONSTRAINT_VALUES_MAX: usize = 64;
 /// Bytes of a component: larger uploads are refused before anything is parsed.
 pub const COMPONENT_BYTES_MAX: u64 = 32 << 20;
 /// Configuration entries of a framework.

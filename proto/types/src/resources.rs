@@ -263,6 +263,18 @@ pub fn validate_resource_name(name: &str) -> Result<(), ResourcesError> {
     Ok(())
 }
 
+/// A decimal number that is not negative, with at most three places, in thousandths.
+#[must_use]
+pub fn parse_milli(text: &str) -> Option<i64> {
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |text: &str| !text.is_empty() && text.len() <= 15 && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(whole) || !digits(part) || part.len() > 3 {
+        return None;
+    }
+    let part: i64 = format!("{part:0<3}").parse().ok()?;
+    whole.parse::<i64>().ok()?.checked_mul(1000)?.checked_add(part)
+}
+
 impl From<Quantities> for Resources {
     fn from(quantities: Quantities) -> Self {
         Self::of(quantities)
@@ -519,6 +531,16 @@ mod tests {
         assert!(!Resources::ZERO.with("gpus", 1).is_empty());
         assert_eq!(gpus(1500).with("fpga", 1000).to_string(), "cpus=0.100 mem=10MiB fpga=1 gpus=1.500");
         assert_eq!(short.to_string(), "cpus=0.000 mem=0MiB gpus=-2");
+    }
+
+    #[test]
+    fn decimals_are_read_exactly_or_not_at_all() {
+        for (text, milli) in [("2", 2000), ("0.1", 100), ("1.005", 1005), ("007", 7000), ("999999999999999", 999_999_999_999_999_000)] {
+            assert_eq!(parse_milli(text), Some(milli), "{text}");
+        }
+        for text in ["", ".5", "1.", "-1", "+1", "1.0005", "1e3", "one", "9999999999999999"] {
+            assert_eq!(parse_milli(text), None, "{text}");
+        }
     }
 
     fn item(name: &str, amount_milli: i64, edit: fn(&mut ResourceKey)) -> ResourceItem {

@@ -209,6 +209,9 @@ fn validate_executor(task: &ExecutorTask, spec: &TaskSpec) -> Result<(), Invalid
         return refuse("body.config", format!("at most {entries} entries and {bytes} bytes"));
     }
     task.resources.validate()?;
+    if !task.resources.items.is_empty() {
+        return refuse("body.resources", "an executor itself has cpus, mem and disk; its tasks have the rest");
+    }
     if task.resources.quantities.mem_mib < EXECUTOR_MEM_MIN_MIB {
         return refuse("body.resources", format!("an executor needs at least {EXECUTOR_MEM_MIN_MIB} MiB of mem"));
     }
@@ -331,6 +334,7 @@ mod tests {
             ("grace-ms", Box::new(|s| s.grace_ms = Some(limits::GRACE_MAX_MS + 1))),
             ("body.data", Box::new(move |s| s.body = TaskBody::Executor(ExecutorTask { data: vec![0; limits::EXECUTOR_DATA_BYTES_MAX + 1], ..executor() }))),
             ("body.resources", Box::new(move |s| s.body = TaskBody::Executor(ExecutorTask { resources: Resources::ZERO, ..executor() }))),
+            ("body.resources", Box::new(move |s| s.body = TaskBody::Executor(ExecutorTask { resources: executor().resources.with("gpus", 1000), ..executor() }))),
             ("restarts", Box::new(move |s| { s.body = TaskBody::Executor(executor()); s.restarts = 1; })),
             ("files", Box::new(move |s| { s.body = TaskBody::Executor(executor()); s.result_file = Some("r".into()); })),
             ("labels", Box::new(|s| s.labels = vec![(String::new(), String::new())])),

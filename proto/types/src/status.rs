@@ -268,6 +268,8 @@ reasons! {
     Preempted = "PREEMPTED",
     /// An offer that was accepted is unknown, expired, foreign or was used before.
     InvalidOffer = "INVALID_OFFER",
+    /// A revocable task was launched on an offer that is not, or the reverse.
+    Revocable = "REVOCABLE_NEEDS_REVOCABLE_OFFER",
     /// More was launched than was offered, or than is free.
     NotEnough = "NOT_ENOUGH_RESOURCES",
     /// Another member of its task group could not be launched, or ended.

@@ -4,7 +4,7 @@
 //! byte for byte to another leader. This file must never decide whether a turn commits.
 
 use crate::{
-    AgentId, AgentInfo, Digest, Epoch, ExecutorId, Filters, FrameworkId, InverseOffer, Launch, Offer, OfferId, TaskId, TaskStatus,
+    AgentId, AgentInfo, Digest, Epoch, ExecutorId, Filters, FrameworkId, InverseOffer, Launch, Offer, OfferId, ResourceRequest, TaskId, TaskStatus,
     TimeMs, TurnNumber,
 };
 use serde::{Deserialize, Serialize};
@@ -171,6 +171,11 @@ pub enum Operation {
     Revive,
     /// No more offers.
     Suppress,
+    /// Say what is waited for, instead of what was said before; nothing is anything.
+    Request {
+        /// All requests.
+        requests: Vec<ResourceRequest>,
+    },
     /// End a task.
     Kill {
         /// The task.
@@ -224,6 +229,7 @@ impl Operation {
             Self::Accept { launches, .. } => !launches.is_empty(),
             Self::Suppress
             | Self::Revive
+            | Self::Request { .. }
             | Self::Kill { .. }
             | Self::SetTimer { .. }
             | Self::CancelTimer { .. }

@@ -9,6 +9,7 @@ mod common;
 mod error;
 pub mod frame;
 pub mod recording;
+mod request;
 mod role;
 mod tasks_hash;
 mod turn;

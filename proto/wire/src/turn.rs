@@ -254,6 +254,7 @@ impl From<&Operation> for v1::Operation {
             }
             Operation::Revive => O::Revive(v1::Empty {}),
             Operation::Suppress => O::Suppress(v1::Empty {}),
+            Operation::Request { requests } => O::Request(requests.as_slice().into()),
             Operation::Kill { task, grace_ms } => {
                 O::Kill(v1::Kill { task: task.to_string(), grace_ms: *grace_ms })
             }
@@ -297,6 +298,7 @@ impl TryFrom<v1::Operation> for Operation {
             },
             O::Revive(v1::Empty {}) => Self::Revive,
             O::Suppress(v1::Empty {}) => Self::Suppress,
+            O::Request(requests) => Self::Request { requests: requests.try_into()? },
             O::Kill(kill) => Self::Kill {
                 task: kill.task.try_into().map_err(at("kill.task"))?,
                 grace_ms: kill.grace_ms,
@@ -589,6 +591,7 @@ mod tests {
                 Operation::Decline { offers: vec![OfferId(9)], filters: Filters::default() },
                 Operation::Revive,
                 Operation::Suppress,
+                Operation::Request { requests: vec![] },
                 Operation::Kill { task: task(), grace_ms: Some(10) },
                 Operation::Reconcile { tasks: vec![task()] },
                 Operation::SetTimer { id: "y".into(), due_ms: 11 },

@@ -8,8 +8,8 @@ use crate::bindings::tessera::framework::{events as ev, http, types as wit};
 use crate::draft::{Refused, task_id};
 use crate::state::WriteRefused;
 use tessera_types::{
-    AgentInfo, Digest, Event, ExecutorTask, FileSpec, HttpAnswer, HttpRequest, InverseOffer, KeyWrite, Launch, LogLevel, NativeCommand,
-    Offer, Quantities, ResourceItem, ResourceKey, Resources, ResourcesError, Subscription, TaskBody, TaskSpec, TaskState, TaskStatus, TurnHeader,
+    AgentInfo, Constraint, Digest, Event, ExecutorTask, FileSpec, HttpAnswer, HttpRequest, InverseOffer, KeyWrite, Launch, LogLevel, NativeCommand,
+    Offer, Quantities, Predicate, ResourceItem, ResourceKey, ResourceRequest, Resources, ResourcesError, Selector, Subscription, TaskBody, TaskSpec, TaskState, TaskStatus, TurnHeader,
 };
 
 fn unsupported<T>(what: &str) -> Result<T, Refused> {
@@ -170,6 +170,40 @@ pub(crate) fn resources(
     })
 }
 
+/// What a framework waits for.
+pub(crate) fn resource_request(request: wit::ResourceRequest) -> Result<ResourceRequest, Refused> {
+    let (resources, revocable) = resources(request.resources, request.items)?;
+    if revocable {
+        let rule = "requests.items: say `revocable` once, in the request, and list what it needs as usual";
+        return Err(Refused::Invalid(rule.into()));
+    }
+    Ok(ResourceRequest {
+        id: request.id,
+        resources,
+        count: request.count,
+        constraints: request.constraints.into_iter().map(constraint).collect(),
+        revocable: request.revocable,
+    })
+}
+
+fn constraint(constraint: wit::Constraint) -> Constraint {
+    let selector = match constraint.selector {
+        wit::Selector::Hostname => Selector::Hostname,
+        wit::Selector::Attribute(name) => Selector::Attribute(name),
+    };
+    let predicate = match constraint.predicate {
+        wit::Predicate::Exists => Predicate::Exists,
+        wit::Predicate::NotExists => Predicate::NotExists,
+        wit::Predicate::Equals(text) => Predicate::Equals(text),
+        wit::Predicate::NotEquals(text) => Predicate::NotEquals(text),
+        wit::Predicate::OneOf(texts) => Predicate::OneOf(texts),
+        wit::Predicate::NoneOf(texts) => Predicate::NoneOf(texts),
+        wit::Predicate::Matches(pattern) => Predicate::Matches(pattern),
+        wit::Predicate::NotMatches(pattern) => Predicate::NotMatches(pattern),
+    };
+    Constraint { selector, predicate }
+}
+
 const fn task_state(state: TaskState) -> wit::TaskState {
     match state {
         TaskState::Staging => wit::TaskState::Staging,
@@ -325,4 +359,76 @@ pub(crate) fn task_spec(spec: wit::TaskSpec) -> Result<TaskSpec, Refused> {
         restarts: spec.restarts,
         labels: spec.labels,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(name: &str, amount_milli: u64) -> wit::ResourceItem {
+        let name = name.to_owned();
+        wit::ResourceItem { name, reservation: vec![], volume: None, revocable: false, shared: false, amount_milli }
+    }
+
+    const NONE: wit::Quantities = wit::Quantities { cpus_milli: 0, mem_mib: 0, disk_mib: 0 };
+
+    #[test]
+    fn a_revocable_offer_has_items_and_nothing_that_older_guests_would_take() {
+        let available = Resources::of(Quantities { cpus_milli: 1500, mem_mib: 64, disk_mib: -1 }).with("gpus", 2000);
+        let made = |revocable| {
+            let available = available.clone();
+            offer(Offer { id: tessera_types::OfferId(1), agent: tessera_types::AgentId(1), available, revocable })
+        };
+        let (plain, revocable) = (made(false), made(true));
+        assert_eq!((plain.available.cpus_milli, plain.available.disk_mib, plain.items.len()), (1500, 0, 1));
+        assert_eq!((revocable.available.cpus_milli, revocable.available.mem_mib), (0, 0));
+        let names: Vec<_> = revocable.items.iter().map(|item| (item.name.as_str(), item.amount_milli)).collect();
+        assert_eq!(names, [("cpus", 1500), ("mem", 64_000), ("gpus", 2000)]);
+        for made in [plain, revocable] {
+            let is_revocable = made.items.iter().all(|item| item.revocable);
+            let read = resources(made.available, made.items).unwrap();
+            assert_eq!(read, (available.clamped(), is_revocable), "a spec that asks for all of it is read alike");
+        }
+    }
+
+    #[test]
+    fn what_this_version_does_not_account_for_is_unsupported_and_the_rest_invalid() {
+        type Edit = fn(&mut wit::ResourceItem);
+        let cases: [(Edit, bool, &str); 6] = [
+            (|item| item.reservation = vec!["eng".into()], true, "reservation"),
+            (|item| item.volume = Some("v".into()), true, "volume"),
+            (|item| item.shared = true, true, "shared"),
+            (|item| item.name = "cpus".into(), false, "a field of its own"),
+            (|item| item.name = "a b".into(), false, "a name is"),
+            (|item| item.amount_milli = u64::MAX, false, "larger than any machine"),
+        ];
+        for (edit, is_unsupported, text) in cases {
+            let mut bad = item("gpus", 1000);
+            edit(&mut bad);
+            let refused = resources(NONE, vec![bad]).unwrap_err();
+            assert_eq!(matches!(refused, Refused::Unsupported(_)), is_unsupported, "{refused}");
+            assert!(refused.to_string().contains(text), "{refused}");
+        }
+    }
+
+    #[test]
+    fn requests_are_read_and_say_once_that_they_are_revocable() {
+        let on_zone = wit::Constraint {
+            selector: wit::Selector::Attribute("zone".into()),
+            predicate: wit::Predicate::OneOf(vec!["a".into()]),
+        };
+        let request = |item| wit::ResourceRequest {
+            id: "big".into(),
+            resources: wit::Quantities { cpus_milli: 4000, ..NONE },
+            items: vec![item],
+            count: 3,
+            constraints: vec![on_zone.clone()],
+            revocable: true,
+        };
+        let read = resource_request(request(item("gpus", 1000))).unwrap();
+        assert_eq!(read.constraints[0].to_string(), "zone is one of a");
+        assert!(read.revocable && read.resources.to_string().ends_with("gpus=1"));
+        let twice = wit::ResourceItem { revocable: true, ..item("gpus", 1000) };
+        assert!(matches!(resource_request(request(twice)), Err(Refused::Invalid(_))));
+    }
 }

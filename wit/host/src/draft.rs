@@ -9,8 +9,8 @@ use crate::limits::{LimitPassed, Limits};
 use std::collections::{BTreeMap, BTreeSet};
 use tessera_types::{
     AgentId, Digest, ExecutorId, ExecutorMessage, Filters, HttpAnswer, InvalidSpec, Launch, LimitName,
-    Member, OfferId, Operation, ResourcesError, TaskId, TaskSpec, TimeMs, limits, validate_launch,
-    validate_spec,
+    Member, OfferId, Operation, ResourceRequest, ResourcesError, TaskId, TaskSpec, TimeMs, limits, validate_launch,
+    validate_requests, validate_spec,
 };
 
 /// Why a call was not taken.
@@ -374,6 +374,11 @@ impl Draft {
         self.push(Operation::Suppress)
     }
 
+    pub(crate) fn request(&mut self, requests: Vec<ResourceRequest>) -> Result<(), Refused> {
+        validate_requests(&requests).map_err(|error| Refused::Invalid(error.to_string()))?;
+        self.push(Operation::Request { requests })
+    }
+
     pub(crate) fn kill(&mut self, task: &str, grace_ms: Option<u64>) -> Result<(), Refused> {
         if grace_ms.is_some_and(|grace| grace > limits::GRACE_MAX_MS) {
             return invalid("grace-ms", &format!("at most {}", limits::GRACE_MAX_MS));
@@ -478,6 +483,7 @@ fn size(operation: &Operation) -> usize {
         Operation::Decline { offers, .. } => offers.len() * 10,
         Operation::Kill { task, .. } => task.as_str().len(),
         Operation::Reconcile { tasks } => tasks.iter().map(|task| task.as_str().len() + 4).sum(),
+        Operation::Request { requests } => requests.iter().map(|request| request.text_bytes() + 128).sum(),
         Operation::SetTimer { id, .. } | Operation::CancelTimer { id } => id.len(),
         Operation::Respond { answer, .. } => answer.body.len() + pairs(&answer.headers),
         Operation::SendMessage(message) => message.executor.as_str().len() + message.data.len(),
@@ -694,6 +700,31 @@ mod tests {
             draft.respond(id, answer.clone()).err()
         });
         assert_eq!(limit_name(Err(refused.unwrap())), "turn-operation-bytes");
+    }
+
+    #[test]
+    fn requests_are_taken_whole_or_refused_by_field() {
+        let request = |id: &str, count| ResourceRequest {
+            id: id.into(),
+            resources: Quantities { cpus_milli: 100, mem_mib: 32, disk_mib: 0 }.into(),
+            count,
+            constraints: vec![],
+            revocable: false,
+        };
+        let mut draft = draft();
+        for (bad, field) in [
+            (vec![request("", 1)], "requests.id"),
+            (vec![request("a", 0)], "requests.count"),
+            (vec![request("a", 1), request("a", 1)], "requests.id"),
+        ] {
+            let error = draft.request(bad).unwrap_err().to_string();
+            assert!(error.starts_with(field), "{field}: {error}");
+        }
+        let good = vec![request("a", 1), request("b", 10_000)];
+        draft.request(good.clone()).unwrap();
+        draft.request(vec![]).unwrap();
+        let asked = [good, vec![]].map(|requests| Operation::Request { requests });
+        assert_eq!(draft.finish().0, asked, "the last one counts, and nothing is a request for anything");
     }
 
     #[test]

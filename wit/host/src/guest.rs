@@ -177,6 +177,12 @@ impl driver::Host for Guest {
         self.told(taken)
     }
 
+    fn request(&mut self, requests: Vec<types::ResourceRequest>) -> Result<(), Error> {
+        let requests = requests.into_iter().map(convert::resource_request).collect::<Result<_, Refused>>()?;
+        let taken = self.draft.request(requests);
+        self.told(taken)
+    }
+
     fn kill(&mut self, task: String, grace_ms: Option<u32>) -> Result<(), Error> {
         let taken = self.draft.kill(&task, grace_ms.map(u64::from));
         self.told(taken)

@@ -16,13 +16,14 @@ use crate::lifecycle::VersionOutcome;
 use crate::limits::{ANSWERS_MAX, SPECS_BYTES_MAX, SPECS_MAX, TURN_STEPS_MAX};
 use crate::rows::{self, RowsError};
 use crate::state::{AnswerKey, Framework, Spec};
+use crate::trace::TraceId;
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tessera_types::limits::{BATCH_EVENTS_MAX, DURATION_MAX_MS, KEY_BYTES_MAX};
 use tessera_types::{
     AgentId, Consumed, Digest, EffectiveLimits, Epoch, ExecutorId, FrameworkId, HttpAnswer,
-    KeyWrite, LimitName, Reason, TaskId, TaskSpec, TaskState, TaskStatus, TurnNumber,
+    KeyWrite, LimitName, Reason, ResourceRequest, TaskId, TaskSpec, TaskState, TaskStatus, TurnNumber,
     TurnOutcome, TurnRefusal,
 };
 use tessera_wire::v1::planned_operation::Operation as Planned;
@@ -78,6 +79,7 @@ struct Checked {
     migrated: bool,
     opened: Vec<v1::OpenedRequest>,
     closed: Vec<u64>,
+    trace: Option<TraceId>,
 }
 
 enum Step {
@@ -86,6 +88,7 @@ enum Step {
     EndExecutor { agent: AgentId, executor: ExecutorId },
     Kill { task: TaskId, grace_ms: Option<u64> },
     Suppress(bool),
+    Request(Vec<ResourceRequest>),
     SetTimer { id: String, due_ms: u64 },
     CancelTimer(String),
     Answer { request: u64, answer: HttpAnswer, key: Option<(AnswerKey, Vec<u8>)> },
@@ -188,6 +191,7 @@ fn check(id: FrameworkId, command: v1::CommitTurn) -> Result<Checked, WireError>
         migrated: command.migration.is_some_and(|step| step.done),
         opened: command.opened,
         closed: command.closed,
+        trace: TraceId::of_bytes(&command.trace),
         number: TurnNumber(command.number),
         epoch: Epoch(command.epoch),
         hash: command.turn_hash,
@@ -240,6 +244,7 @@ fn step(framework: FrameworkId, operation: Planned) -> Result<Step, WireError> {
                 .map_err(|error| WireError::new("end_executor.executor", error.to_string()))?,
         },
         Planned::Suppress(suppress) => Step::Suppress(suppress),
+        Planned::Request(requests) => Step::Request(requests.try_into()?),
         Planned::SetTimer(set) => Step::SetTimer { id: timer(set.id)?, due_ms: set.due_ms },
         Planned::CancelTimer(id) => Step::CancelTimer(timer(id)?),
         Planned::Answer(planned) => Step::Answer {
@@ -307,6 +312,7 @@ fn check_operations(
             | Step::EndExecutor { .. }
             | Step::Kill { .. }
             | Step::Suppress(_)
+            | Step::Request(_)
             | Step::Answer { .. } => {}
         }
     }
@@ -352,6 +358,7 @@ fn check_writes(
 
 fn perform(apply: &mut Apply<'_>, turn: Checked, sizes: (u64, u64)) -> Result<(), ApplyError> {
     let id = turn.id;
+    apply.trace = turn.trace;
     let mut touched: BTreeMap<Digest, ()> = BTreeMap::new();
     if !turn.operations.is_empty() || !turn.consumed.is_empty() {
         end_trial(apply, id);
@@ -466,6 +473,11 @@ fn operate(apply: &mut Apply<'_>, framework: FrameworkId, step: Step) -> Result<
         Step::Suppress(suppress) => {
             if let Some(owner) = apply.state.frameworks.get_mut(&framework) {
                 owner.suppressed = suppress;
+            }
+        }
+        Step::Request(requests) => {
+            if let Some(owner) = apply.state.frameworks.get_mut(&framework) {
+                owner.requests = requests;
             }
         }
         Step::SetTimer { id, due_ms } => set_timer(apply, framework, id, Some(due_ms)),

@@ -148,6 +148,7 @@ fn new(name: FrameworkName, role: RoleName, component: Digest) -> Framework {
         last_turn_epoch: Epoch(0),
         last_turn_hash: Vec::new(),
         suppressed: false,
+        requests: Vec::new(),
         removing: false,
         config_version: 1,
         config_seen: 1,

@@ -11,6 +11,7 @@ use crate::limits::USED_IDS_MAX;
 use crate::rows;
 use crate::rows::RowsError;
 use crate::state::{Executor, StoredUpdate, Task};
+use crate::status_steps::StatusSteps;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tessera_types::{
@@ -231,6 +232,8 @@ fn insert(
         terminal: None,
         status: status.clone(),
         kill: None,
+        steps: StatusSteps::default(),
+        trace: None,
     };
     let text = match status.reason.code() {
         "" => String::new(),
@@ -283,13 +286,14 @@ fn check(
     validate_launch(&planned.launch, spec)
         .map_err(|error| (Reason::InvalidSpec, error.to_string()))?;
     let agent = planned.agent;
-    let mut needed = spec.resources.clone();
+    let (resources, revocable) = state.terms(spec);
+    let mut needed = resources.clone();
     match &spec.body {
         TaskBody::Native(_) => {}
         TaskBody::Wasm { component, .. } => check_world(apply, component, World::Command)?,
         TaskBody::Executor(task) => {
             check_world(apply, &task.component, World::Executor)?;
-            if !has_executor(apply, framework, agent, spec, task, draft)? {
+            if !has_executor(apply, framework, agent, (task, revocable), draft)? {
                 needed.add(&task.resources);
             }
         }
@@ -309,7 +313,7 @@ fn check(
         return Err((Reason::NotEnough, message));
     }
     taken.add(&needed);
-    if !spec.revocable {
+    if !revocable {
         draft.quota.add(&needed);
         if let Some(message) = state.quota_passed(&owner.role, &draft.quota) {
             return Err((Reason::Quota, message));
@@ -318,7 +322,7 @@ fn check(
     if let TaskBody::Executor(task) = &spec.body {
         draft.executors.insert((agent, task.executor.clone()), Arc::clone(spec));
     }
-    Ok(Granted { charge: spec.resources.clone(), revocable: spec.revocable, name: spec.name.clone() })
+    Ok(Granted { charge: resources, revocable, name: spec.name.clone() })
 }
 
 fn check_world(apply: &Apply<'_>, component: &Digest, needed: World) -> Result<(), Dropped> {
@@ -342,8 +346,7 @@ fn has_executor(
     apply: &Apply<'_>,
     framework: FrameworkId,
     agent: AgentId,
-    spec: &TaskSpec,
-    task: &ExecutorTask,
+    (task, revocable): (&ExecutorTask, bool),
     draft: &Draft,
 ) -> Result<bool, Dropped> {
     let id = &task.executor;
@@ -353,11 +356,11 @@ fn has_executor(
         (Reason::InvalidSpec, message)
     };
     if let Some(executor) = apply.state.executor(framework, agent, id) {
-        return executor.differs(task, spec.revocable).map_or(Ok(true), |what| Err(differs(what)));
+        return executor.differs(task, revocable).map_or(Ok(true), |what| Err(differs(what)));
     }
     let Some(first) = draft.executors.get(&(agent, id.clone())) else { return Ok(false) };
     let TaskBody::Executor(begun) = &first.body else { return Ok(false) };
-    Executor::of(begun, first.revocable).differs(task, spec.revocable).map_or(Ok(true), |what| Err(differs(what)))
+    Executor::of(begun, apply.state.terms(first).1).differs(task, revocable).map_or(Ok(true), |what| Err(differs(what)))
 }
 
 /// The planned launch of a message.

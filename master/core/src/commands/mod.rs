@@ -40,6 +40,7 @@ pub(crate) use commit_turn::validate as validate_turn;
 pub(crate) use create_framework::validate_config;
 pub use write_state::{TAG_BYTES, value_tag};
 pub(crate) use roll_back_framework::before as version_before;
+pub(crate) use set_limits::tag as limits_tag;
 
 use crate::api::RequestError;
 use crate::apply::{Apply, ApplyError};
@@ -97,6 +98,7 @@ pub(crate) fn run(apply: &mut Apply<'_>, command: C) -> Result<CommandResult, Ap
 /// A new command, or one whose meaning changes, gets the next number here.
 pub(crate) const fn since(command: &C) -> u32 {
     match command {
+        C::SetLimits(command) if command.expected.is_some() => roles::SINCE,
         C::InitCluster(_)
         | C::RegisterAgent(_)
         | C::MarkUnreachable(_)

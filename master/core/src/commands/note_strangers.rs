@@ -30,7 +30,10 @@ pub(super) fn run(
         };
         let key = (FrameworkId(stranger.framework), task);
         // It is there now, for all that the agent says; more than there is would only be a mistake.
-        let charge = Resources::from(stranger.charge.unwrap_or_default()).clamped();
+        let mut charge = Resources::from(stranger.charge.unwrap_or_default()).clamped();
+        if !apply.state.knows_kinds() {
+            charge.items.clear();
+        }
         let charge = if total.contains(&charge) { charge } else { total.clone() };
         if !before.contains_key(&key) {
             if !is_unknown(apply, &key)? {

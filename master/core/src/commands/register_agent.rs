@@ -17,9 +17,12 @@ pub(super) fn run(
     command: v1::RegisterAgent,
 ) -> Result<CommandResult, RequestError> {
     let description = command.description.unwrap_or_default();
-    let resources = description
+    let mut resources = description
         .resources()
         .map_err(|error| RequestError::Invalid { field: error.field, rule: error.rule })?;
+    if !apply.state.knows_kinds() {
+        resources.total.items.clear();
+    }
     if command.agent_key.is_empty() || command.agent_key.len() > AGENT_KEY_BYTES_MAX {
         return invalid("agent_key", format!("1 to {AGENT_KEY_BYTES_MAX} bytes"));
     }

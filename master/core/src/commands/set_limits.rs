@@ -5,8 +5,18 @@ use crate::api::RequestError;
 use crate::apply::{Apply, Dirty};
 use crate::effect::{CommandResult, Effect};
 use crate::limits::LIMITED_ROLES_MAX;
-use tessera_types::{LimitName, RoleName};
+use tessera_types::{Digest, LimitName, RoleLimits, RoleName};
 use tessera_wire::v1;
+
+/// Bytes of a tag: enough to tell what follows each other apart.
+const TAG_BYTES: usize = 8;
+
+/// A function of what is set.
+pub(crate) fn tag(limits: &RoleLimits) -> Vec<u8> {
+    let set = LimitName::ALL.iter().filter_map(|name| Some((name, limits.get(*name)?)));
+    let text: String = set.map(|(name, value)| format!("{name}={value};")).collect();
+    Digest::of(text.as_bytes()).0[..TAG_BYTES].to_vec()
+}
 
 /// Carry it out. What is there already stays as it is, also when a limit is now below it.
 pub(super) fn run(
@@ -23,6 +33,10 @@ pub(super) fn run(
         return invalid("set", "names no limit, and neither does `unset`");
     }
     let mut limits = apply.state.limits.get(&role).cloned().unwrap_or_default();
+    if command.expected.is_some_and(|expected| expected != tag(&limits)) {
+        let rule = "the limits were changed meanwhile; read them again".to_owned();
+        return Err(RequestError::Precondition { rule });
+    }
     if limits.is_empty() && apply.state.limits.len() >= LIMITED_ROLES_MAX {
         let rule = format!("limits are set for at most {LIMITED_ROLES_MAX} roles; `--unset` those of another one");
         return Err(RequestError::Limit { name: "LIMITED_ROLES_MAX", rule });

@@ -103,6 +103,7 @@ impl Desk<'_> {
             Ok(Admitted::New) => {
                 let id = self.leader.fresh();
                 request.id = id;
+                self.trace_request(framework, &request);
                 self.wait_for(ticket, framework, request);
                 if let Some(instance) = self.leader.instances.get_mut(&framework) {
                     instance.http.push_back(id);

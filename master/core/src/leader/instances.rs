@@ -373,6 +373,7 @@ impl Desk<'_> {
         }
         let after_turn = std::mem::take(&mut instance.after_turn);
         instance.failures += 1;
+        self.leader.tally.of(id).failures += 1;
         instance.given_up_ms = (!failed.will_retry).then_some(now_ms);
         instance.last_error = Some(text.clone());
         let lost = instance.outstanding.take();

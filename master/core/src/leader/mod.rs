@@ -4,6 +4,7 @@
 //! needed after a failover; every input ends in [`Desk::settle`], which looks at what is to be and
 //! does what is undone, so that a new leader has no path of its own. Must never change the state.
 
+mod allocation;
 mod executors;
 mod http;
 mod instances;
@@ -27,6 +28,7 @@ mod throttle;
 mod turns;
 mod upkeep;
 
+pub(crate) use allocation::check as check_allocator;
 pub(crate) use http::not_leader;
 pub(crate) use instances::Instance;
 
@@ -34,6 +36,8 @@ use crate::api::{Config, Now, Output};
 use crate::commands::{FIRST_VERSION, since};
 use crate::limits::CLOCK_JUMP_MAX_MS;
 use crate::state::State;
+use crate::tally::Tally;
+use crate::trace::Traces;
 use http::Waiters;
 use liveness::Liveness;
 use offers::Offers;
@@ -80,6 +84,9 @@ pub(crate) struct Leader {
     pub(crate) pending: BTreeMap<u64, Pending>,
     /// Messages between schedulers and executors that could not be delivered.
     pub(crate) messages_dropped: u64,
+    /// Since the process began, not since it leads.
+    pub(crate) tally: Tally,
+    pub(crate) traces: Traces,
     dirty_frameworks: BTreeSet<FrameworkId>,
     dirty_links: BTreeSet<AgentId>,
     /// Counts changes of limits.
@@ -159,6 +166,8 @@ impl Leader {
             room_came: false,
             pending: BTreeMap::new(),
             messages_dropped: 0,
+            tally: Tally::default(),
+            traces: Traces::default(),
             dirty_frameworks: state.frameworks.keys().copied().collect(),
             dirty_links: BTreeSet::new(),
             limits_generation: 1,
@@ -261,6 +270,8 @@ impl Desk<'_> {
         }
         for framework in std::mem::take(&mut self.leader.dirty_frameworks) {
             self.dispatch(framework);
+            // Now that it was told of its offers, or has too much to do, it may be offered more, or nothing.
+            self.leader.offers.look_at_framework(framework);
         }
         let too_new = std::mem::take(&mut self.leader.too_new);
         self.propose_failed(&too_new);
@@ -294,6 +305,7 @@ impl Desk<'_> {
         self.tick_standbys();
         self.tick_upkeep();
         self.tick_offers();
+        self.tick_shortages();
         self.tick_http();
         self.tick_throttle();
         self.tick_instances();

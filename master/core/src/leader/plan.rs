@@ -6,6 +6,8 @@
 
 use super::http::opened;
 use super::Desk;
+use super::offers::Standing;
+use crate::tally::OfferEnd;
 use std::collections::BTreeSet;
 use tessera_types::limits::TIMER_MIN_MS;
 use tessera_types::{
@@ -34,7 +36,7 @@ pub(super) struct After {
 #[derive(Default)]
 pub(super) struct Plan {
     pub(super) operations: Vec<v1::PlannedOperation>,
-    pub(super) accepted: Vec<(FrameworkId, AgentId, Resources)>,
+    pub(super) accepted: Vec<Standing>,
     pub(super) answers: Vec<(u64, HttpAnswer)>,
     pub(super) after: After,
     /// Executors that this turn begins.
@@ -46,6 +48,7 @@ pub(super) struct Plan {
 #[derive(Clone)]
 struct Left {
     quantities: Resources,
+    revocable: bool,
     executors: BTreeSet<(AgentId, ExecutorId)>,
 }
 
@@ -96,6 +99,9 @@ impl Desk<'_> {
                     plan.push(Planned::Suppress(false));
                 }
                 Operation::Suppress => plan.push(Planned::Suppress(true)),
+                // A master that does not know of requests would not read the command.
+                Operation::Request { .. } if !self.state.knows_kinds() => {}
+                Operation::Request { requests } => plan.push(Planned::Request(requests.as_slice().into())),
                 Operation::Kill { task, grace_ms } => plan.push(Planned::Kill(v1::Kill {
                     task: task.to_string(),
                     grace_ms: *grace_ms,
@@ -166,7 +172,7 @@ impl Desk<'_> {
             return;
         }
         let units = units(launches);
-        let (agent, quantities) = match self.take_offers(id, offers) {
+        let (agent, taken) = match self.take_offers(id, offers) {
             Ok(taken) => taken,
             Err(message) => {
                 for unit in units {
@@ -181,8 +187,10 @@ impl Desk<'_> {
                 return;
             }
         };
-        plan.accepted.push((id, agent, quantities.clone()));
-        let mut left = Left { quantities, executors: std::mem::take(&mut plan.executors) };
+        let quantities = taken.iter().fold(Resources::ZERO, |sum, offer| sum.plus(&offer.quantities));
+        let revocable = taken.iter().any(|offer| offer.revocable);
+        plan.accepted.extend(taken);
+        let mut left = Left { quantities, revocable, executors: std::mem::take(&mut plan.executors) };
         for unit in units {
             let before = left.clone();
             let group = plan.group_of(&unit);
@@ -212,6 +220,15 @@ impl Desk<'_> {
         let spec = self.spec_of(turn, launch).map_err(|message| (Reason::InvalidSpec, message))?;
         // One that is not known will be found by the commit.
         let Some(spec) = spec else { return Ok(()) };
+        if !self.state.knows_kinds() && (spec.revocable || !spec.resources.items.is_empty()) {
+            let message = "resources: beside cpus, mem and disk, and revocable ones, they wait until every master runs this version";
+            return Err((Reason::InvalidSpec, message.into()));
+        }
+        if spec.revocable != left.revocable {
+            let is = |revocable: bool| if revocable { "revocable" } else { "not revocable" };
+            let message = format!("the task is {}, and the offer is {}", is(spec.revocable), is(left.revocable));
+            return Err((Reason::Revocable, message));
+        }
         let mut needs = spec.resources.clone();
         let mut begins = None;
         if let TaskBody::Executor(task) = &spec.body {
@@ -232,14 +249,10 @@ impl Desk<'_> {
         Ok(())
     }
 
-    /// Take offers of one agent off the table: the agent, and how much they are together.
-    fn take_offers(
-        &mut self,
-        framework: FrameworkId,
-        offers: &[OfferId],
-    ) -> Result<(AgentId, Resources), String> {
+    /// Take offers of one agent off the table: the agent, and those offers.
+    fn take_offers(&mut self, framework: FrameworkId, offers: &[OfferId]) -> Result<(AgentId, Vec<Standing>), String> {
         let standing = self.leader.offers.standing();
-        let mut taken: Option<(AgentId, Resources)> = None;
+        let mut first: Option<&Standing> = None;
         let mut seen = BTreeSet::new();
         for offer in offers {
             let found = standing.get(offer).filter(|found| found.framework == framework);
@@ -249,16 +262,20 @@ impl Desk<'_> {
             if !seen.insert(*offer) {
                 return Err(format!("offer {offer} is named twice"));
             }
-            let (agent, sum) = taken.get_or_insert((found.agent, Resources::ZERO));
-            if *agent != found.agent {
-                return Err(format!("offer {offer} is of {}, another one of {agent}", found.agent));
+            let first = *first.get_or_insert(found);
+            if first.agent != found.agent {
+                return Err(format!("offer {offer} is of {}, another one of {}", found.agent, first.agent));
             }
-            sum.add(&found.quantities);
+            if first.revocable != found.revocable {
+                return Err(format!("offer {offer} differs from another one in whether it is revocable"));
+            }
         }
-        for offer in offers {
-            self.leader.offers.remove(*offer);
+        let agent = first.map(|first| first.agent).ok_or_else(|| "no offer is named".to_owned())?;
+        let taken: Vec<Standing> = offers.iter().filter_map(|offer| self.leader.offers.remove(*offer)).collect();
+        for _ in &taken {
+            self.leader.tally.offer_ended(OfferEnd::Accepted);
         }
-        taken.ok_or_else(|| "no offer is named".to_owned())
+        Ok((agent, taken))
     }
 
     /// The spec of a launch, if it is known.

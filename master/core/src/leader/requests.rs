@@ -36,6 +36,11 @@ impl Desk<'_> {
         }
     }
 
+    /// The command of a request, as it would be proposed.
+    pub(crate) fn rehearsed(&self, principal: &Principal, request: Request) -> Result<Command, RequestError> {
+        self.command(principal, request).and_then(|command| self.understood(command))
+    }
+
     /// What not every master understands yet is not proposed.
     fn understood(&self, command: Command) -> Result<Command, RequestError> {
         let (needed, present) = (since(&command), self.cluster_version());
@@ -81,7 +86,8 @@ impl Desk<'_> {
                 task: task.to_string(),
                 grace_ms,
             }),
-            Request::SetLimits { role, set, unset } => Command::SetLimits(v1::SetLimits {
+            Request::SetLimits { role, set, unset, expected } => Command::SetLimits(v1::SetLimits {
+                expected,
                 role: role.map(|role| role.to_string()).unwrap_or_default(),
                 set: set.into_iter().map(Into::into).collect(),
                 unset: unset.iter().map(ToString::to_string).collect(),

@@ -28,6 +28,7 @@ impl Desk<'_> {
             Effect::Task { agent, framework, task } => {
                 // When it has ended, what it took is free.
                 self.leader.offers.look_at(agent);
+                self.leader.offers.look_at_framework(framework);
                 if let Some(link) = self.leader.links.get_mut(&agent) {
                     link.changed.insert((framework, task));
                     self.leader.dirty_links.insert(agent);
@@ -38,8 +39,10 @@ impl Desk<'_> {
                 self.leader.dirty_links.insert(agent);
             }
             Effect::Limits => self.limits_changed(),
-            Effect::Role(_) => self.leader.allocate = true,
+            Effect::Role(role) => self.role_changed(role),
             Effect::Freed => self.leader.allocate = true,
+            Effect::Traced { framework, task, state } => self.trace_task(framework, &task, state),
+            Effect::Ended { state, reason } => *self.leader.tally.ended.entry((state, reason)).or_default() += 1,
             Effect::Framework(framework) => {
                 self.leader.dirty_frameworks.insert(framework);
                 self.leader.allocate = true;

@@ -270,10 +270,15 @@ fn desired_task(
 ) -> Option<v1::DesiredTask> {
     let owner = state.frameworks.get(&framework)?;
     let spec = owner.specs.get(&task.launch.spec)?;
+    let mut launch = v1::Launch::from(&task.launch);
+    if let Some(trace) = &task.trace {
+        // What it does may go on with the trace.
+        launch.env.push(v1::Pair { key: "TRACEPARENT".into(), value: trace.header() });
+    }
     Some(v1::DesiredTask {
         framework: framework.0,
         role: owner.role.to_string(),
-        launch: Some((&task.launch).into()),
+        launch: Some(launch),
         spec: spec.encoded.to_vec(),
         kill_grace_ms: task.kill.map(|kill| kill.grace_ms),
         group: task.group,

@@ -14,6 +14,7 @@ use crate::commands::validate_turn;
 use crate::effect::CommandResult;
 use crate::limits::COMMAND_BYTES_MAX;
 use crate::open;
+use crate::trace::TurnTrace;
 use prost::Message;
 use std::collections::BTreeSet;
 use tessera_types::limits::BATCH_EVENTS_MAX;
@@ -34,6 +35,9 @@ pub(crate) struct PendingTurn {
     number: TurnNumber,
     /// Requests that its batch delivered.
     http: Vec<u64>,
+    /// How many it has.
+    operations: u64,
+    trace: Option<TurnTrace>,
     after: After,
     /// For a turn that is only read.
     answers: Vec<(u64, HttpAnswer)>,
@@ -153,6 +157,7 @@ impl Desk<'_> {
         http: &[u64],
     ) {
         let id = header.framework;
+        self.leader.tally.of(id).refused += 1;
         self.fail_http(http, 502, "TURN_REFUSED", "the scheduler's turn was refused");
         let instance = self.leader.instances.get_mut(&id);
         if let Some(instance) = instance.filter(|instance| instance.epoch == header.epoch) {
@@ -177,6 +182,7 @@ impl Desk<'_> {
             migration: turn.migration.map(|step| v1::MigrationStep { done: step.done }),
             opened: self.left_open(&turn, &http),
             closed: self.lost_requests(id),
+            trace: Vec::new(),
         };
         let role = self.state.frameworks.get(&id).map(|framework| &framework.role);
         let limits = role.map(|role| self.state.limits_of(role)).unwrap_or_default();
@@ -199,6 +205,11 @@ impl Desk<'_> {
             self.leader.messages_dropped += messages.len() as u64;
         }
         command.operations = plan.operations;
+        let offers = plan.accepted.iter().map(|held| (held.agent.to_string(), held.made_ms));
+        let offers: Vec<_> = if self.config.tracing.on { offers.collect() } else { Vec::new() };
+        let header = turn.header;
+        let trace = self.trace_turn(id, (header.epoch, header.number), header.time_ms, &offers);
+        command.trace = trace.map_or_else(Vec::new, |trace| trace.id.to_bytes());
         if command.encoded_len() > COMMAND_BYTES_MAX {
             let text = format!("a turn takes at most {COMMAND_BYTES_MAX} bytes of the log");
             return Err(TurnRefusal::Limit { name: "COMMAND_BYTES_MAX".into(), text });
@@ -209,10 +220,13 @@ impl Desk<'_> {
             epoch: turn.header.epoch,
             number: turn.header.number,
             http,
+            operations: turn.operations.len() as u64,
+            trace: None,
             after: plan.after,
             answers: Vec::new(),
         };
         if logged {
+            pending.trace = trace;
             let command = v1::command::Command::CommitTurn(command);
             let principal = format!("framework/{id}");
             let role = self.state.frameworks.get(&id).map(|framework| framework.role.to_string());
@@ -223,10 +237,12 @@ impl Desk<'_> {
                 self.leader.offers.accept(ticket, id, plan.accepted);
             }
         } else if plan.answers.is_empty() && pending.after.messages.is_empty() {
+            self.leader.tally.of(id).read += 1;
             self.note_taken(session, &turn);
             self.turn_stands(&pending, pending.number);
             return Ok(());
         } else {
+            self.leader.tally.of(id).read += 1;
             pending.answers = plan.answers;
             let ticket = self.leader.fresh();
             self.leader.pending.insert(ticket, Pending::Turn(Box::new(pending)));
@@ -334,8 +350,16 @@ impl Desk<'_> {
             | CommandResult::Version(_)
             | CommandResult::Placed(_) => return,
         };
+        if let Some(trace) = pending.trace {
+            self.trace_commit(pending.framework, trace, matches!(outcome, TurnOutcome::Committed { .. }));
+        }
         match outcome {
-            TurnOutcome::Committed { next } => self.turn_stands(pending, next),
+            TurnOutcome::Committed { next } => {
+                let tally = self.leader.tally.of(pending.framework);
+                tally.committed += 1;
+                tally.operations += pending.operations;
+                self.turn_stands(pending, next);
+            }
             TurnOutcome::Refused(refusal) => self.turn_fails(pending, refusal),
         }
     }
@@ -400,6 +424,7 @@ impl Desk<'_> {
 
     fn turn_fails(&mut self, pending: &PendingTurn, refusal: TurnRefusal) {
         self.land(pending);
+        self.leader.tally.of(pending.framework).refused += 1;
         self.fail_http(&pending.http, 502, "TURN_REFUSED", "the scheduler's turn was refused");
         let current = self.leader.instances.get_mut(&pending.framework);
         if let Some(instance) = current.filter(|instance| instance.epoch == pending.epoch) {

@@ -7,6 +7,7 @@ mod show;
 mod standby;
 mod turn;
 mod upkeep;
+mod why;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -84,6 +85,12 @@ impl<'a> Words<'a> {
     fn number(&self, name: &str, default: i64) -> i64 {
         self.named.get(name).map_or(default, |text| text.parse().expect("a number"))
     }
+}
+
+/// Places that `agent n1 zone=a rack=r1` names.
+fn attributes(words: &Words<'_>) -> Vec<v1::Pair> {
+    let of = |name: &str| Some(v1::Pair { key: name.into(), value: (*words.named.get(name)?).into() });
+    ["rack", "region", "zone"].into_iter().filter_map(of).collect()
 }
 
 fn duration_ms(text: &str) -> u64 {
@@ -199,6 +206,7 @@ impl Cluster {
             "restart-master" => self.restart_master(),
             "save-state" | "restore-state" | "end-strangers" => self.restore(verb, &words),
             "show" => self.show(&words),
+            "why" => self.why(&words),
             other => panic!("no such verb: {other}"),
         }
         std::mem::take(&mut self.out)
@@ -298,7 +306,7 @@ impl Cluster {
             boot: "boot-1".into(),
             description: Some(v1::AgentDescription {
                 hostname: name.into(),
-                attributes: vec![],
+                attributes: attributes(words),
                 total: Some(resources(words)),
                 reserved: Some(reserved),
                 version: "0.1.0".into(), ..Default::default() }),

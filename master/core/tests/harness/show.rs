@@ -248,7 +248,8 @@ impl Cluster {
             Event::Offers(offers) => {
                 let offers = offers.into_iter().map(|offer| {
                     let id = alias(&mut self.offers, offer.id.0);
-                    format!("offer o{id} {} {}", offer.agent, offer.available)
+                    let revocable = if offer.revocable { " revocable" } else { "" };
+                    format!("offer o{id} {}{revocable} {}", offer.agent, offer.available)
                 });
                 offers.collect::<Vec<_>>().join(", ")
             }
@@ -313,8 +314,9 @@ impl Cluster {
                 let id: AgentId = words.plain(1).parse().expect("an agent");
                 let agent = self.core.agent(id).expect("a known agent");
                 format!(
-                    "{id}: used {}; offered {}; free {}{}",
+                    "{id}: used {}{}; offered {}; free {}{}",
                     agent.used,
+                    shown_revocable(&agent.revocable),
                     agent.offered,
                     agent.free,
                     shown_agent(&agent)
@@ -327,7 +329,7 @@ impl Cluster {
             }
             "framework" => match self.core.framework(self.id(words.plain(1))) {
                 Some(f) => format!(
-                    "{}: {} on {} turn {} state {} bytes in {} keys, {} live tasks{}",
+                    "{}: {} on {} turn {} state {} bytes in {} keys, {} live tasks{}{}{}",
                     f.name,
                     f.epoch,
                     f.agent.map_or_else(|| "no agent".into(), |agent| agent.to_string()),
@@ -335,6 +337,8 @@ impl Cluster {
                     f.state_bytes,
                     f.state_keys,
                     f.tasks_live,
+                    shown_revocable(&f.revocable),
+                    f.requests.iter().map(|r| format!(", waits for {}x {}", r.count, r.id)).collect::<String>(),
                     if f.removing { ", removing" } else { "" }
                 ),
                 None => format!("{}: is not there", words.plain(1)),
@@ -377,4 +381,9 @@ impl Cluster {
         };
         self.say(if text.is_empty() { "nothing" } else { &text });
     }
+}
+
+/// What revocable tasks take, if there are any.
+fn shown_revocable(resources: &tessera_types::Resources) -> String {
+    if resources.is_empty() { String::new() } else { format!(", revocable {resources}") }
 }

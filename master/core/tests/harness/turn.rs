@@ -3,9 +3,9 @@
 
 use super::{Cluster, Words, duration_ms, resources};
 use tessera_types::{
-    Digest, Epoch, ExecutorMessage, ExecutorTask, Filters, HttpAnswer, KeyWrite, Launch, Member,
+    Constraint, Digest, Epoch, ExecutorMessage, ExecutorTask, Filters, HttpAnswer, KeyWrite, Launch, Member,
     MigrationStep,
-    NativeCommand, OfferId, Operation, Quantities, TaskBody, TaskSpec, Turn, TurnHeader, TurnNumber,
+    NativeCommand, OfferId, Operation, Predicate, Quantities, ResourceRequest, Selector, TaskBody, TaskSpec, Turn, TurnHeader, TurnNumber,
 };
 use tessera_wire::encode_spec;
 use tessera_wire::v1::{self, agent_message::Message as In};
@@ -19,6 +19,26 @@ pub(super) fn expand(word: &str) -> Vec<String> {
     let (last, rest) = rest.split_at(end);
     let range = first.parse::<u64>().expect("a number")..=last.parse().expect("a number");
     range.map(|n| format!("{stem}{n}{rest}")).collect()
+}
+
+/// `big cpus=4 gpus=1 count=3 zone=a|b + small mem=64 revocable` is two requests; nothing is none.
+fn requests(text: &str) -> Vec<ResourceRequest> {
+    let requests = text.split(" + ").filter(|text| !text.is_empty()).map(|text| {
+        let words = Words::of(text);
+        let on = |name: &str| {
+            let values = words.named.get(name)?.split('|').map(str::to_owned);
+            let predicate = Predicate::OneOf(values.collect());
+            Some(Constraint { selector: Selector::Attribute(name.into()), predicate })
+        };
+        ResourceRequest {
+            id: words.plain(0).into(),
+            resources: resources(&words).into(),
+            count: u32::try_from(words.number("count", 1)).expect("a count"),
+            constraints: ["rack", "region", "zone"].into_iter().filter_map(on).collect(),
+            revocable: words.plain.contains(&"revocable"),
+        }
+    });
+    requests.collect()
 }
 
 impl Cluster {
@@ -117,6 +137,7 @@ impl Cluster {
             "decline" => Operation::Decline { offers: self.offer_ids(words.plain(0)), filters },
             "revive" => Operation::Revive,
             "suppress" => Operation::Suppress,
+            "request" => Operation::Request { requests: requests(rest) },
             "kill" => Operation::Kill { task: words.plain(0).parse().expect("a task"), grace_ms: None },
             "reconcile" => Operation::Reconcile {
                 tasks: words.plain.iter().map(|task| task.parse().expect("a task")).collect(),

@@ -229,6 +229,7 @@ fn the_rule_that_quarantines_is_named_and_its_limit_counts() {
             role: "r".into(),
             set: set.into_iter().map(Into::into).collect(),
             unset: vec![],
+            expected: None,
         })]);
         for n in 1..=expected {
             let view = model.core.framework(F).unwrap();

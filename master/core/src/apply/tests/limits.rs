@@ -76,7 +76,7 @@ fn framework(n: usize) -> C {
 
 fn limit(n: usize) -> C {
     let set = vec![v1::Limit { name: LimitName::Failures.to_string(), value: 3 }];
-    C::SetLimits(v1::SetLimits { role: format!("tenant{n}"), set, unset: Vec::new() })
+    C::SetLimits(v1::SetLimits { role: format!("tenant{n}"), set, unset: Vec::new(), expected: None })
 }
 
 /// At its bound one more is refused by the bound's name and with a way out, and what is there is known as ever.

@@ -60,7 +60,8 @@ type Launch<'a> = (&'a str, i64, u32, bool);
 impl Site {
     fn new() -> Self {
         let rows = MemRows::default();
-        let core = Core::load(&rows, Config::default()).unwrap();
+        let mut core = Core::load(&rows, Config::default()).unwrap();
+        core.state.meta.cluster_version = crate::CLUSTER_VERSION;
         let mut site = Self { rows, core, index: 0, turns: 0 };
         let total = Some(v1::Resources { cpus_milli: 8_000, mem_mib: 8_000, ..Default::default() });
         let agent = v1::AgentDescription { hostname: "h".into(), total, ..Default::default() };
