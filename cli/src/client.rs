@@ -63,6 +63,11 @@ pub struct Request {
 }
 
 impl Request {
+    /// Its method, and the parts of its path as they are sent.
+    pub fn route(&self) -> (&str, Vec<&str>) {
+        (self.method.as_str(), self.url.path_segments().map(Iterator::collect).unwrap_or_default())
+    }
+
     /// With a query parameter.
     #[must_use]
     pub fn query(mut self, name: &str, value: impl ToString) -> Self {

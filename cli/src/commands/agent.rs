@@ -56,7 +56,7 @@ pub enum AgentCommand {
         watch: WatchArgs,
     },
     /// Place nothing new on an agent; what runs there goes on
-    #[command(after_help = "Examples:\n  tessera agent deactivate a1\n  tessera agent deactivate a1 --dry-run")]
+    #[command(after_help = "Examples:\n  tessera agent deactivate a1")]
     Deactivate(AgentArg),
     /// Put an agent to use again; a drain is called off
     #[command(after_help = "Example:\n  tessera agent activate a1")]
@@ -329,14 +329,15 @@ fn configure(args: SettingsArgs, token_file: Option<PathBuf>) -> Result<AgentCon
     })
 }
 
-const COLUMNS: [Column; 11] = [
+const COLUMNS: [Column; 12] = [
     col("ID"),
     text("HOST"),
     col("STATE"),
-    text("TOTAL"),
-    text("USED"),
+    col("CPUS"),
+    col("MEM"),
+    wide("TOTAL"),
     wide("OFFERED"),
-    text("FREE"),
+    wide("FREE"),
     col("TASKS"),
     wide("SCHEDULERS"),
     wide("VERSION"),
@@ -345,14 +346,18 @@ const COLUMNS: [Column; 11] = [
 
 fn row(value: &Value, now: u64) -> Result<Vec<String>, CliError> {
     let a: Agent = read(value)?;
-    let [total, used, offered, free] = [&a.total, &a.used, &a.offered, &a.free].map(short);
+    let [total, offered, free] = [&a.total, &a.offered, &a.free].map(short);
+    // What is used of all: the rest stands in wide columns.
+    let cpus = format!("{}/{}", output::cpus(a.used.cpus_milli), output::cpus(a.total.cpus_milli));
+    let mem = format!("{}/{}", a.used.mem_mib, a.total.mem_mib);
     let state = state(&a);
     Ok(vec![
         a.id,
         a.hostname,
         state,
+        cpus,
+        mem,
         total,
-        used,
         offered,
         free,
         a.tasks.to_string(),

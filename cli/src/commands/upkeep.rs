@@ -20,9 +20,6 @@ const AFTER_DEADLINE: Duration = Duration::from_secs(300);
 pub struct AgentArg {
     /// Its id, for example a1, or its host's name, or how that begins
     agent: String,
-    /// Only say what would happen
-    #[arg(long)]
-    dry_run: bool,
     #[command(flatten)]
     yes: YesArgs,
 }
@@ -83,9 +80,6 @@ pub async fn set_active(
     let verb = if active { "activate" } else { "deactivate" };
     let id = names::agent(client, &arg.agent).await?;
     let request = client.post(&["v1", "agents", &id, verb]);
-    if arg.dry_run {
-        return dry::rehearse(context, client, request).await;
-    }
     tell(context, &client.json(request).await?)
 }
 
@@ -138,9 +132,6 @@ pub async fn drain(context: &Context, client: &Client, args: &DrainArgs) -> Resu
 pub async fn end_strangers(context: &Context, client: &Client, arg: &AgentArg) -> Result<(), CliError> {
     let id = names::agent(client, &arg.agent).await?;
     let request = client.post(&["v1", "agents", &id, "end-strangers"]);
-    if arg.dry_run {
-        return dry::rehearse(context, client, request).await;
-    }
     arg.yes.confirm(&format!("Tasks on {id} that the cluster does not know are ended."))?;
     let value = client.json(request).await?;
     if context.is_data() {
@@ -156,9 +147,6 @@ pub async fn end_strangers(context: &Context, client: &Client, arg: &AgentArg) -
 pub async fn gone(context: &Context, client: &Client, arg: &AgentArg) -> Result<(), CliError> {
     let id = names::agent(client, &arg.agent).await?;
     let request = client.post(&["v1", "agents", &id, "gone"]);
-    if arg.dry_run {
-        return dry::rehearse(context, client, request).await;
-    }
     arg.yes.confirm(&format!("{id} is given up for good: its tasks are TASK_GONE_BY_OPERATOR, and others may run in their place."))?;
     let value = client.json(request).await?;
     if context.is_data() {

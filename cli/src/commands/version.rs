@@ -37,10 +37,11 @@ pub async fn run(context: &Context, args: VersionArgs) -> Result<ExitCode, CliEr
         output::document(&json!({"name": BUILD.version, "client": own, "cluster": cluster, "cluster_unknown": why}))?;
         return Ok(ExitCode::SUCCESS);
     }
-    output::fields(&own(BUILD))?;
+    let mut fields = own(BUILD);
     if !args.client {
-        output::fields(&told(&cluster, why))?;
+        fields.extend(told(&cluster, why));
     }
+    output::fields(&fields)?;
     Ok(ExitCode::SUCCESS)
 }
 
