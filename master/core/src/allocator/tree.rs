@@ -514,6 +514,9 @@ impl Allocator {
         self.any_least = self.roles.iter().any(|role| !role.said.min_offer.is_zero());
         self.any_limit = self.roles.iter().any(|role| !role.said.limit.is_empty());
         self.sort_below(ROOT);
+        let shut: Vec<usize> = self.role_of.values().copied().filter(|place| self.roles[*place].shut()).collect();
+        // Nobody there is considered at any agent from now on.
+        shut.into_iter().for_each(|place| self.miss(place, 1));
         let needy = self.role_of.values().copied();
         let needy = needy.filter(|place| self.roles[*place].lacks_any() && self.roles[*place].wanted());
         let mut needy: Vec<usize> = needy.collect();
