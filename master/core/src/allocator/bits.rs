@@ -1,4 +1,6 @@
-//! Sets of small numbers.
+//! Sets of small numbers: places in the allocator's tables.
+//!
+//! Invariant: a place that was never put is not in the set, however large.
 
 /// A set of numbers of places in a table.
 #[derive(Clone, Debug, Default)]
