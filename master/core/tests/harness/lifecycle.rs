@@ -19,7 +19,7 @@ impl Cluster {
         let unset = unset.split(',').filter(|text| !text.is_empty()).map(name).collect();
         let set = words.named.iter().filter(|(key, _)| **key != "unset");
         let set = set.map(|(key, value)| (name(key), value.parse().expect("a number"))).collect();
-        self.request(Request::SetLimits { role, set, unset });
+        self.request(Request::SetLimits { role, set, unset, expected: None });
     }
 
     /// `role prod/web weight=2000 limit=cpus:4000,mem:100 guarantee=cpus:1 hold=true version=7`; `role prod reset=true`.
