@@ -129,7 +129,7 @@ async fn everything_of_a_small_cluster_logs_as_json_when_it_is_asked_to() -> Out
         }
     }
     ensure(workers > 0, || "no worker has a log".to_owned())?;
-    cluster.finish()
+    cluster.finish().await.await
 }
 
 /// Stands in for a collector: keeps what it is sent, and answers 200.
@@ -202,8 +202,8 @@ async fn a_launch_is_one_trace_from_the_request_to_the_end_of_the_task() -> Outc
     let seen = group.scene.open_file("seen")?;
     let order = json!({"shell": format!("echo $TRACEPARENT > {}", seen.display())});
     until("the scheduler takes the order", PATIENCE, async || {
-        let sent = rest.send("POST", "/frameworks/traced/tasks", &[("traceparent", &header), ("content-type", "application/json")], order.to_string().into());
-        match sent.await {
+        let headers = [("traceparent", header.as_str()), ("content-type", "application/json")];
+        match rest.send("POST", "/frameworks/traced/tasks", &headers, order.to_string().into()).await {
             Ok(answer) if answer.status < 300 => Ok(()),
             Ok(answer) => Err(format!("{} {}", answer.status, answer.text())),
             Err(error) => Err(error.to_string()),
