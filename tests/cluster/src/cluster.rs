@@ -239,9 +239,11 @@ pub async fn tessera(args: &[&str], env: &[(&str, String)]) -> Outcome<Output> {
 fn command(args: &[&str], env: &[(&str, String)]) -> Outcome<tokio::process::Command> {
     let mut command = tokio::process::Command::new(program("tessera")?);
     command.args(args).stdin(Stdio::null()).kill_on_drop(true);
-    for name in ["TESSERA_TOKEN", "TESSERA_TOKEN_FILE", "TESSERA_ADDRESS"] {
+    for name in ["TESSERA_TOKEN", "TESSERA_TOKEN_FILE", "TESSERA_ADDRESS", "TESSERA_CONTEXT"] {
         command.env_remove(name);
     }
+    // Contexts of whoever runs the tests are not meant.
+    command.env("TESSERA_CONFIG", "/nonexistent/tessera.toml");
     command.envs(env.iter().map(|(name, value)| (*name, value.as_str())));
     Ok(command)
 }
