@@ -111,6 +111,7 @@ fn cluster_part() -> Vec<Endpoint> {
             .query::<LimitsQuery>()
             .takes::<LimitsChange>(r#"{"set": {"state-bytes": 1048576}, "unset": ["timers"]}"#)
             .answers::<LimitsJson>(200)
+            .answers::<DryRunJson>(200)
             .conditional()
             .refuses(&[INVALID_ARGUMENT, CONFLICT, PRECONDITION_FAILED]),
         endpoint(GET, "/v1/events", Read, cluster(), get(events::stream))
