@@ -97,7 +97,7 @@ impl World {
                 return false;
             }
             self.user.limited = None;
-            return self.order(Request::SetLimits { role, set: Vec::new(), unset: vec![name] });
+            return self.order(Request::SetLimits { role, set: Vec::new(), unset: vec![name], expected: None });
         }
         if !self.faults_on || !self.rng.chance(LIMITED) {
             return false;
@@ -115,7 +115,7 @@ impl World {
         self.oracle.wishes.limited.insert(name);
         self.oracle.saw("a limit is set");
         self.user.limited = Some((role.clone(), name));
-        self.order(Request::SetLimits { role, set: vec![(name, value)], unset: Vec::new() })
+        self.order(Request::SetLimits { role, set: vec![(name, value)], unset: Vec::new(), expected: None })
     }
 
     /// The policy that comes with a new configuration, if one does.
