@@ -192,7 +192,7 @@ pub fn open_node(
             .session_silence_ms
             .min(config.agent_timeout_ms),
         understands: understands(),
-        tracing: Tracing { on: config.tracing.collector.is_some(), sample_ppm: config.tracing.sample_ppm },
+        traced: Tracing { on: config.tracing.collector.is_some(), sample_ppm: config.tracing.sample_ppm },
         ..Config::default()
     };
     Ok(Node::open(core, ReplicaConfig::new(identity), disk)?)

@@ -42,7 +42,7 @@ pub struct Config {
     /// The newest cluster version that this build understands.
     pub understands: u32,
     /// What is traced.
-    pub tracing: Tracing,
+    pub traced: Tracing,
 }
 
 /// The newest cluster version that this build understands.
@@ -57,7 +57,7 @@ impl Default for Config {
             offer_timeout_ms: 5_000,
             http_timeout_ms: 30_000,
             understands: CLUSTER_VERSION,
-            tracing: Tracing::default(),
+            traced: Tracing::default(),
         }
     }
 }

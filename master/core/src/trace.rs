@@ -1,6 +1,6 @@
 //! Traces: from a request over offer, turn and commit to a task that runs, and its end.
 //!
-//! Owns which launches belong to a trace, and the spans that the leader makes of them. Invariants: without tracing
+//! Owns which launches belong to a trace, and the spans that the leader makes of them. Invariants: when nothing is traced,
 //! nothing is looked at and nothing is carried; ids follow from what they name, so that two leaders give the same span
 //! the same id; what is remembered here is bounded and goes with the leader, what is needed longer stands in the row of
 //! the task. Must never change what is decided.
@@ -13,6 +13,9 @@ use tessera_types::{Digest, Epoch, FrameworkId, HttpRequest, TaskId, TaskState, 
 
 /// The cluster version from which on masters keep the trace of a task.
 pub(crate) const SINCE: u32 = 4;
+
+/// Names the trace for a task, as the header does for a request.
+pub(crate) const VARIABLE: &str = "TRACEPARENT";
 
 /// The header that names a trace between programs.
 const HEADER: &str = "traceparent";
@@ -143,7 +146,7 @@ pub(crate) struct TurnTrace {
 impl Desk<'_> {
     /// A request goes to a scheduler: launches that follow belong to its trace.
     pub(crate) fn trace_request(&mut self, framework: FrameworkId, request: &HttpRequest) {
-        if !self.config.tracing.on {
+        if !self.config.traced.on {
             return;
         }
         let header = request.headers.iter().find(|(name, _)| name == HEADER);
@@ -167,7 +170,7 @@ impl Desk<'_> {
         sent_ms: u64,
         offers: &[(String, u64)],
     ) -> Option<TurnTrace> {
-        if !self.config.tracing.on || offers.is_empty() || self.state.meta.cluster_version < SINCE {
+        if !self.config.traced.on || offers.is_empty() || self.state.meta.cluster_version < SINCE {
             return None;
         }
         let now_ms = self.now.mono_ms;
@@ -210,7 +213,7 @@ impl Desk<'_> {
         let drawn = u64::from_be_bytes(first(&digest)) % 1_000_000;
         let (_, rest) = digest.0.split_first_chunk::<8>()?;
         let trace = rest.first_chunk::<16>()?;
-        (drawn < self.config.tracing.sample_ppm.into()).then_some(TraceId { trace: *trace, span: [0; 8] })
+        (drawn < self.config.traced.sample_ppm.into()).then_some(TraceId { trace: *trace, span: [0; 8] })
     }
 
     /// A traced turn is applied, or refused.
@@ -229,7 +232,7 @@ impl Desk<'_> {
 
     /// A task of a trace is in another state: its launch ends when it runs, and the task with its end.
     pub(crate) fn trace_task(&mut self, framework: FrameworkId, task: &TaskId, at: TaskState) {
-        if !self.config.tracing.on {
+        if !self.config.traced.on {
             return;
         }
         let Some(row) = self.state.task(framework, task) else { return };

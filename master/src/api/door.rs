@@ -8,7 +8,7 @@ use super::audit::Audit;
 use super::error::ApiError;
 use super::rate::{Allowance, Rates};
 use super::visit::{TRACE, Visit};
-use super::{Api, operations_by_route, quick, router};
+use super::{Api, operations_by_route, quick, router, table};
 use crate::listener::Bounded;
 use crate::metrics::Metrics;
 use crate::trace::Tracer;
@@ -40,7 +40,7 @@ const HEADERS_READ_MAX: usize = 256;
 /// Serves for ever.
 pub async fn serve(mut port: Bounded, api: Api, audit: Arc<Audit>, requests_per_s: u64) {
     let operations = operations_by_route();
-    api.node.metrics.http.know(operations.keys().map(|(_, path)| *path));
+    api.node.metrics.http.know(table::endpoints().into_iter().map(|endpoint| endpoint.path));
     let ways = Arc::new(Ways {
         router: router(api.clone()),
         rates: Rates::new(requests_per_s),

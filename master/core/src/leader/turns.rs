@@ -206,7 +206,7 @@ impl Desk<'_> {
         }
         command.operations = plan.operations;
         let offers = plan.accepted.iter().map(|held| (held.agent.to_string(), held.made_ms));
-        let offers: Vec<_> = if self.config.tracing.on { offers.collect() } else { Vec::new() };
+        let offers: Vec<_> = if self.config.traced.on { offers.collect() } else { Vec::new() };
         let header = turn.header;
         let trace = self.trace_turn(id, (header.epoch, header.number), header.time_ms, &offers);
         command.trace = trace.map_or_else(Vec::new, |trace| trace.id.to_bytes());
