@@ -61,7 +61,8 @@ struct Said {
     why: String,
     error: String,
     tasks: String,
-    version: String,
+    /// Outcomes by version.
+    versions: BTreeMap<u64, String>,
 }
 
 struct Dev<'a> {
@@ -253,26 +254,30 @@ impl Dev<'_> {
 
 fn said(found: &Framework) -> Said {
     let tasks = found.tasks.iter().map(|(state, count)| format!("{count} {state}")).collect::<Vec<_>>();
-    let newest = found.versions.last();
     Said {
         state: found.state.clone(),
         why: found.why.join("; "),
         error: found.last_error.clone().unwrap_or_default(),
         tasks: tasks.join(", "),
-        version: newest.map(|v| format!("version {} is {}", v.version, v.outcome)).unwrap_or_default(),
+        versions: found.versions.iter().map(|v| (v.version, v.outcome.clone())).collect(),
     }
 }
 
 /// What has changed, in words.
 fn news(name: &str, before: &Said, now: &Said) -> Vec<String> {
     let mut lines = Vec::new();
-    if now.version != before.version {
-        let more = match now.version.split_once(" is ").map(|(_, outcome)| outcome) {
-            Some("trial") => ", until its first turn that does something",
-            Some(outcome) if outcome.starts_with("failed") => "; component and state of before are back",
+    // Of what was before this began, only what is in force is news.
+    let first = if before.versions.is_empty() { now.versions.keys().last().copied().unwrap_or(0) } else { 0 };
+    for (version, outcome) in now.versions.range(first..) {
+        if before.versions.get(version) == Some(outcome) || outcome == "replaced" {
+            continue;
+        }
+        let more = match outcome.as_str() {
+            "trial" => ", until its first turn that does something",
+            failed if failed.starts_with("failed") => "; component and state of before are back",
             _ => "",
         };
-        lines.push(format!("{}{more}", now.version));
+        lines.push(format!("version {version} is {outcome}{more}"));
     }
     if now.state != before.state {
         lines.push(format!("{name} is {}", now.state));

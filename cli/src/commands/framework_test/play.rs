@@ -277,7 +277,9 @@ impl Play {
         }
         let last = said.lines().last().unwrap_or("it said nothing");
         let last = last.strip_prefix("tessera-worker: ").unwrap_or(last);
-        match last.strip_prefix("stdin: ") {
+        // What it could not read, or take, is the script's.
+        let script = last.strip_prefix("stdin: ").or_else(|| last.starts_with("limits: ").then_some(last));
+        match script {
             Some(rule) => Err(CliError::new(Kind::Usage, format!("the script: {rule}"))),
             None => Err(CliError::failed(format!("the worker ended: {last}"))),
         }

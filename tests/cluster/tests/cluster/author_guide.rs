@@ -19,7 +19,8 @@ use tessera_cluster::net::Net;
 use tessera_cluster::wait::until;
 use tessera_cluster::{Outcome, ensure, failure};
 
-const PAGE: &str = include_str!("../../../../docs/guides/first-scheduler.md");
+/// Below the sources.
+const PAGE: &str = "docs/guides/first-scheduler.md";
 /// What a person is promised.
 const WITHIN: Duration = Duration::from_secs(600);
 /// A build of all that the SDK needs, on a busy machine.
@@ -241,7 +242,9 @@ async fn the_first_scheduler_is_written_and_run_as_the_page_says() -> Outcome {
     let dir = scene.dir().join("src");
     std::fs::create_dir(&dir)?;
     let mut reader = Reader { scene, net: Net::new(1)?, dir, terminals: BTreeMap::new() };
-    let page = blocks(PAGE);
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(PAGE);
+    let page = std::fs::read_to_string(page)?;
+    let page = blocks(&page);
     ensure(page.len() > 10, || "the page has lost its blocks".to_owned())?;
     for block in &page {
         match (block.value("file"), block.value("is"), block.value("terminal")) {

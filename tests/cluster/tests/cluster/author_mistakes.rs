@@ -22,7 +22,7 @@ const MISTAKES: [(&str, bool, &[&str]); 12] = [
     ("many-keys", false, &["limit turn-keys: at most 1000", "have it called again"]),
     ("panics", false, &["panicked at", "src/lib.rs:", "the count was written when it began"]),
     ("empty-command", false, &["body: argv needs a program"]),
-    ("bad-file", false, &["files", "../x"]),
+    ("bad-file", false, &["files.path: no empty parts, `.` or `..`"]),
     ("bad-id", false, &["launch.task: a task id consists of"]),
     ("too-large", true, &["would be TASK_DROPPED: it asks for 64 cpu, 32 MiB, and the offer has 4 cpu, 1024 MiB left"]),
     ("id-again", true, &["would be TASK_DROPPED: the id a was used before; task ids are used once"]),
