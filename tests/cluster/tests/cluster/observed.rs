@@ -129,7 +129,7 @@ async fn everything_of_a_small_cluster_logs_as_json_when_it_is_asked_to() -> Out
         }
     }
     ensure(workers > 0, || "no worker has a log".to_owned())?;
-    cluster.finish().await.await
+    cluster.finish().await
 }
 
 /// Stands in for a collector: keeps what it is sent, and answers 200.
