@@ -277,7 +277,7 @@ impl Client {
             let (error, pause) = match self.attempt(&request).await {
                 Ok(response) if response.status().is_success() => return Ok(response),
                 Ok(response) => {
-                    let pause = retry_after(&response).filter(|_| response.status() == 503);
+                    let pause = retry_after(&response);
                     (self.refusal(response).await, pause)
                 }
                 Err(error) => {
@@ -444,6 +444,11 @@ fn envelope(value: &Value, status: u16) -> Option<CliError> {
         Some(field) if !message.contains(field) => format!("{field}: {message}"),
         _ => message.to_owned(),
     };
+    // A fault of a master is looked for in its log by this.
+    let message = match error.get("request_id").and_then(Value::as_str) {
+        Some(id) if kind == Kind::Failed => format!("{message} (request {})", output::clean(id)),
+        _ => message,
+    };
     let error_hint = error.get("hint").and_then(Value::as_str);
     let told = CliError::new(kind, message);
     Some(match error_hint {
@@ -452,8 +457,10 @@ fn envelope(value: &Value, status: u16) -> Option<CliError> {
     })
 }
 
+/// When to come again after an answer that says that nothing was carried out.
 fn retry_after(response: &Response) -> Option<Duration> {
-    if response.status() != 503 {
+    // Not ready, or asked too often.
+    if response.status() != 503 && response.status() != 429 {
         return None;
     }
     let asked = response
@@ -509,6 +516,9 @@ mod tests {
             (error.kind, error.message.as_str(), error.hint.as_deref()),
             (Kind::Refused, "role: too long", Some("cut it"))
         );
+        let fault = json!({"error": {"message": "a fault", "request_id": "r1"}});
+        assert_eq!(envelope(&fault, 500).unwrap().message, "a fault (request r1)");
+        assert_eq!(envelope(&fault, 404).unwrap().message, "a fault");
         assert_eq!(
             envelope(&json!({"error": "no"}), 404).unwrap().kind,
             Kind::NotFound

@@ -115,7 +115,7 @@ async fn an_agent_says_what_it_keeps_and_what_of_it_is_offered() -> Outcome {
     let inspected = cluster.tessera(&["agent", "inspect", "a1"]).await?;
     let text = String::from_utf8_lossy(&inspected.stdout);
     ensure(text.contains("at most 1024.0 MiB, and 7 days without use"), || text.to_string())?;
-    let listed = cluster.tessera(&["agent", "ls"]).await?;
+    let listed = cluster.tessera(&["agent", "ls", "-o", "wide"]).await?;
     let text = String::from_utf8_lossy(&listed.stdout);
     ensure(text.contains("TOTAL") && text.contains("OFFERED"), || text.to_string())?;
     cluster.finish().await

@@ -157,7 +157,7 @@ async fn children_are_shown(cluster: &Cluster) -> Outcome {
         .await?;
     let table = String::from_utf8_lossy(&output.stdout).into_owned();
     let words: Vec<Vec<&str>> = table.lines().map(|l| l.split_whitespace().collect()).collect();
-    for row in [&["main", "a1", "2", "lives"][..], &["main", "a1", "native", "TASK_RUNNING"]] {
+    for row in [&["main", "a1", "2", "-", "lives"][..], &["main", "a1", "-", "native", "TASK_RUNNING"]] {
         ensure(words.iter().any(|words| words == row), || {
             format!("{row:?} is not in the table:\n{table}")
         })?;
