@@ -422,6 +422,7 @@ impl Desk<'_> {
             if let Some(instance) = self.leader.instances.get_mut(&id) {
                 instance.ready = false;
             }
+            self.leader.offers.look_at_framework(id);
         }
     }
 

@@ -279,6 +279,7 @@ impl Desk<'_> {
             instance.offers.clear();
             instance.rescinded.clear();
         }
+        self.leader.offers.look_at_framework(framework);
         self.leader.allocate = true;
     }
 
