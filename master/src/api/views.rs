@@ -13,7 +13,7 @@ use tessera_master_core::{
     AgentView, AheadState, ComponentUse, ComponentView, Core, Failures, FrameworkVersion, FrameworkView, Keep,
     Quarantine, StandbyView, UnreachablePolicy, Upgrade, UsedAs, World,
 };
-use tessera_types::{AgentId, Digest, FrameworkId, Quantities, Resources, TaskId};
+use tessera_types::{AgentId, Digest, FrameworkId, Quantities, ResourceRequest, Resources, TaskId};
 
 /// Amounts of resources.
 #[derive(Serialize, JsonSchema)]
@@ -46,6 +46,31 @@ impl From<Resources> for ResourcesJson {
     }
 }
 
+/// So many tasks of one size that a framework waits to launch.
+#[derive(Serialize, JsonSchema)]
+pub struct ResourceRequestJson {
+    id: String,
+    /// What each of them needs.
+    resources: ResourcesJson,
+    count: u32,
+    /// What an agent has to fulfil, in words.
+    constraints: Vec<String>,
+    /// Revocable resources will do, and nothing else.
+    revocable: bool,
+}
+
+impl From<ResourceRequest> for ResourceRequestJson {
+    fn from(request: ResourceRequest) -> Self {
+        Self {
+            id: request.id,
+            resources: request.resources.into(),
+            count: request.count,
+            constraints: request.constraints.iter().map(ToString::to_string).collect(),
+            revocable: request.revocable,
+        }
+    }
+}
+
 /// An agent.
 #[derive(Serialize, JsonSchema)]
 pub struct AgentJson {
@@ -54,7 +79,10 @@ pub struct AgentJson {
     state: &'static str,
     total: ResourcesJson,
     reserved: ResourcesJson,
+    /// Charged by tasks, without what is revocable.
     used: ResourcesJson,
+    /// Charged by revocable tasks.
+    revocable: ResourcesJson,
     offered: ResourcesJson,
     free: ResourcesJson,
     attributes: BTreeMap<String, String>,
@@ -242,6 +270,7 @@ impl From<AgentView> for AgentJson {
             total: view.total.into(),
             reserved: view.reserved.into(),
             used: view.used.into(),
+            revocable: view.revocable.into(),
             offered: view.offered.into(),
             free: view.free.into(),
             attributes: view.attributes.into_iter().collect(),
@@ -411,8 +440,13 @@ pub struct FrameworkJson {
     timers: usize,
     tasks: BTreeMap<&'static str, usize>,
     tasks_total: u64,
+    /// Charged by its tasks, without what is revocable.
     used: ResourcesJson,
+    /// Charged by its revocable tasks.
+    revocable: ResourcesJson,
     offered: ResourcesJson,
+    /// What it says that it waits for; without any, whole agents are offered.
+    requests: Vec<ResourceRequestJson>,
     failures: FailuresJson,
     quarantine: Option<QuarantineJson>,
     versions: Vec<VersionJson>,
@@ -563,6 +597,8 @@ impl FrameworkJson {
             timers: view.timers,
             tasks,
             tasks_total: view.tasks_total,
+            requests: view.requests.into_iter().map(Into::into).collect(),
+            revocable: view.revocable.into(),
             used: view.used.into(),
             offered: view.offered.into(),
             failures: FailuresJson::of(&view.failing, view.failures),
