@@ -469,7 +469,7 @@ mod tests {
             ("[framework]\nnam = \"x\"\n", "nam"),
             ("[[step]]\nafter = \"soon\"\n", "after"),
             ("[[step]]\nupdates = [{ task = \"a\", state = \"DONE\" }]\n", "DONE"),
-            ("[[step]]\nupdates = [{ task = \"a b\", state = \"FAILED\" }]\n", "a b"),
+            ("[[step]]\nupdates = [{ task = \"a b\", state = \"FAILED\" }]\n", "a task id consists of"),
         ] {
             let error = from_toml(bad).unwrap_err();
             assert!(error.contains(what), "{bad}: {error}");
