@@ -117,7 +117,7 @@ async fn everything_of_a_small_cluster_logs_as_json_when_it_is_asked_to() -> Out
     let cluster = Cluster::start("jsonlog", &["--log-format", "json"]).await?;
     let ran = tessera(&["run", "--", "true"], &cluster.env()).await?;
     ensure(ran.status.success(), || String::from_utf8_lossy(&ran.stderr).into_owned())?;
-    let logs = cluster.dir().join("data/logs");
+    let logs = cluster.agent_dir().with_file_name("logs");
     check_log(&std::fs::read_to_string(logs.join("master.log"))?, "tessera-master", "node", "1")?;
     check_log(&std::fs::read_to_string(logs.join("agent.log"))?, "tessera-agent", "agent", "a1")?;
     let mut workers = 0;

@@ -63,7 +63,7 @@ async fn archives_hold_what_an_installation_needs_and_are_the_same_each_time() -
     let (deb, tar) = (scene.dir().join("deb"), scene.dir().join("tar"));
     run(Command::new("dpkg-deb").arg("--extract").arg(ending(&one, ".deb")?).arg(&deb))?;
     std::fs::create_dir(&tar)?;
-    run(Command::new("tar").arg("-xzf").arg(ending(&one, ".tar.gz")?).arg("-C").arg(&tar))?;
+    run(Command::new("tar").arg("-xzf").arg(ending(&one, ".tar.gz")?).arg("-C").arg(&tar).arg("--strip-components=1"))?;
     let installed = files(&deb)?;
     ensure(installed == files(&tar)?, || "the package and the tarball differ".to_owned())?;
     for file in [
