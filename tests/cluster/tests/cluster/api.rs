@@ -68,7 +68,7 @@ async fn pages_and_events_are_the_same_at_every_master() -> Outcome {
     })
     .await?;
     for n in 0..7 {
-        let put = json!({"priority": n}).to_string().into_bytes();
+        let put = json!({"priority": n + 1}).to_string().into_bytes();
         follower.send("PUT", &format!("/v1/roles/r{n}"), &[], put).await?.ok()?;
     }
     // Each page from another master.
