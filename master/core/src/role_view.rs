@@ -77,7 +77,7 @@ impl<'a> Survey<'a> {
             let role = framework.role.as_str();
             *survey.own.entry(role).or_default() += 1;
             survey.name(role);
-            let offered = core.leader.as_ref().map(|leader| leader.offers.held_by(*id));
+            let offered = core.leader.as_ref().map(|leader| leader.offers.held_as(*id, false));
             let offered = offered.filter(|offered| *offered != Resources::ZERO);
             for above in lineage(role) {
                 if !framework.removing {

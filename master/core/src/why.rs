@@ -129,7 +129,7 @@ impl Core {
     ) {
         if verdict.agents == 0 {
             let text = "no agent is connected and in use";
-            reasons.push(why("NO_AGENTS", text, "`tessera agent list` says how they are; `tessera agent` starts one"));
+            reasons.push(why("NO_AGENTS", text, "`tessera agent ls` says how they are; `tessera agent` starts one"));
             return;
         }
         if let Some(request) = request {
@@ -159,7 +159,7 @@ impl Core {
         }
         if verdict.constraints > 0 && request.is_none() {
             let text = format!("{} fulfil the constraints of none of its requests", agents(verdict.constraints));
-            let hint = "the attributes of agents: `tessera agent list -o wide`";
+            let hint = "the attributes of agents: `tessera agent ls -o wide`";
             reasons.push(on(verdict.constraints, why("CONSTRAINTS", text, hint)));
         }
         if verdict.too_small > 0 && request.is_none() {
@@ -235,7 +235,7 @@ fn of_request(request: &ResourceRequest, verdict: &Verdict, row: &Framework) -> 
     let needs: &Resources = &request.resources;
     let all = verdict.agents;
     if verdict.constraints == all {
-        let hint = "loosen them, or give agents the attributes: `tessera agent list -o wide` shows what they have";
+        let hint = "loosen them, or give agents the attributes: `tessera agent ls -o wide` shows what they have";
         let text = format!("none of {} fulfils its constraints", agents(all));
         reasons.push(on(all, why("CONSTRAINTS", text, hint)));
         return reasons;

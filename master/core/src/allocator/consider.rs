@@ -116,6 +116,9 @@ impl Allocator {
             return Err(Pass::NothingFree);
         }
         let class = stage.class();
+        if class == REVOCABLE && place.cleared {
+            return Err(Pass::Held);
+        }
         if class == REGULAR && place.held.is_some_and(|(holder, _)| holder != framework) {
             return Err(Pass::Held);
         }

@@ -9,7 +9,7 @@ use super::tree::ROOT;
 use super::vector::Vector;
 use super::{Allocator, Want};
 use crate::limits::{HELD_OF_REQUEST_MAX, HELD_PART, HOLD_EVERY_MS, HOLD_SEARCHES_MAX, SHORTAGES_MAX};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tessera_types::AgentId;
 
 /// What is remembered of holding.
@@ -186,6 +186,17 @@ impl Allocator {
         self.requests_lack(&mut lacks);
         self.guarantees_lack(&mut lacks);
         lacks
+    }
+
+    /// Lend nothing on these agents, and again on those of before.
+    pub(crate) fn clear(&mut self, agents: &BTreeSet<AgentId>) {
+        for agent in &mut self.agents {
+            let clear = agent.here && agents.contains(&agent.id);
+            if agent.cleared && !clear {
+                self.dirty.insert(agent.id);
+            }
+            agent.cleared = clear;
+        }
     }
 
     /// Whether a framework would take something: it says what it waits for, or it has declined nothing of late.

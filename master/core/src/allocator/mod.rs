@@ -126,6 +126,8 @@ struct Agent {
     looked: Option<u64>,
     /// Held for a request of a framework.
     held: Option<(usize, usize)>,
+    /// Revocable work is being ended there: what it leaves is not lent again.
+    cleared: bool,
 }
 
 /// The engine.
@@ -379,7 +381,7 @@ impl Allocator {
             revocable: nothing,
             open: false,
         };
-        let agent = Agent { id, here: true, facts, filters: Filters::default(), looked: None, held: None };
+        let agent = Agent { id, here: true, facts, filters: Filters::default(), looked: None, held: None, cleared: false };
         let place = match self.free_agents.pop() {
             Some(place) => {
                 self.agents[place] = agent;

@@ -138,6 +138,11 @@ impl Desk<'_> {
         let at = |lack: &Lack| (lack.role.clone(), lack.agent);
         let before = std::mem::take(&mut self.leader.offers.told.short);
         self.leader.offers.told.short = lacks.iter().map(at).collect();
+        let clear: BTreeSet<AgentId> = lacks.iter().map(|lack| lack.agent).collect();
+        if !(before.is_empty() && clear.is_empty()) {
+            self.leader.offers.allocator.clear(&clear);
+            self.leader.allocate = true;
+        }
         let again = lacks.into_iter().filter(|lack| before.contains(&at(lack)));
         let kinds = self.leader.offers.allocator.kinds_known();
         let shortages = again.map(|lack| {
