@@ -10,7 +10,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Amounts of resources.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Resources {
     /// Thousandths of a core.
@@ -277,8 +277,28 @@ pub struct Framework {
     pub config_version: u64,
     /// The newest one that its scheduler has seen.
     pub config_seen: u64,
+    /// Charged by its revocable tasks.
+    pub revocable: Resources,
+    /// What it waits to launch.
+    pub requests: Vec<ResourceRequest>,
     /// Since the Unix epoch.
     pub created_ms: u64,
+}
+
+/// So many tasks of one size that a framework waits to launch.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ResourceRequest {
+    /// Its framework's name of it.
+    pub id: String,
+    /// What each of them needs.
+    pub resources: Resources,
+    /// How many.
+    pub count: u32,
+    /// What an agent has to fulfil, in words.
+    pub constraints: Vec<String>,
+    /// Revocable resources will do, and nothing else.
+    pub revocable: bool,
 }
 
 /// A task.
@@ -412,8 +432,10 @@ pub struct Agent {
     pub total: Resources,
     /// Kept for schedulers.
     pub reserved: Resources,
-    /// Charged for tasks.
+    /// Charged for tasks, without what is revocable.
     pub used: Resources,
+    /// Charged for revocable tasks.
+    pub revocable: Resources,
     /// In offers.
     pub offered: Resources,
     /// The rest.

@@ -403,6 +403,7 @@ fn inspect(a: &Agent) -> Result<(), CliError> {
             format!("{} (for schedulers)", output::resources(&a.reserved)),
         ),
         ("used", output::resources(&a.used)),
+        ("revocable", output::revocable(&a.revocable)),
         ("offered", output::resources(&a.offered)),
         ("free", output::resources(&a.free)),
         ("attributes", attributes.join(", ")),

@@ -3,7 +3,7 @@
 //!
 //! Must never decide whether a change is possible.
 
-use crate::api::{Framework, read};
+use crate::api::{Framework, ResourceRequest, read};
 use crate::client::{Client, Request};
 use crate::commands::{
     component, executor, framework_ask, framework_build, framework_dev, framework_new, framework_test, lifecycle, replay,
@@ -448,6 +448,7 @@ fn inspect(f: &Framework) -> Result<(), CliError> {
             ),
         ),
         ("tasks", list(tasks.collect())),
+        ("revocable", output::revocable(&f.revocable)),
         ("last error", f.last_error.clone().unwrap_or_default()),
         ("created", output::time(f.created_ms)),
     ])?;
@@ -457,11 +458,26 @@ fn inspect(f: &Framework) -> Result<(), CliError> {
         let text = format!("{} in a row", f.failures.in_a_row);
         output::fields(&[("failures", text)])?;
     }
+    for wanted in &f.requests {
+        output::fields(&[("request", request(wanted))])?;
+    }
     if f.versions.len() > 1 {
         output::line("")?;
         lifecycle::versions(&f.versions)?;
     }
     Ok(())
+}
+
+/// What it waits to launch, in words.
+fn request(wanted: &ResourceRequest) -> String {
+    let mut text = format!("{}: {} of {}", wanted.id, wanted.count, output::resources(&wanted.resources));
+    if wanted.revocable {
+        text.push_str(", revocable");
+    }
+    for constraint in &wanted.constraints {
+        text.push_str(&format!(", {constraint}"));
+    }
+    text
 }
 
 /// Where its scheduler would go, and whether it could start there at once.

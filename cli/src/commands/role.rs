@@ -11,6 +11,7 @@ use crate::wait::YesArgs;
 use crate::{Context, dry, names, output};
 use serde_json::{Map, Value, json};
 use std::process::ExitCode;
+use tessera_types::parse_milli;
 
 /// What to do with roles.
 #[derive(Debug, clap::Subcommand)]
@@ -110,13 +111,7 @@ impl Amounts {
 
 /// A decimal with at most three places, in thousandths.
 fn milli(text: &str) -> Result<i64, String> {
-    let (whole, part) = text.split_once('.').unwrap_or((text, ""));
-    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-    if whole.is_empty() || part.len() > 3 || !digits(whole) || !digits(part) || text.ends_with('.') {
-        return Err(format!("{text:?} is no number with at most three places"));
-    }
-    let parsed = format!("{whole}{part:0<3}").parse::<i64>();
-    parsed.map_err(|_| format!("{text:?} is too large"))
+    parse_milli(text).ok_or_else(|| format!("{text:?} is no number of at most three decimal places"))
 }
 
 /// Thousandths as a number of JSON: exact, because no more than three places are written.

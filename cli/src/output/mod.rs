@@ -245,6 +245,11 @@ pub fn resources(amounts: &Resources) -> String {
     text
 }
 
+/// What revocable tasks are charged for; nothing when there are none.
+pub fn revocable(amounts: &Resources) -> String {
+    if *amounts == Resources::default() { String::new() } else { resources(amounts) }
+}
+
 /// Thousandths as a decimal: of a core, or of what else agents have.
 pub fn cpus(milli: i64) -> String {
     let sign = if milli < 0 { "-" } else { "" };

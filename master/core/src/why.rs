@@ -183,7 +183,9 @@ impl Core {
             );
             reasons.push(on(verdict.nothing_free, why("IN_USE", text, hint)));
         }
-        if verdict.takes > 0 {
+        // Of whoever is not asked, that is said already.
+        let asked = !reasons.iter().any(|reason| NOT_ASKED.contains(&reason.code));
+        if verdict.takes > 0 && asked {
             let text = format!("{} could be offered to it, and will be as soon as it can be told", agents(verdict.takes));
             reasons.push(on(verdict.takes, why("SOON", text, "")));
         }
@@ -193,6 +195,9 @@ impl Core {
 fn not_leader() -> Why {
     why("NOT_LEADER", NOT_LEADER, "ask again: requests are passed on to the leader")
 }
+
+/// The codes of [`not_asked`].
+const NOT_ASKED: [&str; 5] = ["REMOVING", "QUARANTINED", "NOT_CONNECTED", "MIGRATING", "SUPPRESSED"];
 
 /// Why a framework is not asked at all.
 fn not_asked(row: &Framework, instance: Option<&Instance>) -> Vec<Why> {

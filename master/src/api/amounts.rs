@@ -6,7 +6,7 @@
 use super::error::ApiError;
 use serde_json::{Map, Number, Value};
 use std::collections::BTreeMap;
-use tessera_types::{Amounts, CPUS, DISK, MEM, Quantities, Resources};
+use tessera_types::{Amounts, CPUS, DISK, MEM, Quantities, Resources, parse_milli};
 
 /// Memory in documents.
 const MEM_MIB: &str = "mem_mib";
@@ -33,16 +33,6 @@ pub fn milli(field: &str, value: &Value) -> Result<i64, ApiError> {
         _ => return Err(ApiError::invalid(field, "a number, or a text that is one")),
     };
     parse_milli(&text).ok_or_else(|| ApiError::invalid(field, format!("{text:?} is no number of at most three decimal places")))
-}
-
-fn parse_milli(text: &str) -> Option<i64> {
-    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
-    let digits = |text: &str| !text.is_empty() && text.len() <= 15 && text.bytes().all(|byte| byte.is_ascii_digit());
-    if !digits(whole) || !digits(part) || part.len() > 3 {
-        return None;
-    }
-    let part: i64 = format!("{part:0<3}").parse().ok()?;
-    whole.parse::<i64>().ok()?.checked_mul(1_000)?.checked_add(part)
 }
 
 /// MiB: a whole number, or a text with a unit.

@@ -33,6 +33,8 @@ pub struct TaskJson {
     attempt: u32,
     /// What it is charged for, or was.
     resources: ResourcesJson,
+    /// It may be ended at any time to make room.
+    revocable: bool,
     /// Digest of its spec.
     spec: String,
     /// Its task group.
@@ -94,6 +96,7 @@ impl TaskJson {
             signal: view.status.signal,
             attempt: view.attempt,
             resources: view.resources.into(),
+            revocable: view.revocable,
             spec: view.launch.spec.to_string(),
             group: view.group,
             executor: view.executor.map(|executor| executor.to_string()),
