@@ -71,6 +71,7 @@ const ELSEWHERE: &[&str] = &[
     "failures",
     "failures-per-window",
     "failure-window-ms",
+    "preemption-grace-ms",
     "executors",
     "executor-state-bytes",
     "executor-state-keys",
