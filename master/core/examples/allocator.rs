@@ -3,7 +3,7 @@
 //! Invariant: every number was measured in this run.
 
 use std::time::{Duration, Instant};
-use tessera_master_core::testing::AllocatorRun;
+use tessera_master_core::testing::{AllocatorRun, EVEN_MEM_MIB, Fairness, hour_of_churn};
 
 /// Changes over which the time of one is taken.
 const CHANGES: u32 = 2_000;
@@ -77,4 +77,10 @@ fn main() {
         run.round();
     });
     print("the next cycle there, nothing having changed", us(start.elapsed() / CHANGES), "µs", "");
+
+    for (mem_mib, tasks, target) in [(EVEN_MEM_MIB, "tasks as agents are", "2"), (100, "most memory left over", "")] {
+        let furthest = hour_of_churn(mem_mib).iter().map(Fairness::error_ppm).max().unwrap_or(i64::MAX);
+        let what = format!("an hour of simulated churn, weights at two levels, {tasks}: a role's use from its fair share, at most");
+        print(&what, furthest as f64 / 1e4, "%", target);
+    }
 }

@@ -113,9 +113,10 @@ impl<'a> Survey<'a> {
         let mut above = "";
         for part in lineage(role) {
             let siblings = self.children.get(above).into_iter().flatten();
-            let siblings = siblings.filter(|sibling| **sibling == part || self.active.contains(*sibling));
+            // It may have no frameworks, or not be there at all: it is counted as if it had some.
+            let others = siblings.filter(|sibling| **sibling != part && self.active.contains(*sibling));
             let own = if self.own.contains_key(above) { RolePolicy::default().weight_milli.into() } else { 0 };
-            let all: i128 = siblings.map(|sibling| self.weight(sibling)).sum::<i128>() + own;
+            let all = self.weight(part) + others.map(|sibling| self.weight(sibling)).sum::<i128>() + own;
             share = share * self.weight(part) / all.max(1);
             above = part;
         }
@@ -215,10 +216,12 @@ mod tests {
         let survey = |core: &Core, role: &str| core.role(&role.parse().unwrap()).fair_share_ppm;
         // Without frameworks a role is compared with itself alone.
         assert_eq!(survey(&core, "a/x"), 1_000_000);
+        assert_eq!(survey(&core, "n/o/t/h/i/n/g/o/f/t/h/i/s"), 1_000_000);
         let mut survey = Survey::of(&core);
         survey.active = ["a", "b", "a/x", "a/y"].into();
         assert_eq!(survey.fair_share("a"), 750_000);
         assert_eq!(survey.fair_share("a/y"), 562_500);
+        assert_eq!(survey.fair_share("c/new"), 200_000);
         survey.own.insert("a", 1);
         assert_eq!(survey.fair_share("a/x"), 150_000);
         assert_eq!(core.roles(Some("a"), 2).iter().map(|view| view.role.as_str()).collect::<Vec<_>>(), ["a/x", "a/y"]);

@@ -1,6 +1,6 @@
 //! Rows in memory, for tests and the simulator, and the allocator alone, for measurements.
 
-pub use crate::allocator::AllocatorRun;
+pub use crate::allocator::{AllocatorRun, EVEN_MEM_MIB, Fairness, hour_of_churn};
 
 use crate::rows::{RowChange, Rows, RowsError};
 use std::collections::BTreeMap;

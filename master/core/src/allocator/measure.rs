@@ -18,7 +18,7 @@ pub struct AllocatorRun {
 }
 
 /// What each agent has.
-fn total() -> Vector {
+pub(super) fn total() -> Vector {
     Vector::of(24_000, 98_304, 0)
 }
 
@@ -32,12 +32,25 @@ impl AllocatorRun {
             run.join(number);
         }
         for number in 1..=frameworks {
-            let role = format!("role-{}", number % roles.max(1));
-            let facts = FrameworkFacts { role, open: true, waits: true, ..FrameworkFacts::default() };
-            run.frameworks.insert(FrameworkId(number), facts);
-            run.tell_framework(FrameworkId(number));
+            run.subscribe(FrameworkId(number), &format!("role-{}", number % roles.max(1)));
         }
         run
+    }
+
+    /// A framework comes that wants everything.
+    pub(super) fn subscribe(&mut self, id: FrameworkId, role: &str) {
+        let facts = FrameworkFacts { role: role.to_owned(), open: true, waits: true, ..FrameworkFacts::default() };
+        self.frameworks.insert(id, facts);
+        self.tell_framework(id);
+    }
+
+    pub(super) fn set_role(&mut self, role: &str, policy: &RolePolicy) {
+        self.engine.set_role(role, Some(policy));
+    }
+
+    /// What a framework has, offers included.
+    pub(super) fn uses(&self, id: FrameworkId, class: usize) -> Vector {
+        self.frameworks.get(&id).map_or_else(Vector::default, |facts| facts.uses[class].clone())
     }
 
     /// Every role has a guarantee that is its quota limit too: a small one, and one in six of them a large one.
@@ -46,7 +59,7 @@ impl AllocatorRun {
             let cpus = if number % 6 == 0 { 12_000 } else { 1_000 };
             let amounts = Amounts([("cpus".to_owned(), cpus), ("mem".to_owned(), cpus * 2)].into());
             let policy = RolePolicy { guarantee: amounts.clone(), limit: amounts, version: 1, ..RolePolicy::default() };
-            self.engine.set_role(&format!("role-{number}"), Some(&policy));
+            self.set_role(&format!("role-{number}"), &policy);
         }
     }
 
@@ -73,9 +86,13 @@ impl AllocatorRun {
 
     /// One cycle: how many offers it made.
     pub fn round(&mut self) -> usize {
+        self.round_at(0)
+    }
+
+    pub(super) fn round_at(&mut self, now_ms: u64) -> usize {
         self.changes += 1;
         let first = AgentId(1 + self.changes % (self.agents.len() as u64).max(1));
-        let grants = self.engine.round(first, 0);
+        let grants = self.engine.round(first, now_ms);
         let count = grants.len();
         for grant in &grants {
             self.change(grant.framework, grant.agent, &grant.amounts, true);
@@ -84,7 +101,8 @@ impl AllocatorRun {
         count
     }
 
-    fn change(&mut self, framework: FrameworkId, agent: AgentId, amounts: &Vector, more: bool) {
+    /// A framework has so much more of an agent, or less.
+    pub(super) fn change(&mut self, framework: FrameworkId, agent: AgentId, amounts: &Vector, more: bool) {
         let amounts = if more { amounts.clone() } else { Vector::default().minus(amounts) };
         if let Some(facts) = self.agents.get_mut(&agent) {
             facts.free.take(&amounts);
@@ -96,9 +114,20 @@ impl AllocatorRun {
         self.tell_framework(framework);
     }
 
+    /// What was offered and not yet answered.
+    pub(super) fn take_offers(&mut self) -> Vec<Grant> {
+        std::mem::take(&mut self.offers)
+    }
+
+    /// An offer is given back, and so much of the agent is not wanted until then.
+    pub(super) fn decline(&mut self, grant: &Grant, until_ms: u64) {
+        self.change(grant.framework, grant.agent, &grant.amounts, false);
+        self.engine.refuse(grant.agent, grant.framework, &grant.amounts, until_ms);
+    }
+
     /// Every framework gives back what it is offered, and does not want any agent for a long time.
     pub fn decline_everything(&mut self) {
-        for grant in std::mem::take(&mut self.offers) {
+        for grant in self.take_offers() {
             self.change(grant.framework, grant.agent, &grant.amounts, false);
         }
         for agent in self.agents.keys() {

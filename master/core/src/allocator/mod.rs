@@ -8,6 +8,7 @@
 //! a change costs what it touches. Must never know sessions, batches, commands or a clock.
 
 mod bits;
+mod churn;
 mod consider;
 mod explain;
 mod filters;
@@ -23,6 +24,7 @@ mod tests;
 
 pub(crate) use explain::Verdict;
 pub(crate) use holds::Lack;
+pub use churn::{EVEN_MEM_MIB, Fairness, hour_of_churn};
 pub use measure::AllocatorRun;
 pub(crate) use vector::{Kinds, Vector};
 

@@ -1,7 +1,6 @@
 //! The engine against a model that is slow and obviously right, and cases that people asked for.
 
 mod cases;
-mod churn;
 mod histories;
 mod reference;
 mod small;

@@ -28,6 +28,7 @@ fn row(line: &str) -> Option<Row> {
     let unit = match words.next()? {
         "ms" => "ms",
         "µs" => "µs",
+        "%" => "%",
         _ => return None,
     };
     let row = Row::new(what, value, unit);

@@ -17,6 +17,11 @@ pub const ALLOCATOR: Heading = Heading {
              five, of small changes the mean of 2,000.",
 };
 
+pub const CLI: Heading = Heading {
+    title: "The command line",
+    shares: "one process after the other, each of which ends before the next is started.",
+};
+
 pub const WORKER: Heading = Heading {
     title: "A worker alone",
     shares: "one worker process, with one thread that works.",

@@ -7,6 +7,7 @@
 
 mod allocator;
 mod chart;
+mod cli;
 mod commits;
 mod etcd;
 mod failover;
@@ -44,8 +45,9 @@ const TENANTS: usize = 200;
 const IDLE_SCHEDULERS: u64 = 10;
 
 /// Parts that can be asked for by name, in the order in which they are measured.
-const PARTS: [&str; 14] = [
+const PARTS: [&str; 15] = [
     "allocator",
+    "cli",
     "worker",
     "turns",
     "latency",
@@ -141,12 +143,17 @@ async fn measure(wanted: &Wanted) -> (Report, bool) {
         let outcome = allocator::measure(&mut report);
         note(&mut report, "allocator", outcome);
     }
+    if wanted.has("cli") {
+        report.section(&headings::CLI);
+        let outcome = cli::measure(&mut report).await;
+        note(&mut report, "cli", outcome);
+    }
     if wanted.has("worker") {
         report.section(&headings::WORKER);
         let outcome = in_the_worker(&mut report);
         note(&mut report, "worker", outcome);
     }
-    if PARTS[2..8].iter().any(|part| wanted.has(part)) {
+    if PARTS[3..9].iter().any(|part| wanted.has(part)) {
         report.section(&headings::AGENT);
         let outcome = on_a_cluster(&mut report, wanted).await;
         note(&mut report, "turns to at-once", outcome);
