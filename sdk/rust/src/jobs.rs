@@ -33,12 +33,13 @@
 //! learned it; what it runs is not, since each instance says that anew. No task id is used twice, not even
 //! after a job was removed and is wanted again. Must never answer a request, nor touch other keys.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::state::{self, Map};
-use crate::turn::{MAX_LAUNCHES_PER_PLACE, MAX_MISSES_PER_PLACE, REFUSE_MS};
+use crate::turn::{Bounds, MAX_LAUNCHES_PER_PLACE, MAX_MISSES_PER_PLACE, REFUSE_MS, Reached};
 use crate::{Error, Event, Offer, Pending, TaskSpec, TaskState, TaskStatus, Turn, log};
 
 /// Jobs at a time: each may take a key of the state, of which a framework has 100,000.
@@ -237,6 +238,10 @@ pub struct Jobs {
     floor: u32,
     /// Whether the cluster makes offers; unknown to a new instance.
     receives_offers: Option<bool>,
+    /// Where the last placing gave up, among what waits: the next one begins behind it.
+    next: Option<(u64, u64, String)>,
+    /// How many were tried in a row since something was launched.
+    missed: usize,
     /// Something became ready since all offers were last asked for.
     fresh: bool,
     revived_ms: u64,
@@ -254,6 +259,8 @@ impl Jobs {
             order: 0,
             floor: state::get(FLOOR)?.unwrap_or(0),
             receives_offers: None,
+            next: None,
+            missed: 0,
             fresh: false,
             revived_ms: 0,
             timer_ms: None,
@@ -401,19 +408,28 @@ impl Jobs {
         // A key is written for each launch; others may be needed in the same turn.
         let most = (state::room().keys / 2).min(MAX_LAUNCHES_PER_PLACE);
         let entries = &self.entries;
-        let ready = self.waiting.iter().take_while(|(at, ..)| *at <= now).take(most + MAX_MISSES_PER_PLACE);
-        let pending: Vec<Pending> = ready
-            .filter_map(|(.., name)| {
-                let entry = entries.get(name)?;
-                let mut task = entry.job.as_ref()?.task.clone();
-                task.task = task_id(name, entry.record.launches.saturating_add(1));
-                Some(task)
-            })
-            .collect();
-        // With room for all that one call places, that call itself knows where to stop.
-        let limit = if most < MAX_LAUNCHES_PER_PLACE { most } else { usize::MAX };
-        let placed = turn.place(offers.to_vec(), pending.into_iter().take(limit), REFUSE_MS)?;
-        self.fresh |= placed.launched.len() >= limit;
+        let ready = || self.waiting.iter().take_while(|(at, ..)| *at <= now);
+        let start = self.next.take();
+        let behind = |job: &&(u64, u64, String)| start.as_ref().is_none_or(|start| *job > start);
+        // Nothing is tried twice, and what is behind the place where it was given up comes before the rest.
+        let order = ready().filter(behind).chain(ready().filter(|job| !behind(job)));
+        let tried = Cell::new((0, None));
+        let pending = order.filter_map(|job| {
+            tried.set((tried.get().0 + 1, Some(job)));
+            let entry = entries.get(&job.2)?;
+            let mut task = entry.job.as_ref()?.task.clone();
+            task.task = task_id(&job.2, entry.record.launches.saturating_add(1));
+            Some(task)
+        });
+        // As long as not all were tried, offers that were given up are to come again at once.
+        let others = ready().count() > self.missed.saturating_add(MAX_MISSES_PER_PLACE);
+        let refuse_missed_ms = if others { 0 } else { REFUSE_MS };
+        let bounds = Bounds { most, refuse_ms: REFUSE_MS, refuse_missed_ms };
+        let (placed, reached) = turn.place_some(offers.to_vec(), pending, bounds)?;
+        let (count, last) = tried.get();
+        self.next = last.filter(|_| reached == Reached::Misses).cloned();
+        let goes_on = reached == Reached::Misses && others && placed.launched.is_empty();
+        self.missed = if goes_on { self.missed.saturating_add(count) } else { 0 };
         for task in &placed.launched {
             self.change(task, 1, |record| {
                 record.launches = record.launches.saturating_add(1);

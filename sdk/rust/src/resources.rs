@@ -99,12 +99,37 @@ impl Offer {
     /// How much of a resource that agents name is offered, for example `gpus`.
     pub fn resource(&self, name: &str) -> f64 {
         let named = self.items.iter().filter(|item| item.name == name);
-        named.map(|item| item.amount_milli as f64 / MILLI).sum()
+        let milli: u64 = named.map(|item| item.amount_milli).fold(0, u64::saturating_add);
+        milli as f64 / MILLI
     }
 
     /// CPU, memory and disk of the offer, revocable or not.
     pub fn resources(&self) -> Resources {
         Room::of(self).left
+    }
+}
+
+/// What a task that brings no executor needs of an offer.
+#[derive(Debug)]
+pub(crate) struct Needs {
+    resources: Resources,
+    items: Vec<ResourceItem>,
+    revocable: bool,
+}
+
+impl Needs {
+    /// None with an executor: it may have come with another task by the time of the next one.
+    pub(crate) fn of(spec: &TaskSpec) -> Option<Self> {
+        let alone = spec.executor_charge().is_none();
+        alone.then(|| Self { resources: spec.resources(), items: spec.items().to_vec(), revocable: spec.is_revocable() })
+    }
+
+    /// Whether a task needs the same.
+    pub(crate) fn are_of(&self, spec: &TaskSpec) -> bool {
+        self.resources == spec.resources()
+            && self.revocable == spec.is_revocable()
+            && self.items == spec.items()
+            && spec.executor_charge().is_none()
     }
 }
 
@@ -184,6 +209,7 @@ mod tests {
         assert!(offer.is_revocable() && offer.fits_task(&gpu.clone().revocable()) && !offer.fits_task(&gpu));
         assert!(!offer.fits(&small.resources()), "who does not know of revocable offers is not misled");
         assert!((offer.resource("gpus") - 1.5).abs() < f64::EPSILON);
+        assert!(offer.resource("fpga").is_sign_positive(), "none is 0, and is written like that");
     }
 
     #[test]

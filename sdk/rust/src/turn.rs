@@ -12,7 +12,7 @@ use crate::bindings::tessera::framework::driver::{Filters, Operation};
 use crate::bindings::tessera::framework::types::Launch;
 use crate::host::{driver, timers};
 use crate::request::Request;
-use crate::resources::{Offer, Room};
+use crate::resources::{Needs, Offer, Room};
 use crate::task::{Pending, TaskSpec};
 
 /// Customary time for which declined resources are not offered again, in ms.
@@ -20,9 +20,12 @@ pub const REFUSE_MS: u64 = 5_000;
 /// Most tasks launched by one [`Turn::place`]: a launch usually comes with one or two state keys,
 /// of which a turn may write 1,000.
 pub const MAX_LAUNCHES_PER_PLACE: usize = 200;
-/// Tasks that one [`Turn::place`] looks at without placing them before it gives up, so that a long
+/// Tasks that need different things, and find no room, before one [`Turn::place`] gives up, so that a long
 /// queue of tasks that are too large costs little.
 pub const MAX_MISSES_PER_PLACE: usize = 64;
+/// Tasks that one [`Turn::place`] passes over, because another one that needs the same found no room, before it
+/// gives up.
+const MAX_PASSED_PER_PLACE: usize = 2_000;
 /// Bytes of new specs per turn, as the contract says.
 const MAX_SPEC_BYTES: usize = 1 << 20;
 /// Bytes of one spec, as the contract says.
@@ -81,6 +84,28 @@ pub struct Placed {
     pub refused: Vec<(String, Error)>,
 }
 
+/// How far a placing came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reached {
+    /// All tasks were tried.
+    All,
+    /// So many were launched that the rest is for another turn.
+    Most,
+    /// So many found no room that it was given up.
+    Misses,
+}
+
+/// What placing is bounded by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Launches.
+    pub(crate) most: usize,
+    /// For how long offers are declined when all tasks were tried.
+    pub(crate) refuse_ms: u64,
+    /// The same when it was given up.
+    pub(crate) refuse_missed_ms: u64,
+}
+
 impl Turn {
     pub(crate) fn new(info: TurnInfo) -> Self {
         BEGUN.set(BEGUN.get().wrapping_add(1));
@@ -125,24 +150,47 @@ impl Turn {
         pending: impl IntoIterator<Item = Pending>,
         refuse_ms: u64,
     ) -> Result<Placed, Error> {
+        let bounds = Bounds { most: MAX_LAUNCHES_PER_PLACE, refuse_ms, refuse_missed_ms: refuse_ms };
+        Ok(self.place_some(offers, pending, bounds)?.0)
+    }
+
+    /// The same within bounds, and how far it came.
+    pub(crate) fn place_some(
+        &mut self,
+        offers: Vec<Offer>,
+        pending: impl IntoIterator<Item = Pending>,
+        bounds: Bounds,
+    ) -> Result<(Placed, Reached), Error> {
         let mut free: Vec<Room> = offers.iter().map(Room::of).collect();
         let mut operations: Vec<Vec<Operation>> = offers.iter().map(|_| Vec::new()).collect();
         let mut placed = Placed::default();
         let mut seats = Seats::default();
-        let mut misses = 0;
-        let mut cut_short = false;
+        // What found no room finds none later: what is free only gets less.
+        let mut missed: Vec<Needs> = Vec::new();
+        let (mut misses, mut passed) = (0, 0);
+        let mut reached = Reached::All;
         for task in pending {
-            if placed.launched.len() >= MAX_LAUNCHES_PER_PLACE || !self.has_room_for(&task.spec) {
-                cut_short = true;
+            if placed.launched.len() >= bounds.most || !self.has_room_for(&task.spec) {
+                reached = Reached::Most;
                 break;
+            }
+            if missed.iter().any(|needs| needs.are_of(&task.spec)) {
+                passed += 1;
+                if passed >= MAX_PASSED_PER_PLACE {
+                    reached = Reached::Misses;
+                    break;
+                }
+                continue;
             }
             let mut rest = free.clone();
             let slot = seats.take_first_fit(&mut rest, &task.spec);
             let Some(list) = slot.and_then(|index| operations.get_mut(index)) else {
                 misses += 1;
                 if misses >= MAX_MISSES_PER_PLACE || free.is_empty() {
+                    reached = Reached::Misses;
                     break;
                 }
+                missed.extend(Needs::of(&task.spec));
                 continue;
             };
             match self.define(&task.spec) {
@@ -158,7 +206,7 @@ impl Turn {
                     seats.keep(slot, &task.spec);
                 }
                 Err(Error::Limit(_)) if self.specs > 0 => {
-                    cut_short = true;
+                    reached = Reached::Most;
                     break;
                 }
                 // The instance has defined all the specs that it may: a rebuilt one can go on.
@@ -168,9 +216,13 @@ impl Turn {
                 Err(error) => placed.refused.push((task.task, error)),
             }
         }
-        let refuse_ms = if cut_short { 0 } else { refuse_ms };
+        let refuse_ms = match reached {
+            Reached::All => bounds.refuse_ms,
+            Reached::Most => 0,
+            Reached::Misses => bounds.refuse_missed_ms,
+        };
         self.answer(&offers, operations, refuse_ms)?;
-        Ok(placed)
+        Ok((placed, reached))
     }
 
     /// Accept the offers that have operations, and decline the others.

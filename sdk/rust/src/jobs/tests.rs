@@ -167,6 +167,70 @@ fn what_is_not_wanted_any_more_is_killed_and_its_task_ids_are_not_used_again() {
     assert_eq!(offers(&mut harness, 2.0), ["c.2"], "above all that was launched by removed ones when it was named");
 }
 
+/// Wants jobs of so many cores each, and writes so many keys in each turn.
+struct Sizes {
+    jobs: Jobs,
+    keys: usize,
+}
+
+impl Scheduler for Sizes {
+    fn init(config: &Config) -> Result<Self, Error> {
+        let sizes = config.get("cpus").unwrap_or_default().split_whitespace().enumerate();
+        let job = |(number, cpus): (usize, &str)| {
+            let spec = TaskSpec::shell("true").cpus(cpus.parse().unwrap_or(0.0));
+            Job::new(format!("{number}-of-{cpus}"), spec)
+        };
+        Ok(Self { jobs: Jobs::load(sizes.map(job))?, keys: config.parse_or("keys", 0)? })
+    }
+
+    fn handle(&mut self, turn: &mut Turn, event: Event) -> Result<(), Error> {
+        (0..self.keys).try_for_each(|key| state::set(&format!("other/{key}"), &key))?;
+        self.jobs.handle(turn, &event)
+    }
+
+    fn end_turn(&mut self, turn: &mut Turn) -> Result<(), Error> {
+        self.jobs.end_turn(turn)
+    }
+}
+
+/// What is launched on one offer after another, and for how long each is declined.
+fn rounds(sizes: &[String], keys: usize, rounds: u64) -> Vec<(Vec<String>, Option<u64>)> {
+    let keys = keys.to_string();
+    let mut harness = Harness::<Sizes>::new(&[("cpus", &sizes.join(" ")), ("keys", &keys)]).unwrap();
+    let round = |number: u64| {
+        let calls = harness.turn([Event::Offers(vec![offer(number, 4.0, 1 << 20)])]).unwrap();
+        let declined = calls.iter().find_map(|call| match call {
+            Call::Decline { refuse_ms, .. } => Some(*refuse_ms),
+            _ => None,
+        });
+        (ids(&calls), declined)
+    };
+    (1..=rounds).map(round).collect()
+}
+
+#[test]
+fn jobs_that_fit_nowhere_do_not_hold_up_those_behind_them() {
+    let all = |large: &dyn Fn(usize) -> f64, count: usize| {
+        let large = (0..count).map(|number| large(number).to_string());
+        large.chain(["1".to_owned(), "2".to_owned()]).collect::<Vec<_>>()
+    };
+    // Of the same needs, however many: one of them says it for all.
+    let found = rounds(&all(&|_| 64.0, 300), 0, 1);
+    assert_eq!(found, [(vec!["300-of-1.1".to_owned(), "301-of-2.1".to_owned()], None)]);
+    // Each of another size: where it was given up the next round goes on, and offers come again for it at once.
+    let found = rounds(&all(&|number| 64.0 + number as f64, 100), 0, 2);
+    let launched = vec!["100-of-1.1".to_owned(), "101-of-2.1".to_owned()];
+    assert_eq!(found, [(Vec::new(), Some(0)), (launched, None)]);
+    // Nor when the turn has room for the keys of two launches only.
+    let found = rounds(&all(&|_| 64.0, 10), 996, 1);
+    assert_eq!(found[0].0, ["10-of-1.1", "11-of-2.1"]);
+    // When all were tried for nothing, that is said for a while.
+    let large: Vec<String> = (0..100).map(|number| (64 + number).to_string()).collect();
+    let found = rounds(&large, 0, 4);
+    let declined: Vec<Option<u64>> = found.into_iter().map(|(_, declined)| declined).collect();
+    assert_eq!(declined, [Some(0), Some(REFUSE_MS), Some(0), Some(REFUSE_MS)]);
+}
+
 #[test]
 fn names_are_checked_and_one_spec_is_defined_once() {
     for bad in ["", ".a", "a/b", "a b", &"x".repeat(201)] {
