@@ -207,10 +207,10 @@ impl Workers {
         key.old.is_none() || key.kind == WorkerKind::Tasks
     }
 
-    /// A link broke: whatever is left of the process must not go on.
-    pub fn on_broken(&mut self, key: &WorkerKey) {
+    /// A link broke: whatever is left of the process must not go on. Whether nobody had asked it to end.
+    pub fn on_broken(&mut self, key: &WorkerKey) -> bool {
         let Some(link) = self.links.remove(key) else {
-            return;
+            return false;
         };
         tracing::info!(
             tenant = key.tenant,
@@ -231,6 +231,7 @@ impl Workers {
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, "a worker without a link could not be looked up"),
         }
+        !link.ending
     }
 
     /// Workers with a link, and their control groups.

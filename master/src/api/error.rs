@@ -35,6 +35,9 @@ pub struct ApiError {
     repeat: Option<Fate>,
 }
 
+/// What there are lists of.
+const LISTED: [&str; 4] = ["agent", "component", "framework", "task"];
+
 /// Code of failures after which nobody here knows whether the request was carried out.
 pub const OUTCOME_UNKNOWN: &str = codes::OUTCOME_UNKNOWN;
 
@@ -144,11 +147,12 @@ impl ApiError {
 
     /// The thing named does not exist.
     pub fn not_found(what: &str, name: impl std::fmt::Display) -> Self {
-        Self::new(
-            StatusCode::NOT_FOUND,
-            "NOT_FOUND",
-            format!("there is no {what} {name}"),
-        )
+        let mut error = Self::new(StatusCode::NOT_FOUND, "NOT_FOUND", format!("there is no {what} {name}"));
+        error.field = Some(what.to_owned());
+        match LISTED.contains(&what) {
+            true => error.hint(format!("`tessera {what} ls` shows those that there are")),
+            false => error,
+        }
     }
 
     /// The path exists, but not for this method.
@@ -216,6 +220,25 @@ impl ApiError {
     /// This master is broken; the log says more.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL", message)
+    }
+
+    /// The field that breaks a rule.
+    #[cfg(test)]
+    pub fn field(&self) -> Option<&str> {
+        self.field.as_deref()
+    }
+
+    /// What was attempted, and which rule.
+    #[cfg(test)]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// Another field is to blame.
+    #[must_use]
+    pub fn of(mut self, field: &str) -> Self {
+        self.field = Some(field.to_owned());
+        self
     }
 
     /// Say what to do about it.
@@ -291,7 +314,7 @@ impl From<RequestError> for ApiError {
         let text = error.to_string();
         match error {
             RequestError::Forbidden(forbidden) => forbidden.into(),
-            RequestError::NotFound { .. } => Self::new(StatusCode::NOT_FOUND, "NOT_FOUND", text),
+            RequestError::NotFound { what, name } => Self::not_found(what, name),
             RequestError::Conflict { field, .. } => {
                 let code = if field == "name" {
                     "ALREADY_EXISTS"

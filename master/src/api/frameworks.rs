@@ -4,8 +4,8 @@
 use super::Api;
 use super::dry_run::{self, DryRun};
 use super::error::ApiError;
-use super::extract::{Document, Path, Query};
-use super::lookup;
+use super::extract::{Document, Path, Query, location};
+use super::{lookup, recordings};
 use super::paging::{self, FrameworkPlace, List};
 use super::views::{FrameworkJson, PolicyJson, RangeQuery, file_response};
 use crate::files::Range;
@@ -90,7 +90,8 @@ pub async fn create(
     }
     match api.node.request(asker, request).await {
         Ok(Reply::Framework(id)) => {
-            Ok((StatusCode::CREATED, Json(view(&api, id).await?)).into_response())
+            let place = location(&format!("/v1/frameworks/{id}"))?;
+            Ok((StatusCode::CREATED, place, Json(view(&api, id).await?)).into_response())
         }
         Ok(Reply::Component { .. } | Reply::Version(_) | Reply::Done) => Err(ApiError::internal("an unexpected reply")),
         Err(conflict @ RequestError::Conflict { .. }) => {
@@ -171,18 +172,14 @@ pub async fn remove(
     Ok(StatusCode::ACCEPTED.into_response())
 }
 
-/// A range of the scheduler's log, from the agent that hosts it.
+/// A range of the scheduler's log, from the agent that hosts it or did last.
 pub async fn log(
     State(api): State<Api>,
     Path(text): Path<String>,
     Query(range): Query<RangeQuery>,
 ) -> Result<Response, ApiError> {
     let framework = lookup::framework(&api.node, text).await?;
-    let agent = view(&api, framework).await?.agent_id.ok_or_else(|| {
-        ApiError::unavailable(format!(
-            "framework {framework} has not been placed on an agent yet"
-        ))
-    })?;
+    let agent = recordings::last_host(&api, framework).await?;
     let (offset, length) = range.checked()?;
     let range = Range {
         framework,

@@ -5,13 +5,13 @@
 //! master finds the same; a repetition whose object is gone by now is answered by what became of the first.
 //! Uploads of components need no key: their digest is one.
 
-use super::Api;
+use super::{Api, conditions};
 use super::error::ApiError;
 use crate::node_handle::Asker;
 use axum::Json;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header, request};
+use axum::http::{HeaderMap, Method, StatusCode, request};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -24,14 +24,11 @@ pub const KEY: &str = "idempotency-key";
 /// The header that carries the number of a request that another master passed on: its session knows nobody else.
 pub const NUMBER: &str = "tessera-request-number";
 
-/// Headers that say what is to be done.
-static CONDITIONS: [HeaderName; 2] = [header::IF_MATCH, header::IF_NONE_MATCH];
-
 /// Bytes of a key.
 const KEY_BYTES_MAX: usize = 255;
 
-/// Largest document of a request that is fingerprinted; larger ones are refused where they are read.
-const BODY_BYTES_MAX: usize = 2 << 20;
+/// Largest document of a request: what axum reads at most when nothing else is said.
+pub const BODY_BYTES_MAX: usize = 2 << 20;
 
 /// What became of a request whose object is not there any more.
 #[derive(Serialize)]
@@ -72,7 +69,7 @@ async fn fingerprint(request: Request) -> Result<(Request, Asker), ApiError> {
     if parts.method != Method::GET && parts.headers.contains_key(KEY) {
         let bytes = to_bytes(body, BODY_BYTES_MAX)
             .await
-            .map_err(|error| ApiError::too_large("body", error.to_string()))?;
+            .map_err(|_| ApiError::too_large("body", format!("a document has at most {BODY_BYTES_MAX} bytes")))?;
         asker.known = known(&parts, &bytes)?;
         body = Body::from(bytes);
     } else if parts.method != Method::GET {
@@ -89,7 +86,7 @@ pub fn known(parts: &request::Parts, bytes: &[u8]) -> Result<Option<Known>, ApiE
     };
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
     let mut said = format!("{} {target}\n", parts.method).into_bytes();
-    for name in &CONDITIONS {
+    for name in &conditions::NAMES {
         for value in parts.headers.get_all(name) {
             said.extend_from_slice(&[name.as_str().as_bytes(), b" ", value.as_bytes(), b"\n"].concat());
         }
@@ -124,9 +121,10 @@ fn key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     let Some(value) = headers.get(KEY) else {
         return Ok(None);
     };
-    let text = value
-        .to_str()
-        .map_err(|_| ApiError::invalid(KEY, "visible ASCII characters only"))?;
+    let text = value.to_str().unwrap_or_default();
+    if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(ApiError::invalid(KEY, "visible ASCII characters only"));
+    }
     if text.is_empty() || text.len() > KEY_BYTES_MAX {
         return Err(ApiError::invalid(KEY, format!("1 to {KEY_BYTES_MAX} bytes")));
     }
@@ -156,6 +154,7 @@ async fn repeated(api: &Api, principal: Principal, known: Known) -> Option<Respo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::http::{HeaderName, HeaderValue, header};
 
     async fn found(method: &str, uri: &str, key: Option<&str>, body: &str) -> Option<Known> {
         let mut request = Request::builder().method(method).uri(uri);
@@ -186,6 +185,15 @@ mod tests {
         }
         assert_eq!(found("POST", "/v1/x", None, "{}").await, None);
         assert_eq!(found("GET", "/v1/x", Some("k"), "").await, None);
+    }
+
+    #[test]
+    fn keys_are_visible_characters() {
+        let read = |text: &str| key(&HeaderMap::from_iter([(HeaderName::from_static(KEY), HeaderValue::from_str(text).unwrap())]));
+        assert_eq!(read("a-1").unwrap().as_deref(), Some("a-1"));
+        for text in ["", "a b", "\u{e4}", &"k".repeat(256)] {
+            assert!(read(text).is_err(), "{text}");
+        }
     }
 
     #[test]

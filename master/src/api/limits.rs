@@ -24,7 +24,15 @@ use tessera_types::{LimitName, LimitRow, LimitUnit, RoleName};
 pub struct LimitsQuery {
     /// The role; the whole cluster without it.
     role: Option<String>,
-    /// With a change, `true`: nothing is changed, and the answer says what would be.
+}
+
+/// Whose limits are changed; the cluster's without a role.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeQuery {
+    /// The role; the whole cluster without it.
+    role: Option<String>,
+    /// `true`: nothing is changed, and the answer says what would be.
     dry_run: Option<bool>,
 }
 
@@ -90,15 +98,13 @@ impl From<LimitView> for LimitJson {
     }
 }
 
-impl LimitsQuery {
-    /// An empty role is none, so that scripts can leave a variable empty.
-    fn role(&self) -> Result<Option<RoleName>, ApiError> {
-        let named = self.role.as_deref().filter(|role| !role.is_empty());
-        named
-            .map(|role| role.parse())
-            .transpose()
-            .map_err(|error: tessera_types::NameError| ApiError::invalid("role", error.to_string()))
-    }
+/// An empty role is none, so that scripts can leave a variable empty.
+fn role(named: Option<&str>) -> Result<Option<RoleName>, ApiError> {
+    let named = named.filter(|role| !role.is_empty());
+    named
+        .map(|role| role.parse())
+        .transpose()
+        .map_err(|error: tessera_types::NameError| ApiError::invalid("role", error.to_string()))
 }
 
 fn name(field: &'static str) -> impl Fn(&str) -> Result<LimitName, ApiError> {
@@ -125,7 +131,7 @@ fn expected(headers: &HeaderMap) -> Result<Option<Vec<u8>>, ApiError> {
     let Some(text) = conditions::if_match(headers)? else { return Ok(None) };
     let byte = |at: usize| text.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
     let tag: Option<Vec<u8>> = (0..text.len()).step_by(2).map(byte).collect();
-    tag.map(Some).ok_or_else(|| ApiError::invalid("if-match", "one tag, as `ETag` gives it"))
+    tag.map(Some).ok_or_else(conditions::another)
 }
 
 /// What is in force.
@@ -133,22 +139,19 @@ pub async fn list(
     State(api): State<Api>,
     Query(whose): Query<LimitsQuery>,
 ) -> Result<Response, ApiError> {
-    if whose.dry_run.is_some() {
-        return Err(ApiError::invalid("dry_run", "only with a change"));
-    }
-    show(&api, whose.role()?).await
+    show(&api, role(whose.role.as_deref())?).await
 }
 
 /// Set some, unset some: all or nothing.
 pub async fn change(
     State(api): State<Api>,
     Extension(asker): Extension<Asker>,
-    Query(whose): Query<LimitsQuery>,
+    Query(whose): Query<ChangeQuery>,
     headers: HeaderMap,
     Document(change): Document<Change>,
 ) -> Result<Response, ApiError> {
     let expected = expected(&headers)?;
-    let role = whose.role()?;
+    let role = role(whose.role.as_deref())?;
     let set: Vec<(LimitName, u64)> = change
         .set
         .iter()

@@ -161,6 +161,27 @@ async fn find(
     }
 }
 
+/// The agent that hosts a scheduler, or hosted it last, as far as connected agents know: one that failed too often has
+/// no place, and what it wrote is wanted all the more.
+pub async fn last_host(api: &Api, framework: FrameworkId) -> Result<AgentId, ApiError> {
+    let agents = agents(api, framework, RecordingsQuery { agent: None }).await?;
+    if let [only] = agents[..] {
+        return Ok(only);
+    }
+    let lists = agents.into_iter().map(|agent| list_of(&api.files, agent, framework));
+    let found = futures::future::join_all(lists).await.into_iter().flatten().flatten();
+    let newest = found.filter_map(|(agent, item)| Some((life(item["id"].as_str()?)?, agent))).max();
+    newest.map(|(_, agent)| agent).ok_or_else(|| {
+        ApiError::unavailable(format!("framework {framework} has no place, and no agent that is connected has hosted it"))
+    })
+}
+
+/// Epoch and number of a recording, which say the order of lives.
+fn life(id: &str) -> Option<(u64, u64)> {
+    let (epoch, number) = id.strip_prefix('e')?.split_once('-')?;
+    Some((epoch.parse().ok()?, number.parse().ok()?))
+}
+
 async fn agents(api: &Api, framework: FrameworkId, on: RecordingsQuery) -> Result<Vec<AgentId>, ApiError> {
     if let Some(named) = on.agent {
         let agent = named.parse().map_err(|error: tessera_types::NameError| {
@@ -218,4 +239,15 @@ async fn list_of(
         fields.insert("agent".into(), agent.to_string().into());
     }
     Ok(items.into_iter().map(|item| (agent, item)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::life;
+
+    #[test]
+    fn lives_are_in_the_order_of_their_numbers() {
+        assert!(life("e10-1") > life("e9-2") && life("e9-10") > life("e9-2"));
+        assert_eq!(["", "e1", "x1-2", "e-1"].map(life), [None; 4]);
+    }
 }

@@ -17,7 +17,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tessera_master_core::{Piece, Request, TaskLine, TaskPick, TaskPlace};
+use tessera_master_core::{Piece, Request, RequestError, TaskLine, TaskPick, TaskPlace};
 use tessera_types::{FrameworkId, TaskId, TaskState};
 
 /// Which tasks.
@@ -160,8 +160,18 @@ pub async fn kill(
         };
         return dry_run::rehearse(&api, asker, request, vec![would]).await;
     }
-    api.node.request(asker, request).await?;
-    Ok(StatusCode::ACCEPTED.into_response())
+    let refused = match api.node.request(asker, request).await {
+        Ok(_) => return Ok(StatusCode::ACCEPTED.into_response()),
+        Err(refused) => refused,
+    };
+    // The core keeps what has ended apart; whoever looks sees it all the same.
+    match find(&api, framework, &task).await {
+        Ok(found) if matches!(refused, RequestError::NotFound { .. }) => {
+            let rule = format!("{task} is {} already", found.view.state);
+            Err(ApiError::conflict("task", rule).hint("there is nothing to be killed"))
+        }
+        Ok(_) | Err(_) => Err(refused.into()),
+    }
 }
 
 /// A range of a file in a task's sandbox.

@@ -222,6 +222,14 @@ pub enum ResourcesError {
         /// What was given.
         name: String,
     },
+    /// Something else is meant.
+    #[error("there is no resource {name:?}; {meant:?} is its name")]
+    Misnomer {
+        /// The name.
+        name: String,
+        /// What is meant.
+        meant: &'static str,
+    },
     /// It has a field of its own.
     #[error("resource {name:?} has a field of its own; items are for other resources, and for revocable ones")]
     Field {
@@ -260,7 +268,29 @@ pub fn validate_resource_name(name: &str) -> Result<(), ResourcesError> {
     if matches!(name, "cpus" | "mem" | "disk") {
         return Err(ResourcesError::Field { name: name.into() });
     }
+    if let Some(meant) = meant_by(name) {
+        return Err(ResourcesError::Misnomer { name: name.into(), meant });
+    }
     Ok(())
+}
+
+/// Names that people write for what has another one: a resource that is called so would be looked for in vain.
+const MISNOMERS: [(&str, &str); 5] =
+    [("cpu", "cpus"), ("core", "cpus"), ("cores", "cpus"), ("memory", "mem"), ("ram", "mem")];
+
+/// What is meant by a name that people write for another one.
+#[must_use]
+pub fn meant_by(name: &str) -> Option<&'static str> {
+    MISNOMERS.iter().find(|(wrong, _)| *wrong == name).map(|(_, right)| *right)
+}
+
+/// Thousandths as a decimal with as many places as it needs.
+#[must_use]
+pub fn write_milli(milli: i64) -> String {
+    let sign = if milli < 0 { "-" } else { "" };
+    let (whole, part) = (milli.unsigned_abs() / 1_000, milli.unsigned_abs() % 1_000);
+    let text = format!("{sign}{whole}.{part:03}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 /// A decimal number that is not negative, with at most three places, in thousandths.
@@ -562,6 +592,16 @@ mod tests {
         }
         let (quantities, items) = some.to_items(true);
         assert_eq!((quantities, items.len()), (Quantities::ZERO, 5));
+    }
+
+    #[test]
+    fn amounts_are_written_as_they_are_read() {
+        for (milli, text) in [(0, "0"), (1, "0.001"), (500, "0.5"), (4_000, "4"), (12_340, "12.34"), (-1_500, "-1.5")] {
+            assert_eq!(write_milli(milli), text);
+            assert!(milli < 0 || parse_milli(text) == Some(milli));
+        }
+        assert_eq!(validate_resource_name("cpu").unwrap_err().to_string(), "there is no resource \"cpu\"; \"cpus\" is its name");
+        assert_eq!(validate_resource_name("gpu"), Ok(()));
     }
 
     #[test]

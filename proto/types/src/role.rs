@@ -3,7 +3,7 @@
 //! Invariants: a policy that was checked is within its bounds, and its guarantee within its limit; a policy
 //! without any setting is the default one. Must never know who holds what.
 
-use crate::resources::AMOUNT_MAX;
+use crate::resources::{AMOUNT_MAX, meant_by, write_milli};
 use crate::{Quantities, Resources};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -30,6 +30,15 @@ pub const DISK: &str = "disk";
 /// thousandths of its unit. A kind that is absent is not spoken of.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Amounts(pub BTreeMap<String, i64>);
+
+/// An amount of a kind for people: cores, MiB, or pieces.
+#[must_use]
+pub fn write_amount(kind: &str, amount: i64) -> String {
+    match kind {
+        MEM | DISK => format!("{amount} MiB"),
+        _ => write_milli(amount),
+    }
+}
 
 impl Amounts {
     /// The amount of a kind, if it is spoken of.
@@ -68,6 +77,9 @@ impl Amounts {
             if kind.is_empty() || kind.len() > KIND_BYTES_MAX || !kind.chars().all(named) {
                 let rule = format!("{kind:?} is no kind of resource: 1 to {KIND_BYTES_MAX} of A-Z a-z 0-9 . _ -");
                 return Err(RoleError { field, rule });
+            }
+            if let Some(meant) = meant_by(kind) {
+                return Err(RoleError { field, rule: format!("there is no {kind:?}; {meant:?} is its name") });
             }
             if !(0..=AMOUNT_MAX).contains(&amount) {
                 return Err(RoleError { field, rule: format!("{kind} is 0 to {AMOUNT_MAX}, not {amount}") });
@@ -168,6 +180,7 @@ impl RolePolicy {
         }
         for (kind, guaranteed) in self.guarantee.iter() {
             if let Some(most) = self.limit.get(kind).filter(|most| *most < guaranteed) {
+                let [guaranteed, most] = [guaranteed, most].map(|amount| write_amount(kind, amount));
                 let rule = format!("{kind}: {guaranteed} is more than the limit, {most}");
                 return Err(RoleError { field: "guarantee", rule });
             }

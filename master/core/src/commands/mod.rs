@@ -37,7 +37,7 @@ mod upgrade_framework;
 mod write_state;
 
 pub(crate) use commit_turn::validate as validate_turn;
-pub(crate) use create_framework::validate_config;
+pub(crate) use create_framework::{new as new_framework, validate_config};
 pub use write_state::{TAG_BYTES, value_tag};
 pub(crate) use roll_back_framework::before as version_before;
 pub(crate) use set_limits::tag as limits_tag;
@@ -96,9 +96,9 @@ pub(crate) fn run(apply: &mut Apply<'_>, command: C) -> Result<CommandResult, Ap
 
 /// The cluster version that a command needs: it is proposed only once every voting master understands it.
 /// A new command, or one whose meaning changes, gets the next number here.
-pub(crate) const fn since(command: &C) -> u32 {
+pub(crate) fn since(command: &C) -> u32 {
     match command {
-        C::SetLimits(command) if command.expected.is_some() => roles::SINCE,
+        C::SetLimits(command) => set_limits::since(command),
         C::InitCluster(_)
         | C::RegisterAgent(_)
         | C::MarkUnreachable(_)
@@ -111,7 +111,6 @@ pub(crate) const fn since(command: &C) -> u32 {
         | C::CommitTurn(_)
         | C::KillTask(_)
         | C::RecordFailure(_)
-        | C::SetLimits(_)
         | C::UpgradeFramework(_)
         | C::RollBackFramework(_)
         | C::SetConfig(_)

@@ -5,7 +5,7 @@ use crate::api::RequestError;
 use crate::apply::{Apply, Dirty};
 use crate::effect::{CommandResult, Effect};
 use crate::roles::RoleChange;
-use tessera_types::RoleName;
+use tessera_types::{RoleName, write_amount, write_milli};
 use tessera_wire::v1;
 
 /// Carry it out. What is used already stays as it is, also when a quota limit is now below it.
@@ -18,6 +18,9 @@ pub(super) fn run(apply: &mut Apply<'_>, command: v1::SetRole) -> Result<Command
     let change = RoleChange::from(command);
     let said = describe(&change);
     let mut policy = apply.state.changed_policy(&role, change, expected)?;
+    if policy == apply.state.policy(role.as_str()) {
+        return Ok(CommandResult::Done);
+    }
     if policy.is_default() {
         apply.state.roles.remove(role.as_str());
     } else {
@@ -33,12 +36,12 @@ pub(super) fn run(apply: &mut Apply<'_>, command: v1::SetRole) -> Result<Command
 /// For people.
 fn describe(change: &RoleChange) -> String {
     let amounts = |amounts: &tessera_types::Amounts| {
-        let each = amounts.iter().map(|(kind, amount)| format!("{kind}={amount}"));
+        let each = amounts.iter().map(|(kind, amount)| format!("{kind}={}", write_amount(kind, amount).replace(' ', "")));
         let all = each.collect::<Vec<_>>().join(" ");
         if all.is_empty() { "none".to_owned() } else { all }
     };
     let parts = [
-        change.weight_milli.map(|milli| format!("weight {}.{:03}", milli / 1_000, milli % 1_000)),
+        change.weight_milli.map(|milli| format!("weight {}", write_milli(milli.into()))),
         change.priority.map(|priority| format!("priority {priority}")),
         change.guarantee.as_ref().map(|guarantee| format!("guarantee {}", amounts(guarantee))),
         change.limit.as_ref().map(|limit| format!("quota limit {}", amounts(limit))),

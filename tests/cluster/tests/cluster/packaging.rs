@@ -74,7 +74,8 @@ async fn archives_hold_what_an_installation_needs_and_are_the_same_each_time() -
         "usr/lib/tessera/tessera-simulate 755 ",
         "usr/lib/tessera/components/run.wasm 644 ",
         "etc/tessera/agent.toml 644 ",
-        "usr/share/doc/tessera/upgrade.md 644 ",
+        "usr/share/doc/tessera/docs/upgrade.md 644 ",
+        "usr/share/man/man1/tessera-role-set.1.gz 644 ",
     ] {
         ensure(installed.contains(file), || format!("{file} is not there: {installed:?}"))?;
     }

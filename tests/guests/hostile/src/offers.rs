@@ -10,6 +10,9 @@ use tessera_sdk::bindings::tessera::framework::{driver, specs};
 /// Offers that are tried in one turn.
 pub const GUESSES: u64 = 40;
 
+/// Memory of a Wasm task.
+const TASK_MEM_MIB: u64 = 32;
+
 /// The attack of this name, if a request starts it.
 pub fn attack(name: &str) -> Option<String> {
     Some(match name {
@@ -58,6 +61,8 @@ pub fn on_offers(
                 spec.user = Some("root".to_owned());
                 notes.extend(accept(&[offer.id], "as-root", &spec));
             }
+            // Neighbours that sit on their offers leave pieces that it does not fit on.
+            "task" if offer.available.mem_mib < TASK_MEM_MIB => wait_for_more(offer.id),
             "task" => notes.extend(accept(&[offer.id], "t", &task(config))),
             _ => decline(offer.id),
         }
@@ -73,9 +78,13 @@ fn task(config: &BTreeMap<String, String>) -> TaskSpec {
         component: of("task"),
         args: vec![of("argument")],
     });
-    spec.resources.mem_mib = 32;
+    spec.resources.mem_mib = TASK_MEM_MIB;
     spec.result_file = Some("result".to_owned());
     spec
+}
+
+fn wait_for_more(offer: u64) {
+    let _ = driver::decline(&[offer], driver::Filters { refuse_ms: 0 });
 }
 
 fn decline(offer: u64) {
