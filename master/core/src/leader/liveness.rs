@@ -101,6 +101,7 @@ impl Desk<'_> {
         }
         self.leader.liveness.looked_ms = Some(self.now.mono_ms);
         self.close_silent();
+        self.close_those_that_knew_more();
         let silence = self.silence();
         self.brake(silence);
         self.expire(silence);

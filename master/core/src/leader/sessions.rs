@@ -21,6 +21,8 @@ pub(crate) struct Session {
     pub(crate) last_beat_ms: u64,
     /// Messages of statuses that wait for their commit.
     pub(crate) statuses_in_flight: usize,
+    /// It named resources that the cluster did not know of when it began.
+    pub(crate) knew_more: bool,
 }
 
 /// What tells a desired instance from what the agent was told of it, beside limits: its epoch, and the
@@ -105,8 +107,11 @@ impl Desk<'_> {
                 && row.unreachable_ms.is_none()
                 && row.description() == description
         });
+        let named = register.description.as_ref().and_then(|description| description.total.as_ref());
+        let knew_more = !self.state.knows_kinds() && named.is_some_and(|total| !total.items.is_empty());
         let record = Session {
             register: register.clone(),
+            knew_more,
             agent: None,
             last_beat_ms: self.now.mono_ms,
             statuses_in_flight: 0,
@@ -324,6 +329,18 @@ impl Desk<'_> {
     pub(crate) fn close(&mut self, session: u64, reason: &str) {
         self.leader.out.push(Output::CloseSession { session, reason: reason.to_owned() });
         self.session_closed(session);
+    }
+
+    /// What agents named before the cluster knew of it they name again, with their next session.
+    pub(super) fn close_those_that_knew_more(&mut self) {
+        if !self.state.knows_kinds() {
+            return;
+        }
+        let sessions = self.leader.sessions.iter().filter(|(_, session)| session.knew_more);
+        let sessions: Vec<u64> = sessions.map(|(session, _)| *session).collect();
+        for session in sessions {
+            self.close(session, "all masters know of the agent's resources now, which it names again");
+        }
     }
 
     /// A session is over, whoever ended it.
