@@ -653,6 +653,8 @@ pub struct Operation {
     pub kind: String,
     /// Of a framework.
     pub framework: Option<String>,
+    /// Its name.
+    pub framework_name: Option<String>,
     /// Of a task.
     pub task: Option<String>,
     /// On an agent.

@@ -28,6 +28,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(40);
 /// Bytes of an answer that is held in memory: lists of 1,000 tasks are far below it.
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
+/// For one of several masters: somewhat longer than masters try themselves (10 s).
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(12);
+/// After so long a person is told that masters are waited for.
+const SAID_AFTER: Duration = Duration::from_secs(2);
 /// How long a file may take: the largest recording at the pace of a slow line.
 const FILE_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -272,7 +276,11 @@ impl Client {
     /// # Errors
     /// The master's refusal, or that nobody answered in time.
     pub async fn send(&self, request: Request) -> Result<Response, CliError> {
-        let deadline = Instant::now() + request.retry_for;
+        let began = Instant::now();
+        let deadline = began + request.retry_for;
+        let mut said = false;
+        // What a master said says more than that another one does not answer.
+        let mut telling: Option<CliError> = None;
         loop {
             let (error, pause) = match self.attempt(&request).await {
                 Ok(response) if response.status().is_success() => return Ok(response),
@@ -290,9 +298,17 @@ impl Client {
             if self.bases.len() > 1 && pause.is_some() {
                 self.current.fetch_add(1, Ordering::Relaxed);
             }
+            let told = error.status.is_some();
             let Some(pause) = pause.filter(|pause| Instant::now() + *pause < deadline) else {
-                return Err(error);
+                return Err(telling.filter(|_| !told && pause.is_some()).unwrap_or(error));
             };
+            if !said && began.elapsed() >= SAID_AFTER && output::is_watched() {
+                output::note(&format!("{}; trying for {} s", error.message, request.retry_for.as_secs()));
+                said = true;
+            }
+            if told {
+                telling = Some(error);
+            }
             tokio::time::sleep(pause).await;
         }
     }
@@ -303,7 +319,10 @@ impl Client {
             .request(request.method.clone(), self.at_current(&request.url))
             .bearer_auth(&self.token);
         if let Some(time) = request.within {
-            builder = builder.timeout(time);
+            // A master that stands still is no reason to wait while others may be well; where a scheduler or an upload
+            // takes its time, that was said.
+            let other = self.bases.len() > 1 && request.repeatable && request.url.path().starts_with("/v1/");
+            builder = builder.timeout(if other && time == REQUEST_TIMEOUT { ATTEMPT_TIMEOUT } else { time });
         }
         for (name, value) in &request.headers {
             builder = builder.header(*name, value);
@@ -479,6 +498,8 @@ mod tests {
     use super::{Client, envelope};
     use crate::error::Kind;
     use serde_json::json;
+    use std::io::{Read as _, Write as _};
+    use std::time::Duration;
 
     #[test]
     fn segments_cannot_leave_their_place() {
@@ -506,6 +527,30 @@ mod tests {
         assert_ne!(keys[0], keys[1]);
         assert_eq!(keys[2], (Vec::new(), true));
         assert_eq!(keys[3], (Vec::new(), false));
+    }
+
+    #[tokio::test]
+    async fn the_error_that_says_most_is_told() {
+        // One master answers that nobody leads, and nobody is at the other address.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let here = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let body = r#"{"error": {"code": "NO_LEADER", "message": "no master leads the cluster now"}}"#;
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut bytes = [0; 4_096];
+                let _ = stream.read(&mut bytes);
+                let head = format!("HTTP/1.1 503 Unavailable\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+                let _ = stream.write_all(format!("{head}{body}").as_bytes());
+            }
+        });
+        let bases = vec![format!("http://{here}").parse().unwrap(), "http://127.0.0.1:1".parse().unwrap()];
+        let client = Client::to(bases, "t".into()).unwrap();
+        for retry_ms in [600, 800, 1_000] {
+            let request = client.get(&["v1", "agents"]).retry_for(Duration::from_millis(retry_ms));
+            let error = client.send(request).await.unwrap_err();
+            assert_eq!((error.kind, error.message.as_str()), (Kind::Unavailable, "no master leads the cluster now"));
+        }
     }
 
     #[test]

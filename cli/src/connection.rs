@@ -106,10 +106,16 @@ impl ConnectionArgs {
         let named = match (&self.context, env("TESSERA_CONTEXT")) {
             (Some(name), _) => Some((name.clone(), Origin::Flag("context"))),
             (None, Some(name)) => Some((name, Origin::Env("TESSERA_CONTEXT"))),
-            (None, None) => file.current.clone().map(|name| (name, Origin::File)),
+            (None, None) => file.chosen()?.map(|name| (name.to_owned(), Origin::File)),
         };
         let entry = match &named {
-            Some((name, _)) => file.entry(name)?.clone(),
+            Some((name, _)) => {
+                let entry = file.entry(name)?.clone();
+                // What a flag or the environment says stands for what is wrong in it.
+                let address = entry.address.clone().filter(|_| self.address.is_none() && env("TESSERA_ADDRESS").is_none());
+                Entry { address, ..entry.clone() }.check(name)?;
+                entry
+            }
             None => Entry::default(),
         };
         let address = match (&self.address, env("TESSERA_ADDRESS"), &entry.address) {
@@ -167,8 +173,10 @@ impl Connection {
             }
             TokenPlace::Command(argv) => run_for_token(argv),
         };
+        // A file that somebody named is a setting that is wrong; that of `tessera dev` says that there is no cluster.
+        let missing = if self.token.1 == Origin::Default { Kind::Unavailable } else { Kind::Usage };
         read.map_err(|error| match error.kind {
-            Kind::NotFound => error.hint(
+            Kind::NotFound => CliError { kind: missing, ..error }.hint(
                 "start a cluster with `tessera dev`, or name the token of another one: --token-file, \
                  TESSERA_TOKEN_FILE, TESSERA_TOKEN or `tessera context set`; a master writes it to admin.token in \
                  its data directory",
@@ -195,6 +203,12 @@ fn base(address: &str) -> Result<reqwest::Url, CliError> {
     let url = reqwest::Url::parse(&text).map_err(|error| {
         CliError::new(Kind::Usage, format!("the address {address:?} is no URL: {error}"))
     })?;
+    // A word is a host, too, as far as URLs go, with a port that no master is at.
+    let port = address.rsplit_once(':').is_some_and(|(_, port)| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()));
+    if !address.contains("://") && !port {
+        return Err(CliError::new(Kind::Usage, format!("the address {address:?} names no port"))
+            .hint("http://HOST:PORT, or HOST:PORT; masters are at port 5050 unless they are told otherwise"));
+    }
     if url.scheme() != "http" || url.host_str().is_none() {
         return Err(CliError::new(
             Kind::Usage,
@@ -324,6 +338,10 @@ mod tests {
             "http://",
             "127.0.0.1:notaport",
             "127.0.0.1:80,",
+            "nonsense",
+            "localhost",
+            "[::1]",
+            "host:",
         ] {
             assert!(bases(bad).is_err(), "{bad}");
         }
@@ -366,10 +384,32 @@ mod tests {
             assert_eq!((found.address.0.as_str(), found.address.1), expected, "{args:?} {env:?}");
             assert_eq!(found.token, token, "{args:?} {env:?}");
         }
+        // One that is wrong is in nobody's way who does not mean it.
+        let wrong = ConfigFile::parse("[contexts.a]\naddress = \"nonsense\"\n[contexts.b]\naddress = \"b:1\"\n", Path::new("x")).unwrap();
+        for (context, address, good) in [("b", None, true), ("a", None, false), ("a", Some("c:1"), true)] {
+            let args = ConnectionArgs { context: Some(context.into()), address: address.map(str::to_owned), token_file: None };
+            assert_eq!(args.resolve_with(&wrong, &|_| None).is_ok(), good, "{context} {address:?}");
+        }
         let args = ConnectionArgs { context: Some("d".into()), ..ConnectionArgs::default() };
         let error = args.resolve_with(&config, &|_| None).unwrap_err();
         assert_eq!(error.kind, Kind::NotFound);
         assert!(error.hint.unwrap().contains("a, b, c"));
+    }
+
+    #[test]
+    fn a_token_that_is_not_there_is_a_wrong_setting_unless_nobody_named_it() {
+        let place = TokenPlace::File(PathBuf::from("/nowhere/token"));
+        for (origin, kind) in [
+            (Origin::Flag("token-file"), Kind::Usage),
+            (Origin::Env("TESSERA_TOKEN_FILE"), Kind::Usage),
+            (Origin::Context, Kind::Usage),
+            (Origin::Default, Kind::Unavailable),
+        ] {
+            let address = (super::DEFAULT_ADDRESS.to_owned(), Origin::Default);
+            let error = super::Connection { context: None, address, token: (place.clone(), origin) }.token().unwrap_err();
+            assert_eq!(error.kind, kind, "{error}");
+            assert!(error.hint.is_some_and(|hint| hint.contains("--token-file")));
+        }
     }
 
     #[test]

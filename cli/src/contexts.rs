@@ -45,6 +45,30 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Whether it can be used.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self, name: &str) -> Result<(), CliError> {
+        let about = |error: CliError| CliError {
+            kind: Kind::Usage,
+            message: format!("contexts.{name}: {}", error.message),
+            hint: error.hint.or_else(|| Some(format!("`tessera context set {name}` sets it anew, `tessera context rm {name}` removes it"))),
+            ..error
+        };
+        check_name(name).map_err(about)?;
+        if let Some(address) = &self.address {
+            bases(address).map_err(about)?;
+        }
+        if self.token_file.is_some() && self.token_command.is_some() {
+            return Err(about(CliError::failed("token_file and token_command exclude each other")));
+        }
+        if self.token_command.as_ref().is_some_and(Vec::is_empty) {
+            return Err(about(CliError::failed("token_command names no program")));
+        }
+        Ok(())
+    }
+
     /// Where its token is.
     pub fn token(&self) -> Option<TokenPlace> {
         match (&self.token_file, &self.token_command) {
@@ -106,26 +130,30 @@ impl ConfigFile {
     /// # Errors
     /// When something in it is wrong.
     pub fn parse(text: &str, path: &Path) -> Result<Self, CliError> {
-        let file: Self = toml::from_str(text).map_err(|error| wrong(text, path, &error))?;
-        for (name, entry) in &file.contexts {
-            let about = |error: CliError| CliError::new(Kind::Usage, format!("{}: contexts.{name}: {}", path.display(), error.message));
-            check_name(name).map_err(about)?;
-            if let Some(address) = &entry.address {
-                bases(address).map_err(about)?;
-            }
-            if entry.token_file.is_some() && entry.token_command.is_some() {
-                return Err(about(CliError::failed("token_file and token_command exclude each other")));
-            }
-            if entry.token_command.as_ref().is_some_and(Vec::is_empty) {
-                return Err(about(CliError::failed("token_command names no program")));
-            }
-        }
-        if let Some(current) = &file.current {
-            file.entry(current).map_err(|error| {
-                CliError::new(Kind::Usage, format!("{}: current: {}", path.display(), error.message))
-            })?;
-        }
-        Ok(file)
+        toml::from_str(text).map_err(|error| wrong(text, path, &error))
+    }
+
+    /// Judge everything in it; a command judges only the context that is in force, so that one which is wrong can be
+    /// left alone, set anew or removed.
+    ///
+    /// # Errors
+    /// When a context is wrong, or the one that is meant is not there.
+    pub fn check(&self) -> Result<(), CliError> {
+        self.contexts.iter().try_for_each(|(name, entry)| entry.check(name))?;
+        self.chosen().map(drop)
+    }
+
+    /// The context that is meant when nothing is said, if there is one.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn chosen(&self) -> Result<Option<&str>, CliError> {
+        let Some(current) = &self.current else { return Ok(None) };
+        self.entry(current).map(|_| Some(current.as_str())).map_err(|error| {
+            let place = Self::path().map_or_else(String::new, |path| format!("{}: ", path.display()));
+            let failed = CliError::new(Kind::Usage, format!("{place}current: {}", error.message));
+            failed.hint("`tessera context use NAME` chooses another, or name one with --context")
+        })
     }
 
     /// The context of this name.
@@ -219,7 +247,8 @@ mod tests {
             ("[contexts.a]\ntoken_command = []\n", "names no program", None),
             ("[contexts.a\n", "x:1", None),
         ] {
-            let error = ConfigFile::parse(text, Path::new("x")).unwrap_err();
+            let judged = |file: ConfigFile| file.check();
+            let error = ConfigFile::parse(text, Path::new("x")).and_then(judged).unwrap_err();
             assert!(error.message.contains(message), "{text}: {error}");
             assert!(!error.to_string().contains("secret"), "{error}");
             if let Some(hint) = hint {

@@ -8,7 +8,7 @@ use crate::error::{CliError, Kind};
 use crate::names::unknown_route;
 use crate::{Context, output};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// What masters say would happen.
 #[derive(Debug, Default, Deserialize)]
@@ -24,6 +24,31 @@ struct Rehearsal {
 /// # Errors
 /// When the masters would refuse it, do not know dry runs, or cannot be reached.
 pub async fn rehearse(context: &Context, client: &Client, request: Request) -> Result<(), CliError> {
+    let value = ask(client, request).await?;
+    if context.is_data() {
+        return output::document(&value);
+    }
+    told(&crate::api::read(&value)?).iter().try_for_each(|line| output::line(line))
+}
+
+/// As [`rehearse`], one request after the other, each for itself.
+///
+/// # Errors
+/// As [`rehearse`], with the first that would be refused.
+pub async fn rehearse_all(context: &Context, client: &Client, requests: Vec<Request>) -> Result<(), CliError> {
+    let mut items = Vec::new();
+    for request in requests {
+        let value = ask(client, request).await?;
+        if !context.is_data() {
+            told(&crate::api::read(&value)?).iter().try_for_each(|line| output::line(line))?;
+        }
+        items.push(value);
+    }
+    if context.is_data() { output::document(&json!({ "items": items })) } else { Ok(()) }
+}
+
+/// What masters say would happen.
+async fn ask(client: &Client, request: Request) -> Result<Value, CliError> {
     let api = match client.json(client.get(&["v1", "openapi.json"])).await {
         Err(error) if error.kind == Kind::NotFound => return Err(unknown_route("dry runs")),
         answer => answer?,
@@ -36,10 +61,7 @@ pub async fn rehearse(context: &Context, client: &Client, request: Request) -> R
     if value.get("dry_run").and_then(Value::as_bool) != Some(true) {
         return Err(CliError::failed("the masters do not say that this was a dry run: look whether it was carried out"));
     }
-    if context.is_data() {
-        return output::document(&value);
-    }
-    told(&crate::api::read(&value)?).iter().try_for_each(|line| output::line(line))
+    Ok(value)
 }
 
 /// Whether a description of the API has this request with the parameter `dry_run`.

@@ -21,6 +21,14 @@ struct Candidate {
     names: Vec<String>,
 }
 
+/// Reads the name of a role, so that a slip is found before anybody is asked.
+///
+/// # Errors
+/// When it cannot be one.
+pub fn parse_role(text: &str) -> Result<String, String> {
+    text.parse::<tessera_types::RoleName>().map(|_| text.to_owned()).map_err(|error| format!("{error}, for example eng/search"))
+}
+
 /// Whether `text` is how `name` begins, and does not end within a number.
 pub fn begins(name: &str, text: &str) -> bool {
     let Some(rest) = name.strip_prefix(text) else { return false };
@@ -30,10 +38,15 @@ pub fn begins(name: &str, text: &str) -> bool {
 
 /// The known word that is nearest to a mistyped one, if one is near.
 pub fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    // Two slips, or a third of a long word: more is another word.
-    let most = 2.max(word.len() / 3).min(word.len().saturating_sub(1));
+    // One slip in a short word, up to three in a long one, and none in one of two letters: more is another word.
+    let most = |other: &str| match word.chars().count().max(other.chars().count()) {
+        0..=2 => 0,
+        3..=5 => 1,
+        6..=8 => 2,
+        _ => 3,
+    };
     let near = known.iter().map(|&other| (distance(word, other), other));
-    near.filter(|(distance, _)| *distance <= most).min().map(|(_, other)| other)
+    near.filter(|(distance, other)| (1..=most(other)).contains(distance)).min().map(|(_, other)| other)
 }
 
 /// How many characters have to be put in, taken out, replaced, or swapped with their neighbour.
@@ -244,6 +257,9 @@ mod tests {
     #[test]
     fn slips_are_seen() {
         let known = ["address", "token_file", "token_command"];
+        for (word, near) in [("nix", None), ("zz", None), ("toke", None), ("addres", Some("address"))] {
+            assert_eq!(closest(word, &["x", "fx", "web", "address", "token_file"]), near, "{word}");
+        }
         for (word, near) in [("adress", Some("address")), ("tokenfile", Some("token_file")), ("x", None), ("colour", None)] {
             assert_eq!(closest(word, &known), near, "{word}");
         }

@@ -8,6 +8,7 @@ use crate::follow::{Pace, Patience};
 use crate::output;
 use std::io::{BufRead as _, Write as _};
 use std::time::{Duration, Instant};
+use tessera_types::parse_duration;
 
 /// Pictures of a wait on a terminal.
 const SPINNER: [char; 4] = ['|', '/', '-', '\\'];
@@ -43,6 +44,17 @@ impl YesArgs {
 
 fn is_yes(answer: &str) -> bool {
     matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes")
+}
+
+/// Reads how long to wait: a number of seconds, or with a unit, `10m`.
+///
+/// # Errors
+/// When it is neither.
+pub fn parse_seconds(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(seconds) => Ok(seconds),
+        Err(_) => parse_duration(text).map(|ms| ms.div_ceil(1_000)).map_err(|_| format!("{text:?} is neither seconds nor a duration such as 10m")),
+    }
 }
 
 /// How far something is.
@@ -164,9 +176,16 @@ impl Drop for Meter {
 
 #[cfg(test)]
 mod tests {
-    use super::{Step, Waiting, is_yes, until};
+    use super::{Step, Waiting, is_yes, parse_seconds, until};
     use crate::error::{CliError, Kind};
     use std::time::Duration;
+
+    #[test]
+    fn seconds_have_a_unit_or_none() {
+        for (text, expected) in [("5", Some(5)), ("5s", Some(5)), ("10m", Some(600)), ("1ms", Some(1)), ("x", None), ("-1", None), ("", None)] {
+            assert_eq!(parse_seconds(text).ok(), expected, "{text}");
+        }
+    }
 
     #[test]
     fn only_yes_is_yes() {

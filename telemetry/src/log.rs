@@ -6,7 +6,7 @@
 use serde_json::{Map, Value};
 use std::fmt;
 use std::sync::OnceLock;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
@@ -166,6 +166,14 @@ pub fn time(at: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:06}Z", since.subsec_micros())
 }
 
+/// A time in milliseconds since the Unix epoch as sentences have it, in UTC: `2025-01-31 23:59:59Z`.
+#[must_use]
+pub fn moment(at_ms: u64) -> String {
+    let at = time(SystemTime::UNIX_EPOCH + Duration::from_millis(at_ms));
+    let (day, of_day) = at.split_once('T').unwrap_or((&at, ""));
+    format!("{day} {}Z", of_day.split('.').next().unwrap_or_default())
+}
+
 /// Year, month and day so many days after 1970-01-01, by the calendar of 400 years of 146,097 days that begin in March.
 const fn date(days: u64) -> (u64, u64, u64) {
     let days = days + 719_468;
@@ -182,7 +190,6 @@ const fn date(days: u64) -> (u64, u64, u64) {
 mod tests {
     use super::*;
     use std::sync::{Arc, Mutex};
-    use std::time::Duration;
     use tracing_subscriber::fmt::MakeWriter;
 
     #[test]
@@ -195,6 +202,8 @@ mod tests {
         ] {
             assert_eq!(time(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)), text);
         }
+        assert_eq!(moment(1_735_689_599_999), "2024-12-31 23:59:59Z");
+        assert_eq!(moment(253_402_300_800_000), "10000-01-01 00:00:00Z");
     }
 
     #[derive(Clone, Default)]

@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
+use tessera_types::TaskState;
 
 /// Longer than a shell's user waits without wondering.
 const WITHIN: Duration = Duration::from_millis(300);
@@ -27,6 +28,8 @@ const NAMES_MAX: usize = 500;
 const TASKS_ASKED: usize = 500;
 /// Hexadecimal digits of a digest: without `sha256:`, whose colon shells take for the end of a word.
 const DIGITS: usize = 16;
+/// How a digest begins.
+const SHA256: &str = "sha256:";
 
 /// Arguments of `tessera completion`.
 #[derive(Debug, clap::Args)]
@@ -90,9 +93,15 @@ const FISH: &str = r#"# Completion of tessera for fish.
 function __tessera_complete
     set -l words (commandline -opc)
     set -l current (commandline -ct)
-    tessera __complete -- $words[2..-1] "$current" 2>/dev/null
+    set -l found (tessera __complete -- $words[2..-1] "$current" 2>/dev/null)
+    # Files are names where nothing else is.
+    if test (count $found) -gt 0
+        printf '%s\n' $found
+    else
+        __fish_complete_path $current
+    end
 end
-complete -c tessera -k -a '(__tessera_complete)'
+complete -c tessera -f -k -a '(__tessera_complete)'
 "#;
 
 /// Write the completion of a shell.
@@ -128,6 +137,12 @@ enum Names {
     Contexts,
     Offers,
     Masters,
+    /// Of the history of a framework.
+    Versions,
+    /// Of a framework's state.
+    Keys,
+    /// Of a framework's configuration.
+    Settings,
 }
 
 /// A word, and what it is.
@@ -144,6 +159,8 @@ struct Position {
     before: String,
     /// The unfinished word, as far as it is compared.
     current: String,
+    /// It is the value of an option.
+    is_option: bool,
     /// Values of arguments by their ids.
     values: BTreeMap<String, String>,
 }
@@ -153,7 +170,14 @@ struct Position {
 /// # Errors
 /// When stdout cannot be written to.
 pub async fn run(_context: &Context, args: CompleteArgs) -> Result<ExitCode, CliError> {
-    let position = read_line(&joined(&args.words));
+    let words = joined(&args.words);
+    let position = read_line(&words);
+    // Bash puts what is said in the place of its own last word only.
+    let glued = match (words.last(), args.words.last()) {
+        (Some(whole), Some(last)) if is_sign(last) => whole.len(),
+        (Some(whole), Some(last)) => whole.len().saturating_sub(last.len()),
+        _ => 0,
+    };
     let mut candidates = position.known.clone();
     if let Some(names) = position.names {
         let asked = tokio::time::timeout(WITHIN, ask(names, &position)).await;
@@ -166,9 +190,10 @@ pub async fn run(_context: &Context, args: CompleteArgs) -> Result<ExitCode, Cli
         // A shell would take it apart.
         .filter(|(word, _)| !word.contains(char::is_whitespace))
         .take(NAMES_MAX)
-        .map(|(word, what)| match what.is_empty() {
-            true => format!("{}{word}", position.before),
-            false => format!("{}{word}\t{what}", position.before),
+        .map(|(word, what)| {
+            let word = format!("{}{word}", position.before);
+            let word = word.get(glued..).unwrap_or_default();
+            if what.is_empty() { word.to_owned() } else { format!("{word}\t{what}") }
         })
         .collect();
     lines.sort_unstable();
@@ -179,12 +204,16 @@ pub async fn run(_context: &Context, args: CompleteArgs) -> Result<ExitCode, Cli
     Ok(ExitCode::SUCCESS)
 }
 
+fn is_sign(word: &str) -> bool {
+    matches!(word, "=" | ":")
+}
+
 /// Bash gives `--a=b` and `http://h:1` as several words.
 fn joined(words: &[String]) -> Vec<String> {
     let mut joined: Vec<String> = Vec::new();
     let mut glue = false;
     for word in words {
-        let sign = word == "=" || word == ":";
+        let sign = is_sign(word);
         match joined.last_mut() {
             Some(last) if (sign || glue) && !last.is_empty() => last.push_str(word),
             _ => joined.push(word.clone()),
@@ -230,6 +259,7 @@ fn read_line(words: &[String]) -> Position {
     }
     position.current = current;
     if let Some(arg) = pending {
+        position.is_option = true;
         position.expect(arg, &path);
     } else if behind {
         // What stands behind `--` is another program's.
@@ -237,6 +267,7 @@ fn read_line(words: &[String]) -> Position {
         if let Some((arg, _)) = option_of(command, name) {
             position.before = format!("{name}=");
             position.current = value.to_owned();
+            position.is_option = true;
             position.expect(arg, &path);
         }
     } else if position.current.starts_with('-') {
@@ -263,6 +294,15 @@ impl Position {
             (value.get_name().to_owned(), value.get_help().map(ToString::to_string).unwrap_or_default())
         }));
         let id = arg.get_id().as_str();
+        if arg.get_value_delimiter() == Some(',')
+            && let Some((before, last)) = self.current.clone().rsplit_once(',')
+        {
+            self.before = format!("{}{before},", self.before);
+            self.current = last.to_owned();
+        }
+        if id == "state" && path == ["task", "ls"] {
+            self.known.extend(TaskState::ALL.iter().map(|state| (state.name().to_owned(), String::new())));
+        }
         let name = arg.get_value_names().and_then(|names| names.first()).map_or("", |name| name.as_str());
         self.names = match (id, name) {
             ("framework", _) | (_, "FRAMEWORK") if self.current.contains('/') && path.first() != Some(&"framework") => {
@@ -272,7 +312,20 @@ impl Position {
             ("task", _) | (_, "TASK") => Some(Names::Tasks),
             ("agent", _) | (_, "AGENT") => Some(Names::Agents),
             ("role", _) | (_, "ROLE") => Some(Names::Roles),
-            ("digest" | "digests" | "component", _) => Some(Names::Components),
+            ("digest" | "digests" | "component" | "positional", _) => {
+                // It is shown with it and taken with it.
+                if let Some(rest) = self.current.strip_prefix(SHA256) {
+                    self.before = format!("{}{SHA256}", self.before);
+                    self.current = rest.to_owned();
+                }
+                Some(Names::Components)
+            }
+            ("number" | "to", _) if path == ["framework", "rollback"] => Some(Names::Versions),
+            ("key" | "keys", _) if path.starts_with(&["framework", "state"]) => Some(Names::Keys),
+            ("values" | "unset", _) if path == ["framework", "config", "set"] => {
+                // The value of a key is nobody's to say.
+                Some(Names::Settings).filter(|_| !self.current.contains('='))
+            }
             ("context", _) => Some(Names::Contexts),
             ("offers", _) => Some(Names::Offers),
             ("node", _) => Some(Names::Masters),
@@ -337,6 +390,8 @@ async fn ask(names: Names, position: &Position) -> Result<Vec<Candidate>, CliErr
         return Ok(Vec::new());
     }
     let client = Client::connect(&args)?;
+    let framework = value("framework");
+    let below = |last: &str| framework.as_deref().map(|framework| client.get(&["v1", "frameworks", framework, last]));
     let quick = |request: crate::client::Request| request.retry_for(Duration::ZERO).within(WITHIN);
     let slashed = position.current.split_once('/').map(|(framework, _)| framework.to_owned());
     let request = match names {
@@ -346,6 +401,18 @@ async fn ask(names: Names, position: &Position) -> Result<Vec<Candidate>, CliErr
         Names::Components => client.get(&["v1", "components"]),
         Names::Offers => client.get(&["v1", "offers"]),
         Names::Masters => client.get(&["v1", "masters"]),
+        Names::Versions => match &framework {
+            Some(framework) => client.get(&["v1", "frameworks", framework]),
+            None => return Ok(Vec::new()),
+        },
+        Names::Keys => match below("state") {
+            Some(request) => request.query("limit", NAMES_MAX),
+            None => return Ok(Vec::new()),
+        },
+        Names::Settings => match below("config") {
+            Some(request) => request,
+            None => return Ok(Vec::new()),
+        },
         Names::Contexts => return Ok(Vec::new()),
         Names::Tasks => match value("framework").or_else(|| slashed.clone()) {
             Some(framework) => client.get(&["v1", "tasks"]).query("limit", TASKS_ASKED).query("framework", framework),
@@ -353,7 +420,12 @@ async fn ask(names: Names, position: &Position) -> Result<Vec<Candidate>, CliErr
         },
     };
     let list = client.json(quick(request)).await?;
-    let items = list.get("items").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    if names == Names::Settings {
+        let keys = list.get("config").and_then(Value::as_object).into_iter().flatten();
+        let sign = if position.is_option { "" } else { "=" };
+        return Ok(keys.map(|(key, value)| (format!("{key}{sign}"), value.as_str().unwrap_or_default().to_owned())).collect());
+    }
+    let items = list.get("items").or_else(|| list.get("versions")).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     let prefix = slashed.filter(|_| names == Names::Tasks && value("framework").is_none());
     Ok(items.iter().filter_map(|item| candidate(names, item, prefix.as_deref())).collect())
 }
@@ -366,7 +438,7 @@ fn candidate(names: Names, item: &Value, prefix: Option<&str>) -> Option<Candida
         Names::Roles => (text("role"), String::new()),
         Names::Components => {
             let digest = text("digest");
-            (digest.strip_prefix("sha256:")?.chars().take(DIGITS).collect(), text("world"))
+            (digest.strip_prefix(SHA256)?.chars().take(DIGITS).collect(), text("world"))
         }
         Names::Tasks => {
             let task = text("task");
@@ -374,7 +446,9 @@ fn candidate(names: Names, item: &Value, prefix: Option<&str>) -> Option<Candida
         }
         Names::Offers => (text("id"), text("agent")),
         Names::Masters => (item.get("node")?.to_string(), text("name")),
-        Names::Contexts => return None,
+        Names::Versions => (item.get("version")?.to_string(), format!("{} {}", text("how"), text("outcome"))),
+        Names::Keys => (text("key"), String::new()),
+        Names::Contexts | Names::Settings => return None,
     };
     (!word.is_empty()).then_some((word, what))
 }
@@ -415,6 +489,17 @@ mod tests {
             ("run -- tes", None, None),
             ("operator raft transfer ", None, Some(Names::Masters)),
             ("completion ", Some("fish"), None),
+            ("task ls --state TASK_R", Some("TASK_RUNNING"), None),
+            ("task ls --state TASK_RUNNING,TASK_K", Some("TASK_KILLING"), None),
+            ("component inspect sha256:0f", None, Some(Names::Components)),
+            ("framework upgrade words ", None, Some(Names::Components)),
+            ("framework rollback words ", None, Some(Names::Versions)),
+            ("framework rollback words --to ", None, Some(Names::Versions)),
+            ("framework state get words ", None, Some(Names::Keys)),
+            ("framework state rm words a ", None, Some(Names::Keys)),
+            ("framework config set words ", None, Some(Names::Settings)),
+            ("framework config set words a=", None, None),
+            ("offer rm ", None, Some(Names::Offers)),
         ] {
             let position = read_line(&words(line));
             assert_eq!(position.names, names, "{line}");
@@ -424,7 +509,15 @@ mod tests {
             }
         }
         assert_eq!(read_line(&words("--address h:1 task inspect words ")).values["address"], "h:1");
-        assert_eq!(read_line(&words("task ls --framework=wo")).before, "--framework=");
+        for (line, before, current) in [
+            ("task ls --framework=wo", "--framework=", "wo"),
+            ("component inspect sha256:0f", "sha256:", "0f"),
+            ("framework create w --component=sha256:0f", "--component=sha256:", "0f"),
+            ("task ls --state=TASK_LOST,TASK_K", "--state=TASK_LOST,", "TASK_K"),
+        ] {
+            let position = read_line(&words(line));
+            assert_eq!((position.before.as_str(), position.current.as_str()), (before, current), "{line}");
+        }
     }
 
     #[test]
@@ -440,6 +533,8 @@ mod tests {
             (Names::Components, json!({"digest": format!("sha256:{}", "0f".repeat(32))}), None, "0f0f0f0f0f0f0f0f"),
             (Names::Tasks, json!({"task": "t"}), Some("words"), "words/t"),
             (Names::Masters, json!({"node": 2, "name": "m"}), None, "2"),
+            (Names::Versions, json!({"version": 3, "how": "upgraded"}), None, "3"),
+            (Names::Keys, json!({"key": "jobs/1", "bytes": 2}), None, "jobs/1"),
         ] {
             assert_eq!(candidate(names, &item, prefix).unwrap().0, word);
         }

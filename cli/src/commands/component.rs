@@ -4,12 +4,12 @@
 //! transfer that went wrong is noticed. Must never judge a component.
 
 use crate::api::{Component, read};
-use crate::client::Client;
+use crate::client::{Client, Request};
 use crate::commands::component_end::{self, PruneArgs, RmArgs, digest_of};
 use crate::error::{CliError, Kind, io_error};
 use crate::list::{self, List, WatchArgs};
 use crate::output::{Column, col, text};
-use crate::{Context, output};
+use crate::{Context, dry, output};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -33,7 +33,7 @@ pub enum ComponentCommand {
     /// Add a component from a file or a registry; one that is known already is not stored twice
     #[command(
         visible_alias = "push",
-        after_help = "Examples:\n  tessera component add wordcount.wasm\n  tessera component add oci://ghcr.io/example/wordcount:v1\n  tessera component add oci://127.0.0.1:5000/wordcount@sha256:0f3a… --plain-http\n\nA registry is asked by the master, and has to be one that its operator listed with --component-registry.\nA tag is resolved once: the component keeps the digest that it had then."
+        after_help = "Examples:\n  tessera component add wordcount.wasm\n  tessera component add wordcount.wasm --dry-run   # judged, and not kept\n  tessera component add oci://ghcr.io/example/wordcount:v1\n  tessera component add oci://127.0.0.1:5000/wordcount@sha256:0f3a… --plain-http\n\nA registry is asked by the master, and has to be one that its operator listed with --component-registry.\nA tag is resolved once: the component keeps the digest that it had then."
     )]
     Add {
         /// A .wasm file, or oci://HOST/REPOSITORY:TAG or @sha256:…
@@ -42,6 +42,9 @@ pub enum ComponentCommand {
         /// Ask the registry without TLS; only for one on the master's machine
         #[arg(long)]
         plain_http: bool,
+        /// Only have it judged, and say what would be added
+        #[arg(long)]
+        dry_run: bool,
     },
     /// List the components that the cluster has
     #[command(after_help = "Examples:\n  tessera component ls\n  tessera component ls --unused -o wide")]
@@ -72,6 +75,25 @@ pub enum ComponentCommand {
     },
 }
 
+/// A component on the command line of what runs it.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ComponentArg {
+    /// Digest of a component, or a file, which is uploaded, or oci://…
+    #[arg(value_name = "COMPONENT|FILE", required_unless_present = "component")]
+    positional: Option<String>,
+    /// The same as a flag
+    #[arg(long, value_name = "DIGEST|FILE", conflicts_with = "positional")]
+    component: Option<String>,
+}
+
+impl ComponentArg {
+    /// What was named.
+    pub fn named(&self) -> &str {
+        // One of them is required.
+        self.component.as_deref().or(self.positional.as_deref()).unwrap_or_default()
+    }
+}
+
 /// Run it.
 ///
 /// # Errors
@@ -79,16 +101,19 @@ pub enum ComponentCommand {
 pub async fn run(context: &Context, command: ComponentCommand) -> Result<ExitCode, CliError> {
     let client = context.client()?;
     match command {
-        ComponentCommand::Add { source, plain_http } => {
-            let value = if source.starts_with(OCI_SCHEME) {
-                pull(&client, &source, plain_http).await?
+        ComponentCommand::Add { source, plain_http, dry_run } => {
+            let request = if source.starts_with(OCI_SCHEME) {
+                pull(&client, &source, plain_http)
             } else if plain_http {
                 let text = "--plain-http is for oci:// only";
                 return Err(CliError::new(Kind::Usage, text));
             } else {
-                push(&client, Path::new(&source)).await?
+                upload(&client, Path::new(&source))?
             };
-            added(context, &source, &value)?;
+            match dry_run {
+                true => dry::rehearse(context, &client, request).await?,
+                false => added(context, &source, &client.json(request).await?)?,
+            }
         }
         ComponentCommand::Ls { unused, watch } => {
             let keep = |item: &Value| !unused || item.get("uses").and_then(Value::as_u64) == Some(0);
@@ -280,13 +305,12 @@ pub async fn fetch(client: &Client, digest: &str, file: &Path) -> Result<(), Cli
         .map_err(|error| io_error("write", file, &error.error))
 }
 
-async fn pull(client: &Client, source: &str, plain_http: bool) -> Result<Value, CliError> {
-    let request = client
+fn pull(client: &Client, source: &str, plain_http: bool) -> Request {
+    client
         .post(&["v1", "components"])
         .json(json!({"source": source, "plain_http": plain_http}))
         .within(PULL_TIMEOUT)
-        .repeatable();
-    client.json(request).await
+        .repeatable()
 }
 
 /// Upload a file; the answer of the master.
@@ -294,6 +318,10 @@ async fn pull(client: &Client, source: &str, plain_http: bool) -> Result<Value, 
 /// # Errors
 /// When it cannot be read, is too large, or is refused.
 pub async fn push(client: &Client, file: &Path) -> Result<Value, CliError> {
+    client.json(upload(client, file)?).await
+}
+
+fn upload(client: &Client, file: &Path) -> Result<Request, CliError> {
     // The length that a file has says nothing of what a device or a pipe would give.
     let mut bytes = Vec::new();
     File::open(file)
@@ -311,14 +339,48 @@ pub async fn push(client: &Client, file: &Path) -> Result<Value, CliError> {
         .hint("build in release mode and strip it: opt-level = \"s\", strip = true"));
     }
     let digest = Digest::of(&bytes).to_string();
-    let request = client
+    Ok(client
         .post(&["v1", "components"])
         .query("digest", digest)
         .bytes(bytes)
         .progress(format!("uploading {}", file.display()))
         .within(PULL_TIMEOUT)
-        .repeatable();
-    client.json(request).await
+        .repeatable())
+}
+
+/// Rehearse what needs a component. Masters rehearse it with what they have only: what has to be added for it is removed
+/// again, whatever they say.
+///
+/// # Errors
+/// When it is no component, or it or the request would be refused.
+pub async fn rehearse_with(
+    context: &Context,
+    client: &Client,
+    component: &str,
+    request: impl FnOnce(&str) -> Request,
+) -> Result<(), CliError> {
+    let path = Path::new(component);
+    let added = if component.starts_with(OCI_SCHEME) {
+        Some(client.json(pull(client, component, false)).await?)
+    } else if component.parse::<Digest>().is_err() && path.is_file() {
+        Some(push(client, path).await?)
+    } else {
+        None
+    };
+    let Some(added) = added else {
+        let digest = resolve(client, component).await?;
+        return dry::rehearse(context, client, request(&digest)).await;
+    };
+    let added: Component = read(&added)?;
+    let said = dry::rehearse(context, client, request(&added.digest)).await;
+    if added.created {
+        match client.json(client.delete(&["v1", "components", &added.digest])).await {
+            Ok(_) => output::note(&format!("{component} was uploaded for this, and is removed again")),
+            // Somebody uses it by now, or nobody answers.
+            Err(error) => output::note(&format!("{component} was uploaded for this, and stays: {}", error.message)),
+        }
+    }
+    said
 }
 
 /// The digest that is meant: a digest as it is, or that of a file or of an artifact in a registry, which
@@ -331,7 +393,7 @@ pub async fn resolve(client: &Client, component: &str) -> Result<String, CliErro
         return Ok(component.to_owned());
     }
     if component.starts_with(OCI_SCHEME) {
-        let pulled: Component = read(&pull(client, component, false).await?)?;
+        let pulled: Component = read(&client.json(pull(client, component, false)).await?)?;
         return Ok(pulled.digest);
     }
     let path = Path::new(component);

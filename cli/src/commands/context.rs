@@ -3,7 +3,7 @@
 //! Must never print a token, nor open a connection.
 
 use crate::commands::agent;
-use crate::connection::{Connection, Origin, bases};
+use crate::connection::{Connection, ConnectionArgs, Origin, TokenPlace, bases};
 use crate::contexts::{ConfigFile, Entry, check_name};
 use crate::error::{CliError, Kind};
 use crate::output::{Column, col, text};
@@ -27,7 +27,7 @@ pub enum ContextCommand {
     },
     /// Make a context, or change what is named
     #[command(
-        after_help = "Examples:\n  tessera context set prod --url http://10.0.0.1:5050,http://10.0.0.2:5050 --token-from ~/.tessera-prod --use\n  tessera context set prod --token-command pass --token-command show --token-command tessera/prod\n\nTokens do not stand in the file: it names the file or the command that has one. A token goes to the addresses of its\ncontext only, whatever --address says."
+        after_help = "Examples:\n  tessera context set prod --url http://10.0.0.1:5050,http://10.0.0.2:5050 --token-file ~/.tessera-prod --use\n  tessera context set prod --token-command pass --token-command show --token-command tessera/prod\n\nTokens do not stand in the file: it names the file or the command that has one. A token goes to the addresses of its\ncontext only, whatever --address says."
     )]
     Set(SetArgs),
     /// Remove a context
@@ -48,10 +48,10 @@ pub enum ContextCommand {
 pub struct SetArgs {
     /// Its name
     name: String,
-    /// Addresses of its masters, separated by commas
+    /// Addresses of its masters, separated by commas; `--address` is the same here
     #[arg(long, value_name = "URL")]
     url: Option<String>,
-    /// The file with its token, for its owner alone (mode 0600)
+    /// The file with its token, for its owner alone (mode 0600); `--token-file` is the same here
     #[arg(long, value_name = "FILE", conflicts_with = "token_command")]
     token_from: Option<PathBuf>,
     /// A command that writes its token to stdout; each further one is an argument of it
@@ -94,7 +94,7 @@ pub fn run(context: &Context, command: ContextCommand) -> Result<ExitCode, CliEr
             file.save()?;
             output::note(&format!("{name} is meant from now on"));
         }
-        ContextCommand::Set(args) => set(args)?,
+        ContextCommand::Set(args) => set(args.with(&context.connection)?)?,
         ContextCommand::Rm { name, yes } => {
             let mut file = ConfigFile::load()?;
             file.entry(&name)?;
@@ -138,12 +138,40 @@ fn list(context: &Context) -> Result<(), CliError> {
     output::table(&COLUMNS, rows.collect(), "no contexts; `tessera context set NAME --url URL` makes one")
 }
 
+/// What two flags say that mean the same here.
+fn either<T>(own: Option<T>, global: Option<T>, flags: &str) -> Result<Option<T>, CliError> {
+    match (own, global) {
+        (Some(_), Some(_)) => Err(CliError::new(Kind::Usage, format!("{flags} mean the same here: give one of them"))),
+        (own, global) => Ok(own.or(global)),
+    }
+}
+
+impl SetArgs {
+    /// The flags of every command say what the context is to be, and not which cluster is asked: none is.
+    fn with(mut self, global: &ConnectionArgs) -> Result<Self, CliError> {
+        self.url = either(self.url, global.address.clone(), "--url and --address")?;
+        self.token_from = either(self.token_from, global.token_file.clone(), "--token-from and --token-file")?;
+        if self.token_from.is_some() && !self.token_command.is_empty() {
+            return Err(CliError::new(Kind::Usage, "--token-file and --token-command exclude each other"));
+        }
+        if self.url.is_none() && self.token_from.is_none() && self.token_command.is_empty() && !self.choose {
+            let text = format!("what is to be set of the context {}?", self.name);
+            return Err(CliError::new(Kind::Usage, text).hint("--url URL, --token-file FILE, --token-command WORD or --use"));
+        }
+        Ok(self)
+    }
+}
+
 fn set(args: SetArgs) -> Result<(), CliError> {
     check_name(&args.name)?;
     if let Some(url) = &args.url {
         bases(url)?;
     }
     let mut file = ConfigFile::load()?;
+    if args.url.is_none() && args.token_from.is_none() && args.token_command.is_empty() {
+        // Only chosen, which makes none.
+        file.entry(&args.name)?;
+    }
     let entry = file.contexts.entry(args.name.clone()).or_default();
     if args.url.is_some() {
         entry.address = args.url;
@@ -161,7 +189,13 @@ fn set(args: SetArgs) -> Result<(), CliError> {
     if args.choose || first {
         file.current = Some(args.name.clone());
     }
+    let token = file.contexts.get(&args.name).and_then(Entry::token);
     let path = file.save()?;
+    match &token {
+        Some(TokenPlace::File(file)) if !file.is_file() => output::note(&format!("there is no file {} yet", file.display())),
+        Some(_) => {}
+        None => output::note("it has no token of its own: --token-file FILE or --token-command WORD names one"),
+    }
     let used = if args.choose || first { ", and is meant from now on" } else { "" };
     output::note(&format!("{} is in {}{used}", args.name, path.display()));
     Ok(())
@@ -213,8 +247,9 @@ pub fn run_config(context: &Context, command: ConfigCommand) -> Result<ExitCode,
                 let text = format!("{} is not there", path.display());
                 return Err(CliError::new(Kind::NotFound, text).hint("`tessera context set` makes one"));
             }
-            let contexts = ConfigFile::load_from(&path)?.contexts.len();
-            (path, format!("{contexts} contexts"))
+            let file = ConfigFile::load_from(&path)?;
+            file.check().map_err(|error| CliError { message: format!("{}: {}", path.display(), error.message), ..error })?;
+            (path, format!("{} contexts", file.contexts.len()))
         }
     };
     if context.is_data() {
@@ -223,4 +258,43 @@ pub fn run_config(context: &Context, command: ConfigCommand) -> Result<ExitCode,
         output::line(&format!("{} is right: {what}", path.display()))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Kind, SetArgs};
+    use crate::connection::ConnectionArgs;
+    use std::path::PathBuf;
+
+    #[test]
+    fn flags_of_every_command_say_what_a_context_is_to_be() {
+        type Flags = [Option<&'static str>; 2];
+        // --url and --token-from, --address and --token-file, and what they come to.
+        let cases: [(Flags, Flags, &[&str], Option<Flags>); 7] = [
+            ([Some("a:1"), Some("/t")], [None, None], &[], Some([Some("a:1"), Some("/t")])),
+            ([None, None], [Some("a:1"), Some("/t")], &[], Some([Some("a:1"), Some("/t")])),
+            ([Some("a:1"), None], [None, Some("/t")], &[], Some([Some("a:1"), Some("/t")])),
+            ([Some("a:1"), None], [None, None], &["pass"], Some([Some("a:1"), None])),
+            ([Some("a:1"), None], [Some("b:1"), None], &[], None),
+            ([None, None], [None, Some("/t")], &["pass"], None),
+            ([None, None], [None, None], &[], None),
+        ];
+        for ([url, from], [address, token_file], command, expected) in cases {
+            let args = SetArgs {
+                name: "lab".into(),
+                url: url.map(str::to_owned),
+                token_from: from.map(PathBuf::from),
+                token_command: command.iter().map(|&word| word.to_owned()).collect(),
+                choose: false,
+            };
+            let global = ConnectionArgs { address: address.map(str::to_owned), token_file: token_file.map(PathBuf::from), context: None };
+            match (args.with(&global), expected) {
+                (Ok(found), Some([url, file])) => {
+                    assert_eq!((found.url.as_deref(), found.token_from), (url, file.map(PathBuf::from)));
+                }
+                (Err(error), None) => assert_eq!(error.kind, Kind::Usage),
+                (found, expected) => panic!("{found:?} instead of {expected:?}"),
+            }
+        }
+    }
 }

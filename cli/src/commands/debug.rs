@@ -8,8 +8,10 @@ use crate::commands::doctor;
 use crate::error::{CliError, Kind, io_error};
 use crate::list::all_items;
 use crate::output::{Column, col, text};
+use crate::sse::Reader;
 use crate::wait::YesArgs;
 use crate::{Context, output};
+use futures::StreamExt as _;
 use serde_json::{Value, json};
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -25,6 +27,10 @@ const ITEMS_MAX: usize = 10_000;
 const FRAMEWORKS_MAX: usize = 200;
 /// The end of each log.
 const LOG_BYTES: u64 = 65_536;
+/// After so long without one there are no more events.
+const EVENTS_PAUSE: Duration = Duration::from_millis(500);
+/// Several times what 10,000 events have, which is as many as masters keep.
+const EVENTS_BYTES_MAX: usize = 16 << 20;
 /// What stands in the place of something that is not shown.
 const HIDDEN: &str = "(hidden)";
 
@@ -62,7 +68,7 @@ const PARTS: [Part; 13] = [
     Part { file: "health.json", segments: &["health"], what: "whether the master that is asked leads" },
     Part { file: "masters.json", segments: &["v1", "masters"], what: "masters, their addresses and how they are" },
     Part { file: "agents.json", segments: &["v1", "agents"], what: "agents, their hosts' names, attributes and use" },
-    Part { file: "frameworks.json", segments: &["v1", "frameworks"], what: "frameworks without values of configuration" },
+    Part { file: "frameworks.json", segments: &["v1", "frameworks"], what: "frameworks; values of their configurations with --config-values only" },
     Part { file: "tasks.json", segments: &["v1", "tasks"], what: "tasks, their states and messages" },
     Part { file: "components.json", segments: &["v1", "components"], what: "digests of components and who uses them" },
     Part { file: "roles.json", segments: &["v1", "roles"], what: "roles, their quota and use" },
@@ -85,8 +91,10 @@ pub async fn run(context: &Context, args: DebugArgs) -> Result<ExitCode, CliErro
         return Ok(ExitCode::SUCCESS);
     }
     let path = args.file.clone().unwrap_or_else(|| {
-        let time: String = output::time(output::now_ms()).chars().filter(char::is_ascii_digit).collect();
-        PathBuf::from(format!("tessera-debug-{time}.tar.gz"))
+        let now = output::now_ms();
+        let time: String = output::time(now).chars().filter(char::is_ascii_digit).collect();
+        // Two within one second do not meet.
+        PathBuf::from(format!("tessera-debug-{time}-{:03}.tar.gz", now % 1_000))
     });
     args.yes.confirm(&format!("This is written to {}.", path.display()))?;
     let token = context.connection.resolve()?.token()?;
@@ -110,6 +118,7 @@ pub async fn run(context: &Context, args: DebugArgs) -> Result<ExitCode, CliErro
 fn show_contents(context: &Context, args: &DebugArgs) -> Result<(), CliError> {
     let mut rows: Vec<[&str; 2]> = vec![["doctor.json", "what `tessera doctor` finds on this machine and in the cluster"]];
     rows.extend(PARTS.iter().map(|part| [part.file, part.what]));
+    rows.push(["events.jsonl", "the last events of the cluster, as many as masters keep"]);
     rows.push(["explain/*.json", "why each framework gets what it gets"]);
     if args.logs {
         rows.push(["logs/*", "the end of each scheduler's log"]);
@@ -181,6 +190,10 @@ async fn gather(client: &Client, bundle: &mut Bundle, logs: bool) {
             Err(error) => bundle.failed(part.file, &error),
         }
     }
+    match events(client).await {
+        Ok(text) => bundle.add_text("events.jsonl", text),
+        Err(error) => bundle.failed("events.jsonl", &error),
+    }
     for framework in frameworks.iter().take(FRAMEWORKS_MAX) {
         let request = client.get(&["v1", "explain"]).query("framework", framework);
         match client.json(request.retry_for(Duration::ZERO).within(ASK_FOR)).await {
@@ -192,6 +205,23 @@ async fn gather(client: &Client, bundle: &mut Bundle, logs: bool) {
             bundle.add_text(&format!("logs/{framework}.jsonl"), text);
         }
     }
+}
+
+/// All events that the master that is asked keeps, one document per line: the stream is left when it pauses.
+async fn events(client: &Client) -> Result<Vec<u8>, CliError> {
+    let request = client.get(&["v1", "events"]).header("accept", "text/event-stream").header("last-event-id", "0-0");
+    let mut stream = client.send(request.retry_for(Duration::ZERO).within(ASK_FOR)).await?.bytes_stream();
+    let (mut reader, mut text) = (Reader::default(), Vec::new());
+    while let Ok(Some(Ok(chunk))) = tokio::time::timeout(EVENTS_PAUSE, stream.next()).await {
+        for event in reader.push(&chunk)? {
+            text.extend_from_slice(event.data.as_bytes());
+            text.push(b'\n');
+        }
+        if text.len() > EVENTS_BYTES_MAX {
+            break;
+        }
+    }
+    Ok(text)
 }
 
 /// The end of a scheduler's log.

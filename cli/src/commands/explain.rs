@@ -18,6 +18,7 @@ pub enum ExplainCommand {
     #[command(after_help = "Example:\n  tessera explain role eng/search")]
     Role {
         /// The role
+        #[arg(value_parser = names::parse_role)]
         role: String,
         #[command(flatten)]
         watch: WatchArgs,

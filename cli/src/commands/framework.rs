@@ -13,7 +13,8 @@ use crate::error::{CliError, Kind};
 use crate::follow::{Pace, Patience, Tail};
 use crate::list::{self, List, WatchArgs};
 use crate::output::{Column, col, text, wide};
-use crate::wait::{Step, Waiting, YesArgs, until};
+use crate::wait::{Step, Waiting, YesArgs, parse_seconds, until};
+use crate::scheduler_log::{self, Lines};
 use crate::{Context, dry, names, output};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -41,11 +42,10 @@ pub enum FrameworkCommand {
     Create {
         /// Its name: a-z 0-9 -
         name: String,
-        /// Digest of a component, or a file, which is uploaded
-        #[arg(long, value_name = "DIGEST|FILE")]
-        component: String,
+        #[command(flatten)]
+        component: component::ComponentArg,
         /// Whose share of the cluster it uses
-        #[arg(long, default_value = "default")]
+        #[arg(long, default_value = "default", value_parser = names::parse_role)]
         role: String,
         /// An entry of its configuration; may be repeated
         #[arg(long, value_name = "KEY=VALUE", value_parser = parse_pair)]
@@ -59,7 +59,7 @@ pub enum FrameworkCommand {
         #[arg(long, conflicts_with = "dry_run")]
         wait: bool,
         /// Wait so long
-        #[arg(long, value_name = "SECONDS", default_value_t = lifecycle::WAIT_SECONDS, requires = "wait")]
+        #[arg(long, value_name = "TIME", value_parser = parse_seconds, default_value_t = lifecycle::WAIT_SECONDS, requires = "wait")]
         timeout: u64,
     },
     /// List frameworks
@@ -76,8 +76,8 @@ pub enum FrameworkCommand {
         #[command(flatten)]
         watch: WatchArgs,
     },
-    /// Show the log of a framework's scheduler
-    #[command(after_help = "Examples:\n  tessera framework logs words\n  tessera framework logs -f words")]
+    /// Show the log of a framework's scheduler; with -o json as it was written, one document per line
+    #[command(after_help = "Examples:\n  tessera framework logs words\n  tessera framework logs -f words\n  tessera framework logs words -o json | jq -r .text")]
     Logs {
         /// Wait for more
         #[arg(short, long)]
@@ -95,16 +95,19 @@ pub enum FrameworkCommand {
     /// Go back to an earlier component; while an upgrade is not final, give it up
     Rollback(lifecycle::RollbackArgs),
     /// Show or change the configuration of a framework; its scheduler is told
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Examples:\n  tessera framework config get words\n  tessera framework config set words pace-ms=50")]
     Config(lifecycle::ConfigCommand),
     /// Start a quarantined scheduler again
-    #[command(after_help = "Example:\n  tessera framework release words")]
+    #[command(after_help = "Examples:\n  tessera framework release words --dry-run\n  tessera framework release words")]
     Release {
         /// Name or id
         framework: String,
+        /// Only say what would be started
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Read and write keys of a framework's state
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Examples:\n  tessera framework state ls words\n  tessera framework state get words table > table.bin")]
     State(state::StateCommand),
     /// List custom executors and their children
     Executors(executor::ExecutorsArgs),
@@ -128,7 +131,7 @@ pub struct RmArgs {
     #[arg(long, conflicts_with = "dry_run")]
     wait: bool,
     /// Wait so long
-    #[arg(long, value_name = "SECONDS", default_value_t = lifecycle::WAIT_SECONDS, requires = "wait")]
+    #[arg(long, value_name = "TIME", value_parser = parse_seconds, default_value_t = lifecycle::WAIT_SECONDS, requires = "wait")]
     timeout: u64,
     #[command(flatten)]
     yes: YesArgs,
@@ -228,19 +231,17 @@ pub async fn run(context: &Context, command: FrameworkCommand) -> Result<ExitCod
             wait,
             timeout,
         } => {
-            let digest = component::resolve(&client, &component).await?;
-            let document = json!({
-                "name": name,
-                "role": role,
-                "component": digest,
-                "config": pairs(config)?,
-                "unreachable": unreachable.document(),
-            });
+            let (config, unreachable) = (pairs(config)?, unreachable.document());
+            let document = |digest: &str| {
+                json!({"name": name, "role": role, "component": digest, "config": config, "unreachable": unreachable})
+            };
             if dry_run {
-                dry::rehearse(context, &client, create_request(&client, document)).await?;
+                let request = |digest: &str| create_request(&client, document(digest));
+                component::rehearse_with(context, &client, component.named(), request).await?;
                 return Ok(ExitCode::SUCCESS);
             }
-            let mut value = create(&client, document).await?;
+            let digest = component::resolve(&client, component.named()).await?;
+            let mut value = create(&client, document(&digest)).await?;
             if wait {
                 value = wait_until_running(&client, &read(&value)?, timeout).await?;
             }
@@ -266,15 +267,15 @@ pub async fn run(context: &Context, command: FrameworkCommand) -> Result<ExitCod
         }
         FrameworkCommand::Logs { follow, framework } => {
             let framework = names::framework(&client, &framework).await?;
-            logs(&client, &framework, follow).await?;
+            logs(context, &client, &framework, follow).await?;
         }
         FrameworkCommand::Rm(args) => remove(context, &client, args).await?,
         FrameworkCommand::Upgrade(args) => lifecycle::upgrade(context, &client, args).await?,
         FrameworkCommand::Rollback(args) => lifecycle::roll_back(context, &client, args).await?,
         FrameworkCommand::Config(command) => lifecycle::config(context, &client, command).await?,
-        FrameworkCommand::Release { framework } => {
+        FrameworkCommand::Release { framework, dry_run } => {
             let framework = names::framework(&client, &framework).await?;
-            lifecycle::release(context, &client, &framework).await?;
+            lifecycle::release(context, &client, &framework, dry_run).await?;
         }
         FrameworkCommand::State(command) => state::run(context, &client, command).await?,
         FrameworkCommand::Executors(args) => executor::executors(context, &client, &args).await?,
@@ -371,7 +372,8 @@ async fn wait_until_running(client: &Client, made: &Framework, seconds: u64) -> 
                 Err(CliError::new(Kind::Refused, output::clean(&text))
                     .hint(format!("`tessera framework inspect {}` says why", now.name)))
             }
-            state => Ok(Step::Going(format!("it is {state} {}", now.why.join("; ")))),
+            state if now.why.is_empty() => Ok(Step::Going(format!("it is {state}"))),
+            state => Ok(Step::Going(format!("it is {state}; {}", now.why.join("; ")))),
         }
     })
     .await
@@ -497,23 +499,32 @@ fn standby(f: &Framework) -> String {
     format!("{} ({state})", standby.agent)
 }
 
-async fn logs(client: &Client, framework: &str, follow: bool) -> Result<(), CliError> {
+async fn logs(context: &Context, client: &Client, framework: &str, follow: bool) -> Result<(), CliError> {
     // Tells an unknown framework from one that has not logged yet.
     client.json(client.get(&["v1", "frameworks", framework])).await?;
     let mut tail = Tail::new(&["v1", "frameworks", framework, "log"]);
     let (mut pace, mut patience) = (Pace::default(), Patience::default());
+    let mut lines = Lines::default();
     loop {
         let chunk = match follow {
             true => patience.judge(tail.next(client).await)?.unwrap_or_default(),
             false => tail.next(client).await?,
         };
-        output::write(&chunk)?;
+        if chunk.is_empty() && !follow {
+            // The last line may be half written.
+            return lines.rest().map_or(Ok(()), |line| log_line(context, &line));
+        }
+        lines.push(&chunk).iter().try_for_each(|line| log_line(context, line))?;
         if chunk.is_empty() {
-            if !follow {
-                return Ok(());
-            }
             pace.wait(false).await;
         }
+    }
+}
+
+fn log_line(context: &Context, line: &[u8]) -> Result<(), CliError> {
+    match (context.is_data(), serde_json::from_slice(line)) {
+        (true, Ok(value)) => output::document_of_many(&value),
+        _ => scheduler_log::sentence(line, true).map_or(Ok(()), |line| output::line(&line)),
     }
 }
 

@@ -57,7 +57,12 @@ pub async fn run(context: &Context, client: &Client, args: &AskArgs) -> Result<(
         let value: Value = serde_json::from_str(text).map_err(|error| usage(format!("--json: {error}")))?;
         request = request.json(value);
     }
-    let body = client.body(client.send(request).await?).await?;
+    let answer = client.send(request).await.map_err(|error| match error.status {
+        // The cluster was reached; its scheduler could not answer.
+        Some(502) => CliError { kind: Kind::Failed, ..error },
+        _ => error,
+    })?;
+    let body = client.body(answer).await?;
     if context.is_data()
         && let Ok(value) = serde_json::from_slice(&body)
     {

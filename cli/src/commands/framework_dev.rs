@@ -10,8 +10,8 @@ use crate::commands::framework::parse_pair;
 use crate::commands::{component, framework, framework_build};
 use crate::error::{CliError, Kind, io_error};
 use crate::follow::Tail;
+use crate::scheduler_log::{self, Lines};
 use crate::{Context, output};
-use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -44,16 +44,6 @@ pub struct DevArgs {
     config: Vec<(String, String)>,
 }
 
-/// A line of a scheduler's log, as agents write it.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct LogLine {
-    level: String,
-    target: String,
-    text: String,
-    fields: Vec<(String, String)>,
-}
-
 /// What was last said of the framework.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Said {
@@ -71,8 +61,8 @@ struct Dev<'a> {
     name: String,
     /// None until the framework is there.
     tail: Option<Tail>,
-    /// What of a line of the log has come.
-    partial: Vec<u8>,
+    /// What of the log has come.
+    lines: Lines,
     said: Said,
     /// Nothing of the log is shown up to here.
     quiet: bool,
@@ -95,7 +85,7 @@ pub async fn run(context: &Context, args: &DevArgs) -> Result<(), CliError> {
         args,
         name,
         tail: None,
-        partial: Vec::new(),
+        lines: Lines::default(),
         said: Said::default(),
         quiet: false,
     };
@@ -231,13 +221,8 @@ impl Dev<'_> {
             if self.quiet {
                 continue;
             }
-            self.partial.extend_from_slice(&chunk);
-            while let Some(end) = self.partial.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.partial.drain(..=end).collect();
-                if let Some(line) = log_line(&line) {
-                    output::line(&line)?;
-                }
-            }
+            let lines = self.lines.push(&chunk);
+            lines.iter().filter_map(|line| scheduler_log::sentence(line, false)).try_for_each(|line| output::line(&line))?;
         }
         self.quiet = false;
         let Some(found) = find(self.client, &self.name).await? else {
@@ -298,22 +283,6 @@ fn news(name: &str, before: &Said, now: &Said) -> Vec<String> {
         lines.push(format!("tasks: {}", now.tasks));
     }
     lines.into_iter().map(|line| format!("-- {}", output::clean(&line))).collect()
-}
-
-/// `WARN scheduler: text name=value`; what is no line of a log is shown as it is, and an empty one not at all.
-fn log_line(line: &[u8]) -> Option<String> {
-    let text = String::from_utf8_lossy(line);
-    let Ok(line) = serde_json::from_str::<LogLine>(&text) else {
-        return Some(output::clean(text.trim_end()));
-    };
-    if line.text.trim().is_empty() && line.fields.is_empty() {
-        return None;
-    }
-    let mut shown = format!("{} {}: {}", line.level.to_uppercase(), line.target, line.text);
-    for (name, value) in line.fields {
-        shown.push_str(&format!(" {name}={value}"));
-    }
-    Some(output::clean(&shown))
 }
 
 /// Files of a project with their times and sizes; what builds write is left out.
@@ -391,13 +360,5 @@ mod tests {
             assert!(told.contains(part), "{part}: {told}");
         }
         assert!(news("x", &first, &said(&framework("quarantined", "trial", None)))[1].contains("release x"));
-    }
-
-    #[test]
-    fn log_lines_are_readable() {
-        let line = b"{\"level\":\"warn\",\"target\":\"scheduler\",\"text\":\"a\\u001bb\",\"fields\":[[\"n\",\"1\"]]}\n";
-        assert_eq!(log_line(line).as_deref(), Some("WARN scheduler: a b n=1"));
-        assert_eq!(log_line(b"not json\n").as_deref(), Some("not json"));
-        assert_eq!(log_line(b"{\"level\":\"warn\",\"target\":\"stderr\",\"text\":\"\"}\n"), None);
     }
 }

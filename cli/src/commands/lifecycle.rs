@@ -8,7 +8,7 @@ use crate::commands::component;
 use crate::commands::framework::{UnreachableArgs, parse_pair};
 use crate::error::{CliError, Kind};
 use crate::output::{col, text, wide};
-use crate::wait::{Step, Waiting, until};
+use crate::wait::{Step, Waiting, parse_seconds, until};
 use crate::{Context, dry, names, output};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -28,9 +28,8 @@ pub const WAIT_SECONDS: u64 = 300;
 pub struct UpgradeArgs {
     /// Name or id
     framework: String,
-    /// Digest of a component, or a file, which is uploaded
-    #[arg(value_name = "COMPONENT|FILE")]
-    component: String,
+    #[command(flatten)]
+    component: component::ComponentArg,
     /// Only say whether it could be upgraded
     #[arg(long, conflicts_with = "wait")]
     dry_run: bool,
@@ -41,13 +40,16 @@ pub struct UpgradeArgs {
 /// Arguments of `tessera framework rollback`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  tessera framework rollback words\n  tessera framework rollback words --to 3 --wait"
+    after_help = "Examples:\n  tessera framework rollback words\n  tessera framework rollback words 3 --wait"
 )]
 pub struct RollbackArgs {
     /// Name or id
     framework: String,
     /// Version of its history, as `inspect` shows it [default: the one before]
-    #[arg(long, value_name = "VERSION")]
+    #[arg(value_name = "VERSION")]
+    number: Option<u64>,
+    /// The same as a flag
+    #[arg(long, visible_alias = "version", value_name = "VERSION", conflicts_with = "number")]
     to: Option<u64>,
     /// Only say what it would go back to
     #[arg(long, conflicts_with = "wait")]
@@ -63,7 +65,7 @@ pub struct WaitArgs {
     #[arg(long)]
     wait: bool,
     /// Wait so long
-    #[arg(long, value_name = "SECONDS", default_value_t = WAIT_SECONDS, requires = "wait")]
+    #[arg(long, value_name = "TIME", value_parser = parse_seconds, default_value_t = WAIT_SECONDS, requires = "wait")]
     timeout: u64,
 }
 
@@ -115,15 +117,16 @@ pub async fn upgrade(
     client: &Client,
     args: UpgradeArgs,
 ) -> Result<(), CliError> {
-    let component = component::resolve(client, &args.component).await?;
     let framework = names::framework(client, &args.framework).await?;
-    let request = client
-        .post(&["v1", "frameworks", &framework, "upgrade"])
-        .json(json!({"component": component}));
+    let request = |digest: &str| {
+        let request = client.post(&["v1", "frameworks", &framework, "upgrade"]);
+        request.json(json!({"component": digest}))
+    };
     if args.dry_run {
-        return dry::rehearse(context, client, request).await;
+        return component::rehearse_with(context, client, args.component.named(), request).await;
     }
-    change(context, client, &framework, request, args.wait).await
+    let digest = component::resolve(client, args.component.named()).await?;
+    change(context, client, &framework, request(&digest), args.wait).await
 }
 
 /// Go back to an earlier component.
@@ -136,7 +139,8 @@ pub async fn roll_back(
     args: RollbackArgs,
 ) -> Result<(), CliError> {
     let document = args
-        .to
+        .number
+        .or(args.to)
         .map_or_else(|| json!({}), |version| json!({"version": version}));
     let framework = names::framework(client, &args.framework).await?;
     let request = client
@@ -214,10 +218,13 @@ async fn wait_until_final(
 ///
 /// # Errors
 /// When it is refused.
-pub async fn release(context: &Context, client: &Client, framework: &str) -> Result<(), CliError> {
+pub async fn release(context: &Context, client: &Client, framework: &str, dry_run: bool) -> Result<(), CliError> {
     let request = client
         .post(&["v1", "frameworks", framework, "release"])
         .repeatable();
+    if dry_run {
+        return dry::rehearse(context, client, request).await;
+    }
     let value = client.json(request).await?;
     if context.is_data() {
         return output::document(&value);

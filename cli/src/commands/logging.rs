@@ -5,6 +5,7 @@
 use crate::error::{CliError, Kind};
 use std::ffi::OsString;
 use tessera_telemetry::log::{self, FORMAT_VARIABLE, Format};
+use tracing_subscriber::EnvFilter;
 
 /// What is logged where nothing is said.
 const DEFAULT_FILTER: &str = "info";
@@ -23,15 +24,13 @@ impl LoggingArgs {
     /// Begin to log.
     ///
     /// # Errors
-    /// When the environment asks for a form that is none.
+    /// When the environment asks for a form that is none, or for levels that are none.
     pub fn start(self, process: &'static str) -> Result<(), CliError> {
         let format = match self.log_format {
             Some(format) => format,
             None => from_environment(std::env::var(FORMAT_VARIABLE).ok())?,
         };
-        let filter = tracing_subscriber::EnvFilter::try_from_env(FILTER_VARIABLE)
-            .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(DEFAULT_FILTER));
-        log::start(process, format, filter);
+        log::start(process, format, filter(std::env::var(FILTER_VARIABLE).ok())?);
         Ok(())
     }
 
@@ -49,6 +48,13 @@ fn from_environment(said: Option<String>) -> Result<Format, CliError> {
     Ok(format.unwrap_or_default())
 }
 
+fn filter(said: Option<String>) -> Result<EnvFilter, CliError> {
+    let said = said.filter(|text| !text.is_empty());
+    EnvFilter::try_new(said.as_deref().unwrap_or(DEFAULT_FILTER)).map_err(|error| {
+        CliError::new(Kind::Usage, format!("{FILTER_VARIABLE}: {error}")).hint("levels are error, warn, info, debug and trace: info, or tessera_master=debug,info")
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,6 +67,13 @@ mod tests {
             if let Err(error) = read {
                 assert!(error.to_string().starts_with(FORMAT_VARIABLE), "{error}");
             }
+        }
+    }
+
+    #[test]
+    fn levels_are_read_or_refused() {
+        for (said, good) in [(None, true), (Some(""), true), (Some("debug"), true), (Some("tessera_master=debug,info"), true), (Some("bogus=xx"), false)] {
+            assert_eq!(filter(said.map(str::to_owned)).is_ok(), good, "{said:?}");
         }
     }
 

@@ -22,6 +22,7 @@ pub mod framework_new;
 pub mod framework_test;
 pub mod lifecycle;
 pub mod logging;
+pub mod man;
 pub mod master;
 pub mod offer;
 pub mod operation;

@@ -7,7 +7,7 @@ use crate::error::CliError;
 use crate::list::{self, List, WatchArgs};
 use crate::output::{Column, col, text, wide};
 use crate::wait::YesArgs;
-use crate::{Context, names, output};
+use crate::{Context, dry, names, output};
 use serde_json::{Value, json};
 use std::process::ExitCode;
 
@@ -26,17 +26,20 @@ pub enum OfferCommand {
         #[arg(long, value_name = "AGENT")]
         agent: Option<String>,
         /// Only those to frameworks of this role, and of roles below
-        #[arg(long, value_name = "ROLE")]
+        #[arg(long, value_name = "ROLE", value_parser = names::parse_role)]
         role: Option<String>,
         #[command(flatten)]
         watch: WatchArgs,
     },
     /// Take offers back; their frameworks are told
-    #[command(after_help = "Example:\n  tessera offer rm 17")]
+    #[command(after_help = "Examples:\n  tessera offer rm o17 --dry-run\n  tessera offer rm o17 o18 --yes")]
     Rm {
         /// Their ids, as `ls` shows them
         #[arg(required = true, value_name = "OFFER")]
         offers: Vec<String>,
+        /// Only say what would be taken back
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         yes: YesArgs,
     },
@@ -66,7 +69,11 @@ pub async fn run(context: &Context, command: OfferCommand) -> Result<ExitCode, C
             let list = List { columns: &COLUMNS, row: &row, keep: &|_| true, empty: "no offers wait for an answer" };
             names::known(list::show(context, &client, request, &list, watch).await, "/v1/offers")?;
         }
-        OfferCommand::Rm { offers, yes } => {
+        OfferCommand::Rm { offers, dry_run: true, .. } => {
+            let requests = offers.iter().map(|offer| client.delete(&["v1", "offers", offer]));
+            dry::rehearse_all(context, &client, requests.collect()).await?;
+        }
+        OfferCommand::Rm { offers, yes, dry_run: false } => {
             yes.confirm(&format!("{} offers are taken back; their frameworks are told.", offers.len()))?;
             for offer in &offers {
                 client.send(client.delete(&["v1", "offers", offer])).await?;

@@ -52,13 +52,13 @@ pub async fn run(context: &Context, command: OperationCommand) -> Result<ExitCod
 
 fn row(value: &Value, now: u64) -> Result<Vec<String>, CliError> {
     let o: Operation = read(value)?;
-    let about = match (o.framework, o.task, o.agent) {
+    let about = match (o.framework_name.or(o.framework), o.task, o.agent) {
         (Some(framework), Some(task), _) => format!("{framework}/{task}"),
         (Some(framework), None, Some(agent)) => format!("{framework} on {agent}"),
         (Some(one), None, None) | (None, _, Some(one)) => one,
         (None, task, None) => task.unwrap_or_default(),
     };
-    Ok(vec![o.id, o.kind, about, o.waits_for.join("; "), output::age(o.since_ms.unwrap_or_default(), now)])
+    Ok(vec![o.id, o.kind, about, output::with_times(&o.waits_for.join("; ")), output::age(o.since_ms.unwrap_or_default(), now)])
 }
 
 #[cfg(test)]
@@ -70,6 +70,7 @@ mod tests {
     fn operations_say_what_they_are_about() {
         for (value, about) in [
             (json!({"kind": "kill", "framework": "f1", "task": "t", "agent": "a1"}), "f1/t"),
+            (json!({"kind": "kill", "framework": "f1", "framework_name": "words", "task": "t"}), "words/t"),
             (json!({"kind": "placement", "framework": "f1", "agent": "a1"}), "f1 on a1"),
             (json!({"kind": "drain", "agent": "a1"}), "a1"),
             (json!({"kind": "upgrade", "framework": "f1"}), "f1"),

@@ -2,12 +2,12 @@
 //!
 //! Must never decide what is sensible: the masters refuse what is not.
 
-use crate::client::Client;
+use crate::client::{Client, Request};
 use crate::commands::master::{bin_dir, kind, with_causes};
 use crate::error::{CliError, Kind, io_error};
 use crate::output::{col, text, wide};
 use crate::wait::YesArgs;
-use crate::{Context, output};
+use crate::{Context, dry, output};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -25,10 +25,10 @@ pub enum OperatorCommand {
     )]
     Init(InitArgs),
     /// List, add, remove masters, and choose who leads
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Examples:\n  tessera operator raft list\n  tessera operator raft remove 2 --dry-run")]
     Raft(RaftCommand),
     /// Save the cluster's state, look into what was saved, make a cluster of it
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Examples:\n  tessera operator snapshot save tessera.tsr\n  tessera operator snapshot inspect tessera.tsr")]
     Snapshot(SnapshotCommand),
     /// How the masters are, and what the cluster can bear
     #[command(after_help = "Example:\n  tessera operator autopilot")]
@@ -98,20 +98,29 @@ pub enum RaftCommand {
     Add {
         /// Its number, as `list` shows it
         node: u64,
+        /// Only say whether it could vote
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Remove a master for good; its number never comes back
-    #[command(visible_alias = "rm", after_help = "Example:\n  tessera operator raft remove 2 --yes")]
+    #[command(visible_alias = "rm", after_help = "Examples:\n  tessera operator raft remove 2 --dry-run\n  tessera operator raft remove 2 --yes")]
     Remove {
         /// Its number, as `list` shows it
         node: u64,
+        /// Only say what would become of the others
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         yes: YesArgs,
     },
     /// Have another master lead
-    #[command(after_help = "Examples:\n  tessera operator raft transfer\n  tessera operator raft transfer 3")]
+    #[command(after_help = "Examples:\n  tessera operator raft transfer --dry-run\n  tessera operator raft transfer 3")]
     Transfer {
         /// Its number; the one that is furthest if none is named
         node: Option<u64>,
+        /// Only say who would lead
+        #[arg(long)]
+        dry_run: bool,
     },
 }
 
@@ -342,6 +351,10 @@ fn read(value: &Value) -> Result<Masters, CliError> {
 
 async fn raft(context: &Context, command: RaftCommand) -> Result<ExitCode, CliError> {
     let client = context.client()?;
+    if let Some(request) = command.rehearsed(&client) {
+        dry::rehearse(context, &client, request).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let done = match command {
         RaftCommand::List => {
             let value = masters(&client).await?;
@@ -352,20 +365,16 @@ async fn raft(context: &Context, command: RaftCommand) -> Result<ExitCode, CliEr
             }
             return Ok(ExitCode::SUCCESS);
         }
-        RaftCommand::Add { node } => {
-            let number = node.to_string();
-            let request = client.post(&["v1", "masters", &number, "promote"]).once();
-            client.send(request).await?;
+        RaftCommand::Add { node, .. } => {
+            client.send(promotion(&client, node)).await?;
             json!({"node": node, "role": "voter"})
         }
-        RaftCommand::Remove { node, yes } => {
+        RaftCommand::Remove { node, yes, .. } => {
             yes.confirm(&format!("Node {node} is removed for good; its number never comes back."))?;
-            remove(&client, node).await?
+            client.send(removal(&client, node)).await?;
+            json!({"node": node, "role": "removed"})
         }
-        RaftCommand::Transfer { node } => {
-            let request = client.post(&["v1", "masters", "transfer"]);
-            client.json(request.json(json!({"to": node})).once()).await?
-        }
+        RaftCommand::Transfer { node, .. } => client.json(transfer(&client, node)).await?,
     };
     if context.is_data() {
         output::document(&done)?;
@@ -375,12 +384,29 @@ async fn raft(context: &Context, command: RaftCommand) -> Result<ExitCode, CliEr
     Ok(ExitCode::SUCCESS)
 }
 
+impl RaftCommand {
+    /// What is only to be rehearsed.
+    fn rehearsed(&self, client: &Client) -> Option<Request> {
+        match self {
+            Self::Add { node, dry_run: true } => Some(promotion(client, *node)),
+            Self::Remove { node, dry_run: true, .. } => Some(removal(client, *node)),
+            Self::Transfer { node, dry_run: true } => Some(transfer(client, *node)),
+            _ => None,
+        }
+    }
+}
+
+fn promotion(client: &Client, node: u64) -> Request {
+    client.post(&["v1", "masters", &node.to_string(), "promote"]).once()
+}
+
 /// A leader that is removed hands over first, and then the next one is to be asked.
-async fn remove(client: &Client, node: u64) -> Result<Value, CliError> {
-    let number = node.to_string();
-    let request = client.delete(&["v1", "masters", &number]).repeatable();
-    client.send(request).await?;
-    Ok(json!({"node": node, "role": "removed"}))
+fn removal(client: &Client, node: u64) -> Request {
+    client.delete(&["v1", "masters", &node.to_string()]).repeatable()
+}
+
+fn transfer(client: &Client, node: Option<u64>) -> Request {
+    client.post(&["v1", "masters", "transfer"]).json(json!({"to": node})).once()
 }
 
 fn told(done: &Value) -> String {

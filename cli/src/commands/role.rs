@@ -26,6 +26,7 @@ pub enum RoleCommand {
     #[command(after_help = "Examples:\n  tessera role inspect eng/search\n  tessera role inspect eng -o json")]
     Inspect {
         /// The role
+        #[arg(value_parser = names::parse_role)]
         role: String,
         #[command(flatten)]
         watch: WatchArgs,
@@ -39,6 +40,7 @@ pub enum RoleCommand {
     #[command(after_help = "Examples:\n  tessera role rm eng/search\n  tessera role rm eng --dry-run")]
     Rm {
         /// The role
+        #[arg(value_parser = names::parse_role)]
         role: String,
         /// Only say what would change
         #[arg(long)]
@@ -52,6 +54,7 @@ pub enum RoleCommand {
     )]
     Limits {
         /// The role; the whole cluster without one
+        #[arg(value_parser = names::parse_role)]
         role: Option<String>,
         /// Set a limit; may be repeated
         #[arg(long, value_name = "NAME=VALUE", value_parser = parse_limit)]
@@ -72,6 +75,7 @@ pub enum RoleCommand {
 #[derive(Debug, clap::Args)]
 pub struct SetArgs {
     /// The role
+    #[arg(value_parser = names::parse_role)]
     role: String,
     /// Its weight among its siblings: with 2 it gets twice the share of one with 1
     #[arg(long, value_name = "NUMBER", value_parser = parse_weight)]
@@ -137,6 +141,8 @@ fn parse_amounts(text: &str) -> Result<Amounts, String> {
         let (name, amount) = part.split_once('=').ok_or("NAME=AMOUNT,… or `none` is expected")?;
         let (key, value) = match name {
             "" => return Err("NAME=AMOUNT,… or `none` is expected".to_owned()),
+            "cpu" | "core" | "cores" => return Err(format!("there is no {name}: cpus is meant?")),
+            "memory" | "ram" => return Err(format!("there is no {name}: mem is meant?")),
             "mem" | "mem_mib" => ("mem_mib", Value::from(mebibytes(amount)?)),
             "disk" | "disk_mib" => ("disk_mib", Value::from(mebibytes(amount)?)),
             other => (other, decimal(milli(amount)?)),

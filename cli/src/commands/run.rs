@@ -10,6 +10,7 @@ use crate::commands::framework::{create, parse_pair};
 use crate::commands::{component, task};
 use crate::error::{CliError, EXIT_RUN_FAILED, Kind};
 use crate::follow::{Pace, Patience, Tail};
+use crate::wait::parse_seconds;
 use crate::{Context, output};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -54,8 +55,8 @@ pub struct RunArgs {
     /// An environment variable; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_pair)]
     env: Vec<(String, String)>,
-    /// Kill the command after so many seconds, counted from its submission
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    /// Kill the command after so long, in seconds or with a unit, counted from its submission
+    #[arg(long, value_name = "TIME", value_parser = parse_timeout)]
     timeout: Option<u64>,
     /// The command and its arguments
     #[arg(last = true, required = true)]
@@ -79,6 +80,14 @@ struct View {
     exit_code: Option<i32>,
     signal: Option<i32>,
     message: String,
+}
+
+/// Reads a time that is not over at once.
+fn parse_timeout(text: &str) -> Result<u64, String> {
+    match parse_seconds(text)? {
+        0 => Err("at least a second".to_owned()),
+        seconds => Ok(seconds),
+    }
 }
 
 /// Run it.

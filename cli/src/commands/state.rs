@@ -7,7 +7,7 @@ use crate::client::{Client, Request};
 use crate::error::{CliError, Kind};
 use crate::output::{col, text};
 use crate::wait::YesArgs;
-use crate::{Context, names, output};
+use crate::{Context, dry, names, output};
 use serde_json::json;
 use std::io::Read as _;
 
@@ -40,13 +40,16 @@ pub enum StateCommand {
     )]
     Put(PutArgs),
     /// Delete keys; one that is not there is no error
-    #[command(after_help = "Example:\n  tessera framework state rm words job/7 job/8 --yes")]
+    #[command(after_help = "Examples:\n  tessera framework state rm words job/7 --dry-run\n  tessera framework state rm words job/7 job/8 --yes")]
     Rm {
         /// Name or id
         framework: String,
         /// Which
         #[arg(required = true)]
         keys: Vec<String>,
+        /// Only say what would be deleted
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         yes: YesArgs,
     },
@@ -71,6 +74,9 @@ pub struct PutArgs {
     /// Only if the key still has the value with this tag, as `ls` shows it
     #[arg(long, value_name = "TAG")]
     if_tag: Option<String>,
+    /// Only say what would be written
+    #[arg(long)]
+    dry_run: bool,
 }
 
 /// Run it.
@@ -91,8 +97,12 @@ pub async fn run(context: &Context, client: &Client, command: StateCommand) -> R
             args.framework = names::framework(client, &args.framework).await?;
             put(context, client, args).await
         }
-        StateCommand::Rm { framework, keys, yes } => {
+        StateCommand::Rm { framework, keys, dry_run, yes } => {
             let framework = names::framework(client, &framework).await?;
+            if dry_run {
+                let requests = keys.iter().map(|key| Ok(client.delete(&path(&framework, key)?)));
+                return dry::rehearse_all(context, client, requests.collect::<Result<_, CliError>>()?).await;
+            }
             yes.confirm(&format!("{} keys of the state of {framework} are deleted.", keys.len()))?;
             for key in &keys {
                 client.send(client.delete(&path(&framework, key)?)).await?;
@@ -172,6 +182,9 @@ async fn put(context: &Context, client: &Client, args: PutArgs) -> Result<(), Cl
         (value, None) => value.clone().unwrap_or_default().into_bytes(),
     };
     let request = conditions(client.put(&path(&args.framework, &args.key)?).bytes(value), &args);
+    if args.dry_run {
+        return dry::rehearse(context, client, request).await;
+    }
     let response = client.send(request).await?;
     let tag = response.headers().get("etag").and_then(|tag| tag.to_str().ok()).unwrap_or_default();
     if context.is_data() { output::document(&json!({ "key": args.key, "etag": tag })) } else { Ok(()) }

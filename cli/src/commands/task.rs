@@ -9,7 +9,7 @@ use crate::follow::{Pace, Patience, Tail};
 use crate::list::{self, List, WatchArgs};
 use crate::names::{self, TaskArg, closest};
 use crate::output::{Column, col, text, wide};
-use crate::wait::{Step, Waiting, YesArgs, until};
+use crate::wait::{Step, Waiting, YesArgs, parse_seconds, until};
 use crate::{Context, dry, output};
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -71,7 +71,7 @@ pub struct LsArgs {
     #[arg(long, value_name = "FRAMEWORK")]
     framework: Option<String>,
     /// Only those of frameworks of this role, and of roles below
-    #[arg(long, value_name = "ROLE")]
+    #[arg(long, value_name = "ROLE", value_parser = names::parse_role)]
     role: Option<String>,
     /// Only those on this agent
     #[arg(long, value_name = "AGENT")]
@@ -95,16 +95,16 @@ pub struct LsArgs {
 /// Arguments of `tessera task kill`.
 #[derive(Debug, clap::Args)]
 pub struct KillArgs {
-    /// Time between TERM and KILL in seconds [default: what the task says, or 3]
-    #[arg(long, value_name = "SECONDS")]
-    grace: Option<u32>,
+    /// Time between TERM and KILL, in seconds or with a unit [default: what the task says, or 3]
+    #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
+    grace: Option<u64>,
     #[command(flatten)]
     task: TaskArg,
     /// Wait until it has ended
     #[arg(long, conflicts_with = "dry_run")]
     wait: bool,
     /// Wait so long
-    #[arg(long, value_name = "SECONDS", default_value_t = WAIT_SECONDS, requires = "wait")]
+    #[arg(long, value_name = "TIME", value_parser = parse_seconds, default_value_t = WAIT_SECONDS, requires = "wait")]
     timeout: u64,
     /// Only say what would be killed
     #[arg(long)]
@@ -166,7 +166,7 @@ pub async fn run(context: &Context, command: TaskCommand) -> Result<ExitCode, Cl
 
 async fn kill_asked(context: &Context, client: &Client, args: KillArgs) -> Result<(), CliError> {
     let (framework, task) = names::task(client, &args.task).await?;
-    let grace = args.grace.map(|seconds| u64::from(seconds) * 1_000);
+    let grace = args.grace.map(|seconds| seconds.saturating_mul(1_000));
     if args.dry_run {
         return dry::rehearse(context, client, kill_request(client, &framework, &task, grace)).await;
     }

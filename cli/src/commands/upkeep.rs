@@ -6,7 +6,7 @@
 use crate::api::{Agent, read};
 use crate::client::Client;
 use crate::error::{CliError, Kind};
-use crate::wait::{Step, Waiting, YesArgs, until};
+use crate::wait::{Step, Waiting, YesArgs, parse_seconds, until};
 use crate::{Context, dry, names, output};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -20,6 +20,9 @@ const AFTER_DEADLINE: Duration = Duration::from_secs(300);
 pub struct AgentArg {
     /// Its id, for example a1, or its host's name, or how that begins
     agent: String,
+    /// Only say what would happen
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     yes: YesArgs,
 }
@@ -42,7 +45,7 @@ pub struct DrainArgs {
     #[arg(long, conflicts_with = "dry_run")]
     wait: bool,
     /// Wait so long [default: the deadline and five minutes]
-    #[arg(long, value_name = "SECONDS", requires = "wait")]
+    #[arg(long, value_name = "TIME", value_parser = parse_seconds, requires = "wait")]
     timeout: Option<u64>,
     #[command(flatten)]
     yes: YesArgs,
@@ -51,7 +54,7 @@ pub struct DrainArgs {
 /// When an agent will be worked on.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  tessera agent maintenance a1 --in 2h --for 30m\n  tessera agent maintenance a1 --cancel"
+    after_help = "Examples:\n  tessera agent maintenance a1 --in 2h --for 30m --dry-run\n  tessera agent maintenance a1 --cancel"
 )]
 pub struct MaintenanceArgs {
     /// Its id, for example a1, or its host's name, or how that begins
@@ -65,6 +68,9 @@ pub struct MaintenanceArgs {
     /// There will be none
     #[arg(long, conflicts_with_all = ["begins_in", "takes"])]
     cancel: bool,
+    /// Only say what would be announced
+    #[arg(long)]
+    dry_run: bool,
 }
 
 /// Place nothing new on an agent, or do so again.
@@ -80,6 +86,9 @@ pub async fn set_active(
     let verb = if active { "activate" } else { "deactivate" };
     let id = names::agent(client, &arg.agent).await?;
     let request = client.post(&["v1", "agents", &id, verb]);
+    if arg.dry_run {
+        return dry::rehearse(context, client, request).await;
+    }
     tell(context, &client.json(request).await?)
 }
 
@@ -132,6 +141,9 @@ pub async fn drain(context: &Context, client: &Client, args: &DrainArgs) -> Resu
 pub async fn end_strangers(context: &Context, client: &Client, arg: &AgentArg) -> Result<(), CliError> {
     let id = names::agent(client, &arg.agent).await?;
     let request = client.post(&["v1", "agents", &id, "end-strangers"]);
+    if arg.dry_run {
+        return dry::rehearse(context, client, request).await;
+    }
     arg.yes.confirm(&format!("Tasks on {id} that the cluster does not know are ended."))?;
     let value = client.json(request).await?;
     if context.is_data() {
@@ -147,6 +159,9 @@ pub async fn end_strangers(context: &Context, client: &Client, arg: &AgentArg) -
 pub async fn gone(context: &Context, client: &Client, arg: &AgentArg) -> Result<(), CliError> {
     let id = names::agent(client, &arg.agent).await?;
     let request = client.post(&["v1", "agents", &id, "gone"]);
+    if arg.dry_run {
+        return dry::rehearse(context, client, request).await;
+    }
     arg.yes.confirm(&format!("{id} is given up for good: its tasks are TASK_GONE_BY_OPERATOR, and others may run in their place."))?;
     let value = client.json(request).await?;
     if context.is_data() {
@@ -175,6 +190,9 @@ pub async fn maintenance(
             client.post(&segments).json(window)
         }
     };
+    if args.dry_run {
+        return dry::rehearse(context, client, request).await;
+    }
     tell(context, &client.json(request).await?)
 }
 

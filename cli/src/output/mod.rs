@@ -18,6 +18,9 @@ pub use table::{Column, col, text, wide};
 
 /// Columns of a terminal that does not say how many it has.
 const WIDTH: usize = 80;
+/// A number in a text of the cluster's own is taken for milliseconds since the Unix epoch from 2001 on, and before 2100.
+const MOMENTS_FROM: u64 = 1_000_000_000_000;
+const MOMENTS_TO: u64 = 4_102_444_800_000;
 
 /// Who reads the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -276,6 +279,18 @@ pub fn now_ms() -> u64 {
         })
 }
 
+/// The text with numbers that are milliseconds since the Unix epoch written as times.
+pub fn with_times(text: &str) -> String {
+    let words = text.split(' ').map(|word| {
+        let number = word.trim_end_matches([',', ';', '.', ':']);
+        match number.parse::<u64>() {
+            Ok(at_ms) if (MOMENTS_FROM..MOMENTS_TO).contains(&at_ms) => format!("{}{}", time(at_ms), &word[number.len()..]),
+            _ => word.to_owned(),
+        }
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
 /// How long ago it was: `12s`, `5m`, `3h`, `2d`; nothing for no time at all.
 pub fn age(at_ms: u64, now_ms: u64) -> String {
     if at_ms == 0 {
@@ -295,38 +310,12 @@ pub fn time(at_ms: u64) -> String {
     if at_ms == 0 {
         return String::new();
     }
-    let seconds = at_ms / 1_000;
-    let (year, month, day) = date(seconds / 86_400);
-    let of_day = seconds % 86_400;
-    format!(
-        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}Z",
-        of_day / 3_600,
-        of_day / 60 % 60,
-        of_day % 60
-    )
-}
-
-/// Days since the Unix epoch as a Gregorian date, counted in eras of 400 years that start in March.
-fn date(days: u64) -> (u64, u64, u64) {
-    let shifted = days.saturating_add(719_468);
-    let era = shifted / 146_097;
-    let day_of_era = shifted % 146_097;
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
-    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+    tessera_telemetry::log::moment(at_ms)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{age, bytes, clean, cpus, name, time, wants_color};
+    use super::{age, bytes, clean, cpus, name, time, wants_color, with_times};
     use serde_json::json;
 
     #[test]
@@ -368,6 +357,18 @@ mod tests {
         assert_eq!(time(951_782_400_000), "2000-02-29 00:00:00Z");
         assert_eq!(time(1_735_689_599_999), "2024-12-31 23:59:59Z");
         assert_eq!(time(4_107_542_400_000), "2100-03-01 00:00:00Z");
+    }
+
+    #[test]
+    fn moments_in_texts_are_times() {
+        for (text, expected) in [
+            ("its end at 1735689599999", "its end at 2024-12-31 23:59:59Z"),
+            ("from 1735689600000, for 5 s", "from 2025-01-01 00:00:00Z, for 5 s"),
+            ("turn 12 of 999999999999", "turn 12 of 999999999999"),
+            ("", ""),
+        ] {
+            assert_eq!(with_times(text), expected);
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use crate::commands::framework_test::show::matches;
 use crate::error::{CliError, Kind, io_error};
+use crate::names::closest;
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -199,8 +200,58 @@ pub fn read(path: &Path) -> Result<Script, CliError> {
 /// # Errors
 /// What is wrong, and where.
 pub fn from_toml(text: &str) -> Result<Script, String> {
-    let script: Script = toml::from_str(text).map_err(|error| error.to_string())?;
+    let script: Script = toml::from_str(text).map_err(|error| told(text, &error))?;
     checked(script)
+}
+
+/// Keys of `[framework]`.
+const FRAMEWORK_KEYS: [&str; 8] = ["name", "role", "config", "state", "limits", "expect", "never", "fails"];
+/// Keys of `[[step]]`.
+const STEP_KEYS: [&str; 15] = [
+    "name", "after", "restart", "agents", "config", "state", "offers", "rescind", "updates", "messages", "timers", "http", "expect",
+    "never", "fails",
+];
+/// What stands in the place of types of this program.
+const TABLES: [(&str, &str); 5] = [
+    ("struct HttpStep", "a table such as { method = \"GET\", path = \"/\" }"),
+    ("struct OfferStep", "a table such as { cpus = 1, mem_mib = 512 }"),
+    ("struct UpdateStep", "a table such as { task = \"a\", state = \"FINISHED\" }"),
+    ("struct MessageStep", "a table such as { executor = \"x\", data = \"text\" }"),
+    ("struct AgentStep", "a table such as { id = 1 }"),
+];
+
+/// What is wrong, with the line and the way out: of flattened tables the parser knows neither.
+fn told(text: &str, error: &toml::de::Error) -> String {
+    let mut message = error.message().to_owned();
+    for (name, words) in TABLES {
+        message = message.replace(name, words);
+    }
+    let quoted: Vec<&str> = error.message().split('`').skip(1).step_by(2).collect();
+    let unknown = quoted.first().filter(|_| message.starts_with("unknown field"));
+    let is_key = |line: &str, key: &str| {
+        line.match_indices(key).any(|(at, _)| {
+            let before = line[..at].trim_end();
+            let begins = before.is_empty() || before.ends_with(['{', ',']);
+            begins && line[at + key.len()..].trim_start().starts_with('=')
+        })
+    };
+    let of_key = unknown.and_then(|key| text.lines().position(|line| is_key(line, key)));
+    let of_error = || Some(text.get(..error.span()?.start)?.matches('\n').count());
+    let Some(line) = of_key.or_else(of_error) else { return message };
+    let place = format!("line {}: {message}", line + 1);
+    let Some(key) = unknown else { return place };
+    let header = text.lines().take(line).filter(|line| line.starts_with('[')).last().unwrap_or_default();
+    let known: &[&str] = match quoted.get(1..) {
+        Some(known) if !known.is_empty() => known,
+        _ if header.starts_with("[framework") => &FRAMEWORK_KEYS,
+        _ if header.starts_with("[[step") => &STEP_KEYS,
+        _ => &["framework", "step"],
+    };
+    match closest(key, known) {
+        Some(near) => format!("{place}; did you mean {near}?"),
+        None if quoted.len() > 1 => place,
+        None => format!("{place}; known are {}", known.join(", ")),
+    }
 }
 
 fn from_lines(text: &str) -> Result<Script, String> {
@@ -473,6 +524,23 @@ mod tests {
         ] {
             let error = from_toml(bad).unwrap_err();
             assert!(error.contains(what), "{bad}: {error}");
+        }
+        for (bad, said) in [
+            ("[framework]\nrole = \"x\"\n[[step]]\nafter = \"1s\"\nofers = []\n", "line 5: unknown field `ofers`; did you mean offers?"),
+            ("[framework]\nrolle = \"x\"\n", "line 2: unknown field `rolle`; did you mean role?"),
+            ("[[step]]\nwhatever_else = 1\n", "line 2: unknown field `whatever_else`; known are name, after, restart"),
+            ("[[step]]\nname = \"a\"\noffers = [{ cpus = 1, memory = 2 }]\n", "line 3: unknown field `memory`, expected one of"),
+            ("[[step]]\nhttp = \"GET /\"\n", "line 2: invalid type: string \"GET /\", expected a table such as { method"),
+        ] {
+            let error = from_toml(bad).unwrap_err();
+            assert!(error.contains(said), "{bad}: {error}");
+        }
+        // Each of them is one: it is refused for its value, or not at all.
+        for (header, keys) in [("[framework]", &FRAMEWORK_KEYS[..]), ("[[step]]", &STEP_KEYS[..])] {
+            for key in keys {
+                let refused = from_toml(&format!("{header}\n{key} = 7\n")).err().unwrap_or_default();
+                assert!(!refused.contains("unknown field"), "{header} {key}: {refused}");
+            }
         }
         let lines = "{\"framework\":{\"role\":\"x\"}}\n\n{\"after\":\"1s\"}\n";
         assert_eq!(from_lines(lines).unwrap().framework.role.as_deref(), Some("x"));
