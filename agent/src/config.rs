@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tessera_agent_core::WORKER_IDLE_MS;
 use tessera_oci::{TaskUser, user};
+use tessera_telemetry::export::Collector;
 use tessera_types::{FrameworkId, Quantities, Resources, parse_milli};
 use tessera_wire::v1;
 
@@ -71,6 +72,8 @@ pub struct AgentConfig {
     pub cache_mib: Option<u64>,
     /// Where metrics are served; nowhere when absent.
     pub metrics_listen: Option<SocketAddr>,
+    /// Who takes spans of traces; nobody when absent.
+    pub otlp_endpoint: Option<Collector>,
     /// Serve them beyond loopback although nothing is encrypted.
     pub insecure_listen: bool,
 }
@@ -120,6 +123,7 @@ pub(crate) struct Settings {
     pub worker_uid_first: u32,
     pub cache_bytes: u64,
     pub metrics: Option<MetricsPort>,
+    pub collector: Option<Collector>,
 }
 
 /// Whom tasks may run as.
@@ -304,6 +308,7 @@ impl AgentConfig {
             worker_idle_ms,
             worker_uid_first,
             cache_bytes: cache_bytes(self.cache_mib)?,
+            collector: self.otlp_endpoint,
             metrics: self.metrics_listen.map(|address| MetricsPort { address, authorization }),
             masters,
             token,

@@ -29,6 +29,7 @@ mod session;
 mod simulated;
 mod supervisor;
 mod tenants;
+mod trace;
 mod users;
 mod worker_link;
 mod worker_room;
@@ -36,6 +37,7 @@ mod workers;
 
 pub use config::{AgentConfig, ConfigError};
 pub use identity::IdentityError;
+pub use tessera_telemetry::export::Collector;
 pub use simulated::{ATTRIBUTE as SIMULATED_ATTRIBUTE, SimulatedConfig, simulate};
 
 use checkpoint::{Checkpoint, CheckpointError};
@@ -50,6 +52,7 @@ use std::time::Instant;
 use supervisor::{Ears, Supervisor};
 use tessera_agent_core::{Action, Core, CoreConfig, Now, RecordError, TaskKey};
 use tessera_oci::Cgroups;
+use tessera_telemetry::export;
 use tessera_types::AgentId;
 use tessera_wire::v1;
 use tokio::sync::mpsc;
@@ -249,6 +252,8 @@ async fn open(
     let caches = Arc::new(caches::Caches::new(dir, settings.cache_bytes));
     let collector = collector::Collector::open(sandboxes.clone(), &known, collector::KEPT_MAX)
         .map_err(disk("looking through tasks/"))?;
+    let metrics = Arc::<metrics::Metrics>::default();
+    let tracer = tracer(settings, &metrics).map_err(disk("starting the thread for spans"))?;
     let supervisor = Supervisor {
         core,
         work_dir,
@@ -274,12 +279,21 @@ async fn open(
         },
         began,
         total: settings.total.quantities,
-        metrics: Arc::default(),
+        metrics,
+        tracer,
         line: supervisor::Line::default(),
         fetches: std::collections::BTreeMap::new(),
         executor_starts: std::collections::BTreeMap::new(),
     };
     Ok((supervisor, actions))
+}
+
+/// What follows traces, if a collector is named.
+fn tracer(settings: &Settings, metrics: &metrics::Metrics) -> std::io::Result<Option<trace::Tracer>> {
+    let Some(collector) = settings.collector.clone() else { return Ok(None) };
+    let hostname = settings.description.hostname.clone();
+    let queue = export::start(collector, "tessera-agent", hostname, Arc::clone(&metrics.spans))?;
+    Ok(Some(trace::Tracer::new(queue)))
 }
 
 /// What components need on this machine.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tessera_agent_core::WorkerKey;
 use tessera_oci::Cgroups;
+use tessera_telemetry::export::Spans;
 use tessera_telemetry::{Counter, Histogram, Name, Page, Process, Value, Who};
 use tessera_types::{Quantities, TaskState};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -35,6 +36,10 @@ pub struct Metrics {
     pub syncs: Histogram,
     /// Turns that workers sent.
     pub turns: Counter,
+    /// How long they took in their schedulers.
+    pub turn_seconds: Histogram,
+    /// Spans on their way.
+    pub spans: Arc<Spans>,
     /// Instances that failed, the component being to blame.
     pub failures_of_guests: Counter,
     /// Instances that failed for another reason.
@@ -51,6 +56,8 @@ impl Default for Metrics {
             rounds: Histogram::new(),
             syncs: Histogram::new(),
             turns: Counter::new(),
+            turn_seconds: Histogram::new(),
+            spans: Arc::default(),
             failures_of_guests: Counter::new(),
             failures_of_others: Counter::new(),
             workers_lost: Counter::new(),
@@ -210,6 +217,8 @@ fn write(metrics: &Metrics, look: &Look, cgroups: &Cgroups) -> String {
     }
     page.whole(Name::WorkerInstances, &[], look.schedulers);
     page.whole(Name::WorkerTurns, &[], metrics.turns.get());
+    page.histogram(Name::WorkerTurnSeconds, &[], &metrics.turn_seconds);
+    metrics.spans.write(&mut page);
     page.whole(Name::WorkerFailures, &["true"], metrics.failures_of_guests.get());
     page.whole(Name::WorkerFailures, &["false"], metrics.failures_of_others.get());
     page.whole(Name::WorkersLost, &[], metrics.workers_lost.get());

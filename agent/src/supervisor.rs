@@ -16,6 +16,7 @@ use crate::metrics::{Look, Metrics};
 use crate::native::{Attempt, Native};
 use crate::perform::{Session, Supply, WasmStart};
 use crate::session::SessionEvent;
+use crate::trace::Tracer;
 use crate::worker_link::LinkEvent;
 use crate::workers::Workers;
 use std::collections::BTreeMap;
@@ -107,6 +108,8 @@ pub struct Supervisor {
     /// What is offered.
     pub(crate) total: Quantities,
     pub(crate) metrics: Arc<Metrics>,
+    /// If somebody takes spans.
+    pub(crate) tracer: Option<Tracer>,
     pub(crate) line: Line,
     pub(crate) fetches: BTreeMap<u64, JoinHandle<()>>,
     /// Executors on their way to their workers, by framework and id.
@@ -226,6 +229,9 @@ impl Supervisor {
         }
         let mut wasm = Vec::new();
         for action in rest {
+            if let Some(tracer) = &mut self.tracer {
+                tracer.on_action(&action);
+            }
             match action {
                 Action::StartWasm {
                     worker,
@@ -356,10 +362,20 @@ impl Supervisor {
             FromMaster::Registered(registered) => self.on_registered(registered, now),
             FromMaster::Refused(refused) if refused.gone => self.on_gone(now),
             FromMaster::Refused(refused) => self.on_refused(&refused).map(|()| Vec::new()),
-            FromMaster::Desired(desired) => Ok(self.core.on_desired(desired, now)),
+            FromMaster::Desired(desired) => {
+                if let Some(tracer) = &mut self.tracer {
+                    tracer.on_desired(&desired, |task| self.core.knows(task));
+                }
+                Ok(self.core.on_desired(desired, now))
+            }
             FromMaster::StatusAcks(acks) => Ok(self.core.on_status_acks(acks.acks, now)),
             FromMaster::Batch(batch) => Ok(self.core.on_batch(batch, now)),
-            FromMaster::TurnResult(result) => Ok(self.core.on_turn_result(result, now)),
+            FromMaster::TurnResult(result) => {
+                if let Some(tracer) = &mut self.tracer {
+                    tracer.on_result(&result);
+                }
+                Ok(self.core.on_turn_result(result, now))
+            }
             // The session keeps them.
             FromMaster::Masters(_) => Ok(Vec::new()),
             FromMaster::ToExecutor(message) => Ok(self.core.on_to_executor(message, now)),
@@ -385,6 +401,9 @@ impl Supervisor {
         );
         self.metrics.sessions.one();
         tessera_telemetry::log::i_am("agent", format!("a{}", registered.agent));
+        if let Some(tracer) = &mut self.tracer {
+            tracer.i_am(registered.agent);
+        }
         self.line.last_reason.clear();
         if let Some(client) = self.line.client.clone() {
             let (agent, session) = (registered.agent, registered.session);
@@ -472,8 +491,9 @@ impl Supervisor {
                 None => Vec::new(),
             },
             LinkEvent::Broken => {
-                self.metrics.workers_lost.one();
-                self.workers.on_broken(key);
+                if self.workers.on_broken(key) {
+                    self.metrics.workers_lost.one();
+                }
                 self.core.on_worker_down(key, now)
             }
         }
@@ -498,6 +518,12 @@ impl Supervisor {
             FromWorker::ExecutorFailure(failed) => self.core.on_executor_failed(key, failed, now),
             FromWorker::Turn(turn) => {
                 self.metrics.turns.one();
+                if let Some(cost) = &turn.cost {
+                    self.metrics.turn_seconds.took(Duration::from_micros(cost.wall_us));
+                }
+                if let Some(tracer) = &mut self.tracer {
+                    tracer.on_turn(&turn);
+                }
                 self.core.on_turn(turn, now)
             }
             FromWorker::TaskState(state) => self.on_wasm(key, state, now),

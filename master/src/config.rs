@@ -6,7 +6,7 @@
 use crate::join::check_address;
 use crate::members::understands;
 use crate::oci::is_registry;
-use crate::trace::Collector;
+use tessera_telemetry::export::Collector;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;

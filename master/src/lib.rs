@@ -38,7 +38,7 @@ pub use join::JoinError;
 pub use node_handle::LoopError;
 pub use oci::KeyError;
 pub use token::{TOKEN_FILE, TokenError};
-pub use trace::Collector;
+pub use tessera_telemetry::export::Collector;
 
 use crate::api::audit::Audit;
 use crate::api::{Api, Hub, Shared};
@@ -58,6 +58,7 @@ use crate::stage::Staging;
 use crate::store::ComponentStore;
 use crate::token::Token;
 use crate::trace::Tracer;
+use tessera_telemetry::export;
 use crate::upkeep::components::{Fetcher, reconcile};
 use crate::upkeep::steward::{Health, Steward};
 use std::net::SocketAddr;
@@ -230,12 +231,13 @@ pub async fn run(mut config: MasterConfig, shutdown: CancellationToken) -> Resul
     let (disk, identity) = start::open_disk(&config, &caller, &shutdown, &rest).await?;
     let node = start::open_node(&config, disk, identity)?;
     let metrics = Arc::<Metrics>::default();
-    let (tracer, exporter) = match config.tracing.collector.clone() {
+    let tracer = match config.tracing.collector.clone() {
         Some(collector) => {
-            let traces = Tracer::new(collector, config.tracing.sample_ppm, identity.node, metrics.clone());
-            (Some(traces.0), Some(traces.1))
+            let (node, spans) = (identity.node.to_string(), Arc::clone(&metrics.spans));
+            let queue = export::start(collector, "tessera-master", node, spans).map_err(data_dir)?;
+            Some(Tracer::new(queue, config.tracing.sample_ppm))
         }
-        None => (None, None),
+        None => None,
     };
     let (node_loop, handle) = NodeLoop::new(node, metrics, tracer);
     let info = member_info(&config);
@@ -297,8 +299,6 @@ pub async fn run(mut config: MasterConfig, shutdown: CancellationToken) -> Resul
     });
     let serve_rest = api::door::serve(Bounded::new(rest, CLIENTS_MAX), api, audit, config.requests_per_s);
     let serve_rest = async { tokio::join!(serve_rest, events.run()) };
-    // Ends with the process: spans that are not sent by then are lost.
-    let export = exporter.map(|exporter| tokio::spawn(exporter.run()));
     tessera_telemetry::log::i_am("node", identity.node.to_string());
     tracing::info!(rest = %config.listen, agents = %config.agent_listen, node = identity.node, "master serves");
     let result = tokio::select! {
@@ -313,9 +313,6 @@ pub async fn run(mut config: MasterConfig, shutdown: CancellationToken) -> Resul
         // another master leads.
         () = async { shutdown.cancelled().await; hand_over(&handle).await } => Ok(()),
     };
-    if let Some(export) = export {
-        export.abort();
-    }
     end(&handle, thread).await;
     result
 }

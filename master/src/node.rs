@@ -209,6 +209,11 @@ impl<D: Disk> Node<D> {
         self.machine.core.take_spans()
     }
 
+    /// How long rounds of the allocator took since the last call, in microseconds.
+    pub fn take_rounds(&mut self) -> Vec<u64> {
+        self.machine.core.take_rounds()
+    }
+
     /// Have what this does measured.
     pub fn measure(&mut self, meter: Arc<dyn Meter>) {
         self.machine.meter = Some(meter);

@@ -168,6 +168,9 @@ impl<D: Disk> NodeLoop<D> {
             if let Some(tracer) = &self.handle.tracer {
                 tracer.put_all(self.node.take_spans());
             }
+            for us in self.node.take_rounds() {
+                self.handle.metrics.allocations.took(Duration::from_micros(us));
+            }
             self.handle.metrics.rounds.took(began.elapsed());
             if let Some(error) = self.ended.take() {
                 return Err(error);

@@ -18,8 +18,9 @@ use prost::Message as _;
 use std::fs::{DirBuilder, File, TryLockError};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::time::Duration;
-use tessera_master_core::{Config, Tracing};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+use tessera_master_core::{Config, Stopwatch, Tracing};
 use tessera_replica::{ClusterId, Disk as _, DiskBatch, Durability, Identity, Replica, ReplicaConfig, RestoreError, RocksDisk};
 use tessera_wire::v1;
 use tokio::net::TcpListener;
@@ -176,6 +177,12 @@ pub async fn open_disk(
     Ok((disk, identity))
 }
 
+/// Microseconds since the first call.
+fn now_us() -> u64 {
+    static BEGAN: OnceLock<Instant> = OnceLock::new();
+    u64::try_from(BEGAN.get_or_init(Instant::now).elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
 /// The node on a member's disk.
 ///
 /// # Errors
@@ -193,6 +200,7 @@ pub fn open_node(
             .min(config.agent_timeout_ms),
         understands: understands(),
         traced: Tracing { on: config.tracing.collector.is_some(), sample_ppm: config.tracing.sample_ppm },
+        stopwatch: Stopwatch(now_us),
         ..Config::default()
     };
     Ok(Node::open(core, ReplicaConfig::new(identity), disk)?)

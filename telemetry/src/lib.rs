@@ -1,9 +1,10 @@
 //! What processes tell about themselves: the table of metrics and their text, spans, and lines of the log.
 //!
 //! Invariants: every metric is a row of one table, from which `docs/metrics.md` is made, and no other name leaves a
-//! process; what is counted where work is done is an integer atomic, and nothing there takes a lock or allocates.
-//! Must never hold a rule of the cluster, or wait for anybody.
+//! process; what is counted where work is done is an integer atomic, and nothing there takes a lock or allocates; spans leave
+//! on a thread of their own. Must never hold a rule of the cluster, or let anybody wait.
 
+pub mod export;
 pub mod log;
 mod number;
 mod page;

@@ -125,13 +125,17 @@ metrics! {
     }
     "Offers and shares", MASTER {
         AllocationRounds Counter "tessera_allocation_rounds_total" [] "Rounds of the allocator while this master led.";
+        AllocationSeconds Histogram "tessera_allocation_round_seconds" [] "One round of the allocator.";
+        AllocationAgents Counter "tessera_allocation_agents_looked_at_total" [] "Agents that rounds of the allocator looked at; those that nothing has changed for are passed over.";
         OffersStanding Gauge "tessera_offers" [] "Offers that stand. Of the leader.";
         OffersMade Counter "tessera_offers_made_total" [] "Offers that this master made.";
         OffersEnded Counter "tessera_offers_ended_total" ["how"] "Offers that ended: accepted, declined, expired (5 s without an answer), rescinded.";
         Filters Gauge "tessera_offer_filters" [] "Declined resources that are not offered again for a while. Of the leader.";
         RoleUsed Gauge "tessera_role_used" ["role", "resource"] "Charged to a role and those below it: cpus in cores, mem and disk in bytes, others in their units.";
+        RoleRevocable Gauge "tessera_role_revocable" ["role", "resource"] "Used beside that by tasks that may be preempted, in the same units.";
         RoleGuarantee Gauge "tessera_role_guarantee" ["role", "resource"] "What a role's quota guarantees, in the same units.";
         RoleLimit Gauge "tessera_role_quota_limit" ["role", "resource"] "What a role's quota limits it to, in the same units.";
+        Preemptions Counter "tessera_preemptions_total" [] "Revocable tasks that this master, as the leader, had ended for what others are to have.";
         RoleShare Gauge "tessera_role_share_ratio" ["role"] "The largest part that a role has of any kind of resource, offers included.";
         RoleFairShare Gauge "tessera_role_fair_share_ratio" ["role"] "What a role would have if all wanted more than they get.";
     }
@@ -139,6 +143,8 @@ metrics! {
         Frameworks Gauge "tessera_frameworks" ["state"] "Frameworks by what their schedulers do; running and starting are known to the leader.";
         Turns Counter "tessera_turns_total" ["framework", "outcome"] "Turns that this master decided: committed, read (nothing to commit), refused.";
         TurnOperations Counter "tessera_turn_operations_total" ["framework"] "Operations of committed turns.";
+        TurnCpu Counter "tessera_turn_cpu_seconds_total" ["framework"] "CPU time that a scheduler took for turns that came to this master.";
+        TurnWall Counter "tessera_turn_wall_seconds_total" ["framework"] "Time that passed in a scheduler for the same turns.";
         SchedulerFailures Counter "tessera_scheduler_failures_total" ["framework"] "Failures of schedulers that this master heard of.";
         MessagesDropped Gauge "tessera_executor_messages_dropped" [] "Messages between schedulers and executors that could not be delivered since this master leads.";
     }
@@ -154,7 +160,7 @@ metrics! {
         Memory Gauge "tessera_memory_bytes" ["kind"] "Memory of all reachable agents: total, used, offered.";
         Disk Gauge "tessera_disk_bytes" ["kind"] "Disk of all reachable agents: total, used, offered.";
     }
-    "Traces", MASTER {
+    "Traces", BOTH {
         SpansSent Counter "tessera_trace_spans_sent_total" [] "Spans that a collector took.";
         SpansDropped Counter "tessera_trace_spans_dropped_total" [] "Spans that were lost: the queue was full, or no collector took them.";
     }
@@ -176,8 +182,9 @@ metrics! {
         Workers Gauge "tessera_workers" ["kind"] "Worker processes: schedulers, tasks.";
         WorkerInstances Gauge "tessera_worker_schedulers" [] "Schedulers that this agent is to host.";
         WorkerTurns Counter "tessera_worker_turns_total" [] "Turns that workers sent.";
+        WorkerTurnSeconds Histogram "tessera_worker_turn_seconds" [] "One turn in its scheduler, from the batch to its operations.";
         WorkerFailures Counter "tessera_worker_instance_failures_total" ["guest"] "Instances that failed; guest is true where the component is to blame.";
-        WorkersLost Counter "tessera_workers_lost_total" [] "Worker processes whose link ended.";
+        WorkersLost Counter "tessera_workers_lost_total" [] "Worker processes whose link ended although nobody had asked for it.";
         WorkerCpu Counter "tessera_worker_cpu_seconds_total" ["tenant", "kind"] "CPU time of a tenant's worker, as its control group counts it.";
         WorkerMemory Gauge "tessera_worker_memory_bytes" ["tenant", "kind"] "Memory of a tenant's worker, as its control group counts it.";
     }

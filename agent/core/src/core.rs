@@ -375,6 +375,12 @@ impl Core {
         live.map(|(key, executor)| (key, executor.kept.life))
     }
 
+    /// Whether a task is here, or was and is not forgotten.
+    #[must_use]
+    pub fn knows(&self, key: &TaskKey) -> bool {
+        self.tasks.contains_key(key)
+    }
+
     /// Tasks, children of executors among them, and the states that the agent knows, for people and tests.
     pub fn tasks(&self) -> impl Iterator<Item = (&TaskKey, u32, TaskState)> {
         self.tasks

@@ -595,7 +595,7 @@ fn a_turn_of_unknown_fate_is_repeated_in_the_next_session() {
         key,
         number: 1,
         outcome: Some(outcome),
-        outside: 0,
+        ..v1::TurnResult::default()
     };
     let actions = agent.core.on_turn_result(result, agent.now);
     assert_eq!(agent.take(actions), ["to worker: TurnResult"]);

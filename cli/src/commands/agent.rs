@@ -14,13 +14,13 @@ use crate::error::{CliError, Kind, io_error};
 use crate::list::{self, List, WatchArgs};
 use crate::output::{Column, col, text, wide};
 use crate::{Context, names, output};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use tessera_agent::{AgentConfig, IdentityError, RunError};
+use tessera_agent::{AgentConfig, Collector, IdentityError, RunError};
 
 /// Where a master listens for agents when nothing is said.
 pub const DEFAULT_MASTER: &str = "127.0.0.1:5051";
@@ -56,18 +56,18 @@ pub enum AgentCommand {
         watch: WatchArgs,
     },
     /// Place nothing new on an agent; what runs there goes on
-    #[command(after_help = "Examples:\n  tessera agent deactivate a1")]
+    #[command(after_help = "Examples:\n  tessera agent deactivate a1\n  tessera agent deactivate a1 --dry-run")]
     Deactivate(AgentArg),
     /// Put an agent to use again; a drain is called off
-    #[command(after_help = "Example:\n  tessera agent activate a1")]
+    #[command(after_help = "Examples:\n  tessera agent activate a1\n  tessera agent activate a1 --dry-run")]
     Activate(AgentArg),
     /// Move schedulers away from an agent, ask for the end of its tasks, and kill what is left
     Drain(DrainArgs),
     /// End the tasks on an agent that the cluster does not know, because it was restored from a saved snapshot
-    #[command(after_help = "Example:\n  tessera agent end-strangers a1 --yes")]
+    #[command(after_help = "Examples:\n  tessera agent end-strangers a1 --dry-run\n  tessera agent end-strangers a1 --yes")]
     EndStrangers(AgentArg),
     /// Declare that an agent will not come back: its tasks are TASK_GONE_BY_OPERATOR
-    #[command(after_help = "Example:\n  tessera agent gone a1 --yes")]
+    #[command(after_help = "Examples:\n  tessera agent gone a1 --dry-run\n  tessera agent gone a1 --yes")]
     Gone(AgentArg),
     /// Say when an agent will be worked on; schedulers are told
     Maintenance(MaintenanceArgs),
@@ -134,6 +134,9 @@ struct SettingsArgs {
     /// Where metrics are served, to whoever has the token [default: nowhere]
     #[arg(long, value_name = "IP:PORT")]
     metrics_listen: Option<SocketAddr>,
+    /// Where spans of traces go that masters begin: a collector that takes OTLP over HTTP [default: nowhere]
+    #[arg(long, value_name = "http://HOST:PORT")]
+    otlp_endpoint: Option<Collector>,
     /// Serve metrics beyond loopback although nothing is encrypted
     #[arg(long)]
     insecure_listen_without_tls: bool,
@@ -185,8 +188,14 @@ struct SettingsFile {
     worker_uid_first: Option<u32>,
     cache_mib: Option<u64>,
     metrics_listen: Option<SocketAddr>,
+    #[serde(default, deserialize_with = "collector")]
+    otlp_endpoint: Option<Collector>,
     #[serde(default)]
     insecure_listen_without_tls: bool,
+}
+
+fn collector<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Collector>, D::Error> {
+    String::deserialize(from)?.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
 /// An amount in the file: `2`, `0.5`, or a text that is one.
@@ -325,6 +334,7 @@ fn configure(args: SettingsArgs, token_file: Option<PathBuf>) -> Result<AgentCon
         worker_uid_first: args.worker_uid_first.or(file.worker_uid_first),
         cache_mib: args.cache_mib.or(file.cache_mib),
         metrics_listen: args.metrics_listen.or(file.metrics_listen),
+        otlp_endpoint: args.otlp_endpoint.or(file.otlp_endpoint),
         insecure_listen: args.insecure_listen_without_tls || file.insecure_listen_without_tls,
     })
 }

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tessera_types::{
     KeyWrite, LimitName, LogLevel, LogLine, TurnNumber, TurnOutcome, TurnRefusal,
 };
@@ -515,15 +515,19 @@ impl Life {
             turn: number,
             ..Blame::nobody("WORKER_LOST", text)
         })?;
+        let began_us = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, micros);
+        let began = Instant::now();
         let turn = scheduler.turn(header, events);
-        self.minute.add(scheduler.cpu_time(), Instant::now());
+        let (cpu, ended) = (scheduler.cpu_time(), Instant::now());
+        self.minute.add(cpu, ended);
         match turn {
             Ok(turn) => {
                 let turn = v1::Turn::from(&turn);
                 if self.recorder.is_open() {
                     self.recorder.turn(turn.encode_to_vec());
                 }
-                Ok(v1::Turn { requests, ..turn })
+                let cost = v1::TurnCost { cpu_us: micros(cpu), wall_us: micros(ended - began), began_us };
+                Ok(v1::Turn { requests, cost: Some(cost), ..turn })
             }
             Err(failure) => {
                 self.recorder.failure(&failure);
@@ -608,6 +612,10 @@ impl Life {
             }
         }
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// The requests that a batch delivers.

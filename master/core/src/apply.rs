@@ -15,7 +15,7 @@ use crate::repeats::{self, Known};
 use crate::roles;
 use crate::rows::{self, Overlay, Rows, RowsError};
 use crate::state::{State, StoredUpdate, Task};
-use crate::trace::TraceId;
+use tessera_types::TraceId;
 use crate::upkeep::Gone;
 use prost::Message;
 use std::collections::BTreeSet;

@@ -16,7 +16,7 @@ use crate::ledger;
 use crate::rows::{self, Rows, RowsError};
 use crate::upkeep::UnreachablePolicy;
 use crate::status_steps::StatusSteps;
-use crate::trace::TraceId;
+use tessera_types::TraceId;
 use crate::state::{
     Agent, AnswerKey, Component, Framework, KillIntent, Meta, Spec, State, StoredUpdate, Task,
 };

@@ -50,7 +50,7 @@ mod why;
 pub use api::{
     AgentView, AheadState, Applied, ComponentView, Config, Counts, EventId, EventRecord, EventsPage, ExecutorView,
     Expected, FetchRefusal, Fetched, FrameworkView, HttpFailure, LimitSource, LimitView, LookupError, Now, OfferView,
-    CLUSTER_VERSION, Output, Reply, Request, RequestError, StandbyView, TaskFilter, TaskView, Waiting, World,
+    CLUSTER_VERSION, Output, Reply, Request, RequestError, StandbyView, Stopwatch, TaskFilter, TaskView, Waiting, World,
 };
 pub use apply::ApplyError;
 pub use auth::{Action, Forbidden, Object, Principal, PrincipalKind, authorize};
@@ -73,7 +73,7 @@ pub use roles::RoleChange;
 pub use status_steps::{STEPS_MAX, StatusStep};
 pub use rows::{RowChange, Rows, RowsError};
 pub use tally::{Gauges, OfferEnd, Tally, TurnTally};
-pub use trace::{TraceId, TraceSpan, Tracing};
+pub use trace::{TraceSpan, Tracing};
 pub use upkeep::{Drain, Keep, Maintenance, UnreachablePolicy};
 pub use uses::{ComponentUse, UsedAs};
 pub use why::Why;
@@ -202,6 +202,11 @@ impl Core {
     /// Spans of traces since the last call, and how many there was no room for.
     pub fn take_spans(&mut self) -> (Vec<TraceSpan>, u64) {
         self.leader.as_mut().map(|leader| leader.traces.take()).unwrap_or_default()
+    }
+
+    /// How long rounds of the allocator took since the last call, in microseconds.
+    pub fn take_rounds(&mut self) -> Vec<u64> {
+        self.leader.as_mut().map(|leader| std::mem::take(&mut leader.rounds_us)).unwrap_or_default()
     }
 
     /// The time by which commands went at the last input, in ms since 1970, if this one leads.

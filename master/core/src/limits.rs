@@ -201,6 +201,8 @@ pub const GAP_EDGE_MS: u64 = 500;
 /// How often what is due by the clock is looked for.
 pub const UPKEEP_EVERY_MS: u64 = 250;
 
+/// Rounds of the allocator whose times wait to be taken from the core, likewise; a round of inputs has one.
+pub const ROUNDS_MEASURED_MAX: usize = 64;
 /// Spans of traces that wait to be taken from the core: they are taken after each round of inputs.
 pub const TRACE_SPANS_MAX: usize = 4_096;
 /// Frameworks whose last traced request is remembered until it leads to a launch.

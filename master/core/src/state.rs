@@ -15,7 +15,7 @@ use crate::open::OpenRequest;
 use crate::repeats::{KeptRequest, RequestKey};
 use crate::restore::Restore;
 use crate::roles::RoleUses;
-use crate::trace::TraceId;
+use tessera_types::TraceId;
 use crate::upkeep::{Drain, Gone, Maintenance, UnreachablePolicy};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

@@ -52,6 +52,10 @@ pub struct TurnTally {
     pub operations: u64,
     /// Failures of its scheduler.
     pub failures: u64,
+    /// CPU time that its guest took for turns that came, in microseconds.
+    pub cpu_us: u64,
+    /// Time that passed meanwhile, likewise.
+    pub wall_us: u64,
 }
 
 impl TurnTally {
@@ -64,6 +68,8 @@ impl TurnTally {
             refused: self.refused + other.refused,
             operations: self.operations + other.operations,
             failures: self.failures + other.failures,
+            cpu_us: self.cpu_us + other.cpu_us,
+            wall_us: self.wall_us + other.wall_us,
         }
     }
 
@@ -79,6 +85,10 @@ impl TurnTally {
 pub struct Tally {
     /// Rounds of the allocator.
     pub rounds: u64,
+    /// Agents that those looked at.
+    pub agents_looked: u64,
+    /// Tasks that were preempted.
+    pub preempted: u64,
     /// Offers that were made.
     pub offers_made: u64,
     /// Offers that ended, in the order of [`OfferEnd::ALL`].

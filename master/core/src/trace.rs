@@ -9,7 +9,8 @@ use crate::leader::Desk;
 use crate::limits::{TRACE_SPANS_MAX, TRACE_SUBMITTED_MAX, TRACE_SUBMITTED_MS};
 use crate::state::Task;
 use std::collections::BTreeMap;
-use tessera_types::{Digest, Epoch, FrameworkId, HttpRequest, TaskId, TaskState, TurnNumber};
+use tessera_types::trace::LAUNCH;
+use tessera_types::{Digest, Epoch, FrameworkId, HttpRequest, TaskId, TaskState, TraceId, TurnNumber};
 
 /// The cluster version from which on masters keep the trace of a task.
 pub(crate) const SINCE: u32 = 4;
@@ -30,62 +31,6 @@ pub struct Tracing {
     pub on: bool,
     /// Of a million turns with launches that belong to no trace, so many begin one.
     pub sample_ppm: u32,
-}
-
-/// A trace, and the span that what follows is done for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TraceId {
-    /// Of the trace.
-    pub trace: [u8; 16],
-    /// Of the span.
-    pub span: [u8; 8],
-}
-
-impl TraceId {
-    /// As commands and rows have it: empty is none, and so is what is malformed.
-    pub(crate) fn of_bytes(bytes: &[u8]) -> Option<Self> {
-        let (trace, span) = bytes.split_first_chunk::<16>()?;
-        Some(Self { trace: *trace, span: span.try_into().ok()? })
-    }
-
-    pub(crate) fn to_bytes(self) -> Vec<u8> {
-        [&self.trace[..], &self.span[..]].concat()
-    }
-
-    /// What a header says, if whoever began the trace wants it kept.
-    fn of_header(text: &str) -> Option<Self> {
-        let mut parts = text.split('-').skip(1);
-        let (trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?);
-        let sampled = u8::from_str_radix(flags, 16).ok()? & 1 == 1;
-        let id = Self { trace: hex(trace)?, span: hex(span)? };
-        (sampled && id.trace != [0; 16] && id.span != [0; 8]).then_some(id)
-    }
-
-    /// The header for whoever goes on with it.
-    pub(crate) fn header(self) -> String {
-        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        format!("00-{}-{}-01", hex(&self.trace), hex(&self.span))
-    }
-
-    /// The same trace, with a span of this name as the parent of what follows.
-    fn child(self, name: &str, of: &str) -> Self {
-        let mut bytes = self.to_bytes();
-        bytes.extend_from_slice(name.as_bytes());
-        bytes.push(0);
-        bytes.extend_from_slice(of.as_bytes());
-        Self { span: first(&Digest::of(&bytes)), ..self }
-    }
-}
-
-fn hex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let mut bytes = [0; N];
-    if text.len() != 2 * N || !text.is_ascii() {
-        return None;
-    }
-    for (at, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok()?;
-    }
-    Some(bytes)
 }
 
 fn first(digest: &Digest) -> [u8; 8] {
@@ -237,7 +182,7 @@ impl Desk<'_> {
         }
         let Some(row) = self.state.task(framework, task) else { return };
         let Some(id) = row.trace.as_deref().copied() else { return };
-        let runs = span(row, framework, "launch", id, row.created_ms, self.now.wall_ms);
+        let runs = span(row, framework, LAUNCH, id, row.created_ms, self.now.wall_ms);
         let steps = row.steps.of(row.created_ms);
         let running_ms = steps.iter().find(|step| step.state == TaskState::Running).map(|step| step.at_ms);
         match (at, running_ms) {
@@ -256,7 +201,7 @@ impl Desk<'_> {
 fn span(row: &Task, framework: FrameworkId, name: &'static str, id: TraceId, start_ms: u64, end_ms: u64) -> TraceSpan {
     let task = &row.launch.task;
     TraceSpan {
-        id: id.child(name, &format!("{framework} {task} {}", row.attempt)),
+        id: id.of_task(name, framework, task, row.attempt),
         parent: Some(id.span),
         name,
         start_ms,
@@ -275,28 +220,6 @@ fn span(row: &Task, framework: FrameworkId, name: &'static str, id: TraceId, sta
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_header_is_taken_when_its_trace_is_to_be_kept() {
-        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        let id = TraceId::of_header(good).unwrap();
-        assert_eq!(id.header(), good);
-        assert_eq!(TraceId::of_bytes(&id.to_bytes()), Some(id));
-        for bad in [&good.replace("-01", "-00"), "", "00-x-y-01", "00-4bf9é-00f067aa0ba902b7-01", &good[..40]] {
-            assert_eq!(TraceId::of_header(bad), None, "{bad}");
-        }
-        for bad in [&[][..], &[1; 23], &[1; 25]] {
-            assert_eq!(TraceId::of_bytes(bad), None);
-        }
-    }
-
-    #[test]
-    fn spans_have_ids_of_their_own_that_do_not_change() {
-        let id = TraceId { trace: [1; 16], span: [2; 8] };
-        let (one, other) = (id.child("launch", "f1 a 1"), id.child("launch", "f1 b 1"));
-        assert_ne!(one.span, other.span);
-        assert_eq!((one, one.trace), (id.child("launch", "f1 a 1"), id.trace));
-    }
 
     #[test]
     fn spans_that_nobody_takes_are_bounded_and_counted() {

@@ -11,9 +11,10 @@ pub use page::{Sources, write};
 
 use crate::node::Meter;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tessera_replica::EntryId;
+use tessera_telemetry::export::Spans;
 use tessera_telemetry::{Counter, Histogram, Process};
 
 /// Entries whose time to commit is measured at once; more are never under way.
@@ -33,6 +34,8 @@ pub struct Metrics {
     pub syncs: Histogram,
     /// Applying an entry.
     pub applies: Histogram,
+    /// Rounds of the allocator.
+    pub allocations: Histogram,
     /// From proposing an entry to its being applied.
     pub commits: Histogram,
     /// Terms that began.
@@ -43,10 +46,8 @@ pub struct Metrics {
     pub snapshots_sent: Counter,
     /// Snapshots that were taken.
     pub snapshots_taken: Counter,
-    /// Spans that a collector took.
-    pub spans_sent: Counter,
-    /// Spans that were lost.
-    pub spans_dropped: Counter,
+    /// Spans on their way.
+    pub spans: Arc<Spans>,
     /// Events written.
     pub events: Counter,
     /// When entries were proposed, which the loop's thread alone notes.
@@ -62,13 +63,13 @@ impl Default for Metrics {
             rounds: Histogram::new(),
             syncs: Histogram::new(),
             applies: Histogram::new(),
+            allocations: Histogram::new(),
             commits: Histogram::new(),
             terms: Counter::new(),
             leaderships: Counter::new(),
             snapshots_sent: Counter::new(),
             snapshots_taken: Counter::new(),
-            spans_sent: Counter::new(),
-            spans_dropped: Counter::new(),
+            spans: Arc::default(),
             events: Counter::new(),
             proposed: Mutex::default(),
         }

@@ -43,11 +43,11 @@ pub fn write(sources: &Sources<'_>) -> String {
     page.histogram(Name::CommitSeconds, &[], &metrics.commits);
     page.histogram(Name::SyncSeconds, &[], &metrics.syncs);
     page.whole(Name::Events, &[], metrics.events.get());
-    page.whole(Name::SpansSent, &[], metrics.spans_sent.get());
-    page.whole(Name::SpansDropped, &[], metrics.spans_dropped.get());
+    metrics.spans.write(&mut page);
     raft(&mut page, metrics, sources.status);
     state(&mut page, sources.gauges);
     offers(&mut page, sources.gauges);
+    page.histogram(Name::AllocationSeconds, &[], &metrics.allocations);
     for role in &sources.gauges.roles {
         write_role(&mut page, role);
     }
@@ -107,6 +107,8 @@ fn state(page: &mut Page, gauges: &Gauges) {
 
 fn offers(page: &mut Page, gauges: &Gauges) {
     page.whole(Name::AllocationRounds, &[], gauges.tally.rounds);
+    page.whole(Name::AllocationAgents, &[], gauges.tally.agents_looked);
+    page.whole(Name::Preemptions, &[], gauges.tally.preempted);
     page.whole(Name::OffersStanding, &[], gauges.offers as u64);
     page.whole(Name::OffersMade, &[], gauges.tally.offers_made);
     page.whole(Name::Filters, &[], gauges.filters as u64);
@@ -127,6 +129,9 @@ fn write_role(page: &mut Page, role: &RoleView) {
     let name = role.role.as_str();
     for (kind, value) in kinds(&role.used) {
         page.set(Name::RoleUsed, &[name, kind], amount(kind, value));
+    }
+    for (kind, value) in kinds(&role.revocable).filter(|(_, value)| *value > 0) {
+        page.set(Name::RoleRevocable, &[name, kind], amount(kind, value));
     }
     for (kind, value) in role.policy.guarantee.iter() {
         page.set(Name::RoleGuarantee, &[name, kind], amount(kind, value));
@@ -163,6 +168,8 @@ fn write_turns(page: &mut Page, name: &str, turns: &TurnTally) {
         page.whole(Name::Turns, &[name, outcome], count);
     }
     page.whole(Name::TurnOperations, &[name], turns.operations);
+    page.set(Name::TurnCpu, &[name], Value::Micro(turns.cpu_us));
+    page.set(Name::TurnWall, &[name], Value::Micro(turns.wall_us));
     page.whole(Name::SchedulerFailures, &[name], turns.failures);
 }
 
@@ -174,7 +181,7 @@ mod tests {
     fn beyond_the_bound_frameworks_are_added_up() {
         let mut gauges = Gauges::default();
         for id in 0..FRAMEWORKS_SHOWN_MAX as u64 + 50 {
-            let turns = TurnTally { committed: 1_000 - id, operations: 1, ..TurnTally::default() };
+            let turns = TurnTally { committed: 1_000 - id, operations: 1, cpu_us: 1_500_000, ..TurnTally::default() };
             gauges.tally.turns.insert(FrameworkId(id), turns);
             gauges.names.insert(FrameworkId(id), format!("eng:f{id}"));
         }
@@ -184,6 +191,7 @@ mod tests {
         let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("tessera_turn_operations_total{")).collect();
         assert_eq!(lines.len(), FRAMEWORKS_SHOWN_MAX + 1);
         assert!(lines.contains(&"tessera_turn_operations_total{framework=\"_others\"} 50"), "{lines:?}");
+        assert!(text.contains("tessera_turn_cpu_seconds_total{framework=\"_others\"} 75.000000"), "{text}");
         assert!(text.contains("{framework=\"eng:f0\",outcome=\"committed\"} 1000"));
         assert!(tessera_telemetry::parse(&text).is_ok());
     }

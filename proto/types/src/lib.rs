@@ -16,6 +16,7 @@ mod resources;
 mod role;
 mod spec;
 mod status;
+pub mod trace;
 mod turn;
 
 pub use agent::{AgentInfo, AgentResources};
@@ -42,6 +43,7 @@ pub use spec::{
     ExecutorTask, FileSpec, InvalidSpec, Launch, NativeCommand, TaskBody, TaskSpec, validate_launch, validate_spec,
 };
 pub use status::{IllegalTransition, Reason, TaskState, TaskStatus, check_transition};
+pub use trace::TraceId;
 pub use turn::{
     Consumed, Event, ExecutorMessage, HttpAnswer, HttpRequest, KeyWrite, LogLevel, LogLine, Member,
     MigrationStep, Operation, Subscription, Turn, TurnHeader, TurnOutcome, TurnRefusal,

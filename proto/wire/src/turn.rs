@@ -407,6 +407,7 @@ impl From<&Turn> for v1::Turn {
                 .collect(),
             migration: turn.migration.map(|step| v1::MigrationStep { done: step.done }),
             requests: Vec::new(),
+            cost: None,
         }
     }
 }

@@ -57,6 +57,7 @@ impl World {
                     key: Some(key),
                     number: turn.number,
                     outcome: Some(v1::TurnOutcome { outcome: Some(outcome) }),
+                    ..v1::TurnResult::default()
                 })
             }
             _ => return,

@@ -183,6 +183,8 @@ pub(crate) struct Allocator {
     ends: BTreeSet<(u64, AgentId)>,
     filters_made: u64,
     holds: holds::Holds,
+    /// Agents that rounds looked at since that was asked.
+    looks: u64,
 }
 
 impl Default for Allocator {
@@ -220,6 +222,7 @@ impl Default for Allocator {
             ends: BTreeSet::new(),
             filters_made: 0,
             holds: holds::Holds::default(),
+            looks: 0,
         }
     }
 }
@@ -233,6 +236,11 @@ impl Allocator {
     /// The same, to look at.
     pub(crate) const fn kinds_known(&self) -> &Kinds {
         &self.kinds
+    }
+
+    /// How many agents rounds looked at since the last call.
+    pub(crate) const fn take_looks(&mut self) -> u64 {
+        std::mem::replace(&mut self.looks, 0)
     }
 
     /// What is so of a framework now.

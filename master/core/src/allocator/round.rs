@@ -85,6 +85,7 @@ impl Allocator {
             look.extend(self.looked.range(since.saturating_add(1)..).map(|(_, agent)| *agent));
         }
         let order: Vec<AgentId> = look.range(first..).chain(look.range(..first)).copied().collect();
+        self.looks += order.len() as u64;
         let mut decided = Decided::default();
         let everybody = |of: &Self, agent: AgentId| {
             dirty.contains(&agent) || squeezed && of.squeezed.contains(&agent) && (some_may || of.spare())

@@ -16,7 +16,7 @@ use crate::lifecycle::VersionOutcome;
 use crate::limits::{ANSWERS_MAX, SPECS_BYTES_MAX, SPECS_MAX, TURN_STEPS_MAX};
 use crate::rows::{self, RowsError};
 use crate::state::{AnswerKey, Framework, Spec};
-use crate::trace::TraceId;
+use tessera_types::TraceId;
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

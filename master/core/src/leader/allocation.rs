@@ -7,7 +7,7 @@ use super::offers::Standing;
 use super::{Desk, Instance, Leader};
 use super::preempt::Shortage;
 use crate::allocator::{AgentFacts, CLASSES, FrameworkFacts, Grant, Kinds, Lack, Want};
-use crate::limits::{LOOK_AT_ALL_MS, SHORTAGE_EVERY_MS};
+use crate::limits::{LOOK_AT_ALL_MS, ROUNDS_MEASURED_MAX, SHORTAGE_EVERY_MS};
 use crate::state::{Framework, State};
 use crate::tally::OfferEnd;
 use std::collections::{BTreeMap, BTreeSet};
@@ -90,8 +90,13 @@ impl Desk<'_> {
         self.leader.offers.round += 1;
         self.tell_allocator();
         let now_ms = self.now.mono_ms;
+        let began_us = self.config.stopwatch.0();
         let grants = self.leader.offers.allocator.round(first, now_ms);
+        if self.leader.rounds_us.len() < ROUNDS_MEASURED_MAX {
+            self.leader.rounds_us.push(self.config.stopwatch.0().saturating_sub(began_us));
+        }
         self.leader.tally.rounds += 1;
+        self.leader.tally.agents_looked += self.leader.offers.allocator.take_looks();
         self.leader.tally.offers_made += grants.len() as u64;
         for grant in grants {
             self.offer(grant);

@@ -87,6 +87,8 @@ pub(crate) struct Leader {
     /// Since the process began, not since it leads.
     pub(crate) tally: Tally,
     pub(crate) traces: Traces,
+    /// How long rounds of the allocator took, in microseconds.
+    pub(crate) rounds_us: Vec<u64>,
     dirty_frameworks: BTreeSet<FrameworkId>,
     dirty_links: BTreeSet<AgentId>,
     /// Counts changes of limits.
@@ -128,8 +130,8 @@ pub(crate) enum Pending {
     Unreachable { agent: AgentId },
     /// Something that was due.
     Due(Due),
-    /// Tasks to be preempted.
-    Preempt,
+    /// So many tasks to be preempted.
+    Preempt { tasks: u64 },
     /// Nobody.
     Nobody,
 }
@@ -168,6 +170,7 @@ impl Leader {
             messages_dropped: 0,
             tally: Tally::default(),
             traces: Traces::default(),
+            rounds_us: Vec::new(),
             dirty_frameworks: state.frameworks.keys().copied().collect(),
             dirty_links: BTreeSet::new(),
             limits_generation: 1,

@@ -36,14 +36,16 @@ impl Desk<'_> {
             });
             let command = v1::PreemptTasks { tasks: tasks.collect(), role: shortage.role.clone() };
             self.leader.preempting = true;
-            self.propose("", Command::PreemptTasks(command), Pending::Preempt);
+            let tasks = command.tasks.len() as u64;
+            self.propose("", Command::PreemptTasks(command), Pending::Preempt { tasks });
             return;
         }
     }
 
-    /// That command is applied, or lost.
-    pub(super) fn preempted(&mut self) {
+    /// That command is applied with so many tasks, or lost.
+    pub(super) const fn preempted(&mut self, tasks: u64) {
         self.leader.preempting = false;
+        self.leader.tally.preempted += tasks;
     }
 }
 

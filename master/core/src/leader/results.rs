@@ -109,7 +109,7 @@ impl Desk<'_> {
             Pending::Due(due) => {
                 self.leader.due.remove(&due);
             }
-            Pending::Preempt => self.preempted(),
+            Pending::Preempt { tasks } => self.preempted(tasks),
             Pending::Unreachable { agent } => self.give_up_decided(agent, true),
             Pending::Strangers { .. } | Pending::Nobody => {}
         }
@@ -172,7 +172,7 @@ impl Desk<'_> {
                 Pending::Due(due) => {
                     self.leader.due.remove(&due);
                 }
-                Pending::Preempt => self.preempted(),
+                Pending::Preempt { .. } => self.preempted(0),
                 Pending::Unreachable { agent } => self.give_up_decided(agent, false),
                 Pending::Nobody => {}
             }

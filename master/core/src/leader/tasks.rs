@@ -283,5 +283,6 @@ fn desired_task(
         spec: spec.encoded.to_vec(),
         kill_grace_ms: task.kill.map(|kill| kill.grace_ms),
         group: task.group,
+        trace: task.trace.as_deref().map_or_else(Vec::new, |trace| trace.to_bytes()),
     })
 }

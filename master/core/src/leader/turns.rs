@@ -52,6 +52,8 @@ impl Desk<'_> {
     ) -> Result<(), WireError> {
         let header = turn.header();
         let (id, epoch, number) = (header.framework, header.epoch, header.number);
+        // No part of what a repeated turn is known by.
+        let cost = turn.cost.take();
         let encoded = turn.encode_to_vec();
         let hash = Digest::of(&encoded).0.to_vec();
         let outside = self.leader.instances.get(&id).filter(|i| i.epoch == epoch).map_or(0, |i| i.outside);
@@ -106,6 +108,11 @@ impl Desk<'_> {
             return Ok(());
         }
         let sent = instance.outstanding.take();
+        if let Some(cost) = cost {
+            let tally = self.leader.tally.of(id);
+            tally.cpu_us = tally.cpu_us.saturating_add(cost.cpu_us);
+            tally.wall_us = tally.wall_us.saturating_add(cost.wall_us);
+        }
         let first = sent.as_ref().is_some_and(|sent| sent.time_ms == header.time_ms);
         let brought = sent.as_ref().and_then(|sent| sent.outside.last()).map(|(count, _)| *count);
         if let Some(count) = brought.filter(|_| first) {
@@ -457,8 +464,11 @@ impl Desk<'_> {
         }
         let instance = self.leader.instances.get(&pending.framework);
         let outside = instance.filter(|i| i.epoch == pending.epoch).map_or(0, |i| i.outside);
-        let result =
-            turn_result(pending.framework, pending.epoch, pending.number, outcome, outside);
+        let mut result = turn_result(pending.framework, pending.epoch, pending.number, outcome, outside);
+        // Its agent knows how long the guest took.
+        if let (Out::TurnResult(result), Some(trace)) = (&mut result, pending.trace) {
+            result.trace = trace.id.to_bytes();
+        }
         self.send(session, result);
     }
 
@@ -495,5 +505,6 @@ fn turn_result(
         number: number.0,
         outcome: Some(outcome.into()),
         outside,
+        trace: Vec::new(),
     })
 }

@@ -113,9 +113,10 @@ impl Cluster {
         }
     }
 
-    /// The last turn, byte for byte.
+    /// The last turn, but for what it cost, by which no turn is known.
     pub(super) fn repeat_turn(&mut self, words: &Words<'_>) {
-        let (_, turn) = self.last_turn.clone().expect("a turn");
+        let (_, mut turn) = self.last_turn.clone().expect("a turn");
+        turn.cost = Some(v1::TurnCost { cpu_us: 1, wall_us: 2, began_us: 3 });
         self.from_agent(words.plain(0), In::Turn(turn));
     }
 

@@ -102,7 +102,7 @@ async fn pages_and_events_are_the_same_at_every_master() -> Outcome {
 }
 
 /// So many events of a stream.
-async fn first_events(rest: &Rest, path: &str, count: usize) -> Outcome<Vec<Value>> {
+pub async fn first_events(rest: &Rest, path: &str, count: usize) -> Outcome<Vec<Value>> {
     let mut stream = rest.stream(path, None).await?;
     let mut text = String::new();
     let mut events = Vec::new();

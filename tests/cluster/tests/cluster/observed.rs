@@ -18,7 +18,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 /// A page of metrics, as long as nothing is wrong with it.
-async fn read(rest: &Rest) -> Outcome<Vec<Family>> {
+pub async fn read(rest: &Rest) -> Outcome<Vec<Family>> {
     let answer = rest.get("/metrics").await?.ok()?;
     let kind = answer.headers.get("content-type").cloned().unwrap_or_default();
     ensure(kind == "text/plain; version=0.0.4", || kind.clone())?;
@@ -26,7 +26,7 @@ async fn read(rest: &Rest) -> Outcome<Vec<Family>> {
 }
 
 /// The value with these labels, 0 when there is none.
-fn value(page: &[Family], name: Name, labels: &[&str]) -> f64 {
+pub fn value(page: &[Family], name: Name, labels: &[&str]) -> f64 {
     let family = page.iter().find(|family| family.name == name.row().name);
     let samples = family.into_iter().flat_map(|family| &family.samples);
     let mut fitting = samples.filter(|(of, with, _)| {
@@ -75,6 +75,7 @@ async fn masters_and_agents_serve_every_metric_of_the_table() -> Outcome {
             (Name::OffersMade, &[]), (Name::OffersEnded, &["accepted"]), (Name::Turns, &["committed"]), (Name::TurnOperations, &[]),
             (Name::TasksEnded, &["TASK_FINISHED"]), (Name::Agents, &["connected"]), (Name::Sessions, &[]), (Name::Cpus, &["total"]),
             (Name::Memory, &["total"]), (Name::Frameworks, &["running"]), (Name::PeerActive, &[]), (Name::RoleFairShare, &[]),
+            (Name::AllocationSeconds, &[]), (Name::AllocationAgents, &[]), (Name::TurnCpu, &["default:run"]), (Name::TurnWall, &["default:run"]),
         ];
         if member == leader {
             check(&page, Who::Master, of_leader)?;
@@ -90,12 +91,18 @@ async fn masters_and_agents_serve_every_metric_of_the_table() -> Outcome {
         (Name::BuildInfo, &[]), (Name::AgentInfo, &["a1"]), (Name::AgentConnected, &[]), (Name::AgentSessions, &[]),
         (Name::AgentRoundSeconds, &[]), (Name::AgentSyncSeconds, &[]), (Name::AgentCheckpoint, &[]), (Name::AgentCpus, &[]),
         (Name::AgentMemory, &[]), (Name::AgentGroupCpu, &[]), (Name::Workers, &["schedulers"]), (Name::WorkerInstances, &[]),
-        (Name::WorkerTurns, &[]), (Name::WorkerCpu, &["schedulers"]), (Name::WorkerMemory, &["schedulers"]),
+        (Name::WorkerTurns, &[]), (Name::WorkerTurnSeconds, &[]), (Name::WorkerCpu, &["schedulers"]), (Name::WorkerMemory, &["schedulers"]),
     ];
     check(&read(&rest).await?, Who::Agent, of_agent)?;
     let stranger = rest.with_token(None).get("/metrics").await?;
     ensure(stranger.status == 401, || stranger.text())?;
     check_log(&std::fs::read_to_string(&log)?, "tessera-agent", "agent", "a1")?;
+    // What a framework was counted goes with it.
+    let removed = tessera(&["framework", "rm", "run", "--yes", "--wait"], &group.env()).await?;
+    ensure(removed.status.success(), || String::from_utf8_lossy(&removed.stderr).into_owned())?;
+    let leader = group.rest(group.leader().await?)?;
+    let text = leader.get("/metrics").await?.ok()?.text();
+    ensure(!text.contains("default:run"), || text.clone())?;
     group.finish()
 }
 
@@ -170,6 +177,17 @@ impl Collector {
         Ok(Self { port, requests })
     }
 
+    /// The service that a span is of.
+    fn service_of(&self, span: &str) -> Option<String> {
+        let requests = self.requests.lock().unwrap();
+        let mut resources = requests.iter().map(|(_, body)| &body["resourceSpans"][0]);
+        let found = resources.find(|resource| {
+            let spans = resource["scopeSpans"][0]["spans"].as_array();
+            spans.is_some_and(|spans| spans.iter().any(|one| one["spanId"] == span))
+        })?;
+        found["resource"]["attributes"][0]["value"]["stringValue"].as_str().map(str::to_owned)
+    }
+
     /// Spans of a trace by name.
     fn spans(&self, trace: &str) -> BTreeMap<String, Vec<Value>> {
         let mut spans: BTreeMap<String, Vec<Value>> = BTreeMap::new();
@@ -191,7 +209,8 @@ async fn a_launch_is_one_trace_from_the_request_to_the_end_of_the_task() -> Outc
     let collector = Collector::start().await?;
     let endpoint = format!("http://127.0.0.1:{}", collector.port);
     let mut group = Group::start_with("traces", 1, &["--otlp-endpoint", &endpoint]).await?;
-    group.start_agent("a1", &[]).await?;
+    let port = free_port()?;
+    group.start_agent("a1", &["--otlp-endpoint", &endpoint, "--metrics-listen", &format!("127.0.0.1:{port}")]).await?;
     let rest = group.rest(0)?;
     let component = tessera(&["component", "push", &guest("run")?.display().to_string()], &group.env()).await?;
     let component = String::from_utf8(component.stdout)?.trim().to_owned();
@@ -210,7 +229,7 @@ async fn a_launch_is_one_trace_from_the_request_to_the_end_of_the_task() -> Outc
         }
     })
     .await?;
-    let wanted = ["request", "turn", "offer", "commit", "launch", "running"];
+    let wanted = ["request", "turn", "offer", "commit", "launch", "running", "handle", "agent", "prepare", "start"];
     let spans = until("all spans of the trace", PATIENCE, async || {
         let spans = collector.spans(TRACE);
         let missing: Vec<_> = wanted.iter().filter(|name| !spans.contains_key(**name)).collect();
@@ -222,13 +241,31 @@ async fn a_launch_is_one_trace_from_the_request_to_the_end_of_the_task() -> Outc
     ensure(given.trim() == own, || format!("the task was given {given:?}, not {own}"))?;
     let of = |name: &str, field: &str| spans[name][0][field].as_str().unwrap_or_default().to_owned();
     ensure(of("request", "parentSpanId") == SPAN, || format!("{spans:?}"))?;
-    for (child, parent) in [("turn", "request"), ("offer", "turn"), ("commit", "turn"), ("launch", "turn"), ("running", "turn")] {
+    let below = [
+        ("turn", "request"), ("offer", "turn"), ("commit", "turn"), ("launch", "turn"), ("running", "turn"),
+        // Those of the agent, which knows the leader's by what they are about.
+        ("handle", "turn"), ("agent", "launch"), ("prepare", "agent"), ("start", "agent"),
+    ];
+    for (child, parent) in below {
         ensure(of(child, "parentSpanId") == of(parent, "spanId"), || format!("{child} is not below {parent}: {spans:?}"))?;
     }
-    for (earlier, later) in [("turn", "commit"), ("commit", "launch"), ("launch", "running")] {
+    for (earlier, later) in [("turn", "commit"), ("commit", "launch"), ("launch", "running"), ("turn", "handle"), ("prepare", "start")] {
         let at = |name: &str| of(name, "startTimeUnixNano").parse::<u64>().unwrap_or(0);
         ensure(at(earlier) <= at(later) && at(earlier) > 0, || format!("{later} began before {earlier}: {spans:?}"))?;
     }
+    // Nothing of the trace is done for what is not in it.
+    let all: Vec<&Value> = spans.values().flatten().collect();
+    for span in &all {
+        let parent = &span["parentSpanId"];
+        ensure(parent == SPAN || all.iter().any(|other| other["spanId"] == *parent), || format!("{span} has no parent"))?;
+    }
+    for (name, service) in [("launch", "tessera-master"), ("agent", "tessera-agent"), ("handle", "tessera-agent")] {
+        let found = collector.service_of(&of(name, "spanId"));
+        ensure(found.as_deref() == Some(service), || format!("{name} is of {found:?}"))?;
+    }
+    let agent = Rest::new(&format!("http://127.0.0.1:{port}"), Some(&group.token))?;
+    let page = read(&agent).await?;
+    ensure(value(&page, Name::SpansSent, &[]) >= 4.0 && value(&page, Name::SpansDropped, &[]) == 0.0, || "the agent does not count its spans".to_owned())?;
     let head = collector.requests.lock().unwrap()[0].0.clone();
     ensure(head.starts_with("POST /v1/traces HTTP/1.1"), || head.clone())?;
     let page = read(&rest).await?;

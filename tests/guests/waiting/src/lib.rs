@@ -3,9 +3,9 @@
 //! - `POST /wants` takes a list of [`Want`]s, which replace those before; an empty one asks for nothing, and whole
 //!   agents are offered again.
 //! - `POST /kill/<task>` kills a task.
-//! - `GET /` answers with [`Page`]: what was offered, and what became of tasks.
+//! - `GET /` answers with [`Page`]: what was offered, what it was told, and what became of tasks.
 //!
-//! Tasks sleep until they are killed. Offers are given back for a moment when nothing fits.
+//! Tasks sleep until they are killed, or do what their want says. Offers are given back for a moment when nothing fits.
 
 use std::collections::BTreeMap;
 
@@ -15,6 +15,8 @@ use tessera_sdk::{Config, Error, Event, Offer, Pending, Scheduler, TaskSpec, Tas
 
 /// Offers that are remembered.
 const OFFERS_MAX: usize = 500;
+/// Updates that are remembered.
+const HEARD_MAX: usize = 500;
 /// Time for which what is left over is not offered again, in ms.
 const REFUSE_MS: u64 = 200;
 
@@ -35,6 +37,8 @@ struct Want {
     zones: Vec<String>,
     #[serde(default)]
     revocable: bool,
+    /// A shell command instead of sleep.
+    run: Option<String>,
     /// Launched so far.
     #[serde(default)]
     launched: u32,
@@ -50,9 +54,19 @@ struct Seen {
     revocable: bool,
 }
 
+/// An update.
+#[derive(Serialize)]
+struct Heard {
+    task: String,
+    state: String,
+    reason: String,
+    message: String,
+}
+
 #[derive(Serialize)]
 struct Page<'a> {
     offers: &'a [Seen],
+    heard: &'a [Heard],
     tasks: &'a BTreeMap<String, (String, String, u64)>,
     left: u32,
 }
@@ -63,6 +77,7 @@ struct Waiting {
     /// Requests are to be said again.
     is_new: bool,
     offers: Vec<Seen>,
+    heard: Vec<Heard>,
     /// State, reason and agent.
     tasks: BTreeMap<String, (String, String, u64)>,
 }
@@ -71,7 +86,7 @@ tessera_sdk::scheduler!(Waiting, state_version = 1);
 
 impl Want {
     fn spec(&self) -> TaskSpec {
-        let spec = TaskSpec::shell("sleep 1000").name(&self.id).cpus(self.cpus).mem_mib(self.mem_mib);
+        let spec = TaskSpec::shell(self.run.as_deref().unwrap_or("sleep 1000")).name(&self.id).cpus(self.cpus).mem_mib(self.mem_mib);
         let spec = if self.gpus > 0 { spec.gpus(self.gpus) } else { spec };
         if self.revocable { spec.revocable() } else { spec }
     }
@@ -148,6 +163,14 @@ impl Waiting {
     }
 
     fn on_update(&mut self, status: TaskStatus) {
+        if self.heard.len() < HEARD_MAX {
+            self.heard.push(Heard {
+                task: status.task.clone(),
+                state: status.state.name().to_owned(),
+                reason: status.reason.clone(),
+                message: status.message.clone(),
+            });
+        }
         let state = (status.state.name().to_owned(), status.reason, status.agent);
         self.tasks.insert(status.task, state);
     }
@@ -157,6 +180,7 @@ impl Waiting {
         Ok(match (method, path.as_slice()) {
             ("GET", []) => Response::json(&Page {
                 offers: &self.offers,
+                heard: &self.heard,
                 tasks: &self.tasks,
                 left: self.wants.iter().map(Want::left).sum(),
             }),
