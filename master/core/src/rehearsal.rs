@@ -79,7 +79,11 @@ impl State {
             Request::KillTask { framework: id, task, .. } => framework(id, Some(task)),
             Request::SetLimits { .. } => sketch.limits.clone_from(&self.limits),
             Request::SetRole { .. } => sketch.roles.clone_from(&self.roles),
-            Request::SetAgentMode { agent: id, .. } => agent = Some(*id),
+            Request::SetAgentMode { agent: id, .. } | Request::EndStrangers { agent: id } => agent = Some(*id),
+            Request::MarkGone { agent: id } => {
+                agent = Some(*id);
+                sketch.gone.clone_from(&self.gone);
+            }
             _ => return None,
         }
         sketch.components.clone_from(&self.components);

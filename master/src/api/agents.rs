@@ -82,16 +82,20 @@ pub async fn caches(
     Ok(Json(told))
 }
 
-/// Have what is asked of an agent done, and show it.
+/// Have what is asked of an agent done, and show it; or only say what would be.
 async fn change(
     api: &Api,
     asker: Asker,
     agent: &str,
+    dry: &DryRun,
     request: impl FnOnce(AgentId) -> Request,
-) -> Result<Json<AgentJson>, ApiError> {
+) -> Result<Response, ApiError> {
     let agent = lookup::agent(agent)?;
+    if dry.asked() {
+        return dry_run::rehearse(api, asker, request(agent), Vec::new()).await;
+    }
     api.node.request(asker, request(agent)).await?;
-    show(api, agent).await
+    Ok(show(api, agent).await?.into_response())
 }
 
 /// Place nothing new on an agent.
@@ -99,8 +103,9 @@ pub async fn deactivate(
     State(api): State<Api>,
     Extension(asker): Extension<Asker>,
     Path(agent): Path<String>,
-) -> Result<Json<AgentJson>, ApiError> {
-    change(&api, asker, &agent, |agent| Request::SetAgentMode {
+    Query(dry): Query<DryRun>,
+) -> Result<Response, ApiError> {
+    change(&api, asker, &agent, &dry, |agent| Request::SetAgentMode {
         agent,
         deactivated: true,
         drain_ms: None,
@@ -113,8 +118,9 @@ pub async fn activate(
     State(api): State<Api>,
     Extension(asker): Extension<Asker>,
     Path(agent): Path<String>,
-) -> Result<Json<AgentJson>, ApiError> {
-    change(&api, asker, &agent, |agent| Request::SetAgentMode {
+    Query(dry): Query<DryRun>,
+) -> Result<Response, ApiError> {
+    change(&api, asker, &agent, &dry, |agent| Request::SetAgentMode {
         agent,
         deactivated: false,
         drain_ms: None,
@@ -167,13 +173,20 @@ pub async fn gone(
     State(api): State<Api>,
     Extension(asker): Extension<Asker>,
     Path(agent): Path<String>,
-) -> Result<Json<Gone>, ApiError> {
+    Query(dry): Query<DryRun>,
+) -> Result<Response, ApiError> {
     let agent = lookup::agent(&agent)?;
-    api.node.request(asker, Request::MarkGone { agent }).await?;
-    Ok(Json(Gone {
-        id: agent.to_string(),
-        state: "gone",
-    }))
+    let request = Request::MarkGone { agent };
+    if dry.asked() {
+        let view = api.node.query(move |core, _| core.agent(agent)).await?;
+        let would = view.map(|view| {
+            let (tasks, schedulers) = (view.tasks, view.schedulers);
+            format!("give {agent} up for good: {tasks} tasks are TASK_GONE_BY_OPERATOR, and {schedulers} schedulers are placed elsewhere")
+        });
+        return dry_run::rehearse(&api, asker, request, would.into_iter().collect()).await;
+    }
+    api.node.request(asker, request).await?;
+    Ok(Json(Gone { id: agent.to_string(), state: "gone" }).into_response())
 }
 
 /// Have the tasks on an agent end that the restored state does not know.
@@ -181,8 +194,9 @@ pub async fn end_strangers(
     State(api): State<Api>,
     Extension(asker): Extension<Asker>,
     Path(agent): Path<String>,
-) -> Result<Json<AgentJson>, ApiError> {
-    change(&api, asker, &agent, |agent| Request::EndStrangers { agent }).await
+    Query(dry): Query<DryRun>,
+) -> Result<Response, ApiError> {
+    change(&api, asker, &agent, &dry, |agent| Request::EndStrangers { agent }).await
 }
 
 /// When an agent will be worked on.
@@ -203,12 +217,7 @@ pub async fn maintain(
     Document(window): Document<Window>,
 ) -> Result<Json<AgentJson>, ApiError> {
     let Window { start_ms, end_ms } = window;
-    let maintenance = Some(Maintenance { start_ms, end_ms });
-    change(&api, asker, &agent, |agent| Request::SetMaintenance {
-        agent,
-        maintenance,
-    })
-    .await
+    set_maintenance(&api, asker, &agent, Some(Maintenance { start_ms, end_ms })).await
 }
 
 /// Call maintenance off.
@@ -217,10 +226,16 @@ pub async fn cancel_maintenance(
     Extension(asker): Extension<Asker>,
     Path(agent): Path<String>,
 ) -> Result<Json<AgentJson>, ApiError> {
-    let maintenance = None;
-    change(&api, asker, &agent, |agent| Request::SetMaintenance {
-        agent,
-        maintenance,
-    })
-    .await
+    set_maintenance(&api, asker, &agent, None).await
+}
+
+async fn set_maintenance(
+    api: &Api,
+    asker: Asker,
+    agent: &str,
+    maintenance: Option<Maintenance>,
+) -> Result<Json<AgentJson>, ApiError> {
+    let agent = lookup::agent(agent)?;
+    api.node.request(asker, Request::SetMaintenance { agent, maintenance }).await?;
+    show(api, agent).await
 }

@@ -12,7 +12,7 @@ use super::events::{EventJson, EventsQuery};
 use super::explain::{ExplainJson, ExplainQuery};
 use super::frameworks::{Create, FrameworksQuery};
 use super::lifecycle::{Changed, ConfigJson, NewConfig, RollBack, Upgrade};
-use super::limits::{Change as LimitsChange, LimitsJson, LimitsQuery};
+use super::limits::{Change as LimitsChange, ChangeQuery as LimitsChangeQuery, LimitsJson, LimitsQuery};
 use super::paging::List;
 use super::roles::{RoleJson, RolePut, RolesQuery};
 use super::task_views::TaskJson;
@@ -108,7 +108,7 @@ fn cluster_part() -> Vec<Endpoint> {
             .refuses(&[INVALID_ARGUMENT]),
         endpoint(PATCH, "/v1/limits", Change, limits_of(), patch(limits::change))
             .about("setLimits", "roles", "Set some limits and unset some, all or nothing. A role has what its parent has where it sets nothing.", "/v1/limits?role=eng/search")
-            .query::<LimitsQuery>()
+            .query::<LimitsChangeQuery>()
             .takes::<LimitsChange>(r#"{"set": {"state-bytes": 1048576}, "unset": ["timers"]}"#)
             .answers::<LimitsJson>(200)
             .answers::<DryRunJson>(200)
@@ -202,11 +202,15 @@ fn agents_part() -> Vec<Endpoint> {
             .refuses(ERRORS),
         agent(POST, "/v1/agents/{agent}/deactivate", Change, post(agents::deactivate))
             .about("deactivateAgent", "agents", "Place nothing new on an agent.", "/v1/agents/a1/deactivate")
+            .query::<DryRun>()
             .answers::<AgentJson>(200)
+            .answers::<DryRunJson>(200)
             .refuses(ERRORS),
         agent(POST, "/v1/agents/{agent}/activate", Change, post(agents::activate))
             .about("activateAgent", "agents", "Put an agent to use again; a drain is called off.", "/v1/agents/a1/activate")
+            .query::<DryRun>()
             .answers::<AgentJson>(200)
+            .answers::<DryRunJson>(200)
             .refuses(ERRORS),
         agent(POST, "/v1/agents/{agent}/drain", Change, post(agents::drain))
             .about("drainAgent", "agents", "Have everything leave an agent: schedulers move, and tasks that are still there in the end are killed.", "/v1/agents/a1/drain")
@@ -217,11 +221,15 @@ fn agents_part() -> Vec<Endpoint> {
             .refuses(ERRORS),
         agent(POST, "/v1/agents/{agent}/end-strangers", End, post(agents::end_strangers))
             .about("endStrangers", "agents", "Have the tasks on an agent end that the restored state does not know.", "/v1/agents/a1/end-strangers")
+            .query::<DryRun>()
             .answers::<AgentJson>(200)
+            .answers::<DryRunJson>(200)
             .refuses(&[INVALID_ARGUMENT, NOT_FOUND, CONFLICT]),
         agent(POST, "/v1/agents/{agent}/gone", Remove, post(agents::gone))
             .about("markAgentGone", "agents", "Give an agent up for good: its tasks are `TASK_GONE_BY_OPERATOR`.", "/v1/agents/a1/gone")
+            .query::<DryRun>()
             .answers::<agents::Gone>(200)
+            .answers::<DryRunJson>(200)
             .refuses(&[INVALID_ARGUMENT, NOT_FOUND, CONFLICT]),
         agent(POST, MAINTENANCE, Change, post(agents::maintain))
             .about("announceMaintenance", "agents", "Say when an agent will be worked on; frameworks get an inverse offer.", "/v1/agents/a1/maintenance")

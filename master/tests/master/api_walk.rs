@@ -204,6 +204,11 @@ async fn agents(walk: &mut Walk<'_>) {
     walk.get("/v1/agents/a1/caches", 503).await;
     let post = Method::POST;
     walk.send(post.clone(), "/v1/agents/a1/drain?dry_run=true", json!({}), 200).await;
+    for what in ["deactivate", "activate", "end-strangers", "gone"] {
+        let plan = walk.send(post.clone(), &format!("/v1/agents/a1/{what}?dry_run=true"), json!({}), 200).await;
+        assert!(plan.body["dry_run"] == true && plan.body["would"][0].is_string(), "{what}: {}", plan.body);
+        walk.send(post.clone(), &format!("/v1/agents/a9/{what}?dry_run=true"), json!({}), 404).await;
+    }
     let view = walk.get("/v1/agents/a1", 200).await;
     assert_eq!(view.body["mode"], "active", "a dry run changes nothing");
     walk.send(post.clone(), "/v1/agents/a1/drain", json!({"within_ms": 600_000}), 200).await;

@@ -106,6 +106,10 @@ async fn dry_runs_change_nothing() -> Outcome {
         &["framework", "config", "set", "run", "a=b", "--dry-run"],
         &["framework", "rm", "run", "--dry-run"],
         &["agent", "drain", "a1", "--dry-run"],
+        &["agent", "deactivate", "a1", "--dry-run"],
+        &["agent", "activate", "a1", "--dry-run"],
+        &["agent", "end-strangers", "a1", "--dry-run"],
+        &["agent", "gone", "a1", "--dry-run"],
         &["component", "rm", &short, "--dry-run"],
     ] {
         let said = stdout(&cluster, args).await?;
