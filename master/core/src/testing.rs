@@ -1,10 +1,15 @@
-//! Rows in memory, for tests and the simulator, and the allocator alone, for measurements.
+//! Rows in memory and a planted bug, for tests and the simulator, and the allocator alone, for measurements.
 
 pub use crate::allocator::{AllocatorRun, EVEN_MEM_MIB, Fairness, hour_of_churn};
 
 use crate::rows::{RowChange, Rows, RowsError};
 use std::collections::BTreeMap;
 use std::ops::Bound;
+
+/// Forget what roles use, as a master would that did not count it when it starts: to prove that this is noticed.
+pub fn forget_role_uses(core: &mut crate::Core) {
+    core.state.role_used.clear();
+}
 
 /// Rows in memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

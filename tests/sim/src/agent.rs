@@ -4,6 +4,7 @@
 //! stable storage; a crash forgets all but the synced part of the checkpoint, a prefix of the rest, the
 //! identity and what lives beside the process. Must never decide what to do: the core does.
 
+use crate::model::{GPUS, ZONES};
 use crate::mutation::Mutation;
 use crate::network::{ConnId, SILENCE_US};
 use crate::queue::{Asked, Down, Event, Later, Up};
@@ -12,8 +13,9 @@ use crate::worker::Worker;
 use crate::world::World;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tessera_agent_core::{Action, Core, CoreConfig, Now, WorkerKey};
-use tessera_types::{AgentId, Digest, Quantities, TaskStatus};
+use tessera_types::{AgentId, Digest, Quantities, REGION, Resources, TaskStatus, ZONE};
 use tessera_virtual::Random;
+use tessera_wire::decode_spec;
 use tessera_wire::v1::{self, agent_message::Message as AgentSays, master_message::Message as MasterSays};
 
 /// The wall clock at virtual time zero, in ms; agents' clocks differ a little from the master's.
@@ -26,6 +28,9 @@ const BEAT_US: u64 = 500_000;
 const RECONNECT_MAX_US: u64 = 800_000;
 /// Hints who leads that are followed in a row, as the real agent does.
 const HINTS_MAX: u32 = 4;
+/// Of so many agents one has GPUs, and so much of them, in thousandths.
+const GPUS_EVERY: u64 = 3;
+const GPUS_MILLI: i64 = 2_000;
 /// Records after which a checkpoint is compacted at the next start.
 const COMPACT_AFTER: usize = 40;
 
@@ -62,6 +67,8 @@ pub(crate) struct Agent {
     identity: Option<(AgentId, String)>,
     /// Tells its keys apart.
     key: u64,
+    /// It has further resources, and says where it stands.
+    rich: bool,
     /// It began with the directory of another one.
     pub(crate) is_copy: bool,
     checkpoint: Checkpoint,
@@ -88,12 +95,14 @@ pub(crate) struct Agent {
     pub(crate) full_until_us: u64,
     /// How far its clock is off, in ms.
     pub(crate) wall_offset_ms: i64,
+    /// Mutation: what it was told of each task.
+    told: BTreeMap<(u64, String), v1::DesiredTask>,
     /// Statuses that were sent, for the oracle.
     sent: BTreeMap<(u64, String), BTreeMap<u64, TaskStatus>>,
 }
 
 impl Agent {
-    pub(crate) fn new(name: u64, rng: Random) -> Self {
+    pub(crate) fn new(name: u64, rich: bool, rng: Random) -> Self {
         Self {
             name,
             boot: 1,
@@ -103,6 +112,7 @@ impl Agent {
             started_us: 0,
             identity: None,
             key: 0,
+            rich,
             is_copy: false,
             checkpoint: Checkpoint::default(),
             components: BTreeSet::new(),
@@ -122,6 +132,7 @@ impl Agent {
             slow_until_us: 0,
             full_until_us: 0,
             wall_offset_ms: 0,
+            told: BTreeMap::new(),
             sent: BTreeMap::new(),
         }
     }
@@ -145,7 +156,7 @@ impl Agent {
     pub(crate) fn copied(&self, boot: u64, rng: Random) -> Self {
         let (identity, key) = (self.identity.clone(), self.key);
         let checkpoint = Checkpoint { synced: self.checkpoint.synced.clone(), ..Checkpoint::default() };
-        Self { boot, identity, key, checkpoint, is_copy: true, ..Self::new(self.name, rng) }
+        Self { boot, identity, key, checkpoint, is_copy: true, ..Self::new(self.name, self.rich, rng) }
     }
 
     /// Its directory is emptied while it is down; it makes a key of its own.
@@ -174,12 +185,28 @@ impl Agent {
         Quantities { cpus_milli: 1_600, mem_mib: 1_024, disk_mib: 0 }
     }
 
+    /// All that it has.
+    pub(crate) fn resources(&self) -> Resources {
+        let gpus = if self.rich && self.name.is_multiple_of(GPUS_EVERY) { GPUS_MILLI } else { 0 };
+        Resources::of(Self::total()).with(GPUS, gpus)
+    }
+
+    /// Where it stands, and how often its machine was started.
+    pub(crate) fn attributes(&self) -> Vec<(String, String)> {
+        if !self.rich {
+            return Vec::new();
+        }
+        let zone = ZONES[usize::try_from(self.name).unwrap_or(0) % ZONES.len()];
+        let pairs = [(REGION, "here".to_owned()), (ZONE, zone.to_owned()), ("started", self.boot.to_string())];
+        pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
     fn register(&self) -> v1::Register {
         let (agent, cluster) = self.identity.clone().unwrap_or((AgentId(0), String::new()));
         let description = v1::AgentDescription {
             hostname: format!("host{}", self.name),
-            attributes: Vec::new(),
-            total: Some((&Self::total()).into()),
+            attributes: self.attributes().into_iter().map(|(key, value)| v1::Pair { key, value }).collect(),
+            total: Some((&self.resources()).into()),
             reserved: Some((&Quantities { cpus_milli: 100, mem_mib: 256, disk_mib: 0 }).into()),
             version: "sim".to_owned(), ..Default::default() };
         v1::Register {
@@ -212,7 +239,7 @@ impl World {
         if mutation == Some(Mutation::CheckpointForgotten) {
             records.clear();
         }
-        let config = CoreConfig::new(Agent::total().into());
+        let config = CoreConfig::new(agent.resources());
         let number = agent.number().unwrap_or(AgentId(0));
         let now = agent.now(now_us);
         match Core::recover(config, number, records.into_iter(), now) {
@@ -556,6 +583,12 @@ impl World {
                 if self.mutation == Some(Mutation::GivenUpTasksKept) {
                     desired.full = false;
                 }
+                if self.mutation == Some(Mutation::GraceIgnored) {
+                    desired.tasks.iter_mut().for_each(|task| task.kill_grace_ms = task.kill_grace_ms.map(|_| 0));
+                }
+                if self.mutation == Some(Mutation::NeighbourEnded) {
+                    self.end_neighbours(index, &mut desired);
+                }
                 let again = desired.clone();
                 self.agent_input(index, |core, now| core.on_desired(desired, now));
                 if self.mutation == Some(Mutation::DesiredRunAgain) {
@@ -579,6 +612,24 @@ impl World {
             MasterSays::TurnResult(result) => {
                 self.agent_input(index, |core, now| core.on_turn_result(result, now));
             }
+        }
+    }
+
+    /// Mutation: where a revocable task ends for others, another one ends with it.
+    fn end_neighbours(&mut self, index: usize, desired: &mut v1::Desired) {
+        let Some(agent) = self.agents.get_mut(index) else { return };
+        for task in &desired.tasks {
+            let name = task.launch.as_ref().map(|launch| launch.task.clone()).unwrap_or_default();
+            agent.told.insert((task.framework, name), task.clone());
+        }
+        let revocable = |task: &v1::DesiredTask| decode_spec(&task.spec).is_ok_and(|spec| spec.revocable);
+        let Some(grace_ms) = desired.tasks.iter().filter(|task| revocable(task)).find_map(|task| task.kill_grace_ms) else {
+            return;
+        };
+        let runs = |name: &&(u64, String)| self.processes.values().any(|process| process.is_of(name));
+        let found = agent.told.iter().find(|(name, task)| runs(name) && !revocable(task) && task.kill_grace_ms.is_none());
+        if let Some((_, task)) = found {
+            desired.tasks.push(v1::DesiredTask { kill_grace_ms: Some(grace_ms), ..task.clone() });
         }
     }
 

@@ -34,6 +34,7 @@ impl World {
         let looks = !self.faults_on && now_us >= self.next_look_us;
         if looks {
             self.next_look_us = now_us + LOOK_US;
+            self.look_for_starved();
         }
         match self.settled {
             Some(settled) if now_us >= settled.at_us + QUIET_US => {
@@ -100,6 +101,7 @@ impl World {
 
     /// At the end all masters hold the same.
     pub(crate) fn compare_masters(&mut self) {
+        self.compare_roles();
         let mut rows: Option<(u64, Vec<_>)> = None;
         for master in &self.masters {
             let Some(node) = &master.node else { continue };
@@ -156,6 +158,9 @@ impl World {
         if let Some(why) = self.files_disagree(true) {
             return Some(why);
         }
+        if self.roles_are_unsettled() {
+            return Some("what is said of roles is not what is wanted in the end".to_owned());
+        }
         let agents = (0..self.agents.len()).find_map(|agent| self.agent_disagrees(agent));
         agents.or_else(|| core.frameworks().iter().find_map(|view| self.copy_differs(node, view)))
     }
@@ -189,6 +194,11 @@ impl World {
                 for framework in core.frameworks() {
                     for waiting in core.explain(framework.id) {
                         why.push_str(&format!("; {} waits with {}: {}", framework.id, waiting.what, waiting.why));
+                    }
+                    for request in &framework.requests {
+                        let whys = core.explain_request(framework.id, &request.id).unwrap_or_default();
+                        let whys: Vec<_> = whys.into_iter().map(|why| why.text).collect();
+                        why.push_str(&format!("; {} waits for {}: {}", framework.id, request.id, whys.join(", ")));
                     }
                 }
                 Vec::new()

@@ -367,6 +367,9 @@ impl World {
         self.journal.line(self.now_us, &line);
         match (ask, answer) {
             (Ask::Change(Request::OpenSession { session, .. }), Answer::Reply(Ok(_))) => self.session_opened(session),
+            (Ask::Change(request @ Request::SetRole { .. }), Answer::Reply(result)) => {
+                self.role_answered(&request, result.is_ok());
+            }
             (Ask::Change(request), Answer::Reply(result)) => {
                 if let Some(violation) = self.user.on_reply(id, &request, &result) {
                     self.oracle.violate(violation);

@@ -231,6 +231,8 @@ impl World {
         let now_us = self.now_us;
         self.faults_on = false;
         self.journal.line(now_us, "everything heals");
+        self.oracle.on_healed();
+        self.choose_last_share();
         for master in &mut self.masters {
             master.paused_until_us = master.paused_until_us.min(now_us);
             master.full_until_us = master.full_until_us.min(now_us);

@@ -32,6 +32,7 @@ mod plants;
 mod queue;
 mod restore;
 mod sandboxes;
+mod shares;
 mod shims;
 mod user;
 mod wishes;

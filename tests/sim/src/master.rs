@@ -263,6 +263,7 @@ impl World {
                 master.next_number = 0;
                 master.leads = false;
                 let life = master.life;
+                self.plant_at_start(slot);
                 self.journal.line(now_us, &format!("master {slot}: life {life} of node {number} begins"));
                 self.oracle.on_master_open(slot, self.masters[slot].node.as_ref());
                 self.queue.at(now_us, Event::MasterTick { master: slot, life });
@@ -478,6 +479,7 @@ impl World {
             node.tick();
             node.input(|core| core.on_tick(now));
         }
+        self.plant_at_tick(slot);
         self.settle_soon(slot);
     }
 
@@ -736,7 +738,11 @@ impl World {
             (Some(MasterSays::Desired(desired)), Some(conn)) => {
                 self.oracle.on_desired_sent(conn.agent, term, desired.generation);
             }
-            (Some(MasterSays::Batch(batch)), Some(_)) => self.oracle.on_batch_sent(batch),
+            (Some(MasterSays::Batch(batch)), Some(_)) => {
+                let core = self.masters[slot].node.as_ref().map(Node::core);
+                let about = |agent| core?.agent(agent).map(|view| (view.hostname, view.attributes));
+                self.oracle.on_batch_sent(batch, about);
+            }
             _ => {}
         }
         self.net.down(&mut self.queue, self.now_us, id, Down::Control(message));

@@ -7,18 +7,23 @@
 //! every turn that changes anything adds one to `count`. Must never see anything but its state, its
 //! configuration and events.
 
+mod asking;
 mod jobs;
 
-pub use jobs::{Hosted, Job, Kind, Shape, child_spec, is_hosted, needs, number_of, run_of, unit_of};
+pub use asking::ASKS_KEY;
+pub use jobs::{
+    EXECUTOR as EXECUTOR_NEEDS, GPUS, Hosted, Job, Kind, Shape, ZONES, child_spec, is_hosted, needs, number_of, run_of,
+    unit_of,
+};
 
 use crate::builds::Build;
 use crate::user::executor_component;
-use jobs::{EXECUTOR, Record, cost, ended_well, executor_of, native, spec_of};
+use jobs::{EXECUTOR, Record, ended_well, executor_of, native, spec_of};
 use std::collections::BTreeMap;
 use tessera_types::{
     AgentId, Consumed, Digest, Event, ExecutorMessage, ExecutorTask, Filters, HttpAnswer, KeyWrite,
-    Launch, Member, MigrationStep, Offer, OfferId, Operation, Quantities, Reason, TaskBody, TaskId,
-    TaskSpec, TaskState, TaskStatus, Turn, TurnHeader,
+    Launch, Member, MigrationStep, Offer, OfferId, Operation, Reason, Resources, TaskBody,
+    TaskId, TaskSpec, TaskState, TaskStatus, Turn, TurnHeader,
 };
 use tessera_wire::encode_spec;
 
@@ -55,6 +60,8 @@ pub struct Model {
     tasks: u64,
     command: Digest,
     traps: bool,
+    /// It says what it waits for.
+    asks: bool,
     note: String,
     state: BTreeMap<String, Vec<u8>>,
 }
@@ -83,14 +90,16 @@ pub fn note_of(config: &[(String, String)]) -> &str {
 /// An offer, and what is launched on it.
 struct Seat {
     offer: OfferId,
-    left: Quantities,
+    left: Resources,
+    revocable: bool,
     launches: Vec<Member>,
     gang: u32,
 }
 
 impl Seat {
     fn new(offer: Offer) -> Self {
-        Self { offer: offer.id, left: offer.available.quantities, launches: Vec::new(), gang: 0 }
+        let Offer { id, available, revocable, .. } = offer;
+        Self { offer: id, left: available, revocable, launches: Vec::new(), gang: 0 }
     }
 }
 
@@ -131,6 +140,7 @@ impl Model {
             tasks: 0,
             command: Digest([0; 32]),
             traps: false,
+            asks: false,
             note: String::new(),
             state: state.clone(),
         };
@@ -143,6 +153,7 @@ impl Model {
         let command = value(config, "command").and_then(|text| text.parse().ok());
         self.command = command.unwrap_or(Digest([0; 32]));
         self.traps = tells_to_trap(config);
+        self.asks = value(config, ASKS_KEY) == Some("1");
         note_of(config).clone_into(&mut self.note);
     }
 
@@ -219,6 +230,7 @@ impl Model {
             self.on_timer(&mut draft);
         }
         self.place(&mut draft, offers);
+        self.ask(&mut draft, tick);
         self.finish(draft)
     }
 
@@ -271,7 +283,8 @@ impl Model {
         let mut wanted = false;
         for number in 0..self.released() {
             wanted |= self.due(number).is_some();
-            let Some((_, members)) = self.newest(number).filter(|_| Job::of(number).is_killed()) else {
+            let killed = Job::of(number).is_killed() && (!self.may_be_lent(number) || self.is_late(number));
+            let Some((_, members)) = self.newest(number).filter(|_| killed) else {
                 continue;
             };
             for (task, _) in members.into_iter().filter(|(_, r)| r.state == TaskState::Running) {
@@ -299,7 +312,8 @@ impl Model {
 
     /// Say a number to an executor: each is said once.
     fn speak(&self, draft: &mut Draft, ticks: u64) {
-        if let Some(executor) = executor_of(ticks).filter(|_| self.number("where") != 0) {
+        let lent = self.asks && ticks % 4 > 1;
+        if let Some(executor) = executor_of(ticks, lent).filter(|_| self.number("where") != 0) {
             draft.operation(Operation::SendMessage(ExecutorMessage {
                 agent: AgentId(self.number("where")),
                 executor,
@@ -357,16 +371,19 @@ impl Model {
         while let Some((number, replacement)) = due.last().copied().filter(|_| room > 0) {
             due.pop();
             // What does not fit now must not keep others from starting.
-            let Some(seats) = self.seats(number, &table) else { continue };
+            let Some((seats, revocable)) = self.seats_for(number, &table) else { continue };
+            let revocable = revocable != self.errs(number, replacement);
             room = room.saturating_sub(seats.len());
             let job = Job::of(number);
             if job.shape == Shape::Gang {
                 gangs += 1;
             }
             for (member, seat) in seats.into_iter().enumerate() {
-                let Some(launch) = self.launch(draft, number, replacement, member) else { continue };
+                let of = (number, replacement, member);
+                let Some(launch) = self.launch(draft, of, revocable) else { continue };
+                let cost = self.cost(number, member);
                 let seat = &mut table[seat];
-                seat.left = seat.left.minus(cost(number, member));
+                seat.left.take(&cost);
                 let group = if job.shape == Shape::Group { 1 + u32::try_from(number).unwrap_or(0) } else { 0 };
                 seat.launches.push(Member { launch, group });
                 if job.shape == Shape::Gang {
@@ -391,13 +408,13 @@ impl Model {
 
     /// Where the members of a job go. Groups and gangs are now and then launched where only a part of
     /// them fits: then none of them may be.
-    fn seats(&self, number: u64, table: &[Seat]) -> Option<Vec<usize>> {
+    fn seats(&self, number: u64, table: &[Seat], revocable: bool) -> Option<Vec<usize>> {
         let job = Job::of(number);
         let count = job.members.len();
-        let all = cost(number, 0);
-        let whole = (0..count).fold(Quantities::ZERO, |sum, member| sum.plus(cost(number, member)));
+        let all = &self.cost(number, 0);
+        let whole = &self.whole(number);
         let greedy = self.number("ticks") % GREEDY_EVERY == 0;
-        let free = |seat: &(usize, &Seat)| seat.1.gang == 0;
+        let free = |seat: &(usize, &Seat)| seat.1.gang == 0 && seat.1.revocable == revocable;
         let mut seats = table.iter().enumerate();
         match job.shape {
             Shape::Alone => seats.find(|s| free(s) && s.1.left.contains(all)).map(|(n, _)| vec![n]),
@@ -406,7 +423,7 @@ impl Model {
                 seats.find(|s| free(s) && s.1.left.contains(wanted)).map(|(n, _)| vec![n; count])
             }
             Shape::Gang => {
-                let unused = |s: &(usize, &Seat)| s.1.launches.is_empty() && s.1.left.contains(all);
+                let unused = |s: &(usize, &Seat)| free(s) && s.1.launches.is_empty() && s.1.left.contains(all);
                 let unused: Vec<usize> = seats.filter(unused).map(|(n, _)| n).collect();
                 match unused.as_slice() {
                     [first, second, ..] => Some(vec![*first, *second]),
@@ -420,11 +437,10 @@ impl Model {
     fn launch(
         &mut self,
         draft: &mut Draft,
-        number: u64,
-        replacement: u64,
-        member: usize,
+        (number, replacement, member): (u64, u64, usize),
+        revocable: bool,
     ) -> Option<Launch> {
-        let encoded = encode_spec(&self.spec(number, member)?);
+        let encoded = encode_spec(&self.spec(number, member, revocable)?);
         let digest = Digest::of(&encoded);
         if !draft.turn.specs.iter().any(|(known, _)| *known == digest) {
             draft.turn.specs.push((digest, encoded));
@@ -435,8 +451,9 @@ impl Model {
         Some(Launch { task: task.parse().ok()?, spec: digest, args: Vec::new(), env: Vec::new() })
     }
 
-    fn spec(&self, number: u64, member: usize) -> Option<TaskSpec> {
+    fn spec(&self, number: u64, member: usize, revocable: bool) -> Option<TaskSpec> {
         let kind = Kind::of(number, member);
+        let kind = if revocable { kind.lent() } else { kind };
         let words = kind.words();
         let body = match kind {
             Kind::Wasm(_) | Kind::EndlessWasm => {
@@ -444,7 +461,7 @@ impl Model {
             }
             Kind::Native(_) | Kind::Failing(_) | Kind::Endless => native(&words),
             Kind::Hosted(hosted) => TaskBody::Executor(ExecutorTask {
-                executor: executor_of(number)?,
+                executor: executor_of(number, revocable)?,
                 component: executor_component(),
                 resources: EXECUTOR.into(),
                 config: Vec::new(),
@@ -452,7 +469,8 @@ impl Model {
             }),
         };
         let restarts = u32::from(number % 26 == 2);
-        Some(TaskSpec { restarts, ..spec_of(&format!("kind-{}", number % 13), body, needs(number)) })
+        let spec = spec_of(&format!("kind-{}", number % 13), body, needs(number));
+        Some(TaskSpec { restarts, revocable, resources: self.task(number), ..spec })
     }
 
     fn finish(&mut self, mut draft: Draft) -> Turn {

@@ -95,6 +95,16 @@ mutations! {
     GivenUpTasksKept = "given-up-tasks-kept",
     /// An agent that was declared gone takes it for a refusal like others.
     GonePassedOver = "gone-passed-over",
+    /// A leader has revocable tasks ended that nobody needs room of.
+    TakenForNothing = "taken-for-nothing",
+    /// An agent kills at once what was given time to end.
+    GraceIgnored = "grace-ignored",
+    /// An agent that makes room ends a task that is not revocable as well.
+    NeighbourEnded = "neighbour-ended",
+    /// A master that starts does not count what roles use.
+    RoleUsesForgotten = "role-uses-forgotten",
+    /// A saved state is restored without what is said of roles.
+    RolesNotRestored = "roles-not-restored",
     /// A member that lost its disk comes back under its old number.
     NodeReused = "node-reused",
     /// Component files and their names are not synced.

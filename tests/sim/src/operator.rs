@@ -41,10 +41,11 @@ impl World {
     pub(crate) fn operator_acts(&mut self) -> bool {
         self.operator_ends_strangers()
             || self.operator_limits()
+            || self.operator_shares()
             || (self.faults_on && (self.operator_declares_gone() || self.operator_maintains()))
     }
 
-    fn order(&mut self, request: Request) -> bool {
+    pub(crate) fn order(&mut self, request: Request) -> bool {
         self.ask(Ask::Change(request), None);
         true
     }
@@ -102,7 +103,9 @@ impl World {
         if !self.faults_on || !self.rng.chance(LIMITED) {
             return false;
         }
-        let (name, most) = match self.rng.below(4) {
+        let kinds = if self.shares.is_some() { 5 } else { 4 };
+        let (name, most) = match self.rng.below(kinds) {
+            4 => (LimitName::PreemptionGraceMs, 3_000),
             0 => (LimitName::LiveTasks, 4),
             1 => (LimitName::TurnsPerSecond, 10),
             2 => (LimitName::Failures, 2),

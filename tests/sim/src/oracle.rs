@@ -6,6 +6,7 @@
 
 mod events;
 mod restored;
+mod roles;
 mod tasks;
 mod turns;
 
@@ -21,7 +22,7 @@ use crate::wishes::Wishes;
 use std::collections::{BTreeMap, BTreeSet};
 use tasks::task_of;
 use tessera_master::node::{Node, Settled};
-use tessera_master_core::{Config, Core, EventId};
+use tessera_master_core::{Config, Core, EventId, TaskFilter};
 use tessera_types::{AgentId, FrameworkId, Reason, TaskState, TaskStatus, Turn};
 use tessera_wire::v1;
 use tessera_wire::v1::executor_operation::Operation as ExecutorOperation;
@@ -63,6 +64,8 @@ struct Shadow {
     suppressed: Option<u64>,
     /// Since when it is quarantined.
     quarantined_ms: Option<u64>,
+    /// What it waits for.
+    asked: roles::Asked,
 }
 
 /// A framework when an upgrade of it began.
@@ -139,6 +142,8 @@ pub(crate) struct Oracle {
     strangers: Option<BTreeSet<TaskName>>,
     /// Tasks that the restored state takes for launched, whether their agents know them or not.
     uncertain: BTreeSet<TaskName>,
+    /// What is known of roles.
+    roles: roles::Roles,
 }
 
 impl Oracle {
@@ -259,7 +264,11 @@ impl Oracle {
     }
 
     /// Events are sent to a scheduler.
-    pub(crate) fn on_batch_sent(&mut self, batch: &v1::Batch) {
+    pub(crate) fn on_batch_sent(
+        &mut self,
+        batch: &v1::Batch,
+        about: impl Fn(AgentId) -> Option<(String, Vec<(String, String)>)>,
+    ) {
         let framework = batch.key.as_ref().map_or(0, |key| key.framework);
         let mut offered = false;
         for event in &batch.events {
@@ -273,7 +282,10 @@ impl Oracle {
             }
             if let Some(v1::event::Event::Offers(offers)) = &event.event {
                 for offer in &offers.offers {
-                    offered |= self.offered.insert(offer.id);
+                    if self.offered.insert(offer.id) {
+                        offered = true;
+                        self.check_offer((framework, batch.number), offer, &about);
+                    }
                 }
             }
         }
@@ -318,14 +330,18 @@ impl Oracle {
         let mut lines = Vec::new();
         self.check_events(node, settled, &mut lines);
         self.check_removals(core, &mut lines);
-        for view in core.frameworks() {
+        let frameworks = core.frameworks();
+        for view in &frameworks {
             self.wishes.on_policy(view.id.0, view.unreachable);
         }
-        self.check_tasks(core, &mut lines);
-        for framework in core.frameworks() {
-            self.check_live(core, &framework);
-            self.check_framework(node, &framework, &mut lines);
+        let tasks = core.tasks(&TaskFilter { limit: 1_000, ..TaskFilter::default() });
+        self.check_tasks(core, &tasks, &mut lines);
+        for framework in &frameworks {
+            self.check_live(core, framework);
+            self.check_framework(node, framework, &mut lines);
+            self.note_requests(framework);
         }
+        self.check_roles(core, &tasks, &frameworks);
         self.steps += 1;
         if self.steps.is_multiple_of(STEPS_PER_COMPARISON) {
             self.compare(node);

@@ -6,6 +6,8 @@ use crate::mutation::Mutation;
 use crate::network::ConnId;
 use crate::queue::Down;
 use crate::world::World;
+use tessera_master_core::testing::forget_role_uses;
+use tessera_master_core::{Output, TaskFilter};
 use tessera_types::FrameworkId;
 use tessera_wire::v1::{
     self, agent_message::Message as AgentSays, master_message::Message as MasterSays,
@@ -122,6 +124,41 @@ impl World {
         turn.epoch = view.epoch.0;
         turn.number = view.last_turn.0 + 1;
         (host, v1::AgentMessage { message: Some(AgentSays::Turn(turn)) })
+    }
+
+    /// A leader has some revocable task ended.
+    pub(crate) fn plant_at_tick(&mut self, slot: usize) {
+        if self.mutation != Some(Mutation::TakenForNothing) || !self.masters[slot].leads() || !self.rng.chance(4) {
+            return;
+        }
+        let ticket = self.masters[slot].number();
+        self.feed(slot, |core| {
+            let tasks = core.tasks(&TaskFilter { live_only: true, ..TaskFilter::default() });
+            let revocable = tasks.iter().find(|view| view.revocable && !view.kill_requested);
+            let tasks: Vec<_> = revocable
+                .map(|view| v1::preempt_tasks::Task {
+                    framework: view.framework.0,
+                    task: view.launch.task.to_string(),
+                })
+                .into_iter()
+                .collect();
+            if tasks.is_empty() {
+                return Vec::new();
+            }
+            let command = v1::PreemptTasks { tasks, role: "nobody/here".to_owned() };
+            let command = Some(v1::command::Command::PreemptTasks(command));
+            vec![Output::Propose(v1::Command { ticket, origin: None, command })]
+        });
+    }
+
+    /// A master has started.
+    pub(crate) fn plant_at_start(&mut self, slot: usize) {
+        if self.mutation == Some(Mutation::RoleUsesForgotten) {
+            self.feed(slot, |core| {
+                forget_role_uses(core);
+                Vec::new()
+            });
+        }
     }
 
     /// Whether a master takes for done what its disk has only begun to sync.

@@ -7,19 +7,24 @@
 use crate::calls::Ask;
 use crate::files::Files;
 use crate::master::{Master, attributes, identity};
+use crate::mutation::Mutation;
 use crate::oracle::Saved as Shadow;
 use crate::operator::Limited;
 use crate::queue::Event;
+use crate::shares::{Roles, roles_of};
 use crate::world::World;
 use std::io;
 use tessera_master::node::RowsOf;
 use tessera_master::shelf::{Folder, file_name, temporary_name};
-use tessera_master_core::{CLUSTER_VERSION, Config, Request, RowChange as Changed, restored};
+use tessera_master_core::rows::ROLES;
+use tessera_master_core::{CLUSTER_VERSION, Config, Core, Request, RowChange as Changed, restored};
 use tessera_replica::{Disk, DiskBatch, Durability, MemDisk, Replica, RowChange, SnapshotHeader};
 use tessera_types::{AgentId, Digest};
 
 /// Of 100 seeds in so many a state is saved and restored.
 const SAVES: u64 = 6;
+/// The same where roles share what there is: what is said of them is saved with it.
+const SAVES_SHARED: u64 = 14;
 /// When it is saved, in us.
 const SAVED_US: (u64, u64) = (4_000_000, 11_000_000);
 /// So long after that it is restored, in us.
@@ -36,6 +41,7 @@ pub(crate) struct Saved {
     files: Vec<(Digest, Vec<u8>)>,
     shadow: Shadow,
     limited: Option<Limited>,
+    roles: Roles,
 }
 
 /// The change of a row, as the replica says it.
@@ -53,7 +59,7 @@ fn text(error: impl std::fmt::Debug) -> String {
 
 impl Saved {
     /// A disk with this state.
-    fn disk(&self, era: u8, understands: u32) -> Result<MemDisk, String> {
+    fn disk(&self, era: u8, understands: u32, mutation: Option<Mutation>) -> Result<MemDisk, String> {
         let mut disk = MemDisk::new();
         let mut staging = Replica::begin_restore(&mut disk, self.header.clone()).map_err(text)?;
         staging.write(0, &self.bytes).map_err(text)?;
@@ -62,9 +68,16 @@ impl Saved {
         Replica::finish_restore(&mut disk, own, says, &staged).map_err(text)?;
         let config = Config { understands, ..Config::default() };
         let changes = restored(&RowsOf(&disk), &config).map_err(text)?;
-        let rows = changes.into_iter().map(row_change).collect();
+        let mut rows: Vec<RowChange> = changes.into_iter().map(row_change).collect();
+        if mutation == Some(Mutation::RolesNotRestored) {
+            rows.push(RowChange::DeletePrefix { table: ROLES, prefix: Vec::new() });
+        }
         disk.write(DiskBatch { rows, ..DiskBatch::default() }, Durability::Synced).map_err(text)?;
-        Ok(disk)
+        let found = roles_of(&Core::load(&RowsOf(&disk), config).map_err(text)?);
+        match found == self.roles {
+            true => Ok(disk),
+            false => Err(format!("of roles it holds {found:?}, and {:?} was saved", self.roles)),
+        }
     }
 }
 
@@ -84,7 +97,8 @@ impl Files {
 impl World {
     /// In some seeds a state will be saved.
     pub(crate) fn plan_save(&mut self) {
-        if self.rng.chance(SAVES) {
+        let saves = if self.shares.is_some() { SAVES_SHARED } else { SAVES };
+        if self.rng.chance(saves) {
             let at_us = self.rng.range(SAVED_US.0, SAVED_US.1);
             self.queue.at(at_us, Event::Save);
         }
@@ -127,7 +141,8 @@ impl World {
             bytes.extend(chunk.bytes);
         }
         let (header, shadow) = (source.header().clone(), self.oracle.saved());
-        Some(Saved { header, bytes, files: files?, shadow, limited: self.user.limited.clone() })
+        let (limited, roles) = (self.user.limited.clone(), roles_of(node.core()));
+        Some(Saved { header, bytes, files: files?, shadow, limited, roles })
     }
 
     /// All masters are stopped, and new ones begin with the saved state.
@@ -154,7 +169,7 @@ impl World {
         self.calls.nobody_waits();
         self.user.begins_again(saved.limited.clone());
         self.oracle.restore(saved.shadow.clone());
-        match saved.disk(self.era, understands) {
+        match saved.disk(self.era, understands, self.mutation) {
             Ok(disk) => {
                 self.masters[0].put_disk(disk, Some(FIRST_NODE));
                 self.masters[0].files.folder.set(self.now_us, false);

@@ -21,6 +21,8 @@ use tessera_wire::v1::{self, from_worker::Message as FromWorker, to_worker::Mess
 const TERM: i32 = 15;
 /// SIGKILL.
 const KILL: i32 = 9;
+/// Longer than a task has between the two when others need what it uses, in us.
+const SLOW_US: u64 = 3_500_000;
 
 /// One attempt of a native task, as its shim's records say.
 #[derive(Clone, Debug)]
@@ -51,6 +53,13 @@ pub(crate) struct Process {
     worker: Option<WorkerKey>,
     /// It takes no notice of SIGTERM.
     stubborn: bool,
+}
+
+impl Process {
+    /// Whether it is of this task.
+    pub(crate) fn is_of(&self, name: &TaskName) -> bool {
+        self.name == *name
+    }
 }
 
 fn name_of(key: &TaskKey) -> TaskName {
@@ -281,6 +290,9 @@ impl World {
             return self.observe(index, key, attempt);
         };
         self.oracle.on_signal(&name_of(key));
+        // Where a disk was slow since it was told, the time to end began before that.
+        let exact = agent.slow_until_us + SLOW_US < self.now_us;
+        self.oracle.on_told_to_end(&name_of(key), signal == KILL, exact);
         let stubborn = self.processes.get(&process).is_some_and(|process| process.stubborn);
         if stubborn && signal == TERM {
             return;

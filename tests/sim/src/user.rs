@@ -7,15 +7,16 @@
 use crate::builds::Build;
 use crate::calls::Ask;
 use crate::files::SIZE_MAX;
-use crate::model::{self, NOTE_KEY, OUTSIDE_PREFIX};
+use crate::model::{self, ASKS_KEY, NOTE_KEY, OUTSIDE_PREFIX};
 use crate::mutation::Mutation;
 use crate::operator::{Limited, policy};
 use crate::queue::Event;
+use crate::shares::Shares;
 use crate::world::World;
 use tessera_master_core::{
     Expected, FrameworkView, Reply, Request, RequestError, StateVersions, TaskFilter, World as ComponentWorld,
 };
-use tessera_types::{Digest, FrameworkId, HttpRequest};
+use tessera_types::{Digest, FrameworkId, HttpRequest, LimitName};
 
 /// Keys of state that users write: few, so that they are written again and again.
 const OUTSIDE_KEYS: u64 = 3;
@@ -78,14 +79,23 @@ pub(crate) fn executor_component() -> Digest {
 }
 
 impl User {
-    pub(crate) fn new(frameworks: u64, tasks: u64, first_policy: u64, extras: bool) -> Self {
-        let config =
+    pub(crate) fn new(
+        (frameworks, tasks): (u64, u64),
+        first_policy: u64,
+        extras: bool,
+        shares: Option<&Shares>,
+    ) -> Self {
+        let mut config =
             vec![("command".to_owned(), command_component().to_string()), ("tasks".to_owned(), tasks.to_string())];
+        if shares.is_some() {
+            config.push((ASKS_KEY.to_owned(), "1".to_owned()));
+        }
+        let role = |n| shares.map_or_else(|| format!("tenant{n}"), |shares| shares.role(n).to_owned());
         let mut steps: Vec<Request> = (0..frameworks)
             .filter_map(|n| {
                 Some(Request::CreateFramework {
                     name: format!("work{n}").try_into().ok()?,
-                    role: format!("tenant{n}").try_into().ok()?,
+                    role: role(n).try_into().ok()?,
                     component: Build::First.component(),
                     config: config.clone(),
                     unreachable: policy(n + first_policy),
@@ -97,6 +107,12 @@ impl User {
         for build in Build::ALL {
             steps.push(upload(build.component(), ComponentWorld::Scheduler, build.states()));
         }
+        steps.extend(shares.map(|shares| Request::SetLimits {
+            role: None,
+            set: vec![(LimitName::PreemptionGraceMs, shares.grace_ms)],
+            unset: Vec::new(),
+            expected: None,
+        }));
         Self {
             steps,
             asked: None,

@@ -16,6 +16,7 @@ use crate::oracle::Oracle;
 use crate::peers::Transfer;
 use crate::queue::{Event, Queue, Up};
 use crate::restore::Saved;
+use crate::shares::Shares;
 use crate::shims::Process;
 use crate::user::User;
 use std::collections::{BTreeMap, BTreeSet};
@@ -128,6 +129,8 @@ pub(crate) struct World {
     pub(crate) agents: Vec<Agent>,
     pub(crate) oracle: Oracle,
     pub(crate) user: User,
+    /// Roles share what there is.
+    pub(crate) shares: Option<Shares>,
     pub(crate) plan: Plan,
     pub(crate) mutation: Option<Mutation>,
     pub(crate) faults_on: bool,
@@ -241,9 +244,14 @@ impl World {
     fn new(options: Options) -> Result<Self, String> {
         let mut rng = Random::new(options.seed);
         let heal_us = rng.range(15_000_000, 30_000_000);
+        let shares = Shares::of(options.seed);
+        let (frameworks, tasks) = (rng.range(1, 3), rng.range(12, 36));
+        // There is something to share, and no more to do in all.
+        let (frameworks, tasks) =
+            if shares.is_some() { (frameworks.max(2), 10 + tasks / 3) } else { (frameworks, tasks) };
         let plan = Plan {
-            frameworks: rng.range(1, 3),
-            tasks: rng.range(12, 36),
+            frameworks,
+            tasks,
             fault_us: rng.range(400_000, 4_000_000),
             heal_us,
             deadline_us: heal_us + CONVERGENCE_US,
@@ -256,8 +264,10 @@ impl World {
         let net = Network::new(rng.fork(1), delay_us);
         let masters = first_masters(masters_of(&mut rng), &mut rng, options.mutation)?;
         let count = agents_of(&mut rng);
-        let agents = (0..count).map(|n| Agent::new(n, rng.fork(100 + n))).collect();
-        let user = User::new(plan.frameworks, plan.tasks, rng.below(3), rng.chance(EXTRAS));
+        let rich = shares.is_some();
+        let agents = (0..count).map(|n| Agent::new(n, rich, rng.fork(100 + n))).collect();
+        let (policy, extras) = (rng.below(3), rng.chance(EXTRAS));
+        let user = User::new((plan.frameworks, plan.tasks), policy, extras, shares.as_ref());
         let mut world = Self {
             now_us: 0,
             queue: Queue::default(),
@@ -276,6 +286,7 @@ impl World {
             agents,
             oracle: Oracle::default(),
             user,
+            shares,
             plan,
             mutation: options.mutation,
             faults_on: true,

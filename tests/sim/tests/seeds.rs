@@ -17,6 +17,7 @@ const COMES_UP: &[&str] = &[
     "a copy of a work directory is refused",
     "a disk is full when a snapshot is to be taken over",
     "a disk is full while a snapshot is put aside",
+    "a launch that is wrongly said to be revocable, or not, is dropped",
     "a leader is told to stop, and hands over",
     "a limit is set",
     "a mass of agents falls silent",
@@ -32,6 +33,8 @@ const COMES_UP: &[&str] = &[
     "a shim dies",
     "a shim dies while its agent is away",
     "a shim is found dead",
+    "a task is taken back",
+    "a task that is taken back is killed",
     "a task that was given up is stopped",
     "a task that was given up runs on for now",
     "all masters are away for long",
@@ -46,9 +49,12 @@ const COMES_UP: &[&str] = &[
     "another machine speaks for an agent",
     "maintenance is announced",
     "masters do not hear an agent that hears them",
+    "something is said of a role",
     "tasks above a limit are dropped",
     "the brake is on",
     "the sync of a snapshot that is taken over fails",
+    "what is said of a role is refused",
+    "what may be taken back is offered",
 ];
 /// Threads over which seeds are spread; each run is in one.
 const THREADS: u64 = 2;
@@ -175,6 +181,11 @@ const fn words(mutation: Mutation) -> &'static [&'static str] {
         M::VersionRaisedEarly => &["stops: applying entry"],
         M::GivenUpTasksKept => &["still runs", "still knows"],
         M::GonePassedOver => &["agents are connected"],
+        M::TakenForNothing => &["where nobody lacks anything"],
+        M::GraceIgnored => &["that it was given"],
+        M::NeighbourEnded => &["is said to be TASK_KILLED"],
+        M::RoleUsesForgotten => &["is said to use", "roles use"],
+        M::RolesNotRestored => &["of roles it holds"],
         M::FileSyncSkipped | M::FileCollectedEarly | M::FileNamedEarly => &["is named, and masters"],
         M::FileServedUnchecked => &["is given other bytes"],
         M::FileDamageIgnored => &["has no file of component"],
@@ -402,4 +413,29 @@ fn naming_a_component_before_a_majority_keeps_its_file_is_found() {
 #[test]
 fn letting_a_learner_vote_without_component_files_is_found() {
     is_found(Mutation::LearnerWithoutFiles);
+}
+
+#[test]
+fn taking_back_what_nobody_lacks_is_found() {
+    is_found(Mutation::TakenForNothing);
+}
+
+#[test]
+fn killing_before_the_given_time_is_over_is_found() {
+    is_found(Mutation::GraceIgnored);
+}
+
+#[test]
+fn ending_a_task_that_is_not_revocable_is_found() {
+    is_found(Mutation::NeighbourEnded);
+}
+
+#[test]
+fn forgetting_what_roles_use_is_found() {
+    is_found(Mutation::RoleUsesForgotten);
+}
+
+#[test]
+fn restoring_a_state_without_roles_is_found() {
+    is_found(Mutation::RolesNotRestored);
 }

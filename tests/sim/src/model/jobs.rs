@@ -4,7 +4,8 @@
 
 use crate::user::command_component;
 use tessera_types::{
-    ExecutorId, NativeCommand, Quantities, Reason, TaskBody, TaskSpec, TaskState,
+    Constraint, ExecutorId, NativeCommand, Predicate, Quantities, Reason, Resources, Selector, TaskBody, TaskSpec,
+    TaskState, ZONE,
 };
 use tessera_wire::encode_spec;
 
@@ -48,7 +49,7 @@ impl Hosted {
 }
 
 /// What an executor is charged for beside its tasks.
-pub(super) const EXECUTOR: Quantities = Quantities { cpus_milli: 100, mem_mib: 32, disk_mib: 0 };
+pub const EXECUTOR: Quantities = Quantities { cpus_milli: 100, mem_mib: 32, disk_mib: 0 };
 /// What a child is limited to, inside of its executor's and its tasks' resources.
 pub(super) const CHILD: Quantities = Quantities { cpus_milli: 50, mem_mib: 16, disk_mib: 0 };
 
@@ -175,6 +176,16 @@ impl Kind {
         }
     }
 
+    /// The same as revocable work.
+    pub(super) const fn lent(self) -> Self {
+        match self {
+            Self::Native(ms) => Self::Native(LENT_MS + 2 * ms),
+            Self::Wasm(ms) => Self::Wasm(LENT_MS + 2 * ms),
+            Self::Hosted(hosted) => Self::Hosted(Hosted { mode: hosted.mode, run_ms: LENT_MS + hosted.run_ms }),
+            Self::Failing(_) | Self::Endless | Self::EndlessWasm => self,
+        }
+    }
+
     /// Run time and exit code, as the words of the command.
     pub(super) fn words(self) -> [String; 2] {
         let (run_ms, code) = match self {
@@ -184,6 +195,66 @@ impl Kind {
         };
         [run_ms.to_string(), code.to_string()]
     }
+}
+
+/// A resource that some agents have beside the others.
+pub const GPUS: &str = "gpus";
+/// Zones of agents: every cluster has agents of both.
+pub const ZONES: [&str; 2] = ["z0", "z1"];
+/// Revocable work goes on for so much longer, in ms, that somebody may need what it uses.
+const LENT_MS: u64 = 4_000;
+
+/// What a job wants beside CPU and memory, where frameworks say what they wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// It may be taken back, until it has waited for long.
+    pub lent: bool,
+    /// Of each member, in thousandths.
+    pub gpus: i64,
+    /// Where it is to run.
+    pub zone: Option<&'static str>,
+}
+
+impl Terms {
+    /// Of the job with this number. Some agent has both what it wants, and stands in its zone.
+    #[must_use]
+    pub const fn of(number: u64) -> Self {
+        let gpus = if number % 5 == 2 { 500 } else { 0 };
+        let one_place = !matches!(Job::of(number).shape, Shape::Gang);
+        let zone = match number % 8 {
+            3 if one_place => Some(ZONES[0]),
+            7 if one_place && gpus == 0 => Some(ZONES[1]),
+            _ => None,
+        };
+        Self { lent: number % 3 == 1, gpus, zone }
+    }
+
+    /// The same as a condition, which may be said in several ways.
+    pub(super) fn constraints(self, number: u64) -> Vec<Constraint> {
+        let other = |zone: &str| ZONES.into_iter().find(|of| *of != zone).unwrap_or_default().to_owned();
+        let said = self.zone.map(|zone| match number / 8 % 4 {
+            0 => Predicate::Equals(zone.to_owned()),
+            1 => Predicate::OneOf(vec!["z9".to_owned(), zone.to_owned()]),
+            2 => Predicate::NoneOf(vec![other(zone)]),
+            _ => Predicate::Matches(format!("?{}", &zone[1..])),
+        });
+        let zone = |predicate| Constraint { selector: Selector::Attribute(ZONE.to_owned()), predicate };
+        said.map(zone).into_iter().collect()
+    }
+}
+
+/// What all members of a job that are launched on one agent need there, with the executor that they share.
+pub(super) fn whole(number: u64) -> Resources {
+    let members = 0..Job::of(number).members.len();
+    let hosted = members.clone().any(|member| matches!(Kind::of(number, member), Kind::Hosted(_)));
+    let begun = if hosted { EXECUTOR } else { Quantities::ZERO };
+    let tasks = members.map(|_| task(number));
+    tasks.fold(Resources::of(begun), |sum, task| sum.plus(&task))
+}
+
+/// What a member of a job needs, where frameworks say what they wait for.
+pub(super) fn task(number: u64) -> Resources {
+    Resources::of(needs(number)).with(GPUS, Terms::of(number).gpus)
 }
 
 /// What the task with this number needs.
@@ -199,9 +270,10 @@ pub(super) fn cost(number: u64, member: usize) -> Quantities {
     needs(number).plus(if begun { EXECUTOR } else { Quantities::ZERO })
 }
 
-/// The executor of a hosted job: there are two, each with several tasks.
-pub(super) fn executor_of(number: u64) -> Option<ExecutorId> {
-    format!("ex{}", number % 2).parse().ok()
+/// The executor of a hosted job: there are two of each kind, each with several tasks.
+pub(super) fn executor_of(number: u64, revocable: bool) -> Option<ExecutorId> {
+    let kind = if revocable { "rx" } else { "ex" };
+    format!("{kind}{}", number % 2).parse().ok()
 }
 
 /// Whether a task is one of an executor.
@@ -256,7 +328,11 @@ impl Record {
 pub(super) fn ended_well(number: u64, member: usize, record: Record) -> bool {
     let by_itself = !matches!(
         record.reason,
-        Reason::WorkerLost | Reason::ShimLost | Reason::LaunchFailed | Reason::AgentRebooted
+        Reason::WorkerLost
+            | Reason::ShimLost
+            | Reason::LaunchFailed
+            | Reason::AgentRebooted
+            | Reason::Preempted
     );
     record.state == Job::of(number).members[member].1 && by_itself
 }

@@ -2,10 +2,11 @@
 //!
 //! Invariant: each event is read once, in order. Must never change the run.
 
-use super::Oracle;
+use super::{Oracle, TaskName};
 use crate::clocks::wrong_time;
 use crate::disk::FaultyDisk;
 use tessera_master::node::{Node, Settled};
+use tessera_types::Reason;
 
 /// So many agents may be given up at once; more are a fault of the masters' network.
 const AT_ONCE_MAX: usize = 3;
@@ -35,6 +36,9 @@ impl Oracle {
                 let task = event.task.map(|task| task.to_string()).unwrap_or_default();
                 let framework = event.framework.map(|id| id.to_string()).unwrap_or_default();
                 lines.push(format!("event: {} {framework} {task} {}", event.kind, event.text));
+                if let Some(id) = event.framework {
+                    self.note_of_task(&event.kind, (id.0, task.clone()), &event.text);
+                }
                 let refused = event.kind == "launch.refused";
                 let above = refused && self.wishes.limits_launches(&event.text);
                 if above {
@@ -50,6 +54,21 @@ impl Oracle {
         }
         if let Some(last) = settled.events {
             self.ensure(last >= after, || "watchers are woken for an old event".to_owned());
+        }
+    }
+
+    /// What is said of a task.
+    fn note_of_task(&mut self, kind: &str, name: TaskName, text: &str) {
+        match kind {
+            "task.kill" => self.note_end_wanted(name, text),
+            "task.preempted" => self.note_taken(name, text),
+            "task.TASK_DROPPED" if text.starts_with(Reason::Quota.code()) => {
+                self.saw("a launch beyond a quota limit is dropped");
+            }
+            "task.TASK_DROPPED" if text.starts_with(Reason::Revocable.code()) => {
+                self.saw("a launch that is wrongly said to be revocable, or not, is dropped");
+            }
+            _ => {}
         }
     }
 

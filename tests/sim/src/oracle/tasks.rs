@@ -7,7 +7,7 @@ use crate::agent::Agent;
 use crate::executor::CHILD_PREFIX;
 use crate::model;
 use std::collections::{BTreeMap, BTreeSet};
-use tessera_master_core::{Core, FrameworkView, TaskFilter};
+use tessera_master_core::{Core, FrameworkView, TaskView};
 use tessera_types::{
     AgentId, Consumed, FrameworkId, LimitName, Operation, Quantities, Reason, TaskId, TaskState, TaskStatus, Turn,
 };
@@ -134,10 +134,9 @@ impl Oracle {
         self.orphans.extend(lost);
     }
 
-    pub(super) fn check_tasks(&mut self, core: &Core, lines: &mut Vec<String>) {
-        let filter = TaskFilter { limit: 1_000, ..TaskFilter::default() };
+    pub(super) fn check_tasks(&mut self, core: &Core, tasks: &[TaskView], lines: &mut Vec<String>) {
         let mut seen = BTreeSet::new();
-        for view in core.tasks(&filter) {
+        for view in tasks {
             let name = (view.framework.0, view.launch.task.to_string());
             seen.insert(name.clone());
             self.placed.insert(name.clone(), view.agent);
@@ -145,6 +144,7 @@ impl Oracle {
                 let held = self.frameworks.get(&name.0).is_some_and(|f| f.quarantined_ms.is_some());
                 let asked = self.user_kills.contains(&name)
                     || self.leaving.contains(&name.0)
+                    || self.is_taken(&name)
                     || self.drained.contains(&view.agent);
                 self.ensure(!held || asked, || {
                     format!("f{} is quarantined, and its task {} is to end", name.0, name.1)
@@ -160,6 +160,7 @@ impl Oracle {
                     format!("f{}/{} left {before} for {}", name.0, name.1, view.state)
                 });
             }
+            self.check_told(&name, view);
             if view.state.is_terminal() {
                 self.check_end(&name, &view.status);
             }
@@ -226,7 +227,7 @@ impl Oracle {
             // Of a member that never started: its group did not.
             (TaskState::Failed, Reason::TaskGroup | Reason::LaunchFailed) => ended.is_none(),
             (TaskState::Dropped, _) => ended.is_none() && !alive,
-            (TaskState::Killed, _) => !alive,
+            (TaskState::Killed, _) => !alive && self.is_end_wanted(name),
             (TaskState::Error, Reason::FrameworkLimit) => {
                 ended.is_none() && self.wishes.limited.contains(&LimitName::ExecutorsPerAgent)
             }

@@ -17,6 +17,7 @@ impl Oracle {
         let mut statuses = BTreeMap::new();
         let mut last: BTreeMap<String, u64> = BTreeMap::new();
         self.hear(turn.header.framework.0, batch);
+        self.note_specs(turn);
         for event in &batch.events {
             let Some(v1::event::Event::Update(update)) = &event.event else { continue };
             let Some(status) = update.status.clone().and_then(|s| TaskStatus::try_from(s).ok()) else {
