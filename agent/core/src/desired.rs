@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use tessera_types::{
     Digest, EffectiveLimits, FrameworkId, Launch, Reason, Resources, RoleName, TaskSpec,
-    TaskState, TaskStatus, limits, validate_launch, validate_spec,
+    TaskState, TaskStatus, TraceId, limits, trace, validate_launch, validate_spec,
 };
 use tessera_wire::v1;
 use v1::agent_message::Message;
@@ -117,7 +117,8 @@ impl Core {
         let key = TaskKey::of(framework, launch.task.clone());
         if !self.tasks.contains_key(&key) {
             let parts = readable(&desired.role, &launch, &desired.spec, last);
-            self.accept(&key, parts, launch, &desired.spec, desired.group, now);
+            let trace = TraceId::of_bytes(&desired.trace);
+            self.accept(&key, parts, (launch, trace), &desired.spec, desired.group, now);
         }
         if let Some(grace_ms) = desired.kill_grace_ms {
             let grace_ms = grace_ms.min(limits::GRACE_MAX_MS);
@@ -130,7 +131,7 @@ impl Core {
         &mut self,
         key: &TaskKey,
         parts: Result<(RoleName, Arc<TaskSpec>), String>,
-        launch: Launch,
+        (mut launch, trace): (Launch, Option<TraceId>),
         encoded: &[u8],
         group: u64,
         now: Now,
@@ -148,6 +149,11 @@ impl Core {
             .and_then(|()| validate_launch(&launch, &spec))
             .map_err(|error| (TaskState::Error, Reason::InvalidSpec, error.to_string()))
             .and_then(|()| self.check_room(key, &spec));
+        let named = launch.env.iter().chain(&spec.env).any(|(name, _)| name == trace::VARIABLE);
+        if let Some(trace) = trace.filter(|_| !named) {
+            // What it does may go on with the trace. It is no part of what its author said, and of no limit of that.
+            launch.env.push((trace::VARIABLE.into(), trace.header()));
+        }
         self.take_up(key, role, launch, spec, encoded, group);
         if let Err((state, reason, message)) = refused {
             self.end(key, Ending::new(state, reason, message, now.wall_ms), now);

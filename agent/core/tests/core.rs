@@ -44,6 +44,34 @@ fn a_native_task_from_desired_to_forgotten() {
     assert_eq!(agent.crash(), Vec::<String>::new());
 }
 
+/// What names the trace is no part of what an author may say, and does not stand in the way of it.
+#[test]
+fn a_traced_task_finds_its_trace_whatever_its_author_says() {
+    let id = tessera_types::TraceId { trace: [1; 16], span: [2; 8] };
+    let pair = |key: &str, value: String| vec![(key.to_owned(), value)];
+    let full = "x".repeat(tessera_types::limits::LAUNCH_BYTES_MAX - 1);
+    for (task, env, expected) in [
+        ("plain", vec![], id.header()),
+        ("full", pair("X", full), id.header()),
+        ("own", pair("TRACEPARENT", "mine".into()), "mine".to_owned()),
+    ] {
+        let mut agent = Agent::new();
+        let mut desired = desired_task(task, &native());
+        desired.trace = id.to_bytes();
+        let env = env.into_iter().map(|(key, value)| v1::Pair { key, value });
+        desired.launch.as_mut().unwrap().env = env.collect();
+        let desired = v1::Desired { generation: 1, tasks: vec![desired], ..v1::Desired::default() };
+        let actions = agent.core.on_desired(desired, agent.now);
+        let started = actions.iter().find_map(|action| match action {
+            tessera_agent_core::Action::StartNative { launch, .. } => Some(launch.env.clone()),
+            _ => None,
+        });
+        let mut env = started.unwrap_or_else(|| panic!("{task}: {actions:?}"));
+        env.retain(|(name, _)| name == "TRACEPARENT");
+        assert_eq!(env, [("TRACEPARENT".to_owned(), expected)], "{task}");
+    }
+}
+
 #[test]
 fn inputs_of_a_round_are_decided_together() {
     let mut agent = Agent::new();

@@ -15,9 +15,6 @@ use tessera_types::{Digest, Epoch, FrameworkId, HttpRequest, TaskId, TaskState, 
 /// The cluster version from which on masters keep the trace of a task.
 pub(crate) const SINCE: u32 = 4;
 
-/// Names the trace for a task, as the header does for a request.
-pub(crate) const VARIABLE: &str = "TRACEPARENT";
-
 /// The header that names a trace between programs.
 const HEADER: &str = "traceparent";
 

@@ -5,6 +5,9 @@
 
 use crate::{Digest, FrameworkId, TaskId};
 
+/// Names the trace for a task, as the header `traceparent` does for a request.
+pub const VARIABLE: &str = "TRACEPARENT";
+
 /// A trace, and the span that what follows is done for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceId {

@@ -9,7 +9,6 @@ use crate::commands::reconcile_agent::verdict;
 use crate::limits::{COMMAND_BYTES_MAX, STATUSES_IN_FLIGHT_MAX, STATUSES_MAX, TASK_SET_MAX};
 use super::sessions::InstanceKey;
 use crate::state::{Framework, Task};
-use crate::trace;
 use prost::Message;
 use std::collections::BTreeMap;
 use tessera_types::{AgentId, Digest, FrameworkId, TaskId, TaskState, TaskStatus};
@@ -271,11 +270,7 @@ fn desired_task(
 ) -> Option<v1::DesiredTask> {
     let owner = state.frameworks.get(&framework)?;
     let spec = owner.specs.get(&task.launch.spec)?;
-    let mut launch = v1::Launch::from(&task.launch);
-    if let Some(trace) = &task.trace {
-        // What it does may go on with the trace.
-        launch.env.push(v1::Pair { key: trace::VARIABLE.into(), value: trace.header() });
-    }
+    let launch = v1::Launch::from(&task.launch);
     Some(v1::DesiredTask {
         framework: framework.0,
         role: owner.role.to_string(),
