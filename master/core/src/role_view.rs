@@ -49,6 +49,11 @@ struct Survey<'a> {
     names: BTreeSet<&'a str>,
     /// Roles with a framework in them or below.
     active: BTreeSet<&'a str>,
+    /// By parent: the weights of such roles right below it, together.
+    weights: BTreeMap<&'a str, i128>,
+    /// How often a weight was looked up.
+    #[cfg(test)]
+    weighed: std::cell::Cell<usize>,
 }
 
 /// The names of a role and of all above it.
@@ -72,6 +77,9 @@ impl<'a> Survey<'a> {
             children: BTreeMap::new(),
             names: BTreeSet::new(),
             active: BTreeSet::new(),
+            weights: BTreeMap::new(),
+            #[cfg(test)]
+            weighed: std::cell::Cell::default(),
         };
         for (id, framework) in &state.frameworks {
             let role = framework.role.as_str();
@@ -91,7 +99,16 @@ impl<'a> Survey<'a> {
         for role in state.roles.keys() {
             survey.name(role);
         }
+        survey.weigh();
         survey
+    }
+
+    fn weigh(&mut self) {
+        let mut weights = BTreeMap::new();
+        for role in &self.active {
+            *weights.entry(parent(role)).or_default() += self.weight(role);
+        }
+        self.weights = weights;
     }
 
     fn name(&mut self, role: &'a str) {
@@ -103,6 +120,8 @@ impl<'a> Survey<'a> {
     }
 
     fn weight(&self, role: &str) -> i128 {
+        #[cfg(test)]
+        self.weighed.set(self.weighed.get() + 1);
         let policy = self.state.roles.get(role);
         policy.map_or_else(|| RolePolicy::default().weight_milli, |policy| policy.weight_milli).into()
     }
@@ -112,21 +131,31 @@ impl<'a> Survey<'a> {
         let mut share = PPM;
         let mut above = "";
         for part in lineage(role) {
-            let siblings = self.children.get(above).into_iter().flatten();
+            let weight = self.weight(part);
+            let active = self.weights.get(above).copied().unwrap_or(0);
             // It may have no frameworks, or not be there at all: it is counted as if it had some.
-            let others = siblings.filter(|sibling| **sibling != part && self.active.contains(*sibling));
+            let absent = if self.active.contains(part) { 0 } else { weight };
             let own = if self.own.contains_key(above) { RolePolicy::default().weight_milli.into() } else { 0 };
-            let all = self.weight(part) + others.map(|sibling| self.weight(sibling)).sum::<i128>() + own;
-            share = share * self.weight(part) / all.max(1);
+            share = share * weight / (active + absent + own).max(1);
             above = part;
         }
         share
     }
 
+    /// The largest part that a role has of any kind, offers included, and of which.
+    fn share(&self, role: &str) -> (i128, Option<String>) {
+        match (self.state.role_used.get(role), self.offered.get(role)) {
+            (None, None) => (0, None),
+            (Some(used), None) => dominant(&used.charged, &self.total),
+            (None, Some(offered)) => dominant(offered, &self.total),
+            (Some(used), Some(offered)) => dominant(&used.charged.plus(offered), &self.total),
+        }
+    }
+
     fn view(&self, role: &str) -> RoleView {
         let used = self.state.role_used.get(role).cloned().unwrap_or_default();
         let offered = self.offered.get(role).cloned().unwrap_or_default();
-        let (share, dominant) = dominant(&used.charged.plus(&offered), &self.total);
+        let (share, dominant) = self.share(role);
         let children = self.children.get(role).into_iter().flatten();
         RoleView {
             role: role.to_owned(),
@@ -141,6 +170,15 @@ impl<'a> Survey<'a> {
             frameworks: self.own.get(role).copied().unwrap_or(0),
             children: children.map(|child| (*child).to_owned()).collect(),
         }
+    }
+}
+
+impl Survey<'_> {
+    fn largest(&self, max: usize) -> Vec<RoleView> {
+        let mut roles: Vec<(i128, &str)> = self.names.iter().map(|role| (self.share(role).0, *role)).collect();
+        roles.sort_unstable_by(|(share, role), (other, than)| other.cmp(share).then_with(|| role.cmp(than)));
+        roles.truncate(max);
+        roles.into_iter().map(|(_, role)| self.view(role)).collect()
     }
 }
 
@@ -169,6 +207,11 @@ impl Core {
         let survey = Survey::of(self);
         let names = survey.names.iter().filter(|name| after.is_none_or(|after| **name > after));
         names.take(limit).map(|name| survey.view(name)).collect()
+    }
+
+    /// Those with the largest shares, at most so many. What costs more than its share is found for these only.
+    pub(crate) fn largest_roles(&self, max: usize) -> Vec<RoleView> {
+        Survey::of(self).largest(max)
     }
 
     /// One role, also when nothing is said of it and nobody is in it.
@@ -219,11 +262,28 @@ mod tests {
         assert_eq!(survey(&core, "n/o/t/h/i/n/g/o/f/t/h/i/s"), 1_000_000);
         let mut survey = Survey::of(&core);
         survey.active = ["a", "b", "a/x", "a/y"].into();
+        survey.weigh();
         assert_eq!(survey.fair_share("a"), 750_000);
         assert_eq!(survey.fair_share("a/y"), 562_500);
         assert_eq!(survey.fair_share("c/new"), 200_000);
         survey.own.insert("a", 1);
         assert_eq!(survey.fair_share("a/x"), 150_000);
         assert_eq!(core.roles(Some("a"), 2).iter().map(|view| view.role.as_str()).collect::<Vec<_>>(), ["a/x", "a/y"]);
+    }
+
+    #[test]
+    fn many_siblings_are_weighed_once_each_however_many_are_shown() {
+        let mut core = Core::load(&crate::testing::MemRows::default(), crate::Config::default()).unwrap();
+        let names: Vec<String> = (0..2_000).map(|number| format!("tenant-{number:04}")).collect();
+        for name in &names {
+            core.state.roles.insert(name.clone(), RolePolicy { version: 1, ..RolePolicy::default() });
+        }
+        let mut survey = Survey::of(&core);
+        survey.active = names.iter().map(String::as_str).collect();
+        survey.weigh();
+        assert_eq!(survey.largest(20).iter().map(|view| view.fair_share_ppm).collect::<Vec<_>>(), [500; 20]);
+        assert!(survey.weighed.get() <= 2_000 + 20, "{} weights for 20 roles", survey.weighed.get());
+        assert_eq!(survey.largest(usize::MAX).len(), 2_000);
+        assert!(survey.weighed.get() <= 2 * 2_000 + 20, "{} weights for all roles", survey.weighed.get());
     }
 }

@@ -12,7 +12,7 @@ use crate::state::State;
 use prost::Message as _;
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use tessera_types::{Amounts, Quantities, Resources, RoleName, RolePolicy, WEIGHT_DEFAULT_MILLI};
+use tessera_types::{Amounts, Quantities, Resources, RoleName, RolePolicy, WEIGHT_DEFAULT_MILLI, write_amount};
 use tessera_wire::v1;
 
 /// The cluster version from which on masters know of roles.
@@ -150,13 +150,22 @@ impl State {
         Ok(policy)
     }
 
-    /// A guarantee is a part of the one above, and never more than a quota limit above or its own.
+    /// Guarantees are parts of the one above, and together never more than a quota limit above.
     fn fits_relatives(&self, role: &RoleName, policy: &RolePolicy) -> Result<(), RequestError> {
         for (kind, guaranteed) in policy.guarantee.iter() {
             for above in role.lineage().filter(|above| *above != role.as_str()) {
-                let most = self.roles.get(above).and_then(|above| above.limit.get(kind));
-                if let Some(most) = most.filter(|most| *most < guaranteed) {
+                let Some(most) = self.roles.get(above).and_then(|above| above.limit.get(kind)) else { continue };
+                if guaranteed > most {
+                    let [guaranteed, most] = [guaranteed, most].map(|amount| write_amount(kind, amount));
                     let rule = format!("{kind}: {guaranteed} is more than the quota limit of {above}, {most}");
+                    return conflict("guarantee", rule);
+                }
+                let together = self.guaranteed_below(role, above, policy, kind);
+                if together > most {
+                    let [together, most] = [together, most].map(|amount| write_amount(kind, amount));
+                    let rule = format!(
+                        "{kind}: roles below {above} would be guaranteed {together} together, and its quota limit is {most}; raise that first"
+                    );
                     return conflict("guarantee", rule);
                 }
             }
@@ -164,6 +173,7 @@ impl State {
         for (kind, most) in policy.limit.iter() {
             let guaranteed = self.guaranteed_below(role, role.as_str(), policy, kind);
             if guaranteed > most {
+                let [guaranteed, most] = [guaranteed, most].map(|amount| write_amount(kind, amount));
                 let rule = format!("{kind}: roles below are guaranteed {guaranteed} together, more than {most}");
                 return conflict("limit", rule);
             }
@@ -173,6 +183,7 @@ impl State {
             for (kind, guaranteed) in own.into_iter().flat_map(|own| own.guarantee.iter()) {
                 let parts = self.guaranteed_below(role, holder, policy, kind);
                 if parts > guaranteed {
+                    let [guaranteed, parts] = [guaranteed, parts].map(|amount| write_amount(kind, amount));
                     let rule = format!(
                         "{kind}: {holder} is guaranteed {guaranteed}, and roles below it would be guaranteed {parts} together; raise the guarantee of {holder} first"
                     );
@@ -212,6 +223,7 @@ impl State {
             let policy = self.roles.get(role).filter(|policy| !policy.limit.is_empty())?;
             let used = self.role_used.get(role).map(|used| used.charged.clone()).unwrap_or_default();
             let (kind, most, would) = policy.limit.passed_by(&used.plus(more))?;
+            let [most, would] = [most, would].map(|amount| write_amount(kind, amount));
             Some(format!("role {role} would use {kind} {would}, its quota limit is {most}"))
         })
     }
@@ -307,8 +319,11 @@ mod tests {
             ("a/b", &[("cpus", 4)], &[]),
             ("a/b/x", &[("cpus", 4)], &[]),
             ("a/c/y", &[("cpus", 3)], &[]),
+            ("l", &[], &[("cpus", 10)]),
+            ("l/b", &[("cpus", 6)], &[]),
+            ("l/c/x", &[("cpus", 3)], &[]),
         ]);
-        let cases: [(&str, &[(&str, i64)], &[(&str, i64)], Option<&str>); 11] = [
+        let cases: [(&str, &[(&str, i64)], &[(&str, i64)], Option<&str>); 18] = [
             ("a/d", &[("cpus", 3)], &[], None),
             ("a/d", &[("cpus", 4)], &[], Some("guarantee")),
             // It takes in what stands below it.
@@ -321,6 +336,14 @@ mod tests {
             ("a", &[("cpus", 10)], &[("cpus", 6)], Some("guarantee")),
             ("a/c", &[], &[("cpus", 2)], Some("limit")),
             ("a/e", &[("mem", 6)], &[], Some("guarantee")),
+            // Below a quota limit without a guarantee they are together no more than that.
+            ("l/d", &[("cpus", 2)], &[], Some("guarantee")),
+            ("l/d", &[("cpus", 1)], &[], None),
+            ("l/c", &[("cpus", 4)], &[], None),
+            ("l/c", &[("cpus", 5)], &[], Some("guarantee")),
+            ("l/c/x/deep/down", &[("cpus", 3)], &[], None),
+            ("l/b", &[], &[("cpus", 1)], None),
+            ("l", &[], &[("cpus", 8)], Some("limit")),
         ];
         for (name, guarantee, limit, refused) in cases {
             let change = RoleChange {

@@ -73,6 +73,20 @@ impl TurnTally {
         }
     }
 
+    /// What came since an earlier look.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Self {
+        Self {
+            committed: self.committed.saturating_sub(earlier.committed),
+            read: self.read.saturating_sub(earlier.read),
+            refused: self.refused.saturating_sub(earlier.refused),
+            operations: self.operations.saturating_sub(earlier.operations),
+            failures: self.failures.saturating_sub(earlier.failures),
+            cpu_us: self.cpu_us.saturating_sub(earlier.cpu_us),
+            wall_us: self.wall_us.saturating_sub(earlier.wall_us),
+        }
+    }
+
     /// By which frameworks are put in order.
     #[must_use]
     pub const fn turns(&self) -> u64 {
@@ -202,13 +216,6 @@ impl Core {
             }
         }
         gauges
-    }
-
-    fn largest_roles(&self, max: usize) -> Vec<RoleView> {
-        let mut roles = self.roles(None, usize::MAX);
-        roles.sort_by(|a, b| (b.share_ppm, &a.role).cmp(&(a.share_ppm, &b.role)));
-        roles.truncate(max);
-        roles
     }
 }
 

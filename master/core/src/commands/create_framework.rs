@@ -133,7 +133,7 @@ fn check_room(state: &State, role: &RoleName) -> Result<(), RequestError> {
 }
 
 /// A framework that has not run yet.
-fn new(name: FrameworkName, role: RoleName, component: Digest) -> Framework {
+pub(crate) fn new(name: FrameworkName, role: RoleName, component: Digest) -> Framework {
     Framework {
         name,
         role,
