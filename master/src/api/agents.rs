@@ -16,6 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tessera_master_core::{Maintenance, Piece, Request};
+use tessera_telemetry::log::moment;
 use tessera_types::{AgentId, FrameworkId};
 
 /// How long the tasks of a drained agent have when nothing is said.
@@ -214,10 +215,11 @@ pub async fn maintain(
     State(api): State<Api>,
     Extension(asker): Extension<Asker>,
     Path(agent): Path<String>,
+    Query(dry): Query<DryRun>,
     Document(window): Document<Window>,
-) -> Result<Json<AgentJson>, ApiError> {
+) -> Result<Response, ApiError> {
     let Window { start_ms, end_ms } = window;
-    set_maintenance(&api, asker, &agent, Some(Maintenance { start_ms, end_ms })).await
+    set_maintenance(&api, asker, &agent, &dry, Some(Maintenance { start_ms, end_ms })).await
 }
 
 /// Call maintenance off.
@@ -225,17 +227,31 @@ pub async fn cancel_maintenance(
     State(api): State<Api>,
     Extension(asker): Extension<Asker>,
     Path(agent): Path<String>,
-) -> Result<Json<AgentJson>, ApiError> {
-    set_maintenance(&api, asker, &agent, None).await
+    Query(dry): Query<DryRun>,
+) -> Result<Response, ApiError> {
+    set_maintenance(&api, asker, &agent, &dry, None).await
 }
 
 async fn set_maintenance(
     api: &Api,
     asker: Asker,
     agent: &str,
+    dry: &DryRun,
     maintenance: Option<Maintenance>,
-) -> Result<Json<AgentJson>, ApiError> {
+) -> Result<Response, ApiError> {
     let agent = lookup::agent(agent)?;
-    api.node.request(asker, Request::SetMaintenance { agent, maintenance }).await?;
-    show(api, agent).await
+    let request = Request::SetMaintenance { agent, maintenance };
+    if !dry.asked() {
+        api.node.request(asker, request).await?;
+        return Ok(show(api, agent).await?.into_response());
+    }
+    let events = dry_run::foresee(api, asker, request).await?;
+    let said = match maintenance {
+        Some(Maintenance { start_ms, end_ms }) => {
+            format!("announce that {agent} is worked on from {} to {}; frameworks with tasks there are told", moment(start_ms), moment(end_ms))
+        }
+        None => format!("call off the maintenance of {agent}; frameworks with tasks there are told"),
+    };
+    let would = events.first().map(|_| said).into_iter().collect();
+    Ok(dry_run::answer(would, events))
 }

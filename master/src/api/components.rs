@@ -2,8 +2,9 @@
 //! known.
 
 use super::Api;
+use super::dry_run;
 use super::error::ApiError;
-use super::extract::{Document, Path, Query};
+use super::extract::{Document, Path, Query, location};
 use super::paging::{self, ComponentPlace, List};
 use super::views::{ComponentJson, UsesJson};
 use crate::inspect::Inspection;
@@ -29,6 +30,9 @@ use tokio_stream::wrappers::ReceiverStream;
 pub struct UploadQuery {
     /// What the bytes have to have: `sha256:` and 64 hex digits.
     digest: Option<String>,
+    /// `true`: it is judged and not kept, and the answer says what would be.
+    #[serde(default)]
+    dry_run: bool,
 }
 
 /// Where a component is to be pulled from.
@@ -76,7 +80,11 @@ pub async fn add(
         let staged = receive(&api, request, most, named).await?;
         (staged, String::new())
     };
+    let dry = query.dry_run;
     if let Some(known) = known(&api, staged.digest).await? {
+        if dry {
+            return Ok(dry_run::answer(vec![format!("nothing: {} is there already", staged.digest)], Vec::new()));
+        }
         // Its file may have been lost or damaged: whoever sends it again brings it back.
         api.store.keep(staged).await?;
         return Ok((StatusCode::OK, Json(known)).into_response());
@@ -88,8 +96,8 @@ pub async fn add(
         .await?;
     let sent = staged.digest;
     match api.store.take(made, most).await? {
-        Some(made) => keep(&api, principal, made, Some(sent), &inspection, source).await,
-        None => keep(&api, principal, staged, None, &inspection, source).await,
+        Some(made) => keep(&api, principal, made, Some(sent), &inspection, source, dry).await,
+        None => keep(&api, principal, staged, None, &inspection, source, dry).await,
     }
 }
 
@@ -159,6 +167,7 @@ async fn keep(
     sent: Option<Digest>,
     inspection: &Inspection,
     source: String,
+    dry: bool,
 ) -> Result<Response, ApiError> {
     let world = match inspection.world.as_str() {
         "scheduler" => World::Scheduler,
@@ -178,13 +187,12 @@ async fn keep(
     let (digest, size_bytes) = (staged.digest, staged.size);
     // What was made from other bytes may be known although these are not.
     if let Some(known) = known(api, digest).await? {
+        if dry {
+            return Ok(dry_run::answer(vec![format!("nothing: {digest}, which is made of it, is there already")], Vec::new()));
+        }
         api.store.keep(staged).await?;
         return Ok((StatusCode::OK, Json(known.made_from(sent))).into_response());
     }
-    // Until the state names it, or the upload has failed.
-    let _held = api.store.hold(digest);
-    api.store.keep(staged).await?;
-    api.fetcher.spread(digest, size_bytes).await?;
     let request = Request::AddComponent {
         digest,
         size_bytes,
@@ -197,6 +205,15 @@ async fn keep(
         source,
         report: inspection.report(sent.map(|digest| digest.to_string()).as_deref()),
     };
+    if dry {
+        let made = if sent.is_some() { "make a component of it and add that: " } else { "add " };
+        let would = format!("{made}{digest}, a {} of {size_bytes} bytes", world.name());
+        return dry_run::rehearse(api, principal.into(), request, vec![would]).await;
+    }
+    // Until the state names it, or the upload has failed.
+    let _held = api.store.hold(digest);
+    api.store.keep(staged).await?;
+    api.fetcher.spread(digest, size_bytes).await?;
     match api.node.request(principal, request).await? {
         Reply::Component { view, created } => {
             let status = if created {
@@ -204,8 +221,9 @@ async fn keep(
             } else {
                 StatusCode::OK
             };
+            let place = location(&format!("/v1/components/{digest}"))?;
             let shown = ComponentJson::of(view, created).made_from(sent);
-            Ok((status, Json(shown)).into_response())
+            Ok((status, place, Json(shown)).into_response())
         }
         Reply::Framework(_) | Reply::Version(_) | Reply::Done => {
             Err(ApiError::internal("an unexpected reply"))

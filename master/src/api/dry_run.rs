@@ -47,21 +47,44 @@ pub struct ForeseenJson {
 }
 
 /// What has to be said of a request, with what the commands say themselves.
-pub async fn rehearse(api: &Api, asker: Asker, request: Request, mut would: Vec<String>) -> Result<Response, ApiError> {
+pub async fn rehearse(api: &Api, asker: Asker, request: Request, would: Vec<String>) -> Result<Response, ApiError> {
+    let events = foresee(api, asker, request).await?;
+    let would = match would.is_empty() {
+        true => events.iter().map(ForeseenJson::told).collect(),
+        false => would,
+    };
+    Ok(answer(would, events))
+}
+
+impl ForeseenJson {
+    /// In words.
+    pub fn told(&self) -> String {
+        match self.text.as_str() {
+            "" => self.kind.clone(),
+            text => format!("{}: {text}", self.kind),
+        }
+    }
+
+    /// Its kind and its text.
+    pub fn parts(&self) -> (&str, &str) {
+        (&self.kind, &self.text)
+    }
+}
+
+/// The events that a request would write.
+pub async fn foresee(api: &Api, asker: Asker, request: Request) -> Result<Vec<ForeseenJson>, ApiError> {
     let removal = matches!(request, Request::RemoveFramework { .. });
     let principal = asker.principal;
     let found = api.node.query(move |core, rows| core.rehearse(&principal, request, rows)).await??;
     // The rehearsal knows of no tasks, which are ended first.
     let events = found.events.into_iter().filter(|(kind, _)| !(removal && kind == "framework.removed"));
-    let events: Vec<ForeseenJson> = events.map(|(kind, text)| ForeseenJson { kind, text }).collect();
-    if would.is_empty() {
-        would.extend(events.iter().map(|event| match event.text.as_str() {
-            "" => event.kind.clone(),
-            text => format!("{}: {text}", event.kind),
-        }));
-    }
+    Ok(events.map(|(kind, text)| ForeseenJson { kind, text }).collect())
+}
+
+/// What would be; of nothing it is said that it would be nothing.
+pub fn answer(mut would: Vec<String>, events: Vec<ForeseenJson>) -> Response {
     if would.is_empty() {
         would.push("nothing: it is so already".to_owned());
     }
-    Ok(Json(DryRunJson { dry_run: true, would, events }).into_response())
+    Json(DryRunJson { dry_run: true, would, events }).into_response()
 }

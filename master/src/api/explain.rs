@@ -10,6 +10,7 @@ use axum::extract::State;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tessera_master_core::{Core, Rows, TaskLine, Waiting, Why};
+use tessera_telemetry::log::moment;
 use tessera_types::{FrameworkId, RoleName, TaskId, TaskState};
 
 /// What is to be explained.
@@ -31,7 +32,7 @@ pub struct ExplainQuery {
 pub struct ExplainJson {
     /// Index of the last applied entry.
     index: u64,
-    /// What it is about: `role eng`, `framework f1`, `request big of f1`, `task job-1 of f1`.
+    /// What it is about: `role eng`, `framework words`, `request big of words`, `task job-1 of words`.
     about: String,
     /// In one sentence.
     summary: String,
@@ -96,12 +97,13 @@ impl About {
         }
     }
 
-    fn name(&self) -> String {
+    fn name(&self, core: &Core) -> String {
+        let named = |id: &FrameworkId| core.framework_names(*id).map_or_else(|| id.to_string(), |(name, _)| name);
         match self {
             Self::Role(role) => format!("role {role}"),
-            Self::Framework(framework) => format!("framework {framework}"),
-            Self::Request(framework, request) => format!("request {request} of {framework}"),
-            Self::Task(framework, task) => format!("task {task} of {framework}"),
+            Self::Framework(framework) => format!("framework {}", named(framework)),
+            Self::Request(framework, request) => format!("request {request} of {}", named(framework)),
+            Self::Task(framework, task) => format!("task {task} of {}", named(framework)),
         }
     }
 }
@@ -117,7 +119,7 @@ fn of_task(line: &TaskLine) -> ReasonJson {
         (code, text) => format!(": {code}, {text}"),
     };
     match state {
-        _ if state.is_terminal() => ReasonJson::plain("ENDED", format!("it is {state} since {}{because}", view.status.at_ms)),
+        _ if state.is_terminal() => ReasonJson::plain("ENDED", format!("it is {state} since {}{because}", moment(view.status.at_ms))),
         _ if !line.connected => ReasonJson {
             hint: Some("when the agent is back, or has been given up, it goes on: `tessera agent inspect` says how long that takes".into()),
             ..ReasonJson::plain("AGENT_NOT_CONNECTED", format!("{agent} is not connected; the task is {state}"))
@@ -155,10 +157,9 @@ fn reasons(core: &mut Core, rows: &dyn Rows, about: &About) -> Result<Vec<Reason
 /// Why something has not got what it waits for.
 pub async fn explain(State(api): State<Api>, Query(query): Query<ExplainQuery>) -> Result<Json<ExplainJson>, ApiError> {
     let about = About::of(&api, query).await?;
-    let name = about.name();
-    let (index, reasons) = api
+    let (index, name, reasons) = api
         .node
-        .query_status(move |core, rows, status| (status.applied.index, reasons(core, rows, &about)))
+        .query_status(move |core, rows, status| (status.applied.index, about.name(core), reasons(core, rows, &about)))
         .await?;
     let reasons = reasons?;
     let summary = match reasons.first() {

@@ -1,8 +1,9 @@
 //! `/v1/masters`: who the masters are and how they are, and changing that.
 
 use super::Api;
+use super::dry_run::{self, DryRun};
 use super::error::ApiError;
-use super::extract::{Document, Path};
+use super::extract::{Document, Path, Query};
 use crate::members::Topology;
 use crate::node_handle::{ChangeRefused, NoAnswer, NodeStatus, TransferRefused};
 use crate::upkeep::plan::{Known, waits_for};
@@ -11,11 +12,12 @@ use axum::Json;
 use axum::extract::State;
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::cmp::Reverse;
 use std::time::{Duration, Instant};
-use tessera_replica::{ChangeError, MemberChange};
+use tessera_replica::{ChangeError, Member, MemberChange, MemberRole, Standing, TransferError};
 use tokio_stream::wrappers::ReceiverStream;
 
 /// How long a leader that is to be removed waits until another one leads.
@@ -171,9 +173,16 @@ fn node_id(text: &str) -> Result<u64, ApiError> {
 pub async fn promote(
     State(api): State<Api>,
     Path(node): Path<String>,
-) -> Result<StatusCode, ApiError> {
+    Query(dry): Query<DryRun>,
+) -> Result<Response, ApiError> {
     let node = node_id(&node)?;
     let view = api.node.topology().borrow().clone();
+    if dry.asked() {
+        let member = member(&view, node)?;
+        if member.role == MemberRole::Voter {
+            return Err(ChangeRefused::Replica(ChangeError::AlreadyVoter(node)).into());
+        }
+    }
     let learns = view.members.get(&node).is_some_and(|member| !member.votes);
     if learns
         && let Some(lacks) = lacks_now(&api.caller, &api.peers, &api.node, &view, node).await?
@@ -181,16 +190,65 @@ pub async fn promote(
         return Err(ApiError::conflict("node", format!("node {node} cannot vote yet: {lacks}"))
             .hint("it votes by itself as soon as it has the log and every component file; if it is away, start it"));
     }
+    if dry.asked() {
+        return Ok(dry_run::answer(vec![format!("make node {node} a voter, the {}. of the cluster", view.voters() + 1)], Vec::new()));
+    }
     api.node.change(MemberChange::Promote { node }).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// A member, in the words in which a change of it would be refused.
+fn member(view: &Topology, node: u64) -> Result<&Member, ChangeRefused> {
+    let membership = &view.membership;
+    if membership.changing {
+        return Err(ChangeRefused::Replica(ChangeError::InProgress));
+    }
+    membership.get(node).ok_or_else(|| ChangeRefused::Replica(match membership.standing(node) {
+        Standing::Removed => ChangeError::Removed(node),
+        Standing::Member | Standing::Unknown => ChangeError::NotAMember(node),
+    }))
+}
+
+/// What the removal of a master would do.
+async fn removal_foreseen(api: &Api, node: u64) -> Result<Vec<String>, ApiError> {
+    let view = api.node.topology().borrow().clone();
+    let votes = match member(&view, node) {
+        Ok(member) => member.role == MemberRole::Voter,
+        Err(ChangeRefused::Replica(ChangeError::Removed(_))) => return Ok(vec![format!("nothing: node {node} was removed before")]),
+        Err(refused) => return Err(refused.into()),
+    };
+    if votes && view.voters() == 1 {
+        return Err(ChangeRefused::Replica(ChangeError::LastVoter(node)).into());
+    }
+    others_answer(&api.caller, &api.peers, &view, node).await.map_err(ChangeRefused::Replica)?;
+    let mut would = Vec::new();
+    if node == view.node() {
+        let status = api.node.query_status(|_, _, status| status.clone()).await?;
+        let heir = successor(&view, &status).ok_or(TransferRefused::Nobody)?;
+        would.push(format!("hand leadership over to node {heir}"));
+    }
+    let left = view.voters() - usize::from(votes);
+    would.push(format!("remove node {node} for good; {left} voters are left, {} of which must answer", left / 2 + 1));
+    Ok(would)
+}
+
+/// The voter that would take over with the least delay: it answers, and holds the most of the log.
+fn successor(view: &Topology, status: &NodeStatus) -> Option<u64> {
+    let votes = |node: u64| view.members.get(&node).is_some_and(|member| member.votes);
+    let heirs = status.peers.iter().filter(|peer| peer.node != view.node() && peer.recently_active && votes(peer.node));
+    heirs.max_by_key(|peer| (peer.matched, Reverse(peer.node))).map(|peer| peer.node)
 }
 
 /// Remove a master for good. A leader hands leadership over first, and the request goes to the next one.
 pub async fn remove(
     State(api): State<Api>,
     Path(node): Path<String>,
-) -> Result<StatusCode, ApiError> {
+    Query(dry): Query<DryRun>,
+) -> Result<Response, ApiError> {
     let node = node_id(&node)?;
+    if dry.asked() {
+        return Ok(dry_run::answer(removal_foreseen(&api, node).await?, Vec::new()));
+    }
     let began = Instant::now();
     let changed = loop {
         let view = api.node.topology().borrow().clone();
@@ -215,7 +273,7 @@ pub async fn remove(
     };
     match changed {
         // Removed is removed, also when somebody asks twice.
-        Ok(()) | Err(ChangeRefused::Replica(ChangeError::Removed(_))) => Ok(StatusCode::NO_CONTENT),
+        Ok(()) | Err(ChangeRefused::Replica(ChangeError::Removed(_))) => Ok(StatusCode::NO_CONTENT.into_response()),
         Err(ChangeRefused::Replica(ChangeError::RemovesLeader(_))) => {
             api.node.transfer(None).await?;
             let mut topology = api.node.topology();
@@ -259,13 +317,25 @@ pub struct Transferred {
 /// Hand leadership to another master.
 pub async fn transfer(
     State(api): State<Api>,
+    Query(dry): Query<DryRun>,
     Document(transfer): Document<Transfer>,
-) -> Result<Json<Transferred>, ApiError> {
+) -> Result<Response, ApiError> {
+    if dry.asked() {
+        let view = api.node.topology().borrow().clone();
+        let status = api.node.query_status(|_, _, status| status.clone()).await?;
+        let to = transfer.to.or_else(|| successor(&view, &status)).ok_or(TransferRefused::Nobody)?;
+        let votes = view.members.get(&to).is_some_and(|member| member.votes);
+        if to == view.node() || !votes {
+            return Err(TransferRefused::Replica(TransferError::NotAVoter(to)).into());
+        }
+        let would = format!("hand leadership over from node {} to node {to}", view.node());
+        return Ok(dry_run::answer(vec![would], Vec::new()));
+    }
     let to = api.node.transfer(transfer.to).await?;
     let mut topology = api.node.topology();
     let led = topology.wait_for(|view| view.leader == Some(to));
     match tokio::time::timeout(STEP_DOWN_WITHIN, led).await {
-        Ok(_) => Ok(Json(Transferred { to })),
+        Ok(_) => Ok(Json(Transferred { to }).into_response()),
         Err(_) => Err(ApiError::unavailable(format!(
             "node {to} did not take leadership within {} s",
             STEP_DOWN_WITHIN.as_secs()
@@ -291,7 +361,6 @@ impl From<ChangeRefused> for ApiError {
 
 impl From<TransferRefused> for ApiError {
     fn from(error: TransferRefused) -> Self {
-        use tessera_replica::TransferError;
         let text = error.to_string();
         match error {
             TransferRefused::Replica(TransferError::NotLeader { .. } | TransferError::Stopped)

@@ -1,5 +1,6 @@
 //! `/v1/offers`: what is offered to schedulers and not answered yet. Only the leader knows.
 
+use super::dry_run::{self, DryRun};
 use super::error::ApiError;
 use super::extract::{Path, Query};
 use super::paging::{self, List, OfferPlace};
@@ -9,6 +10,7 @@ use crate::node_handle::Asker;
 use axum::Json;
 use axum::extract::{Extension, State};
 use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tessera_master_core::{Action, Core, Object, OfferView, Piece, authorize};
@@ -99,14 +101,22 @@ pub async fn rescind(
     State(api): State<Api>,
     Extension(asker): Extension<Asker>,
     Path(text): Path<String>,
-) -> Result<StatusCode, ApiError> {
+    Query(dry): Query<DryRun>,
+) -> Result<Response, ApiError> {
     let offer: OfferId = text
         .parse()
         .map_err(|error: tessera_types::NameError| ApiError::invalid("offer", error.to_string()))?;
     authorize(&asker.principal, Action::Change, &Object::Framework { role: None })?;
+    let gone = || ApiError::not_found("offer", offer).hint("it was answered, or is too old; `tessera offer ls` shows those that stand");
+    if dry.asked() {
+        let standing = api.node.query(move |core, _| core.offers().into_iter().find(|known| known.id == offer).map(|known| shown(core, known))).await?;
+        let OfferJson { id, framework_name, agent, .. } = standing.ok_or_else(gone)?;
+        let would = format!("take {id}, an offer of {agent}, back from {framework_name}; what it is of is offered anew");
+        return Ok(dry_run::answer(vec![would], Vec::new()));
+    }
     match api.node.query(move |core, _| core.take_back(offer)).await? {
-        Some(true) => Ok(StatusCode::NO_CONTENT),
-        Some(false) => Err(ApiError::not_found("offer", offer).hint("it was answered, or is too old; `tessera offer ls` shows those that stand")),
+        Some(true) => Ok(StatusCode::NO_CONTENT.into_response()),
+        Some(false) => Err(gone()),
         None => Err(ApiError::no_leader("this master does not lead any more")),
     }
 }

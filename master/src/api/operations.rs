@@ -9,7 +9,7 @@ use axum::Json;
 use axum::extract::State;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tessera_master_core::{OperationKind, OperationPick, OperationPlace, OperationView, Piece};
+use tessera_master_core::{Core, OperationKind, OperationPick, OperationPlace, OperationView, Piece};
 
 /// Which operations.
 #[derive(Deserialize, JsonSchema)]
@@ -35,6 +35,9 @@ pub struct OperationJson {
     /// The framework, if it is about one.
     #[serde(skip_serializing_if = "Option::is_none")]
     framework: Option<String>,
+    /// The framework's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    framework_name: Option<String>,
     /// The task.
     #[serde(skip_serializing_if = "Option::is_none")]
     task: Option<String>,
@@ -48,8 +51,9 @@ pub struct OperationJson {
     waits_for: String,
 }
 
-impl From<OperationView> for OperationJson {
-    fn from(view: OperationView) -> Self {
+impl OperationJson {
+    fn of(view: OperationView, core: &Core) -> Self {
+        let named = view.framework.and_then(|id| core.framework_names(id));
         let framework = view.framework.map(|id| id.to_string());
         let task = view.task.map(|id| id.to_string());
         let agent = view.agent.map(|id| id.to_string());
@@ -62,6 +66,7 @@ impl From<OperationView> for OperationJson {
             id: format!("{}-{about}", view.kind.name()),
             kind: view.kind.name(),
             framework,
+            framework_name: named.map(|(name, _)| name),
             task,
             agent,
             since_ms: view.since_ms,
@@ -111,7 +116,8 @@ pub async fn list(
     };
     let list = paging::gather(&api.node, query.after.as_deref(), limit, move |core, rows, after: Option<At>, budget| {
         let piece = core.operations_from(&pick, after.map(|At(place)| place), budget, rows)?;
-        Ok(Piece { found: piece.found.into_iter().map(OperationJson::from).collect(), next: piece.next.map(At) })
+        let found = piece.found.into_iter().map(|view| OperationJson::of(view, core));
+        Ok(Piece { found: found.collect(), next: piece.next.map(At) })
     });
     list.await.map(Json)
 }

@@ -3,6 +3,7 @@
 //! Invariants: a value is bytes and nothing is said of what they mean; its tag (`ETag`) is a function of
 //! its bytes alone, so that every master says the same; what is written is one replicated command.
 
+use super::dry_run::{self, DryRun};
 use super::error::ApiError;
 use super::extract::{Path, Query};
 use super::paging::List;
@@ -16,7 +17,7 @@ use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tessera_master_core::{Expected, Request, RowsError, TAG_BYTES, value_tag};
+use tessera_master_core::{Expected, Request, RequestError, RowsError, TAG_BYTES, value_tag};
 use tessera_types::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
 /// Keys of one answer when nothing is said, and at most.
@@ -149,6 +150,7 @@ pub async fn put(
     State(api): State<Api>,
     Extension(asker): Extension<Asker>,
     Path((text, key)): Path<(String, String)>,
+    Query(dry): Query<DryRun>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
@@ -160,8 +162,8 @@ pub async fn put(
         Err(error) => return Err(ApiError::invalid("body", error.to_string())),
     };
     let tag = tag_header(&value)?;
-    write(&api, asker, (text, key), &headers, Some(value)).await?;
-    Ok((StatusCode::NO_CONTENT, [(header::ETAG, tag)]).into_response())
+    let foreseen = write(&api, asker, (text, key), &headers, Some(value), &dry).await?;
+    Ok(foreseen.unwrap_or_else(|| (StatusCode::NO_CONTENT, [(header::ETAG, tag)]).into_response()))
 }
 
 /// Delete a key; one that is not there is no error.
@@ -169,10 +171,11 @@ pub async fn delete(
     State(api): State<Api>,
     Extension(asker): Extension<Asker>,
     Path(path): Path<(String, String)>,
+    Query(dry): Query<DryRun>,
     headers: HeaderMap,
-) -> Result<StatusCode, ApiError> {
-    write(&api, asker, path, &headers, None).await?;
-    Ok(StatusCode::NO_CONTENT)
+) -> Result<Response, ApiError> {
+    let foreseen = write(&api, asker, path, &headers, None, &dry).await?;
+    Ok(foreseen.unwrap_or_else(|| StatusCode::NO_CONTENT.into_response()))
 }
 
 async fn write(
@@ -181,13 +184,38 @@ async fn write(
     (text, key): (String, String),
     headers: &HeaderMap,
     value: Option<Vec<u8>>,
-) -> Result<(), ApiError> {
+    dry: &DryRun,
+) -> Result<Option<Response>, ApiError> {
     checked_key(&key)?;
     let expected = expected(headers)?;
     let framework = lookup::framework(&api.node, text).await?;
-    let request = Request::WriteState { framework, key, value, expected };
-    api.node.request(asker, request).await?;
-    Ok(())
+    let absent = expected == Expected::Absent;
+    let request = Request::WriteState { framework, key: key.clone(), value: value.clone(), expected };
+    if !dry.asked() {
+        return match api.node.request(asker, request).await {
+            Err(RequestError::Precondition { .. }) if absent => {
+                Err(ApiError::precondition("the key has a value already").of("if-none-match"))
+            }
+            Err(error) => Err(error.into()),
+            Ok(_) => Ok(None),
+        };
+    }
+    let asked = key.clone();
+    let there = api.node.query(move |core, rows| core.state_value(framework, &asked, rows)).await??;
+    let events = dry_run::foresee(api, asker, request).await?;
+    Ok(Some(dry_run::answer(vec![foreseen(&key, there.as_deref(), value.as_deref())], events)))
+}
+
+/// What a write would do to a key.
+fn foreseen(key: &str, there: Option<&[u8]>, value: Option<&[u8]>) -> String {
+    let bytes = |value: &[u8]| if value.len() == 1 { "1 byte".to_owned() } else { format!("{} bytes", value.len()) };
+    match (there, value) {
+        (None, None) => format!("nothing: there is no key {key:?}"),
+        (Some(there), Some(value)) if there == value => format!("nothing: the key {key:?} has this value"),
+        (None, Some(value)) => format!("add the key {key:?} with {}", bytes(value)),
+        (Some(there), Some(value)) => format!("write the key {key:?}: {} in place of {}", bytes(value), bytes(there)),
+        (Some(there), None) => format!("delete the key {key:?} and its {}", bytes(there)),
+    }
 }
 
 /// What the caller says must be there.
@@ -200,7 +228,7 @@ pub fn expected(headers: &HeaderMap) -> Result<Expected, ApiError> {
         (None, None) => Ok(Expected::Anything),
         (Some(text), None) if text == "*" => Ok(Expected::Present),
         (Some(text), None) => parse_tag(&text).map(Expected::Same).ok_or_else(|| {
-            ApiError::invalid("if-match", "one tag, as `ETag` gives it, or `*`: the key has a value")
+            ApiError::invalid("if-match", "one tag of a key of state, as `ETag` gives it, or `*`: the key has a value")
         }),
         (None, Some(text)) if text == "*" => Ok(Expected::Absent),
         (None, Some(_)) => {
@@ -227,6 +255,19 @@ fn parse_tag(text: &str) -> Option<[u8; TAG_BYTES]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_write_is_foreseen_in_words() {
+        for (there, value, said) in [
+            (None, None, "nothing: there is no key \"k\""),
+            (Some("ab"), Some("ab"), "nothing: the key \"k\" has this value"),
+            (None, Some("ab"), "add the key \"k\" with 2 bytes"),
+            (Some("a"), Some("ab"), "write the key \"k\": 2 bytes in place of 1 byte"),
+            (Some("a"), None, "delete the key \"k\" and its 1 byte"),
+        ] {
+            assert_eq!(foreseen("k", there.map(str::as_bytes), value.map(str::as_bytes)), said);
+        }
+    }
 
     #[test]
     fn conditions_are_read_or_refused() {

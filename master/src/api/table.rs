@@ -64,16 +64,22 @@ fn masters_part() -> Vec<Endpoint> {
             .answers::<masters::MastersJson>(200),
         endpoint(DELETE, "/v1/masters/{node}", Change, cluster(), delete(masters::remove))
             .about("removeMaster", "masters", "Remove a master for good; a leader hands over first. Also done when it was removed before.", "/v1/masters/3")
+            .query::<DryRun>()
             .answers_nothing(204)
+            .answers::<DryRunJson>(200)
             .refuses(&[INVALID_ARGUMENT, NOT_FOUND, CONFLICT]),
         endpoint(POST, "/v1/masters/{node}/promote", Change, cluster(), post(masters::promote))
             .about("promoteMaster", "masters", "Make a learner a voter now; by itself that happens once it has everything.", "/v1/masters/3/promote")
+            .query::<DryRun>()
             .answers_nothing(204)
+            .answers::<DryRunJson>(200)
             .refuses(&[INVALID_ARGUMENT, NOT_FOUND, CONFLICT]),
         endpoint(POST, "/v1/masters/transfer", Change, cluster(), post(masters::transfer))
             .about("transferLeadership", "masters", "Hand leadership to another master; answered when it leads.", "/v1/masters/transfer")
+            .query::<DryRun>()
             .takes::<masters::Transfer>(r#"{"to": 2}"#)
             .answers::<masters::Transferred>(200)
+            .answers::<DryRunJson>(200)
             .refuses(&[INVALID_ARGUMENT, CONFLICT]),
         // It holds everything that tenants keep, and not only what is shown.
         endpoint(GET, "/v1/snapshot", Change, cluster(), get(masters::save))
@@ -115,7 +121,7 @@ fn cluster_part() -> Vec<Endpoint> {
             .conditional()
             .refuses(&[INVALID_ARGUMENT, CONFLICT, PRECONDITION_FAILED]),
         endpoint(GET, "/v1/events", Read, cluster(), get(events::stream))
-            .about("watchEvents", "cluster", "Follow events as the master that is asked applies them. `Last-Event-ID` goes on after an event; an event `gap` says that older ones are no longer there.", "/v1/events?kind=task.&framework=run")
+            .about("watchEvents", "cluster", "Follow events as the master that is asked applies them. `Last-Event-ID` goes on after an event; an event `gap` says that older ones are no longer there, or that this cluster has not written what was seen.", "/v1/events?kind=task.&framework=run")
             .query::<EventsQuery>()
             .answers_events::<EventJson>()
             .refuses(&[INVALID_ARGUMENT, NOT_FOUND]),
@@ -141,7 +147,9 @@ fn cluster_part() -> Vec<Endpoint> {
             .refuses(&[INVALID_ARGUMENT, NOT_FOUND]),
         endpoint(DELETE, "/v1/offers/{offer}", Change, framework(), delete(offers::rescind))
             .about("rescindOffer", "cluster", "Take an offer back; its scheduler is told.", "/v1/offers/o12")
+            .query::<DryRun>()
             .answers_nothing(204)
+            .answers::<DryRunJson>(200)
             .refuses(&[INVALID_ARGUMENT, NOT_FOUND]),
     ]
 }
@@ -164,6 +172,7 @@ fn components_part() -> Vec<Endpoint> {
             .takes_bytes()
             .answers::<ComponentJson>(201)
             .answers::<ComponentJson>(200)
+            .answers::<DryRunJson>(200)
             .refuses(&[INVALID_ARGUMENT, NOT_FOUND, TOO_LARGE, CONFLICT]),
         endpoint(GET, ONE, Read, component(), get(components::inspect))
             .about("getComponent", "components", "A component, with what its judgement found.", EXAMPLE)
@@ -233,12 +242,16 @@ fn agents_part() -> Vec<Endpoint> {
             .refuses(&[INVALID_ARGUMENT, NOT_FOUND, CONFLICT]),
         agent(POST, MAINTENANCE, Change, post(agents::maintain))
             .about("announceMaintenance", "agents", "Say when an agent will be worked on; frameworks get an inverse offer.", "/v1/agents/a1/maintenance")
+            .query::<DryRun>()
             .takes::<agents::Window>(r#"{"start_ms": 1760000000000, "end_ms": 1760003600000}"#)
             .answers::<AgentJson>(200)
+            .answers::<DryRunJson>(200)
             .refuses(ERRORS),
         agent(DELETE, MAINTENANCE, Change, delete(agents::cancel_maintenance))
             .about("cancelMaintenance", "agents", "Call maintenance off.", "/v1/agents/a1/maintenance")
+            .query::<DryRun>()
             .answers::<AgentJson>(200)
+            .answers::<DryRunJson>(200)
             .refuses(ERRORS),
     ]
 }
@@ -330,7 +343,9 @@ fn lifecycle_part() -> Vec<Endpoint> {
             .refuses(&[INVALID_ARGUMENT, NOT_FOUND, CONFLICT]),
         endpoint(POST, "/v1/frameworks/{framework}/release", Change, framework(), post(lifecycle::release))
             .about("releaseFramework", "frameworks", "Let a quarantined scheduler run again.", "/v1/frameworks/run/release")
+            .query::<DryRun>()
             .answers::<FrameworkJson>(200)
+            .answers::<DryRunJson>(200)
             .refuses(&[INVALID_ARGUMENT, NOT_FOUND, CONFLICT]),
         endpoint(GET, CONFIG, Read, framework(), get(lifecycle::config))
             .about("getConfig", "frameworks", "The configuration in force, and what the scheduler has seen of it.", "/v1/frameworks/run/config")
@@ -419,13 +434,17 @@ fn state_part() -> Vec<Endpoint> {
             .refuses(&[INVALID_ARGUMENT, NOT_FOUND]),
         endpoint(PUT, KEY, Change, framework(), put(state::put))
             .about("putState", "state", "Write a key; the body is the value. `If-Match` and `If-None-Match` say what has to be there.", EXAMPLE)
+            .query::<DryRun>()
             .takes_bytes()
             .answers_nothing(204)
+            .answers::<DryRunJson>(200)
             .conditional()
             .refuses(&[INVALID_ARGUMENT, NOT_FOUND, CONFLICT, PRECONDITION_FAILED]),
         endpoint(DELETE, KEY, Change, framework(), delete(state::delete))
             .about("deleteState", "state", "Delete a key; one that is not there is no error.", EXAMPLE)
+            .query::<DryRun>()
             .answers_nothing(204)
+            .answers::<DryRunJson>(200)
             .conditional()
             .refuses(&[INVALID_ARGUMENT, NOT_FOUND, CONFLICT, PRECONDITION_FAILED]),
     ]
