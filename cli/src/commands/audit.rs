@@ -83,6 +83,10 @@ pub async fn run(context: &Context, args: AuditArgs) -> Result<ExitCode, CliErro
 fn row(value: &Value) -> Result<Vec<String>, CliError> {
     let entry: AuditEntry = read(value)?;
     let dry = if entry.dry_run { " (dry run)" } else { "" };
+    let times = match value["times"].as_u64() {
+        Some(times) if times > 1 => format!(" {times} times"),
+        _ => String::new(),
+    };
     Ok(vec![
         output::time(entry.at_ms),
         entry.principal,
@@ -91,7 +95,7 @@ fn row(value: &Value) -> Result<Vec<String>, CliError> {
         entry.operation,
         entry.object,
         entry.status.to_string(),
-        format!("{}{}{dry}", entry.outcome, entry.code.map_or_else(String::new, |code| format!(" {code}"))),
+        format!("{}{}{times}{dry}", entry.outcome, entry.code.map_or_else(String::new, |code| format!(" {code}"))),
         entry.request_id,
     ])
 }

@@ -7,7 +7,7 @@
 use super::audit::Audit;
 use super::error::ApiError;
 use super::rate::{Allowance, Rates};
-use super::visit::{TRACE, Visit};
+use super::visit::{Sender, TRACE, Visit};
 use super::{Api, operations_by_route, quick, router, table};
 use crate::listener::Bounded;
 use crate::metrics::Metrics;
@@ -81,6 +81,16 @@ impl Ways {
         self.operations.iter().find(|((of, path), _)| of == method && *path == route).map(|(_, name)| *name)
     }
 
+    /// What handlers share.
+    pub const fn api(&self) -> &Api {
+        &self.api
+    }
+
+    /// Where requests go on record.
+    pub fn audit(&self) -> &Audit {
+        &self.audit
+    }
+
     /// Who takes spans.
     pub fn tracer(&self) -> Option<&Tracer> {
         self.api.node.tracer.as_ref()
@@ -110,9 +120,10 @@ impl Ways {
 }
 
 async fn answer(ways: Arc<Ways>, remote: SocketAddr, request: Request<Incoming>) -> Result<Response, Infallible> {
-    let visit = Visit::of(&ways.api, &request, remote);
+    let visit = Visit::of(&ways, &request, remote);
+    // Dropped here when its caller hangs up, which the visit notes.
     let mut response = visit.answered(admitted(&ways, &visit, request)).await;
-    visit.end(&ways, &ways.audit, &mut response);
+    visit.end(&mut response);
     Ok(response)
 }
 
@@ -134,7 +145,8 @@ async fn admitted(ways: &Ways, visit: &Visit, request: Request<Incoming>) -> Res
     {
         parts.headers.insert(TRACE, header);
     }
-    let mut response = if quick::is_write(&parts) {
+    // Nothing is taken in of whoever is nobody.
+    let mut response = if matches!(visit.sender, Sender::Known(_)) && quick::is_write(&parts) {
         let body = match body.collect().await {
             Ok(body) => body.to_bytes(),
             Err(error) => return ApiError::broken_off(error).into_response(),

@@ -39,6 +39,9 @@ const PIECE_BYTES_MAX: usize = 64 << 10;
 /// Pause between two readings: many events make one piece, and nobody notices.
 const READ_EVERY: Duration = Duration::from_millis(10);
 
+/// How long a watcher that has seen more than this master knows waits for it: another master may be ahead of it.
+const AHEAD_WAIT: Duration = Duration::from_secs(5);
+
 /// A sign of life for whoever waits.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
@@ -280,6 +283,11 @@ impl Hub {
         }
     }
 
+    /// The newest event that this master has applied.
+    async fn last(&self) -> Option<EventId> {
+        Some(self.node.query(|core, rows| core.events(None, 1, rows)).await.ok()?.ok()?.last)
+    }
+
     /// How many watch.
     pub fn watchers(&self) -> usize {
         *self.watchers.borrow()
@@ -329,6 +337,8 @@ struct Watcher {
     seen: EventId,
     filter: Filter,
     hello: bool,
+    /// Nothing but its own word says that there is such an event as it has seen.
+    unproved: bool,
 }
 
 impl Drop for Watcher {
@@ -341,6 +351,11 @@ impl Watcher {
     async fn next(mut self) -> Option<(Result<Bytes, Infallible>, Self)> {
         if std::mem::take(&mut self.hello) {
             return Some((Ok(Bytes::from_static(b": following\n\n")), self));
+        }
+        if std::mem::take(&mut self.unproved)
+            && let Some(piece) = self.beyond().await
+        {
+            return Some((Ok(piece), self));
         }
         loop {
             self.newest.mark_unchanged();
@@ -363,6 +378,29 @@ impl Watcher {
                 Err(_) => return Some((Ok(Bytes::from_static(b":\n\n")), self)),
             }
         }
+    }
+
+    /// What it is told if it has seen what nobody has written: another cluster's events, or those of before this one
+    /// was restored. It follows from the newest one on.
+    async fn beyond(&mut self) -> Option<Bytes> {
+        let (hub, seen) = (Arc::clone(&self.hub), self.seen);
+        if seen <= hub.last().await? {
+            return None;
+        }
+        // Whoever leads for sure has everything that was ever shown; others may have less than the one that was asked before.
+        if hub.node.barrier().await.is_err() {
+            let mut newest = hub.node.events();
+            // When the time is over, or the node gone, what is there says it.
+            let _ = tokio::time::timeout(AHEAD_WAIT, newest.wait_for(|newest| *newest >= seen)).await;
+        }
+        let last = hub.last().await?;
+        if seen <= last {
+            return None;
+        }
+        self.seen = last;
+        let (missed, floor) = (id_text(seen), id_text(last));
+        // With an id, so that it goes on after this one when it comes again.
+        Some(format!("id: {floor}\nevent: gap\ndata: {{\"missed_after\":\"{missed}\",\"floor\":\"{floor}\"}}\n\n").into())
     }
 
     /// From rows, because it is behind what is kept.
@@ -423,7 +461,7 @@ pub async fn stream(
     let hub = Arc::clone(&api.events);
     let newest = hub.newest.subscribe();
     hub.watchers.send_modify(|watchers| *watchers += 1);
-    let watcher = Watcher { hub, newest, seen, filter, hello: true };
+    let watcher = Watcher { hub, newest, seen, filter, hello: true, unproved: said.is_some() };
     let mut response = Response::new(Body::from_stream(stream::unfold(watcher, Watcher::next)));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));

@@ -5,10 +5,11 @@
 //! leader answers are linearizable; others say so. Whoever is told that nobody leads knows that nothing was done.
 //! Must never look at what a request means.
 
-use super::Api;
+use super::{Api, conditions};
 use super::error::{ApiError, Fate};
 use super::idempotency::{NUMBER, applies, number_text};
 use super::state::hex;
+use super::visit::{self, Sender};
 use crate::forward::{FORWARDED_BY, ForwardError};
 use crate::members::Topology;
 use crate::peer::Given;
@@ -214,14 +215,12 @@ fn take_consistency(uri: &Uri) -> Result<(Uri, bool), ApiError> {
     Ok((uri, stale))
 }
 
-/// Has the leader answer: this master, if it leads, or the one that does. Whoever asked learns the route.
+/// Has the leader answer: this master, if it leads, or the one that does.
 pub async fn by_leader(api: State<Api>, request: Request, next: Next) -> Response {
-    let route = request.extensions().get::<MatchedPath>().cloned();
-    let mut response = led(api, request, next).await;
-    if let Some(route) = route {
-        response.extensions_mut().insert(route);
+    if let Some(route) = request.extensions().get::<MatchedPath>() {
+        visit::met(route);
     }
-    response
+    led(api, request, next).await
 }
 
 async fn led(State(api): State<Api>, mut request: Request, next: Next) -> Response {
@@ -234,6 +233,10 @@ async fn led(State(api): State<Api>, mut request: Request, next: Next) -> Respon
             }
             Err(error) => error.into_response(),
         };
+    }
+    // All the rest is for those who have a token; nobody else's body is kept, or passed on.
+    if matches!(request.extensions().get::<Sender>(), Some(Sender::Stranger | Sender::Wrong)) {
+        return ApiError::unauthenticated().into_response();
     }
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     // Below other paths, parameters belong to schedulers.
@@ -281,6 +284,7 @@ async fn attempts(api: &Api, mut kept: Kept, next: Next) -> Result<Response, Api
             _ if view.leads => Some(here(api, &mut kept, &next).await),
             _ if passed_on => return Err(ApiError::no_leader("this master does not lead")),
             Some((leader, address)) => {
+                may_be_ignored(api, &kept.parts).await?;
                 ensure_known(api, &mut kept.parts, leader)?;
                 if kept.stage(&api.staging).await? {
                     // That took as long as its sender did, and there may be another leader by now.
@@ -334,6 +338,31 @@ async fn attempts(api: &Api, mut kept: Kept, next: Next) -> Result<Response, Api
         };
         let _ = tokio::time::timeout(pause, topology.changed()).await;
     }
+}
+
+/// The cluster version from which on every master hears the conditions of a request.
+const HEARS_CONDITIONS: u32 = 4;
+
+/// Whether a request says under what conditions it is to be carried out, or that it is not to be.
+fn is_guarded(method: &Method, uri: &Uri, headers: &HeaderMap) -> bool {
+    let changes = !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
+    let ours = uri.path().starts_with("/v1/");
+    let named = |pair: (_, _)| pair.0 == "dry_run";
+    let dry = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).any(named);
+    // Keys of state have had tags from the beginning.
+    let conditional = conditions::NAMES.iter().any(|name| headers.contains_key(name)) && !uri.path().contains("/state/");
+    changes && ours && (dry || conditional)
+}
+
+/// While an earlier version may lead, which would carry out what is only to be tried.
+async fn may_be_ignored(api: &Api, parts: &request::Parts) -> Result<(), ApiError> {
+    if !is_guarded(&parts.method, &parts.uri, &parts.headers)
+        || api.node.query_status(|core, _, _| core.cluster_version()).await? >= HEARS_CONDITIONS
+    {
+        return Ok(());
+    }
+    let rule = "masters of an earlier version are in this cluster: one of them may lead, and would not hear `dry_run` or `If-Match`";
+    Err(ApiError::conflict("cluster_version", rule).hint("finish the upgrade first: `tessera version` shows the cluster version, `tessera operator raft list` the masters"))
 }
 
 /// What came of one attempt.
@@ -412,6 +441,24 @@ mod tests {
             assert_eq!((uri.to_string().as_str(), found), (left, stale), "{given}");
         }
         assert!(take_consistency(&"/v1/x?consistency=weak".parse().unwrap()).is_err());
+    }
+
+    #[test]
+    fn what_an_earlier_version_would_not_hear_is_known() {
+        let tagged = HeaderMap::from_iter([(header::IF_MATCH, HeaderValue::from_static("\"1\""))]);
+        let plain = HeaderMap::new();
+        for (method, uri, headers, guarded) in [
+            (Method::DELETE, "/v1/frameworks/x?dry_run=true", &plain, true),
+            (Method::DELETE, "/v1/frameworks/x?dry%5Frun=true", &plain, true),
+            (Method::DELETE, "/v1/frameworks/x", &plain, false),
+            (Method::PATCH, "/v1/limits?role=a", &plain, false),
+            (Method::PATCH, "/v1/limits?role=a", &tagged, true),
+            (Method::PUT, "/v1/frameworks/x/state/k", &tagged, false),
+            (Method::GET, "/v1/limits", &tagged, false),
+            (Method::POST, "/frameworks/x/?dry_run=true", &plain, false),
+        ] {
+            assert_eq!(is_guarded(&method, &uri.parse().unwrap(), headers), guarded, "{method} {uri}");
+        }
     }
 
     #[tokio::test]

@@ -22,6 +22,7 @@ mod extract;
 mod frameworks;
 mod health;
 mod idempotency;
+mod json;
 pub mod joining;
 mod leader;
 mod lifecycle;
@@ -36,6 +37,7 @@ mod proxy;
 mod quick;
 mod rate;
 mod recordings;
+mod refusals;
 mod roles;
 mod state;
 mod table;
@@ -58,8 +60,9 @@ use crate::token::Token;
 use crate::upkeep::components::Fetcher;
 use crate::upkeep::steward::Health;
 use axum::Router;
+use axum::body::HttpBody as _;
 use axum::extract::{Request, State};
-use axum::http::Method;
+use axum::http::{Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use error::ApiError;
@@ -75,6 +78,9 @@ use tessera_master_core::{Action, Object, Principal, PrincipalKind, authorize};
 
 /// Characters of an unknown path that its refusal repeats.
 const PATH_SHOWN_MAX: usize = 200;
+
+/// Characters of a parameter that an answer repeats.
+const PARAMETER_SHOWN_MAX: usize = 100;
 
 /// What handlers share. Requests pass it on many times, so that it is one pointer.
 #[derive(Clone)]
@@ -139,11 +145,15 @@ fn operations_by_route() -> HashMap<(Method, &'static str), &'static str> {
 fn router(api: Api) -> Router {
     let mut router = Router::new();
     for route in table::endpoints() {
+        // Below other paths, requests are schedulers' to read.
+        let ours = route.path.starts_with("/v1/");
+        let changes = ours && route.changes();
         let guard = Guard {
+            plain: ours && route.query.is_none(),
+            bare: changes && route.bodies.is_empty(),
+            unconditional: changes && !route.conditional,
             action: route.action,
             object: route.object,
-            // Below other paths, parameters belong to schedulers.
-            plain: route.query.is_none() && route.path.starts_with("/v1/"),
         };
         let handlers = if idempotency::applies(route.path) {
             route
@@ -181,6 +191,26 @@ struct Guard {
     object: Object,
     /// It takes no parameters.
     plain: bool,
+    /// It changes something, and takes no document.
+    bare: bool,
+    /// It changes something that has no tag.
+    unconditional: bool,
+}
+
+impl Guard {
+    /// What a request says that this route would not hear: whoever says it means something.
+    fn unheard(&self, request: &Request) -> Option<ApiError> {
+        let query = request.uri().query().unwrap_or_default();
+        if self.plain && let Some((name, _)) = form_urlencoded::parse(query.as_bytes()).next() {
+            let name: String = name.chars().take(PARAMETER_SHOWN_MAX).collect();
+            return Some(json::refused(&name, "query", "this takes no parameters"));
+        }
+        if self.bare && !request.body().is_end_stream() {
+            return Some(json::refused("", "body", "this takes no document"));
+        }
+        let condition = conditions::NAMES.iter().find(|name| request.headers().contains_key(*name));
+        condition.filter(|_| self.unconditional).map(|name| json::refused(name.as_str(), "headers", "what this changes has no tag"))
+    }
 }
 
 /// Whether whoever was found to ask may; the principal travels with the request.
@@ -196,11 +226,16 @@ async fn authenticate(State(guard): State<Guard>, mut request: Request, next: Ne
             PrincipalKind::Administrator => ApiError::from(forbidden).into_response(),
         };
     }
-    if guard.plain && request.uri().query().is_some_and(|query| !query.is_empty()) {
-        return ApiError::invalid("query", "this takes no parameters").into_response();
+    if let Some(error) = guard.unheard(&request) {
+        return error.into_response();
     }
     request.extensions_mut().insert(principal);
-    next.run(request).await
+    let known = request.headers().get(header::IF_NONE_MATCH).filter(|_| request.method() == Method::GET).cloned();
+    let response = next.run(request).await;
+    match (known, response.headers().get(header::ETAG)) {
+        (Some(known), Some(tag)) if response.status() == StatusCode::OK && conditions::is_known(&known, tag) => (StatusCode::NOT_MODIFIED, [(header::ETAG, tag.clone())]).into_response(),
+        _ => response,
+    }
 }
 
 #[cfg(test)]

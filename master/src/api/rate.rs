@@ -1,7 +1,7 @@
 //! How many requests one caller may send to this master.
 //!
 //! Invariants: a caller with a token has a bucket of its own, whoever has none shares that of its address; what is
-//! kept is bounded, whoever comes. A limit of zero is none.
+//! kept is bounded, whoever comes, by [`CALLERS_MAX`] and by how many tokens there are. A limit of zero is none.
 
 use super::visit::Sender;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
@@ -16,7 +16,7 @@ const STRANGERS_PER_S: u64 = 500;
 /// Seconds' worth of requests that may come at once.
 const BURST_S: u64 = 2;
 
-/// Callers that are told apart at once; more share one bucket.
+/// Callers that are told apart at once; more addresses share one bucket.
 const CALLERS_MAX: usize = 4_096;
 
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
@@ -106,9 +106,11 @@ impl Rates {
         if buckets.len() >= CALLERS_MAX && !buckets.contains_key(&caller) {
             buckets.retain(|_, full_at| *full_at > now);
         }
-        let caller = match buckets.len() >= CALLERS_MAX && !buckets.contains_key(&caller) {
-            true => Caller::Others,
-            false => caller,
+        let told_apart = buckets.len() < CALLERS_MAX || buckets.contains_key(&caller);
+        let caller = match caller {
+            Caller::Address(_) if !told_apart => Caller::Others,
+            // Nobody without a token takes anything from those who have one, and tokens are few.
+            caller => caller,
         };
         let bucket = buckets.entry(caller).or_insert(now);
         let (full_at, allowance) = draw(*bucket, now, per_s);
@@ -154,6 +156,9 @@ mod tests {
         let buckets = rates.full_at.lock().unwrap();
         assert!(buckets.len() <= CALLERS_MAX + 1, "{}", buckets.len());
         assert!(buckets.contains_key(&Caller::Others));
+        drop(buckets);
+        let known = rates.take(&Sender::Known(Principal::administrator()), remote(1), now).unwrap();
+        assert_eq!(known.remaining, 19, "strangers leave those with a token alone");
         assert_eq!(Rates::new(0).take(&Sender::Wrong, remote(1), now), None);
     }
 }

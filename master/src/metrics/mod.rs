@@ -4,6 +4,7 @@
 //! page. Must never be needed for the master to work.
 
 mod http;
+mod others;
 mod page;
 
 pub use http::Http;
@@ -50,6 +51,8 @@ pub struct Metrics {
     pub spans: Arc<Spans>,
     /// Events written.
     pub events: Counter,
+    /// Turns of frameworks that are not shown one by one.
+    others: Mutex<others::Others>,
     /// When entries were proposed, which the loop's thread alone notes.
     proposed: Mutex<BTreeMap<EntryId, Instant>>,
 }
@@ -71,6 +74,7 @@ impl Default for Metrics {
             snapshots_taken: Counter::new(),
             spans: Arc::default(),
             events: Counter::new(),
+            others: Mutex::default(),
             proposed: Mutex::default(),
         }
     }

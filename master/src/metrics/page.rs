@@ -4,7 +4,9 @@
 //! out, or 0, on other masters. Must never hold the node for longer than a look at agents, frameworks and roles.
 
 use super::Metrics;
+use super::others::Others;
 use crate::node_handle::NodeStatus;
+use std::sync::PoisonError;
 use tessera_master_core::{Gauges, OfferEnd, RoleView, TurnTally};
 use tessera_replica::Role;
 use tessera_telemetry::{FRAMEWORKS_SHOWN_MAX, Name, OTHERS, Page, Value, Who};
@@ -51,7 +53,7 @@ pub fn write(sources: &Sources<'_>) -> String {
     for role in &sources.gauges.roles {
         write_role(&mut page, role);
     }
-    turns(&mut page, sources.gauges);
+    turns(&mut page, sources.gauges, &mut metrics.others.lock().unwrap_or_else(PoisonError::into_inner));
     page.finish()
 }
 
@@ -149,16 +151,16 @@ fn kinds(resources: &Resources) -> impl Iterator<Item = (&str, i64)> {
     [CPUS, MEM, DISK].into_iter().chain(named).map(|kind| (kind, resources.amount(kind)))
 }
 
-fn turns(page: &mut Page, gauges: &Gauges) {
+fn turns(page: &mut Page, gauges: &Gauges, others: &mut Others) {
     let mut all: Vec<(FrameworkId, TurnTally)> = gauges.tally.turns.iter().map(|(id, turns)| (*id, *turns)).collect();
     all.sort_by_key(|(id, turns)| (std::cmp::Reverse(turns.turns()), *id));
-    let others = all.split_off(all.len().min(FRAMEWORKS_SHOWN_MAX));
+    let rest = all.split_off(all.len().min(FRAMEWORKS_SHOWN_MAX));
     for (id, turns) in &all {
         let name = gauges.names.get(id).map_or(OTHERS, String::as_str);
         write_turns(page, name, turns);
     }
-    if !others.is_empty() {
-        let sum = others.iter().fold(TurnTally::default(), |sum, (_, turns)| sum.plus(*turns));
+    let sum = others.follow(&all, &rest);
+    if sum != TurnTally::default() || !rest.is_empty() {
         write_turns(page, OTHERS, &sum);
     }
 }
@@ -186,7 +188,8 @@ mod tests {
             gauges.names.insert(FrameworkId(id), format!("eng:f{id}"));
         }
         let mut page = Page::new(Who::Master);
-        turns(&mut page, &gauges);
+        let mut others = Others::default();
+        turns(&mut page, &gauges, &mut others);
         let text = page.finish();
         let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("tessera_turn_operations_total{")).collect();
         assert_eq!(lines.len(), FRAMEWORKS_SHOWN_MAX + 1);
@@ -194,6 +197,13 @@ mod tests {
         assert!(text.contains("tessera_turn_cpu_seconds_total{framework=\"_others\"} 75.000000"), "{text}");
         assert!(text.contains("{framework=\"eng:f0\",outcome=\"committed\"} 1000"));
         assert!(tessera_telemetry::parse(&text).is_ok());
+        // The last one does the most from now on.
+        let last = gauges.tally.turns.last_entry().unwrap().into_mut();
+        (last.committed, last.operations) = (5_000, 1_001);
+        let mut page = Page::new(Who::Master);
+        turns(&mut page, &gauges, &mut others);
+        let text = page.finish();
+        assert!(text.contains("tessera_turn_operations_total{framework=\"_others\"} 50\n"), "it takes nothing with it");
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod basics;
 mod components;
 mod harness;
 mod lifecycle;
+mod on_record;
 mod recordings;
 mod schema;
 mod told_again;

@@ -217,6 +217,9 @@ impl Desk<'_> {
             self.leader.instances.remove(&id);
             self.leader.room_came = true;
         }
+        if !self.state.frameworks.contains_key(&id) {
+            self.leader.tally.turns.remove(&id);
+        }
         self.forget_outside(id);
     }
 

@@ -1,24 +1,27 @@
 //! What REST promises with several masters: ids of requests, the audit, events and pages, whichever master is asked.
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::time::Duration;
 use tessera_cluster::cluster::PATIENCE;
 use tessera_cluster::masters::Group;
 use tessera_cluster::rest::Rest;
 use tessera_cluster::wait::until;
-use tessera_cluster::{Outcome, ensure};
+use tessera_cluster::{Outcome, ensure, procfs};
+use tokio::io::AsyncWriteExt;
 
 /// Longest wait for a piece of a stream; reached only when something is broken.
 const STREAM_WITHIN: Duration = Duration::from_secs(20);
 
 /// The record of a request at a master.
 async fn recorded(rest: &Rest, id: &str) -> Outcome<Value> {
-    until(&format!("{id} is on record"), PATIENCE, async || {
-        let audit = rest.document("/v1/audit?newest=true").await.map_err(|error| error.to_string())?;
-        let items = audit["items"].as_array().cloned().unwrap_or_default();
-        items.into_iter().find(|record| record["request_id"] == id).ok_or_else(|| audit.to_string())
-    })
-    .await
+    until(&format!("{id} is on record"), PATIENCE, async || newest(rest, id).await).await
+}
+
+async fn newest(rest: &Rest, id: &str) -> Result<Value, String> {
+    let audit = rest.document("/v1/audit?newest=true").await.map_err(|error| error.to_string())?;
+    let items = audit["items"].as_array().cloned().unwrap_or_default();
+    items.into_iter().find(|record| record["request_id"] == id).ok_or_else(|| audit.to_string())
 }
 
 #[tokio::test]
@@ -98,6 +101,70 @@ async fn pages_and_events_are_the_same_at_every_master() -> Outcome {
     ensure(refused.status == 503 && known && error["retryable"] == true, || refused.text())?;
     let stale = follower.document("/v1/roles?consistency=stale").await?;
     ensure(stale["items"].as_array().map(Vec::len) == Some(7), || stale.to_string())?;
+    group.finish()
+}
+
+/// Masters that stand still.
+fn pause(group: &Group, members: &[usize], signal: Signal) -> Outcome {
+    for index in members {
+        let process = group.members[*index].process.as_ref();
+        process.map_or(Ok(()), |process| procfs::signal(process.pid(), signal))?;
+    }
+    Ok(())
+}
+
+/// Asks a master for a change, and goes away without waiting for an answer.
+async fn hang_up(group: &Group, index: usize, id: &str) -> Outcome {
+    let body = json!({"set": {"timers": 7}}).to_string();
+    let head = format!(
+        "PATCH /v1/limits?role={id} HTTP/1.1\r\nhost: m\r\nauthorization: Bearer {}\r\nx-request-id: {id}\r\ncontent-length: {}\r\n\r\n{body}",
+        group.token,
+        body.len(),
+    );
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", group.members[index].port)).await?;
+    stream.write_all(head.as_bytes()).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn whoever_hangs_up_is_on_record_all_the_same() -> Outcome {
+    let group = Group::beside("api-gone", 3).await?;
+    // Nobody can be answered meanwhile: the leader has no majority, or the one that is asked has no leader.
+    for at_leader in [true, false] {
+        let leader = group.leader().await?;
+        let follower = (leader + 1) % 3;
+        let still: Vec<usize> = if at_leader { (0..3).filter(|index| *index != leader).collect() } else { vec![leader] };
+        let (asked, id) = if at_leader { (leader, "gone-leader") } else { (follower, "gone-follower") };
+        pause(&group, &still, Signal::SIGSTOP)?;
+        let rest = group.rest(asked)?;
+        let record = until(&format!("{id} is on record"), PATIENCE, async || {
+            // One that the master had not begun when its sender went away leaves no trace, and does nothing.
+            hang_up(&group, asked, id).await.map_err(|error| error.to_string())?;
+            newest(&rest, id).await
+        })
+        .await;
+        pause(&group, &still, Signal::SIGCONT)?;
+        let record = record?;
+        let expected = json!({"operation": "setLimits", "object": "/v1/limits", "outcome": "unknown", "status": 499, "principal": "admin"});
+        for (field, value) in expected.as_object().into_iter().flatten() {
+            ensure(record[field] == *value, || format!("{field}: {record}"))?;
+        }
+    }
+    group.finish()
+}
+
+#[tokio::test]
+async fn bodies_of_strangers_are_neither_taken_in_nor_passed_on() -> Outcome {
+    let group = Group::beside("api-strangers", 3).await?;
+    let leader = group.leader().await?;
+    for index in [leader, (leader + 1) % 3] {
+        let stranger = group.rest(index)?.with_token(Some("no-token-of-this-cluster"));
+        // Small enough for memory, and for the disk.
+        for bytes in [100, 4 << 20] {
+            let (status, text) = stranger.announce("/v1/components", bytes).await?;
+            ensure(status == 401 && text.contains("UNAUTHENTICATED"), || text.clone())?;
+        }
+    }
     group.finish()
 }
 
