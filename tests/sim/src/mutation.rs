@@ -123,6 +123,17 @@ mutations! {
     LearnerWithoutFiles = "learner-without-files",
 }
 
+impl Mutation {
+    /// Whether it shows itself only where roles share what there is.
+    pub(crate) const fn is_of_roles(self) -> bool {
+        use Mutation as M;
+        matches!(
+            self,
+            M::TakenForNothing | M::GraceIgnored | M::NeighbourEnded | M::RoleUsesForgotten | M::RolesNotRestored
+        )
+    }
+}
+
 impl fmt::Display for Mutation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
