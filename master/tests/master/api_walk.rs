@@ -32,6 +32,8 @@ struct Walk<'a> {
     document: Value,
     done: BTreeSet<String>,
     refused: BTreeSet<String>,
+    /// What was asked for as a dry run.
+    rehearsed: BTreeSet<String>,
     codes: BTreeSet<String>,
     /// What the document does not say.
     wrong: Vec<String>,
@@ -67,7 +69,15 @@ fn fits(template: &str, path: &str) -> bool {
 impl<'a> Walk<'a> {
     async fn of(master: &'a Master) -> Self {
         let document = master.get("/v1/openapi.json").await;
-        Self { master, document, done: BTreeSet::new(), refused: BTreeSet::new(), codes: BTreeSet::new(), wrong: Vec::new() }
+        Self {
+            master,
+            document,
+            done: BTreeSet::new(),
+            refused: BTreeSet::new(),
+            rehearsed: BTreeSet::new(),
+            codes: BTreeSet::new(),
+            wrong: Vec::new(),
+        }
     }
 
     fn operation(&self, method: &Method, path: &str) -> &Value {
@@ -83,6 +93,7 @@ impl<'a> Walk<'a> {
     async fn ask(&mut self, request: reqwest::RequestBuilder) -> Said {
         let request = request.build().unwrap();
         let (method, path) = (request.method().clone(), request.url().path().to_owned());
+        let dry = request.url().query_pairs().any(|(name, value)| name == "dry_run" && value == "true");
         let answer = self.master.client.execute(request).await.unwrap();
         let status = answer.status().as_u16();
         let what = format!("{method} {path}: {status}");
@@ -108,8 +119,13 @@ impl<'a> Walk<'a> {
             let wrong = misfit(&self.document, schema, &body, "");
             self.wrong.extend(wrong.map(|wrong| format!("{what}: {wrong}: {body}")));
         }
-        if status < 400 {
+        if dry && (status == 200 || REFUSED_HERE.contains(&id.as_str())) {
+            assert!(status != 200 || body["dry_run"] == true, "{what}: {body}");
+            self.rehearsed.insert(id.clone());
+        }
+        if status < 400 && !dry {
             self.done.insert(id);
+        } else if status < 400 {
         } else {
             let code = body["error"]["code"].as_str().unwrap_or_default().to_owned();
             assert!(known.as_array().expect("codes").contains(&Value::from(code.as_str())), "{what}: {code} is not in the document");
@@ -126,7 +142,10 @@ impl<'a> Walk<'a> {
     }
 
     async fn send(&mut self, method: Method, path: &str, body: Value, status: u16) -> Said {
-        let said = self.ask(self.master.request(method.clone(), path).json(&body)).await;
+        let request = self.master.request(method.clone(), path);
+        // A document that says nothing is none: there are routes that take none.
+        let request = if body == json!({}) { request } else { request.json(&body) };
+        let said = self.ask(request).await;
         assert_eq!(said.status, status, "{method} {path}: {}", said.body);
         said
     }
@@ -134,6 +153,14 @@ impl<'a> Walk<'a> {
     /// Everything in the document was asked for.
     fn complete(&self) {
         assert!(self.wrong.is_empty(), "{}", self.wrong.join("\n"));
+        for (path, methods) in self.document["paths"].as_object().unwrap().iter().filter(|(path, _)| path.starts_with("/v1/")) {
+            for (method, operation) in methods.as_object().unwrap().iter().filter(|(method, of)| *method != "get" && of.is_object()) {
+                let parameters = operation["parameters"].as_array().map_or(&[][..], Vec::as_slice);
+                let known = parameters.iter().any(|parameter| parameter["name"] == "dry_run");
+                let tried = operation["operationId"].as_str().is_some_and(|id| self.rehearsed.contains(id));
+                assert!(known && tried, "{method} {path}: a dry run is known: {known}, and was tried: {tried}");
+            }
+        }
         let paths = self.document["paths"].as_object().unwrap().values();
         let all = paths.flat_map(|methods| methods.as_object().unwrap().values());
         let all: BTreeSet<&str> = all.filter_map(|operation| operation["operationId"].as_str()).collect();
@@ -181,10 +208,15 @@ async fn every_operation_answers_as_the_document_says() {
         walk.get(path, 400).await;
     }
     // What has no dry run must not be done because of a parameter that nobody looked at.
-    walk.send(Method::POST, "/v1/frameworks/run/release?dry_run=true", json!({}), 400).await;
-    walk.send(Method::DELETE, "/v1/masters/9", json!({}), 404).await;
-    walk.send(Method::POST, "/v1/masters/9/promote", json!({}), 404).await;
-    walk.send(Method::POST, "/v1/masters/transfer", json!({"to": 9}), 409).await;
+    walk.get("/v1/frameworks/run?dry_run=true", 400).await;
+    for dry in ["", "?dry_run=true"] {
+        walk.send(Method::DELETE, &format!("/v1/masters/9{dry}"), json!({}), 404).await;
+        walk.send(Method::POST, &format!("/v1/masters/9/promote{dry}"), json!({}), 404).await;
+        walk.send(Method::POST, &format!("/v1/masters/transfer{dry}"), json!({"to": 9}), 409).await;
+        walk.send(Method::POST, &format!("/v1/masters/transfer{dry}"), json!({}), 409).await;
+        walk.send(Method::DELETE, &format!("/v1/masters/1{dry}"), json!({}), 409).await;
+    }
+    walk.send(Method::POST, "/v1/masters/1/promote?dry_run=true", json!({}), 409).await;
     agents(&mut walk).await;
     roles(&mut walk).await;
     components(&mut walk, &component).await;
@@ -219,8 +251,15 @@ async fn agents(walk: &mut Walk<'_>) {
     walk.send(post.clone(), "/v1/agents/a1/activate", json!({}), 200).await;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let end_ms = u64::try_from(now.as_millis()).unwrap() + 3_600_000;
-    walk.send(post.clone(), "/v1/agents/a1/maintenance", json!({"start_ms": 1, "end_ms": end_ms}), 200).await;
-    walk.send(Method::DELETE, "/v1/agents/a1/maintenance", json!({}), 200).await;
+    let path = "/v1/agents/a1/maintenance";
+    let dry = format!("{path}?dry_run=true");
+    walk.send(post.clone(), &dry, json!({"start_ms": 2, "end_ms": 1}), 400).await;
+    let plan = walk.send(post.clone(), &dry, json!({"start_ms": 1, "end_ms": end_ms}), 200).await;
+    assert!(plan.body["would"][0].as_str().is_some_and(|would| would.contains("from 1970-01-01 00:00:00Z to ")), "{}", plan.body);
+    let plan = walk.send(Method::DELETE, &dry, json!({}), 200).await;
+    assert_eq!(plan.body["would"], json!(["nothing: it is so already"]), "nothing was announced");
+    walk.send(post.clone(), path, json!({"start_ms": 1, "end_ms": end_ms}), 200).await;
+    walk.send(Method::DELETE, path, json!({}), 200).await;
     walk.send(post.clone(), "/v1/agents/a1/end-strangers", json!({}), 200).await;
     walk.send(post, "/v1/agents/a9/gone", json!({}), 404).await;
 }
@@ -260,9 +299,20 @@ async fn components(walk: &mut Walk<'_>, component: &str) {
     walk.get(&format!("{path}/content"), 200).await;
     walk.get(&format!("/v1/components/sha256:{}", "0".repeat(64)), 404).await;
     walk.send(Method::DELETE, &path, json!({}), 409).await;
-    let upload = walk.master.request(Method::POST, "/v1/components").body("another scheduler");
-    let added = walk.ask(upload).await;
-    assert_eq!(added.status, 201);
+    let plans = ["add sha256:", "add sha256:"].map(Some).into_iter().chain([None]);
+    let mut added = None;
+    for plan in plans {
+        let query = if plan.is_some() { "?dry_run=true" } else { "" };
+        let upload = walk.master.request(Method::POST, &format!("/v1/components{query}")).body("another scheduler");
+        let said = walk.ask(upload).await;
+        match plan {
+            // The second time, too: nothing was kept.
+            Some(plan) => assert!(said.status == 200 && said.body["would"][0].as_str().unwrap().starts_with(plan), "{}", said.body),
+            None => assert_eq!(said.status, 201),
+        }
+        added = Some(said);
+    }
+    let added = added.expect("an answer");
     let path = format!("/v1/components/{}", added.body["digest"].as_str().unwrap());
     walk.send(Method::DELETE, &format!("{path}?dry_run=true"), json!({}), 200).await;
     walk.send(Method::DELETE, &path, json!({}), 200).await;
@@ -292,11 +342,14 @@ async fn frameworks(walk: &mut Walk<'_>, component: &str) {
     let config = walk.get("/v1/frameworks/run/config", 200).await;
     assert_eq!(config.tag.as_deref(), Some("\"1\""));
     let path = "/v1/frameworks/run/config";
-    walk.send(Method::PUT, &format!("{path}?dry_run=true"), json!({"config": {"k": "w"}}), 200).await;
+    let plan = walk.send(Method::PUT, &format!("{path}?dry_run=true"), json!({"config": {"k": "w"}}), 200).await;
+    assert!(plan.body["would"][0].as_str().unwrap().starts_with("set k to \"w\""), "{}", plan.body);
     for status in [200, 412] {
         let once = walk.master.request(Method::PUT, path).header("if-match", "\"1\"").json(&json!({"config": {"k": "w"}}));
         assert_eq!(walk.ask(once).await.status, status);
     }
+    let plan = walk.send(post.clone(), "/v1/frameworks/run/release?dry_run=true", json!({}), 200).await;
+    assert_eq!(plan.body["would"], json!(["nothing: run is not quarantined"]));
     walk.send(post.clone(), "/v1/frameworks/run/release", json!({}), 200).await;
     let next = walk.master.request(post.clone(), "/v1/components").body("a third scheduler");
     let next = walk.ask(next).await.body["digest"].clone();
@@ -310,6 +363,15 @@ async fn frameworks(walk: &mut Walk<'_>, component: &str) {
     let (first, again) = (put("one"), put("two").header("if-none-match", "*"));
     assert_eq!(walk.ask(first).await.status, 204);
     assert_eq!(walk.ask(again).await.status, 412);
+    let dry = format!("{key}?dry_run=true");
+    for (request, status, said) in [
+        (walk.master.request(Method::PUT, &dry).body("two"), 200, "write the key \"jobs/1\": 3 bytes in place of 3 bytes"),
+        (walk.master.request(Method::PUT, &dry).body("two").header("if-none-match", "*"), 412, ""),
+        (walk.master.request(Method::DELETE, &dry), 200, "delete the key \"jobs/1\" and its 3 bytes"),
+    ] {
+        let plan = walk.ask(request).await;
+        assert_eq!((plan.status, plan.body["would"][0].as_str().unwrap_or_default()), (status, said), "{}", plan.body);
+    }
     walk.get(key, 200).await;
     walk.get("/v1/frameworks/run/state?prefix=jobs/", 200).await;
     walk.send(Method::DELETE, key, json!({}), 204).await;
@@ -338,7 +400,10 @@ async fn tasks(walk: &mut Walk<'_>) {
     let offers = walk.master.get_until("/v1/offers?framework=run", |offers| offers["items"][0]["id"].is_string()).await;
     let offer = format!("/v1/offers/{}", offers["items"][0]["id"].as_str().unwrap());
     walk.get("/v1/offers?agent=a1&role=default", 200).await;
+    let plan = walk.send(Method::DELETE, &format!("{offer}?dry_run=true"), json!({}), 200).await;
+    assert!(plan.body["would"][0].as_str().unwrap().contains("an offer of a1, back from run"), "{}", plan.body);
     walk.send(Method::DELETE, &offer, json!({}), 204).await;
+    walk.send(Method::DELETE, &format!("{offer}?dry_run=true"), json!({}), 404).await;
     walk.send(Method::DELETE, &offer, json!({}), 404).await;
     walk.send(Method::POST, "/v1/tasks/run/t1/kill?dry_run=true", json!({}), 200).await;
     walk.send(Method::POST, "/v1/tasks/run/t1/kill", json!({"grace_ms": 10}), 202).await;
@@ -399,7 +464,7 @@ async fn every_code_is_answered_where_the_document_says() {
     let mut slow = master.stop().await;
     slow.requests_per_s = 1;
     let master = Master::start(slow).await;
-    let mut walk = Walk { master: &master, document, done, refused, codes, wrong };
+    let mut walk = Walk { master: &master, document, done, refused, rehearsed: BTreeSet::new(), codes, wrong };
     let mut codes = BTreeSet::new();
     for _ in 0..4 {
         let said = walk.ask(master.request(Method::GET, "/v1/version")).await;

@@ -39,8 +39,8 @@ async fn contexts_lead_to_their_cluster_and_show_no_token() -> Outcome {
     let file = dir.path().join("config.toml");
     let env = [("TESSERA_CONFIG", file.display().to_string())];
 
-    let set = ["context", "set", "here", "--url", address, "--token-from", token_file];
-    let steps: [(&[&str], i32, &str); 10] = [
+    let set = ["context", "set", "here", "--address", address, "--token-file", token_file];
+    let steps: [(&[&str], i32, &str); 13] = [
         (&set, 0, "is meant from now on"),
         (&["agent", "ls"], 0, "a1"),
         (&["context", "set", "there", "--url", "http://127.0.0.1:1", "--token-command", "echo", "--token-command", "x"], 0, "there is in"),
@@ -49,6 +49,9 @@ async fn contexts_lead_to_their_cluster_and_show_no_token() -> Outcome {
         (&["context", "use", "there"], 0, "is meant from now on"),
         (&["context", "show"], 0, "file of contexts"),
         (&["--context", "hree", "context", "show"], 3, "did you mean here?"),
+        (&["context", "set", "third", "--url", "nonsense"], 2, "names no port"),
+        (&["context", "set", "third"], 2, "--url URL"),
+        (&["context", "set", "third", "--use"], 3, "there is no context"),
         (&["config", "validate"], 0, "is right: 2 contexts"),
         (&["context", "rm", "there"], 0, "is removed"),
     ];
@@ -100,6 +103,7 @@ async fn dry_runs_change_nothing() -> Outcome {
     stdout(&cluster, &["run", "--", "true"]).await?;
     let before = json(&cluster, &["framework", "inspect", "run"]).await?;
     let component = before["component"].as_str().unwrap_or_default().to_owned();
+    let guest = tessera_cluster::guests::guest("echo")?.display().to_string();
     let short: String = component.chars().skip("sha256:".len()).take(12).collect();
     for args in [
         &["framework", "create", "other", "--component", &short, "--dry-run"][..],
@@ -111,10 +115,34 @@ async fn dry_runs_change_nothing() -> Outcome {
         &["agent", "end-strangers", "a1", "--dry-run"],
         &["agent", "gone", "a1", "--dry-run"],
         &["component", "rm", &short, "--dry-run"],
+        &["agent", "maintenance", "a1", "--in", "1h", "--for", "30m", "--dry-run"],
+        &["framework", "release", "run", "--dry-run"],
+        &["framework", "state", "put", "run", "key", "value", "--dry-run"],
+        &["framework", "state", "rm", "run", "key", "--dry-run"],
+        &["component", "add", &guest, "--dry-run"],
+        &["framework", "create", "other", &guest, "--dry-run"],
+        &["framework", "upgrade", "run", "--component", &guest, "--dry-run"],
     ] {
         let said = stdout(&cluster, args).await?;
         ensure(said.contains("would"), || format!("{args:?}: {said}"))?;
     }
+    for (args, code, says) in [
+        (&["operator", "raft", "remove", "1", "--dry-run"][..], 4, "only voter"),
+        (&["operator", "raft", "transfer", "--dry-run"], 4, "no other voter"),
+        (&["offer", "rm", "o999999", "--dry-run"], 3, "o999999"),
+        (&["events", "--after", "x"], 2, "7-0"),
+        (&["--token-file", "/nowhere", "agent", "ls"], 2, "--token-file"),
+        (&["role", "set", "a//b", "--weight", "2"], 2, "eng/search"),
+        (&["role", "set", "eng", "--limit", "cpu=1"], 2, "cpus"),
+    ] {
+        let output = cluster.tessera(args).await?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure(output.status.code() == Some(code) && said.contains(says), || told(args, &output))?;
+    }
+    let components = json(&cluster, &["component", "ls"]).await?;
+    ensure(components["items"].as_array().is_some_and(|items| items.len() == 1), || components.to_string())?;
+    let keys = json(&cluster, &["framework", "state", "ls", "run", "--prefix", "key"]).await?;
+    ensure(keys["items"] == serde_json::json!([]), || keys.to_string())?;
     let after = json(&cluster, &["framework", "inspect", "run"]).await?;
     ensure(after["config"] == before["config"] && after["state"] == "running", || after.to_string())?;
     let frameworks = stdout(&cluster, &["framework", "ls", "-o", "name"]).await?;

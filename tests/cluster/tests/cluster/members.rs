@@ -77,6 +77,16 @@ async fn a_wiped_master_takes_its_place_again_under_another_number() -> Outcome 
     // The leader itself is removed: it hands over, and the next one removes it.
     let leader = group.leader().await?;
     let node = group.node(leader).await?.to_string();
+    // What it would be is said before, by the same rules, and nothing is done.
+    for (args, words) in [
+        (&["raft", "remove", &node, "--dry-run"][..], ["hand leadership over to node", "2 voters are left, 2 of which must answer"]),
+        (&["raft", "transfer", "--dry-run"], ["hand leadership over from", "to node"]),
+    ] {
+        let plan = document(&group, args).await?;
+        let would = plan["would"].to_string();
+        ensure(plan["dry_run"] == true && words.iter().all(|word| would.contains(word)), || plan.to_string())?;
+    }
+    ensure(group.node(group.leader().await?).await?.to_string() == node, || "a dry run moved the leader".to_owned())?;
     document(&group, &["raft", "remove", &node]).await?;
     until("the removed master has ended", PATIENCE, async || {
         let process = group.members[leader].process.as_mut();
@@ -181,12 +191,14 @@ async fn what_would_harm_a_cluster_is_refused() -> Outcome {
     .await?;
     let alive = (0..2).find(|index| *index != leader).unwrap_or(0);
     let node = group.node(alive).await?.to_string();
-    let output = operator(&group, &["raft", "remove", &node]).await?;
-    refused(&output, &["are needed"])?;
-    let output = operator(&group, &["raft", "remove", "77"]).await?;
-    ensure(output.status.code() == Some(3), || format!("{output:?}"))?;
-    let output = operator(&group, &["raft", "add", &node]).await?;
-    refused(&output, &["voter already"])?;
+    for dry in [&[][..], &["--dry-run"]] {
+        let output = operator(&group, &[&["raft", "remove", &node][..], dry].concat()).await?;
+        refused(&output, &["are needed"])?;
+        let output = operator(&group, &[&["raft", "remove", "77"][..], dry].concat()).await?;
+        ensure(output.status.code() == Some(3), || format!("{output:?}"))?;
+        let output = operator(&group, &[&["raft", "add", &node][..], dry].concat()).await?;
+        refused(&output, &["voter already"])?;
+    }
 
     // A master of another cluster that comes to a place in this one is not heard.
     let foreign = group.scene.dir().join("foreign");
