@@ -106,6 +106,11 @@ pub const SCHEDULER_MEM_MIB: i64 = 4;
 pub const OFFER_MIN_CPUS_MILLI: i64 = 10;
 /// Smallest offer of memory.
 pub const OFFER_MIN_MEM_MIB: i64 = 32;
+/// Kinds of resources that agents have or quota names, and that the allocator tells apart: every sum speaks of all of them.
+pub const KINDS_MAX: usize = 1_024;
+/// Changes of what a scheduler waits for, in more than counts, are looked at in no less, once there were [`PACE_BURST`] in a
+/// row: each has all agents looked at.
+pub const REQUESTS_EVERY_MS: u64 = 500;
 /// How often it is looked for agents to be held for requests that fit nowhere: looking goes over all of them.
 pub const HOLD_EVERY_MS: u64 = 1_000;
 /// Requests for which all agents are looked at each time; others have their turn the next time.
@@ -116,10 +121,13 @@ pub const HELD_OF_REQUEST_MAX: usize = 8;
 pub const HELD_PART: usize = 4;
 /// How often it is looked for revocable work that stands in the way; it has to be found twice before anything ends.
 pub const SHORTAGE_EVERY_MS: u64 = 1_000;
+/// Agents that are looked at for it, request by request and then framework by framework; the rest has its turn the next
+/// time. Some milliseconds for each of the two.
+pub const SHORTAGE_LOOKS_MAX: usize = 20_000;
 /// Places at which revocable work is said to stand in the way, at a time.
 pub const SHORTAGES_MAX: usize = 64;
 /// Frameworks of a role that are asked why they get nothing: each is asked at all agents.
-pub const WHY_FRAMEWORKS_MAX: usize = 16;
+pub const WHY_FRAMEWORKS_MAX: usize = 4;
 /// Shortest time for which declined resources are not offered again: otherwise declining would be a
 /// busy loop.
 pub const FILTER_MIN_MS: u64 = 100;

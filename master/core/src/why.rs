@@ -6,7 +6,7 @@
 use crate::Core;
 use crate::allocator::Verdict;
 use crate::leader::{Instance, Leader};
-use crate::limits::WHY_FRAMEWORKS_MAX;
+use crate::limits::{KINDS_MAX, WHY_FRAMEWORKS_MAX};
 use crate::state::Framework;
 use tessera_types::{FrameworkId, ResourceRequest, Resources, RoleName};
 
@@ -87,7 +87,8 @@ impl Core {
             let hint = "it is met first from what becomes free; revocable work in its way is ended";
             reasons.push(why("GUARANTEE_LACKS", text, hint));
         }
-        if let Some((share, kind)) = allocator.share_of(role.as_str()).filter(|(share, _)| *share > 0) {
+        let share = allocator.share_of(role.as_str()).filter(|(share, _)| *share > 0);
+        if let Some((share, kind)) = share.filter(|_| allocator.others_wait(role.as_str())) {
             let (whole, part) = (share / 10_000, share / 100 % 100);
             let text = format!("it has {whole}.{part:02} % of all {kind}, offers included; who has less for its weight comes first");
             let hint = format!("`tessera role set {role} --weight` gives it more among its siblings");
@@ -132,12 +133,34 @@ impl Core {
             reasons.push(why("NO_AGENTS", text, "`tessera agent ls` says how they are; `tessera agent` starts one"));
             return;
         }
+        let allocator = leader.offers.allocator();
+        let asked: Vec<&ResourceRequest> = request.map_or_else(|| row.requests.iter().collect(), |one| vec![one]);
+        let mut absent = false;
+        for of in &asked {
+            for (name, too_many) in allocator.nobody_has(&of.resources) {
+                absent = true;
+                let known = reasons.iter().any(|reason| reason.code == "NO_SUCH_RESOURCE" && request.is_none());
+                reasons.extend((!known).then(|| on(verdict.agents, no_such_resource(&of.id, name, too_many))));
+            }
+        }
+        let taken_back = if verdict.revocable { 0 } else { leader.offers.taken_back(&row.role) };
+        if taken_back > 0 {
+            let text = format!("revocable work on {} stands in its way and is being taken back", agents(taken_back));
+            let hint = "it is met when that has ended, after the grace of preemption at the latest";
+            reasons.push(on(taken_back, why("TAKEN_BACK", text, hint)));
+        }
         if let Some(request) = request {
-            reasons.extend(of_request(request, verdict, row));
+            if absent {
+                return;
+            }
+            reasons.extend(of_request(request, verdict, row, taken_back > 0));
         }
         for (role, count) in &verdict.limits {
             reasons.extend(at_limit(leader, role, *count).or_else(|| {
-                let text = format!("the quota limit of role {role} leaves too little on {}", agents(*count));
+                let text = format!(
+                    "the quota limit of role {role}, and what guarantees below it still need, leave too little on {}",
+                    agents(*count)
+                );
                 Some(on(*count, why("QUOTA_LIMIT", text, format!("`tessera role set {role} --limit` raises it"))))
             }));
         }
@@ -192,6 +215,15 @@ impl Core {
     }
 }
 
+fn no_such_resource(request: &str, name: &str, too_many: bool) -> Why {
+    if too_many {
+        let text = format!("request {request} names {name}, and agents have more kinds of resources than are told apart");
+        return why("NO_SUCH_RESOURCE", text, format!("agents name {KINDS_MAX} kinds at most: have them name fewer"));
+    }
+    let text = format!("request {request} names {name}, which no agent has");
+    why("NO_SUCH_RESOURCE", text, format!("`tessera agent --resource {name}=…` on those that have it, or another name"))
+}
+
 fn not_leader() -> Why {
     why("NOT_LEADER", NOT_LEADER, "ask again: requests are passed on to the leader")
 }
@@ -235,7 +267,7 @@ fn at_limit(leader: &Leader, role: &str, count: u32) -> Option<Why> {
 }
 
 /// What can only be said of one request.
-fn of_request(request: &ResourceRequest, verdict: &Verdict, row: &Framework) -> Vec<Why> {
+fn of_request(request: &ResourceRequest, verdict: &Verdict, row: &Framework, taken_back: bool) -> Vec<Why> {
     let mut reasons = Vec::new();
     let needs: &Resources = &request.resources;
     let all = verdict.agents;
@@ -258,7 +290,7 @@ fn of_request(request: &ResourceRequest, verdict: &Verdict, row: &Framework) -> 
         let text = format!("{} are held for it: what becomes free there goes to nobody else", agents(verdict.held));
         reasons.push(on(verdict.held, why("HELD", text, "it is met when what runs there has ended")));
     }
-    if verdict.too_small > 0 && verdict.takes == 0 {
+    if verdict.too_small > 0 && verdict.takes == 0 && !taken_back {
         let count = verdict.too_small;
         if verdict.free.contains(needs) {
             let text = format!(

@@ -34,10 +34,11 @@ pub use request::{
 };
 pub use resources::{
     AMOUNT_MAX, Quantities, RESOURCE_ITEMS_MAX, ResourceItem, ResourceKey, Resources, ResourcesError,
-    parse_milli, validate_resource_name,
+    parse_milli, validate_resource_name, write_milli,
 };
 pub use role::{
     Amounts, CPUS, DISK, MEM, PRIORITY_MAX, QUOTA_KINDS_MAX, RoleError, RolePolicy, WEIGHT_DEFAULT_MILLI, WEIGHT_MAX_MILLI,
+    write_amount,
 };
 pub use spec::{
     ExecutorTask, FileSpec, InvalidSpec, Launch, NativeCommand, TaskBody, TaskSpec, validate_launch, validate_spec,

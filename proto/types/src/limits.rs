@@ -76,6 +76,10 @@ pub const RESOURCE_REQUEST_COUNT_MAX: u32 = 10_000;
 pub const CONSTRAINTS_MAX: usize = 16;
 /// Values that one constraint names.
 pub const CONSTRAINT_VALUES_MAX: usize = 64;
+/// Bytes of a pattern in a constraint: names of hosts are shorter, and every agent's is compared with it.
+pub const PATTERN_BYTES_MAX: usize = 128;
+/// Patterns in all requests of a framework together, likewise.
+pub const PATTERNS_MAX: usize = 16;
 /// Bytes of a component: larger uploads are refused before anything is parsed.
 pub const COMPONENT_BYTES_MAX: u64 = 32 << 20;
 /// Configuration entries of a framework.

@@ -5,7 +5,7 @@
 //! offered what.
 
 use crate::limits::{
-    CONSTRAINT_VALUES_MAX, CONSTRAINTS_MAX, RESOURCE_REQUEST_BYTES_MAX, RESOURCE_REQUEST_COUNT_MAX, RESOURCE_REQUESTS_MAX,
+    CONSTRAINT_VALUES_MAX, CONSTRAINTS_MAX, PATTERN_BYTES_MAX, PATTERNS_MAX, RESOURCE_REQUEST_BYTES_MAX, RESOURCE_REQUEST_COUNT_MAX, RESOURCE_REQUESTS_MAX,
 };
 use crate::{AgentInfo, Resources, ResourcesError};
 use serde::{Deserialize, Serialize};
@@ -108,6 +108,10 @@ pub fn validate_requests(requests: &[ResourceRequest]) -> Result<(), InvalidRequ
             return refuse("requests.id", format!("{:?} is used twice", request.id));
         }
     }
+    let patterns = requests.iter().flat_map(|request| &request.constraints);
+    if patterns.filter(|constraint| constraint.predicate.pattern().is_some()).count() > PATTERNS_MAX {
+        return refuse("requests.constraints", format!("at most {PATTERNS_MAX} patterns in all requests together"));
+    }
     Ok(())
 }
 
@@ -135,6 +139,9 @@ impl ResourceRequest {
             let values = constraint.predicate.texts().len();
             if values > CONSTRAINT_VALUES_MAX {
                 return refuse("requests.constraints.values", format!("at most {CONSTRAINT_VALUES_MAX}"));
+            }
+            if constraint.predicate.pattern().is_some_and(|pattern| pattern.len() > PATTERN_BYTES_MAX) {
+                return refuse("requests.constraints.values", format!("a pattern has at most {PATTERN_BYTES_MAX} bytes"));
             }
         }
         if self.text_bytes() > RESOURCE_REQUEST_BYTES_MAX {
@@ -195,6 +202,13 @@ impl Predicate {
                 std::slice::from_ref(text)
             }
             Self::OneOf(texts) | Self::NoneOf(texts) => texts,
+        }
+    }
+
+    fn pattern(&self) -> Option<&str> {
+        match self {
+            Self::Matches(pattern) | Self::NotMatches(pattern) => Some(pattern),
+            _ => None,
         }
     }
 
@@ -342,7 +356,7 @@ mod tests {
         assert_eq!(validate_requests(&[]), Ok(()));
         assert_eq!(validate_requests(&[good()]), Ok(()));
         type Edit = fn(&mut ResourceRequest);
-        let cases: [(&str, Edit); 10] = [
+        let cases: [(&str, Edit); 11] = [
             ("requests.id", |r| r.id.clear()),
             ("requests.id", |r| r.id = "a b".into()),
             ("requests.count", |r| r.count = 0),
@@ -355,6 +369,9 @@ mod tests {
                 r.constraints = vec![on("a", Predicate::OneOf(vec![String::new(); CONSTRAINT_VALUES_MAX + 1]))];
             }),
             ("requests", |r| r.constraints = vec![on("a", Predicate::Equals("x".repeat(1024)))]),
+            ("requests.constraints.values", |r| {
+                r.constraints = vec![on("a", Predicate::NotMatches("x".repeat(PATTERN_BYTES_MAX + 1)))];
+            }),
         ];
         for (field, edit) in cases {
             let mut bad = good();
@@ -364,6 +381,12 @@ mod tests {
         }
         let twice = validate_requests(&[good(), good()]).unwrap_err().to_string();
         assert!(twice.contains("used twice"), "{twice}");
+        let globs = |id: &str, count: usize| {
+            let constraints = vec![on("a", Predicate::Matches("x*".into())); count];
+            ResourceRequest { id: id.into(), constraints, ..good() }
+        };
+        assert_eq!(validate_requests(&[globs("a", PATTERNS_MAX - 1), globs("b", 1)]), Ok(()));
+        assert!(validate_requests(&[globs("a", PATTERNS_MAX - 1), globs("b", 2)]).is_err());
         let other = |n: usize| ResourceRequest { id: format!("r{n}"), ..good() };
         let many: Vec<_> = (0..=RESOURCE_REQUESTS_MAX).map(other).collect();
         assert!(validate_requests(&many).is_err());

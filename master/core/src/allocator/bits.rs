@@ -26,6 +26,12 @@ impl Bits {
         }
     }
 
+    /// Put all that are in another one.
+    pub(crate) fn put_all(&mut self, other: &Self) {
+        self.0.resize(self.0.len().max(other.0.len()), 0);
+        self.0.iter_mut().zip(&other.0).for_each(|(word, other)| *word |= other);
+    }
+
     pub(crate) fn clear(&mut self) {
         self.0.clear();
     }
@@ -34,11 +40,21 @@ impl Bits {
         self.0.iter().all(|word| *word == 0)
     }
 
-    /// Whether something is in this set, in `within` if that is given, and not in `without`.
-    pub(crate) fn any_but(&self, within: Option<&Self>, without: &Self) -> bool {
+    /// Whether something is in this set, in `within` if that is given, and not in `without` if that is.
+    pub(crate) fn any_but(&self, within: Option<&Self>, without: Option<&Self>) -> bool {
         self.0.iter().enumerate().any(|(at, word)| {
-            let within = within.map_or(u64::MAX, |within| within.0.get(at).copied().unwrap_or(0));
-            word & within & !without.0.get(at).copied().unwrap_or(0) != 0
+            let of = |set: &Self| set.0.get(at).copied().unwrap_or(0);
+            word & within.map_or(u64::MAX, of) & !without.map_or(0, of) != 0
+        })
+    }
+
+    /// All numbers in it and not in `without`, if that is given, the smallest first.
+    pub(crate) fn iter_but(&self, without: Option<&Self>) -> impl Iterator<Item = usize> {
+        self.0.iter().enumerate().flat_map(move |(at, word)| {
+            let word = word & !without.and_then(|set| set.0.get(at).copied()).unwrap_or(0);
+            let next = |word: &u64| Some(word & (word - 1)).filter(|rest| *rest != 0);
+            let words = std::iter::successors(Some(word).filter(|word| *word != 0), next);
+            words.map(move |word| at * 64 + word.trailing_zeros() as usize)
         })
     }
 }
@@ -56,8 +72,14 @@ mod tests {
         };
         let open = of(&[1, 64, 130]);
         assert!(open.has(64) && !open.has(65) && !open.has(1_000));
-        assert!(open.any_but(None, &of(&[1, 64])) && !open.any_but(None, &of(&[1, 64, 130, 200])));
-        assert!(!open.any_but(Some(&of(&[64])), &of(&[64])) && open.any_but(Some(&of(&[130])), &of(&[64])));
+        assert!(open.any_but(None, Some(&of(&[1, 64]))) && !open.any_but(None, Some(&of(&[1, 64, 130, 200]))));
+        assert!(!open.any_but(Some(&of(&[64])), Some(&of(&[64]))) && open.any_but(Some(&of(&[130])), Some(&of(&[64]))));
+        let mut both = of(&[1]);
+        both.put_all(&of(&[64, 130]));
+        assert_eq!(both.iter_but(Some(&open)).count() + open.iter_but(Some(&both)).count(), 0);
+        assert!(open.any_but(None, None) && !of(&[]).any_but(None, None));
+        assert_eq!(of(&[0, 63, 64, 130]).iter_but(None).collect::<Vec<_>>(), [0, 63, 64, 130]);
+        assert_eq!(of(&[0, 63, 64, 130]).iter_but(Some(&of(&[63, 130, 900]))).collect::<Vec<_>>(), [0, 64]);
         let mut gone = open.clone();
         [1, 64, 130, 500].into_iter().for_each(|at| gone.put(at, false));
         assert!(gone.is_empty() && !open.is_empty());

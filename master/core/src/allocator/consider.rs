@@ -4,7 +4,7 @@
 //! and explanations cannot differ.
 
 use super::vector::{CPUS, MEM, Vector};
-use super::{Allocator, Pieces, REGULAR, REVOCABLE, ROOT};
+use super::{Allocator, CLASSES, Pieces, REGULAR, REVOCABLE, ROOT};
 use crate::limits::{OFFER_MIN_CPUS_MILLI, OFFER_MIN_MEM_MIB};
 
 /// On which grounds something is offered.
@@ -55,15 +55,33 @@ pub(super) struct Part {
     pub(super) pieces: Pieces,
 }
 
-/// What was found out on the way, whatever came of it.
+/// How it is asked, and what stood in the way if nothing may be offered.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Cuts {
+pub(super) struct Cuts<'a> {
     /// Only this request is asked about.
     pub(super) only: Option<usize>,
-    /// A quota limit made it less.
-    pub(super) limit: Option<usize>,
-    /// Guarantees of others made it less.
+    /// As if it were so.
+    pub(super) supposed: Option<&'a Supposed>,
+    /// It would be otherwise if quota limits left more.
+    pub(super) limit: bool,
+    /// It would be otherwise if guarantees left more.
     pub(super) headroom: bool,
+}
+
+/// An agent as it would be, and what was promised before.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Supposed {
+    pub(super) free: Vector,
+    pub(super) promises: Vec<Promise>,
+}
+
+/// So much is as good as used by a role.
+#[derive(Clone, Debug)]
+pub(super) struct Promise {
+    pub(super) role: usize,
+    pub(super) amounts: Vector,
+    /// Of what is beyond guarantees.
+    pub(super) beyond: bool,
 }
 
 /// Whether an amount is worth an offer.
@@ -111,7 +129,9 @@ impl Allocator {
     ) -> Result<Part, Pass> {
         let (whose, place) = (&self.frameworks[framework], &self.agents[agent]);
         let role = &self.roles[whose.role].name;
-        let free = self.kinds.open_to(&place.facts.free.clamped(), role);
+        let supposed = cuts.supposed;
+        let free = supposed.map_or_else(|| place.facts.free.clamped(), |supposed| supposed.free.clone());
+        let free = self.kinds.open_to(&free, role);
         if !worth(&free) {
             return Err(Pass::NothingFree);
         }
@@ -128,35 +148,42 @@ impl Allocator {
         }
         let mut amounts = free.clone();
         let (limit, by) = if class == REGULAR && self.any_limit {
-            self.cut_to_limits(whose.role, &mut amounts)
+            self.cut_to_limits(whose.role, stage, supposed, &mut amounts)
         } else {
             Default::default()
         };
         let within = amounts.clone();
         let headroom = match stage {
-            Stage::Guarantee(needy) => self.cut_to_guarantee(whose.role, needy, &mut amounts),
-            Stage::Fair => self.cut_to_surplus(whose.role, &mut amounts),
+            Stage::Guarantee(needy) => self.cut_to_guarantee(whose.role, needy, supposed, &mut amounts),
+            Stage::Fair => self.cut_to_surplus(whose.role, supposed, &mut amounts),
             Stage::Revocable if place.held.is_some() => Cut::default(),
             Stage::Revocable => self.cut_to_kept(&mut amounts),
         };
-        cuts.limit = by;
-        cuts.headroom = headroom.less || headroom.nothing;
         if let Some(by) = by.filter(|_| limit.nothing) {
+            cuts.limit = true;
             return Err(Pass::Limit(by));
         }
         if headroom.nothing {
+            cuts.headroom = true;
             return Err(Pass::Headroom);
         }
         let part = if whose.facts.wants.is_empty() {
             Part { amounts, pieces: Vec::new() }
         } else {
             let of = |amounts: &Vector| self.pieces(framework, agent, class, cuts.only, refused, amounts);
-            of(&amounts).map_err(|pass| match pass {
-                Pass::TooSmall if headroom.less && of(&within).is_ok() => Pass::Headroom,
-                Pass::TooSmall if limit.less && of(&free).is_ok() => Pass::Limit(by.unwrap_or(ROOT)),
-                pass => pass,
+            of(&amounts).map_err(|pass| {
+                let small = pass == Pass::TooSmall;
+                cuts.headroom = small && headroom.less && of(&within).is_ok();
+                cuts.limit = small && !cuts.headroom && limit.less && of(&free).is_ok();
+                match pass {
+                    _ if cuts.headroom => Pass::Headroom,
+                    _ if cuts.limit => Pass::Limit(by.unwrap_or(ROOT)),
+                    pass => pass,
+                }
             })?
         };
+        // What is not taken as it is might be if it were more.
+        (cuts.limit, cuts.headroom) = (limit.less, headroom.less);
         if !self.large_enough(whose.role, &part) {
             return Err(Pass::TooSmall);
         }
@@ -166,16 +193,26 @@ impl Allocator {
         Ok(part)
     }
 
-    /// Leave no more than the quota limits of a role and all above it do; and the one that leaves too little, or the
-    /// outermost that made it less.
-    fn cut_to_limits(&self, role: usize, amounts: &mut Vector) -> (Cut, Option<usize>) {
+    /// Leave no more than the quota limits of a role and all above it do, beside what guarantees of others below the same
+    /// limit need of it; and the one that leaves too little, or the outermost that made it less.
+    fn cut_to_limits(
+        &self,
+        whose: usize,
+        stage: Stage,
+        supposed: Option<&Supposed>,
+        amounts: &mut Vector,
+    ) -> (Cut, Option<usize>) {
         let mut all = Cut::default();
         let (mut by, mut none_by) = (None, None);
-        for place in self.lineage(role) {
+        // What a guarantee lacks is due to it, whatever those beside it need: the order of guarantees decides.
+        let mut due = false;
+        for place in self.lineage(whose) {
             let role = &self.roles[place];
+            due |= stage == Stage::Guarantee(place);
             let mut cut = Cut::default();
             for (kind, limit) in &role.said.limit {
-                cut.cut(amounts, *kind, limit - role.all[REGULAR].sum.get(*kind));
+                let kept = if due || role.below.get(*kind) == 0 { 0 } else { self.others_need_of(whose, place, *kind) };
+                cut.cut(amounts, *kind, limit - role.all[REGULAR].sum.get(*kind) - kept - self.promised(supposed, *kind, place));
             }
             by = if cut.less { Some(place) } else { by };
             none_by = if cut.nothing { Some(place) } else { none_by };
@@ -186,11 +223,17 @@ impl Allocator {
     }
 
     /// Leave what guarantees of others need.
-    fn cut_to_surplus(&self, role: usize, amounts: &mut Vector) -> Cut {
-        self.cut_to_surplus_of(role, amounts, |_| true)
+    fn cut_to_surplus(&self, role: usize, supposed: Option<&Supposed>, amounts: &mut Vector) -> Cut {
+        self.cut_to_surplus_of(role, supposed, amounts, |_| true)
     }
 
-    fn cut_to_surplus_of(&self, role: usize, amounts: &mut Vector, of: impl Fn(usize) -> bool) -> Cut {
+    fn cut_to_surplus_of(
+        &self,
+        role: usize,
+        supposed: Option<&Supposed>,
+        amounts: &mut Vector,
+        of: impl Fn(usize) -> bool,
+    ) -> Cut {
         let mut cut = Cut::default();
         if !self.any_guarantee {
             return cut;
@@ -199,22 +242,76 @@ impl Allocator {
         // What nobody has a guarantee of is anybody's. Not what nobody needs now: while a round meets guarantees, there must
         // not be more for others at its end than at its beginning.
         for kind in self.guaranteed.iter().copied().filter(|kind| of(*kind)) {
-            cut.cut(amounts, kind, self.there.get(kind) - others.get(kind));
+            let promised = self.promised(supposed, kind, ROOT);
+            cut.cut(amounts, kind, self.there.get(kind) - others.get(kind) - promised);
         }
         cut
     }
 
     /// No more than a role's guarantee lacks, without what those beside this framework need of it.
-    fn cut_to_guarantee(&self, role: usize, needy: usize, amounts: &mut Vector) -> Cut {
+    fn cut_to_guarantee(
+        &self,
+        role: usize,
+        needy: usize,
+        supposed: Option<&Supposed>,
+        amounts: &mut Vector,
+    ) -> Cut {
         let beside = self.others_need(role, needy);
         let guarantee = &self.roles[needy].said.guarantee;
-        let mut cut = self.cut_to_surplus_of(role, amounts, |kind| !guarantee.iter().any(|(of, _)| *of == kind));
+        let other = |kind| !guarantee.iter().any(|(of, _)| *of == kind);
+        let mut cut = self.cut_to_surplus_of(role, supposed, amounts, other);
         for (kind, _) in guarantee {
-            cut.cut(amounts, *kind, self.roles[needy].lacks(*kind) - beside.get(*kind));
+            let promised = self.promised(supposed, *kind, needy);
+            cut.cut(amounts, *kind, self.roles[needy].lacks(*kind) - beside.get(*kind) - promised);
             // Memory here and CPU there would meet it in numbers only.
             cut.nothing |= !leaves_some(*kind, amounts.get(*kind));
         }
         cut
+    }
+
+    /// What was promised to those in a role and below; of the root, what was beyond guarantees.
+    fn promised(&self, supposed: Option<&Supposed>, kind: usize, to: usize) -> i64 {
+        let promises = supposed.iter().flat_map(|supposed| &supposed.promises);
+        let counts = promises.filter(|promise| if to == ROOT { promise.beyond } else { self.within(promise.role, to) });
+        counts.map(|promise| promise.amounts.get(kind)).sum()
+    }
+
+    /// The most that guarantees leave of each kind to a framework in a role, whatever agent it is; none if nothing that
+    /// is of use.
+    pub(super) fn room_for(&self, role: usize) -> Option<Vector> {
+        let fair = self.there.minus(&self.others_need(role, ROOT));
+        let useful = |most: &Vector| [CPUS, MEM].iter().all(|kind| !self.guaranteed.contains(kind) || leaves_some(*kind, most.get(*kind)));
+        let mut room = useful(&fair).then(|| fair.clone());
+        for needy in self.lineage(role).filter(|place| self.roles[*place].lacks_any()) {
+            let beside = self.others_need(role, needy);
+            let mut most = fair.clone();
+            for (kind, _) in &self.roles[needy].said.guarantee {
+                most.set(*kind, self.roles[needy].lacks(*kind) - beside.get(*kind));
+            }
+            if useful(&most) {
+                room.get_or_insert_with(|| most.clone()).at_least(&most);
+            }
+        }
+        room
+    }
+
+    /// What guarantees leave to everybody who has none that lacks something; and what of what they keep is not lent.
+    pub(super) fn rooms(&self) -> [Vector; CLASSES] {
+        let needed = &self.roles[ROOT].below;
+        [self.there.minus(needed), needed.minus(&self.revocable)]
+    }
+
+    /// Whether a framework may take something of so much.
+    pub(super) fn may_take(&self, framework: usize, class: usize, room: &Vector) -> bool {
+        let facts = &self.frameworks[framework].facts;
+        let fits = |piece: &Vector| self.guaranteed.iter().all(|kind| piece.get(*kind) <= room.get(*kind).max(0));
+        let mut wants = facts.wants.iter().enumerate();
+        let any = || !self.any_least || self.least_offer(self.frameworks[framework].role).is_none_or(fits);
+        facts.wants.is_empty() && any()
+            || wants.any(|(at, want)| {
+                let offered = facts.offered.get(at).copied().unwrap_or(0);
+                want.revocable == (class == REVOCABLE) && offered < want.count && fits(&want.piece)
+            })
     }
 
     /// Whether an agent has some of everything without which a role's guarantee is not met.
@@ -244,6 +341,19 @@ impl Allocator {
             let parent = self.roles[place].parent;
             others.add(&self.roles[parent].below);
             others.take(&self.roles[place].need);
+            place = parent;
+        }
+        others
+    }
+
+    /// The same of one kind.
+    fn others_need_of(&self, role: usize, above: usize, kind: usize) -> i64 {
+        let mut others = self.roles[role].below.get(kind);
+        let mut place = role;
+        while place != above && place != ROOT {
+            let parent = self.roles[place].parent;
+            let beside = self.roles[parent].below.get(kind).saturating_sub(self.roles[place].need.get(kind));
+            others = others.saturating_add(beside);
             place = parent;
         }
         others
@@ -304,8 +414,12 @@ impl Allocator {
         if !self.any_least || !part.pieces.is_empty() {
             return whole;
         }
-        let least = self.lineage(role).map(|place| &self.roles[place].said.min_offer).find(|least| !least.is_zero());
-        whole && least.is_none_or(|least| part.amounts.contains(least))
+        whole && self.least_offer(role).is_none_or(|least| part.amounts.contains(least))
+    }
+
+    /// The smallest offer of a role, or of the nearest above that has one.
+    fn least_offer(&self, role: usize) -> Option<&Vector> {
+        self.lineage(role).map(|place| &self.roles[place].said.min_offer).find(|least| !least.is_zero())
     }
 }
 

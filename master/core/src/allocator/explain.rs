@@ -7,9 +7,9 @@ use super::consider::{Cuts, Pass, Stage, leaves_some};
 use super::tree::ROOT;
 use super::vector::Vector;
 use super::share::Share;
-use super::{Allocator, REGULAR};
+use super::{Allocator, Framework, REGULAR};
 use std::collections::BTreeMap;
-use tessera_types::{FrameworkId, Resources};
+use tessera_types::{FrameworkId, ResourceKey, Resources};
 
 /// How it stands with a framework, or with one of its requests, at all agents.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -98,6 +98,20 @@ impl Allocator {
             }
         }
         ask(Stage::Fair)
+    }
+
+    /// Names among resources of which no agent has anything; and whether there are too many kinds for one to have a number.
+    pub(crate) fn nobody_has<'a>(&self, resources: &'a Resources) -> Vec<(&'a str, bool)> {
+        let has = |key: &ResourceKey| self.kinds.known(key).is_some_and(|kind| self.total.get(kind) > 0);
+        let none = resources.items.keys().filter(|key| !has(key));
+        none.map(|key| (key.name.as_str(), self.kinds.full() && self.kinds.known(key).is_none())).collect()
+    }
+
+    /// Whether somebody who is not in a role, or below it, would take something.
+    pub(crate) fn others_wait(&self, role: &str) -> bool {
+        let place = self.role_of.get(role).copied();
+        let within = |whose: &Framework| place.is_some_and(|place| self.within(whose.role, place));
+        self.framework_of.values().map(|place| &self.frameworks[*place]).any(|whose| whose.facts.waits && !within(whose))
     }
 
     /// The share of a role, or of all that a framework has, in millionths, and of which kind it is.

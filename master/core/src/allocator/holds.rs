@@ -1,16 +1,13 @@
-//! Agents held for requests that fit nowhere else, and revocable work that stands in the way.
+//! Agents held for requests that fit nowhere else.
 //!
 //! Invariants: an agent is held for one request at most, and only within a guarantee of a role that says so; what
 //! becomes free there goes to nobody else for good, until the request fits; holds and searches are bounded. Must never
-//! end a task: it only says where it would help.
+//! decide what is offered.
 
-use super::consider::worth;
-use super::tree::ROOT;
 use super::vector::Vector;
 use super::{Allocator, Want};
-use crate::limits::{HELD_OF_REQUEST_MAX, HELD_PART, HOLD_EVERY_MS, HOLD_SEARCHES_MAX, SHORTAGES_MAX};
-use std::collections::{BTreeMap, BTreeSet};
-use tessera_types::AgentId;
+use crate::limits::{HELD_OF_REQUEST_MAX, HELD_PART, HOLD_EVERY_MS, HOLD_SEARCHES_MAX};
+use std::collections::BTreeMap;
 
 /// What is remembered of holding.
 #[derive(Clone, Debug, Default)]
@@ -21,20 +18,8 @@ pub(super) struct Holds {
     count: usize,
 }
 
-/// Revocable work to be ended, so that somebody has what is due to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Lack {
-    /// For whom.
-    pub(crate) role: String,
-    pub(crate) agent: AgentId,
-    /// What is missing there.
-    pub(crate) amounts: Vector,
-    /// Only of roles with a lower priority than this one's.
-    pub(crate) by_priority: bool,
-}
-
 /// In millionths of an agent, how far a piece is from fitting.
-fn distance(piece: &Vector, free: &Vector, total: &Vector) -> i64 {
+pub(super) fn distance(piece: &Vector, free: &Vector, total: &Vector) -> i64 {
     let of = piece.iter().map(|(kind, amount)| {
         let missing = (amount - free.get(kind).max(0)).max(0);
         missing.saturating_mul(1_000_000) / total.get(kind).max(1)
@@ -86,7 +71,7 @@ impl Allocator {
         usize::try_from(most.min(i64::from(missing))).unwrap_or(0)
     }
 
-    fn offered(&self, framework: usize, want: usize) -> u32 {
+    pub(super) fn offered(&self, framework: usize, want: usize) -> u32 {
         self.frameworks[framework].facts.offered.get(want).copied().unwrap_or(0)
     }
 
@@ -149,6 +134,8 @@ impl Allocator {
                 break;
             }
             self.agents[at].held = Some((framework, want));
+            // What is free there may be lent, whatever guarantees keep.
+            self.dirty.insert(self.agents[at].id);
             self.holds.count += 1;
             held += 1;
         }
@@ -175,123 +162,5 @@ impl Allocator {
         if self.agents[agent].held.is_some_and(|(holder, _)| holder == framework) {
             self.drop_hold(agent);
         }
-    }
-
-    /// Where revocable work stands in the way of what is due to somebody who waits.
-    pub(crate) fn lacks(&self) -> Vec<Lack> {
-        if self.revocable.is_zero() {
-            return Vec::new();
-        }
-        let mut lacks = Vec::new();
-        self.requests_lack(&mut lacks);
-        self.guarantees_lack(&mut lacks);
-        lacks
-    }
-
-    /// Lend nothing on these agents, and again on those of before.
-    pub(crate) fn clear(&mut self, agents: &BTreeSet<AgentId>) {
-        for agent in &mut self.agents {
-            let clear = agent.here && agents.contains(&agent.id);
-            if agent.cleared && !clear {
-                self.dirty.insert(agent.id);
-            }
-            agent.cleared = clear;
-        }
-    }
-
-    /// Whether a framework would take something: it says what it waits for, or it has declined nothing of late.
-    fn misses_something(&self, place: usize) -> bool {
-        let facts = &self.frameworks[place].facts;
-        let mut wants = facts.wants.iter().enumerate();
-        facts.waits
-            && if facts.wants.is_empty() {
-                !self.agents.iter().any(|agent| agent.here && agent.filters.bits.has(place))
-            } else {
-                wants.any(|(at, want)| !want.revocable && self.offered(place, at) < want.count)
-            }
-    }
-
-    fn waits_below(&self, role: usize) -> bool {
-        let role = &self.roles[role];
-        role.frameworks.iter().any(|at| self.misses_something(*at))
-            || role.children.iter().any(|child| self.waits_below(*child))
-    }
-
-    /// Guarantees that more is needed for than is free.
-    fn guarantees_lack(&self, lacks: &mut Vec<Lack>) {
-        let free = self.there.minus(&self.revocable);
-        let mut missing = self.roles[ROOT].below.minus(&free).clamped();
-        let needy = self.role_of.values().filter(|place| self.roles[**place].lacks_any() && self.waits_below(**place));
-        let mut needy: Vec<usize> = needy.copied().collect();
-        needy.sort_by(|one, other| self.cmp_needy(*one, *other));
-        for place in needy {
-            let mut lacking = Vector::default();
-            for (kind, _) in &self.roles[place].said.guarantee {
-                lacking.set(*kind, self.roles[place].lacks(*kind).min(missing.get(*kind)));
-            }
-            for agent in self.agent_of.values().map(|at| &self.agents[*at]).filter(|agent| agent.facts.open) {
-                let mut here = self.kinds.counted(&agent.facts.revocable);
-                here.at_most(&lacking);
-                if !worth(&here.clamped()) || lacks.iter().any(|lack| lack.agent == agent.id) {
-                    continue;
-                }
-                if lacks.len() >= SHORTAGES_MAX {
-                    return;
-                }
-                let here = here.clamped();
-                lacking.take(&here);
-                missing.take(&here);
-                let role = self.roles[place].name.clone();
-                lacks.push(Lack { role, agent: agent.id, amounts: here, by_priority: false });
-            }
-        }
-    }
-
-    /// Requests of which a piece would fit if revocable work made room: within a guarantee, or by priority.
-    fn requests_lack(&self, lacks: &mut Vec<Lack>) {
-        for place in self.framework_of.values() {
-            let whose = &self.frameworks[*place];
-            for (at, want) in whose.facts.wants.iter().enumerate().filter(|(_, want)| !want.revocable) {
-                if !whose.facts.waits || self.offered(*place, at) >= want.count || lacks.len() >= SHORTAGES_MAX {
-                    continue;
-                }
-                let within = self.lineage(whose.role).any(|role| {
-                    let role = &self.roles[role];
-                    let mut of = role.said.guarantee.iter().filter(|(kind, _)| want.piece.get(*kind) > 0).peekable();
-                    of.peek().is_some() && of.all(|(kind, _)| role.lacks(*kind) >= want.piece.get(*kind))
-                });
-                let priority = self.lineage(whose.role).any(|role| self.roles[role].said.priority > 0);
-                if within || priority {
-                    let role = self.roles[whose.role].name.clone();
-                    let found = self.nearest(*place, at, want, lacks);
-                    let lack = found.map(|(agent, amounts)| Lack { role, agent, amounts, by_priority: !within });
-                    lacks.extend(lack);
-                }
-            }
-        }
-    }
-
-    /// The agent where a piece is nearest to fitting, and what is missing there; none if it fits somewhere, or if
-    /// revocable work is not what is in the way.
-    fn nearest(&self, framework: usize, at: usize, want: &Want, lacks: &[Lack]) -> Option<(AgentId, Vector)> {
-        let mut best: Option<(i64, AgentId, Vector)> = None;
-        for (place, agent) in self.agents.iter().enumerate() {
-            if agent.held.is_some_and(|(holder, _)| holder != framework) || !self.would_fit(framework, at, place) {
-                continue;
-            }
-            let free = agent.facts.free.clamped();
-            if free.contains(&want.piece) {
-                return None;
-            }
-            let could = free.plus(&agent.facts.revocable);
-            if !could.contains(&want.piece) || lacks.iter().any(|lack| lack.agent == agent.id) {
-                continue;
-            }
-            let distance = distance(&want.piece, &free, &agent.facts.total);
-            if best.as_ref().is_none_or(|(least, id, _)| (distance, agent.id) < (*least, *id)) {
-                best = Some((distance, agent.id, want.piece.minus(&free).clamped()));
-            }
-        }
-        best.map(|(_, agent, amounts)| (agent, amounts))
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Must never be on the way of a decision.
 
-use super::{AgentFacts, Allocator, FrameworkFacts, Grant, REGULAR, Vector};
+use super::{AgentFacts, Allocator, FrameworkFacts, Grant, REGULAR, Vector, Want};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tessera_types::{AgentId, AgentInfo, Amounts, FrameworkId, RolePolicy};
@@ -14,6 +14,8 @@ pub struct AllocatorRun {
     agents: BTreeMap<AgentId, AgentFacts>,
     frameworks: BTreeMap<FrameworkId, FrameworkFacts>,
     offers: Vec<Grant>,
+    /// Where something runs, and whose.
+    ran: Vec<(FrameworkId, AgentId)>,
     changes: u64,
 }
 
@@ -26,8 +28,8 @@ impl AllocatorRun {
     /// So many agents, and frameworks that are spread over so many roles.
     #[must_use]
     pub fn new(agents: u64, frameworks: u64, roles: u64) -> Self {
-        let (engine, offers) = (Allocator::default(), Vec::new());
-        let mut run = Self { engine, agents: BTreeMap::new(), frameworks: BTreeMap::new(), offers, changes: 0 };
+        let (engine, offers, ran) = (Allocator::default(), Vec::new(), Vec::new());
+        let mut run = Self { engine, agents: BTreeMap::new(), frameworks: BTreeMap::new(), offers, ran, changes: 0 };
         for number in 1..=agents {
             run.join(number);
         }
@@ -61,6 +63,47 @@ impl AllocatorRun {
             let policy = RolePolicy { guarantee: amounts.clone(), limit: amounts, version: 1, ..RolePolicy::default() };
             self.set_role(&format!("role-{number}"), &policy);
         }
+    }
+
+    /// So many agents' worth is guaranteed to a role that does not ask; a framework asks for what may be taken back, in pieces that
+    /// no agent has; and schedulers use all that is beyond the guarantee, and want more.
+    pub fn keep(&mut self, agents: u64) {
+        let kept = total().times(i64::try_from(agents).unwrap_or(i64::MAX));
+        let amounts = Amounts([("cpus".to_owned(), kept.get(0)), ("mem".to_owned(), kept.get(1))].into());
+        self.set_role("kept", &RolePolicy { guarantee: amounts, version: 1, ..RolePolicy::default() });
+        let id = FrameworkId(1 + self.frameworks.len() as u64);
+        let piece = total().times(2);
+        let want = Want { id: "large".into(), piece, count: 1, constraints: Vec::new(), revocable: true };
+        self.subscribe(id, "lent");
+        if let Some(facts) = self.frameworks.get_mut(&id) {
+            facts.wants = vec![want].into();
+        }
+        self.tell_framework(id);
+        // Offers are answered at once by tasks on all of them.
+        while self.round() > 0 {
+            let offers = self.take_offers();
+            self.ran.extend(offers.iter().map(|grant| (grant.framework, grant.agent)));
+        }
+    }
+
+    /// How often a framework was considered at an agent since that was asked.
+    pub const fn considered(&mut self) -> u64 {
+        self.engine.considered()
+    }
+
+    /// A task of one core ends somewhere, and the cycle that follows; what is offered is used at once.
+    pub fn one_end(&mut self) -> usize {
+        self.changes += 1;
+        let offer = usize::try_from(self.changes).unwrap_or(0) * 7 % self.ran.len();
+        let (framework, agent) = self.ran[offer];
+        self.change(framework, agent, &Vector::of(1_000, 4_096, 0), false);
+        let grants = self.engine.round(agent, 0);
+        let used = grants.len();
+        for grant in &grants {
+            self.change(grant.framework, grant.agent, &grant.amounts, true);
+            self.ran[offer] = (grant.framework, grant.agent);
+        }
+        used
     }
 
     /// An agent comes.
@@ -144,5 +187,25 @@ impl AllocatorRun {
         let framework = FrameworkId(1 + self.changes / 2 % (self.frameworks.len() as u64).max(1));
         self.change(framework, agent, &Vector::of(1_000, 1_024, 0), self.changes % 2 == 0);
         self.engine.round(agent, 0).len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::AllocatorRun;
+
+    /// What one change costs, however many agents have something that is kept, and however many want it.
+    #[test]
+    fn a_task_that_ends_is_considered_for_few_while_much_is_kept_for_guarantees() {
+        for (agents, frameworks) in [(100, 10), (1_000, 100)] {
+            let mut run = AllocatorRun::new(agents, frameworks, 20);
+            run.keep(agents * 3 / 10);
+            run.considered();
+            for _ in 0..100 {
+                assert_eq!(run.one_end(), 1, "who has least takes it");
+            }
+            let considered = run.considered();
+            assert!(considered <= 100 * 8, "{considered} of {frameworks} frameworks on {agents} agents");
+        }
     }
 }

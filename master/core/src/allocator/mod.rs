@@ -14,8 +14,10 @@ mod explain;
 mod filters;
 mod holds;
 mod measure;
+mod passed;
 mod round;
 mod share;
+mod shortages;
 mod tree;
 mod vector;
 
@@ -23,13 +25,14 @@ mod vector;
 mod tests;
 
 pub(crate) use explain::Verdict;
-pub(crate) use holds::Lack;
+pub(crate) use shortages::Lack;
 pub use churn::{EVEN_MEM_MIB, Fairness, hour_of_churn};
 pub use measure::AllocatorRun;
 pub(crate) use vector::{Kinds, Vector};
 
 use bits::Bits;
 use filters::Filters;
+use passed::Passed;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tessera_types::{AgentId, AgentInfo, Constraint, FrameworkId};
@@ -130,6 +133,8 @@ struct Agent {
     held: Option<(usize, usize)>,
     /// Revocable work is being ended there: what it leaves is not lent again.
     cleared: bool,
+    /// Somebody was passed over there for what guarantees need, or keep, by class.
+    squeezed: [bool; CLASSES],
 }
 
 /// The engine.
@@ -164,6 +169,8 @@ pub(crate) struct Allocator {
     rescaled: bool,
     /// Who may be offered something.
     open: [Bits; CLASSES],
+    /// Of those who may for good, who takes anything.
+    takes_any: Bits,
     /// Agents to be looked at for everybody.
     dirty: BTreeSet<AgentId>,
     /// Agents that were looked at and have something left, in the order in which that was.
@@ -173,18 +180,24 @@ pub(crate) struct Allocator {
     floor: u64,
     /// Frameworks that have not seen all of those.
     behind: BTreeSet<usize>,
-    /// Agents at which somebody was passed over for what guarantees of others need.
-    squeezed: BTreeSet<AgentId>,
-    /// More is there than when they were, or guarantees need less.
-    eased: bool,
-    /// The same, and those who may have what guarantees keep were not considered since.
-    eased_for_some: bool,
+    /// Those who have not seen all, and to whom guarantees left nothing when there was this much beyond them.
+    parked: BTreeSet<usize>,
+    parked_room: Vector,
+    /// How much room guarantees left where somebody was passed over for want of it, by class.
+    passed: [Passed; CLASSES],
+    /// In a round, the first place of the queue at which somebody was.
+    lowest: [u64; CLASSES],
+    /// Agents on which something may be taken back.
+    lent: BTreeSet<usize>,
     /// When the first filter of an agent ends.
     ends: BTreeSet<(u64, AgentId)>,
     filters_made: u64,
     holds: holds::Holds,
+    shortages: shortages::Shortages,
     /// Agents that rounds looked at since that was asked.
     looks: u64,
+    /// How often a framework was considered at an agent.
+    considered: u64,
 }
 
 impl Default for Allocator {
@@ -211,18 +224,23 @@ impl Default for Allocator {
             unsorted: false,
             rescaled: false,
             open: [Bits::default(), Bits::default()],
+            takes_any: Bits::default(),
             dirty: BTreeSet::new(),
             looked: BTreeMap::new(),
             last_looked: 0,
             floor: u64::MAX,
             behind: BTreeSet::new(),
-            squeezed: BTreeSet::new(),
-            eased: false,
-            eased_for_some: false,
+            parked: BTreeSet::new(),
+            parked_room: Vector::default(),
+            passed: [Passed::default(), Passed::default()],
+            lowest: [u64::MAX; CLASSES],
+            lent: BTreeSet::new(),
             ends: BTreeSet::new(),
             filters_made: 0,
             holds: holds::Holds::default(),
+            shortages: shortages::Shortages::default(),
             looks: 0,
+            considered: 0,
         }
     }
 }
@@ -236,6 +254,11 @@ impl Allocator {
     /// The same, to look at.
     pub(crate) const fn kinds_known(&self) -> &Kinds {
         &self.kinds
+    }
+
+    /// How often a framework was considered at an agent since the last call.
+    pub(crate) const fn considered(&mut self) -> u64 {
+        std::mem::replace(&mut self.considered, 0)
     }
 
     /// How many agents rounds looked at since the last call.
@@ -266,16 +289,16 @@ impl Allocator {
             }
         }
         let known = &self.frameworks[place].facts;
-        let wants_anew = known.wants != facts.wants;
-        let fewer = known.offered != facts.offered;
+        let wants_anew = !same_but_counts(&known.wants, &facts.wants);
+        let misses_more = wants_anew
+            || (0..facts.wants.len()).any(|want| missing(&facts, want) > missing(known, want));
         let was_open = known.open;
         let known = std::mem::replace(&mut self.frameworks[place].facts, facts);
-        drop(known);
         if wants_anew {
-            self.fit_framework(place);
+            self.fit_framework(place, &known.wants);
             self.drop_filters_by(place);
         }
-        if wants_anew || fewer {
+        if misses_more {
             self.frameworks[place].seen = Some(0);
         }
         if was_open && !self.frameworks[place].facts.open && self.frameworks[place].seen.is_none() {
@@ -293,6 +316,7 @@ impl Allocator {
             facts.open && (some || !revocable && facts.wants.is_empty())
         };
         let lanes = [REGULAR, REVOCABLE].map(|class| wanted(class).then_some(class * LEVELS + level));
+        self.takes_any.put(place, facts.open && facts.wants.is_empty());
         for class in [REGULAR, REVOCABLE] {
             self.set_lane(place, class, lanes[class]);
         }
@@ -348,6 +372,8 @@ impl Allocator {
         self.drop_filters_by(place);
         self.leave_role(place);
         self.behind.remove(&place);
+        self.parked.remove(&place);
+        self.takes_any.put(place, false);
         self.drop_holds_for(place);
         let framework = &mut self.frameworks[place];
         framework.here = false;
@@ -365,10 +391,9 @@ impl Allocator {
         if self.agents[place].facts == facts {
             return;
         }
-        let counted = self.count_agent(place, false);
+        self.count_agent(place, false);
         let before = std::mem::replace(&mut self.agents[place].facts, facts);
-        let counts = self.count_agent(place, true);
-        self.eased |= !counted.contains(&counts) || !self.agents[place].facts.revocable.contains(&before.revocable);
+        self.count_agent(place, true);
         let agent = &self.agents[place];
         if agent.facts.total != before.total {
             let counted = self.kinds.counted(&before.total);
@@ -391,7 +416,8 @@ impl Allocator {
             revocable: nothing,
             open: false,
         };
-        let agent = Agent { id, here: true, facts, filters: Filters::default(), looked: None, held: None, cleared: false };
+        let (filters, squeezed) = (Filters::default(), [false; CLASSES]);
+        let agent = Agent { id, here: true, facts, filters, looked: None, held: None, cleared: false, squeezed };
         let place = match self.free_agents.pop() {
             Some(place) => {
                 self.agents[place] = agent;
@@ -411,7 +437,7 @@ impl Allocator {
     pub(crate) fn remove_agent(&mut self, id: AgentId) {
         let Some(place) = self.agent_of.remove(&id) else { return };
         self.count_agent(place, false);
-        self.eased = true;
+        self.shortages.forget(place);
         let counted = self.kinds.counted(&self.agents[place].facts.total);
         self.total.take(&counted);
         self.rescaled = true;
@@ -419,13 +445,12 @@ impl Allocator {
         self.unqueue(place);
         self.drop_hold(place);
         self.dirty.remove(&id);
-        self.squeezed.remove(&id);
         self.agents[place].here = false;
         self.free_agents.push(place);
     }
 
     /// Count what an agent has for guarantees, or no longer.
-    fn count_agent(&mut self, place: usize, is: bool) -> Vector {
+    fn count_agent(&mut self, place: usize, is: bool) {
         let facts = &self.agents[place].facts;
         let counted = self.kinds.counted(&facts.revocable);
         let there = facts.open.then(|| self.kinds.unreserved(&facts.free.clamped()).plus(&counted));
@@ -437,14 +462,24 @@ impl Allocator {
             self.revocable.take(&counted);
             self.there.take(&there);
         }
-        there
+        match (is, counted.is_zero()) {
+            (_, true) => {}
+            (true, false) => drop(self.lent.insert(place)),
+            (false, false) => drop(self.lent.remove(&place)),
+        }
     }
 
-    /// Which agents fulfil the constraints of a framework's requests.
-    fn fit_framework(&mut self, place: usize) {
+    /// Which agents fulfil the constraints of a framework's requests. Those that it had before are not asked again.
+    fn fit_framework(&mut self, place: usize, before: &[Want]) {
         let wants = Arc::clone(&self.frameworks[place].facts.wants);
+        let mut known = std::mem::take(&mut self.frameworks[place].fits);
+        known.resize(before.len(), None);
         let fits = wants.iter().map(|want| {
+            let same = before.iter().position(|before| before.constraints == want.constraints);
             (!want.constraints.is_empty()).then(|| {
+                if let Some(fits) = same.and_then(|at| known[at].clone()) {
+                    return fits;
+                }
                 let mut fits = Bits::default();
                 for (at, agent) in self.agents.iter().enumerate().filter(|(_, agent)| agent.here) {
                     fits.put(at, holds_all(&want.constraints, &agent.facts.info));
@@ -486,14 +521,56 @@ impl Allocator {
         while let Some(place) = below.pop() {
             below.extend(self.roles[place].children.iter().copied());
             for framework in self.roles[place].frameworks.clone() {
-                let known = &mut self.frameworks[framework];
-                let seen = missed.saturating_sub(1);
-                known.seen = Some(known.seen.map_or(seen, |before| before.min(seen)));
-                if known.facts.open {
-                    self.behind.insert(framework);
-                }
+                self.falls_behind(framework, missed.saturating_sub(1));
             }
         }
+    }
+
+    /// A framework has not seen agents after this place, and could have nothing of any.
+    fn park(&mut self, framework: usize, seen: u64) {
+        self.not_seen(framework, seen);
+        let [room, _] = self.rooms();
+        if self.parked.is_empty() {
+            self.parked_room = room;
+        } else {
+            self.parked_room.at_most(&room);
+        }
+        self.parked.insert(framework);
+        self.miss_guarantees(framework, seen + 1);
+    }
+
+    fn not_seen(&mut self, framework: usize, after: u64) {
+        let known = &mut self.frameworks[framework].seen;
+        *known = Some(known.map_or(after, |before| before.min(after)));
+    }
+
+    /// A framework has not seen agents after this place.
+    fn falls_behind(&mut self, framework: usize, after: u64) {
+        self.not_seen(framework, after);
+        if self.frameworks[framework].facts.open {
+            self.behind.insert(framework);
+        }
+    }
+
+    /// A framework is passed over from this place on until a guarantee above it lacks more.
+    fn miss_guarantees(&mut self, framework: usize, at: u64) {
+        let line = self.lineage(self.frameworks[framework].role);
+        let has = line.filter(|place| !self.roles[*place].said.guarantee.is_empty());
+        has.collect::<Vec<_>>().into_iter().for_each(|place| self.miss(place, at));
+    }
+
+    /// Those who could have nothing before look again, if there is more.
+    fn unpark(&mut self) {
+        if self.parked.is_empty() || !self.beyond(&self.parked_room) {
+            return;
+        }
+        let may = |place: &usize| self.frameworks[*place].facts.open && self.has_room(*place);
+        let may: Vec<usize> = self.parked.iter().copied().filter(may).collect();
+        for place in may {
+            self.parked.remove(&place);
+            self.behind.insert(place);
+        }
+        [self.parked_room, _] = self.rooms();
     }
 
     fn unqueue(&mut self, place: usize) {
@@ -508,6 +585,21 @@ impl Allocator {
         self.looked.insert(self.last_looked, self.agents[place].id);
         self.agents[place].looked = Some(self.last_looked);
     }
+}
+
+/// Whether requests differ in nothing, but how many pieces are asked for.
+fn same_but_counts(one: &[Want], other: &[Want]) -> bool {
+    let same = |(one, other): (&Want, &Want)| {
+        let Want { id, piece, count: _, constraints, revocable } = one;
+        (id, piece, constraints, revocable) == (&other.id, &other.piece, &other.constraints, &other.revocable)
+    };
+    one.len() == other.len() && one.iter().zip(other).all(same)
+}
+
+/// How many pieces of a request are not being offered.
+fn missing(facts: &FrameworkFacts, want: usize) -> u32 {
+    let offered = facts.offered.get(want).copied().unwrap_or(0);
+    facts.wants.get(want).map_or(0, |want| want.count.saturating_sub(offered))
 }
 
 fn holds_all(constraints: &[Constraint], info: &AgentInfo) -> bool {
@@ -594,6 +686,10 @@ impl Allocator {
     fn shown(&self) -> String {
         let seen: Vec<_> = self.frameworks.iter().filter(|f| f.here).map(|f| (f.id, f.seen, f.lanes)).collect();
         let missed: Vec<_> = self.roles.iter().map(|r| (&r.name, r.missed)).collect();
-        format!("dirty {:?} squeezed {:?} behind {:?} looked {:?} last {} seen {:?} missed {missed:?} eased {}", self.dirty, self.squeezed, self.behind, self.looked, self.last_looked, seen, self.eased)
+        let squeezed: Vec<_> = self.agents.iter().map(|agent| (agent.id, agent.squeezed)).collect();
+        format!(
+            "dirty {:?} squeezed {squeezed:?} behind {:?} looked {:?} last {} seen {seen:?} missed {missed:?} passed {:?}",
+            self.dirty, self.behind, self.looked, self.last_looked, self.passed
+        )
     }
 }

@@ -6,7 +6,7 @@
 
 use super::consider::leaves_some;
 use super::share::Share;
-use super::vector::{Kinds, Vector};
+use super::vector::{CPUS, Kinds, MEM, Vector};
 use super::{Allocator, CLASSES, LANES, LEVELS, REGULAR};
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -109,6 +109,16 @@ impl Role {
         self.said.limit.iter().any(|(kind, limit)| !leaves_some(*kind, limit - self.all[REGULAR].sum.get(*kind)))
     }
 
+    /// It has a guarantee, and as much CPU and memory as that says: nobody there has more room than everybody has.
+    pub(super) fn met(&self) -> bool {
+        !self.said.guarantee.is_empty() && self.lacks(CPUS) == 0 && self.lacks(MEM) == 0
+    }
+
+    /// Whether less use of it leaves more room to those below.
+    fn eases(&self) -> bool {
+        !self.shut() && (!self.said.limit.is_empty() || self.said.guarantee.is_empty() || self.lacks_any())
+    }
+
     /// Whether it stands in the order of its parent.
     fn linked(&self, lane: usize) -> bool {
         self.active[lane] > 0 && !(lane < LEVELS && self.shut())
@@ -120,7 +130,7 @@ impl Role {
 }
 
 fn quota(kinds: &mut Kinds, amounts: &tessera_types::Amounts) -> Quota {
-    amounts.iter().map(|(name, amount)| (kinds.number(&super::vector::plain(name)), amount)).collect()
+    amounts.iter().filter_map(|(name, amount)| Some((kinds.number(&super::vector::plain(name))?, amount))).collect()
 }
 
 impl Allocator {
@@ -348,10 +358,12 @@ impl Allocator {
             self.roles[place].all[class].change(by, more, &self.total);
             let role = &self.roles[place];
             let less = !more || by.iter().any(|(_, amount)| amount < 0);
-            if class == REGULAR && role.shut() {
-                self.miss(place, self.last_looked + 1);
-            } else if class == REGULAR && less && role.missed.is_some() {
+            if class == REGULAR && less && role.missed.is_some() && role.eases() {
                 self.role_eased(place);
+            }
+            let role = &self.roles[place];
+            if class == REGULAR && (role.shut() || role.met()) {
+                self.miss(place, self.last_looked + 1);
             }
             place = self.roles[place].parent;
         }
@@ -370,7 +382,6 @@ impl Allocator {
                 let before = std::mem::replace(&mut self.roles[place].need, need.clone());
                 self.roles[parent].below.take(&before);
                 self.roles[parent].below.add(&need);
-                self.eased = true;
             }
             place = parent;
         }
@@ -514,9 +525,10 @@ impl Allocator {
         self.any_least = self.roles.iter().any(|role| !role.said.min_offer.is_zero());
         self.any_limit = self.roles.iter().any(|role| !role.said.limit.is_empty());
         self.sort_below(ROOT);
-        let shut: Vec<usize> = self.role_of.values().copied().filter(|place| self.roles[*place].shut()).collect();
-        // Nobody there is considered at any agent from now on.
-        shut.into_iter().for_each(|place| self.miss(place, 1));
+        let closed = |place: &usize| self.roles[*place].shut() || self.roles[*place].met();
+        let closed: Vec<usize> = self.role_of.values().copied().filter(closed).collect();
+        // It may be that nobody there is considered at any agent from now on.
+        closed.into_iter().for_each(|place| self.miss(place, 1));
         let needy = self.role_of.values().copied();
         let needy = needy.filter(|place| self.roles[*place].lacks_any() && self.roles[*place].wanted());
         let mut needy: Vec<usize> = needy.collect();

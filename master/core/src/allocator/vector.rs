@@ -1,8 +1,10 @@
 //! Amounts as the allocator computes with them: one number per kind of resource.
 //!
 //! Owns [`Vector`] and [`Kinds`], which numbers the kinds. Invariants: arithmetic saturates and never wraps;
-//! a kind keeps its number as long as there is this allocator. Must never know who holds what.
+//! a kind keeps its number as long as there is this allocator; kinds get one for what agents have and for what quota names,
+//! never for what schedulers ask for, so that these cannot make vectors long. Must never know who holds what.
 
+use crate::limits::KINDS_MAX;
 use std::collections::BTreeMap;
 use tessera_types::{Quantities, ResourceKey, Resources};
 
@@ -14,6 +16,8 @@ pub(crate) const MEM: usize = 1;
 pub(crate) const DISK: usize = 2;
 /// Kinds that are always there.
 const BASE: usize = 3;
+/// The kind that stands for all that have no number: no agent has anything of it.
+const NOBODYS: usize = 3;
 
 /// Amounts by kind. What is not there is nothing.
 #[derive(Clone, Debug, Default)]
@@ -90,6 +94,10 @@ impl Vector {
         self.each(other, i64::min);
     }
 
+    pub(crate) fn at_least(&mut self, other: &Self) {
+        self.each(other, i64::max);
+    }
+
     pub(crate) fn minus(&self, other: &Self) -> Self {
         let mut rest = self.clone();
         rest.take(other);
@@ -164,7 +172,8 @@ pub(crate) fn plain(name: &str) -> ResourceKey {
 impl Default for Kinds {
     fn default() -> Self {
         let mut kinds = Self { list: Vec::new(), numbers: BTreeMap::new(), pools: false };
-        for name in ["cpus", "mem", "disk"] {
+        // The last is `NOBODYS`, under a name that no resource has.
+        for name in ["cpus", "mem", "disk", ""] {
             kinds.number(&plain(name));
         }
         kinds
@@ -172,42 +181,82 @@ impl Default for Kinds {
 }
 
 impl Kinds {
-    /// The number of a kind; it gets one if it has none.
-    pub(crate) fn number(&mut self, key: &ResourceKey) -> usize {
+    /// The number of a kind; it gets one if it has none, unless too many have one.
+    pub(crate) fn number(&mut self, key: &ResourceKey) -> Option<usize> {
         if let Some(number) = self.numbers.get(key) {
-            return *number;
+            return Some(*number);
         }
         let base_key = plain(&key.name);
-        let base = if *key == base_key { self.list.len() } else { self.number(&base_key) };
+        let base = if *key == base_key { None } else { Some(self.number(&base_key)?) };
         let number = self.list.len();
+        if number >= KINDS_MAX {
+            return None;
+        }
+        let base = base.unwrap_or(number);
         let unit = if base == MEM || base == DISK { 1_000 } else { 1 };
         self.pools |= base != number;
         self.list.push(Kind { key: key.clone(), base, unit });
         self.numbers.insert(key.clone(), number);
-        number
+        Some(number)
     }
 
-    /// Resources as numbers.
+    /// How many have a number.
+    pub(crate) const fn count(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether no kind gets a number any more.
+    pub(crate) const fn full(&self) -> bool {
+        self.list.len() >= KINDS_MAX
+    }
+
+    /// What an agent has, as numbers. Of kinds that get none it has nothing: they are not offered.
     pub(crate) fn vector(&mut self, resources: &Resources) -> Vector {
+        for key in resources.items.keys() {
+            self.number(key);
+        }
+        let mut vector = self.vector_of_known(resources);
+        vector.set(NOBODYS, 0);
+        vector
+    }
+
+    /// What somebody uses or asks for, as numbers. What has none is as much of what no agent has.
+    pub(crate) fn vector_of_known(&self, resources: &Resources) -> Vector {
         let Quantities { cpus_milli, mem_mib, disk_mib } = resources.quantities;
         let mut vector = Vector::of(cpus_milli, mem_mib, disk_mib);
         for (key, amount) in &resources.items {
-            let kind = self.number(key);
-            vector.set(kind, amount / self.list[kind].unit);
+            let kind = self.known(key).unwrap_or(NOBODYS);
+            let unit = self.list.get(kind).map_or(1, |kind| kind.unit);
+            vector.set(kind, vector.get(kind).saturating_add(amount / unit));
         }
         vector
+    }
+
+    /// The number of a kind, if it has one.
+    pub(crate) fn known(&self, key: &ResourceKey) -> Option<usize> {
+        self.numbers.get(key).copied()
+    }
+
+    /// Whether there is a kind among them that has no number.
+    pub(crate) fn knows_all(&self, resources: &Resources) -> bool {
+        resources.items.keys().all(|key| self.known(key).is_some())
     }
 
     /// The reverse.
     pub(crate) fn resources(&self, vector: &Vector) -> Resources {
         let quantities =
             Quantities { cpus_milli: vector.get(CPUS), mem_mib: vector.get(MEM), disk_mib: vector.get(DISK) };
-        let more = vector.iter().skip(BASE).filter(|(_, amount)| *amount != 0);
+        let more = vector.iter().skip(BASE).filter(|(kind, amount)| *amount != 0 && *kind != NOBODYS);
         let items = more.filter_map(|(kind, amount)| {
             let kind = self.list.get(kind)?;
             Some((kind.key.clone(), amount.saturating_mul(kind.unit)))
         });
         Resources { quantities, items: items.collect() }
+    }
+
+    /// Whether there are pools.
+    pub(crate) const fn have_pools(&self) -> bool {
+        self.pools
     }
 
     /// What shares and quota count: pools as the kinds that they are pools of.

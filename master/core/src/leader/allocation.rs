@@ -4,10 +4,11 @@
 //! then everything is compared, which repairs what a lost mark left. Must never decide who is offered what.
 
 use super::offers::Standing;
+use super::pace::Pace;
 use super::{Desk, Instance, Leader};
 use super::preempt::Shortage;
 use crate::allocator::{AgentFacts, CLASSES, FrameworkFacts, Grant, Kinds, Lack, Want};
-use crate::limits::{LOOK_AT_ALL_MS, ROUNDS_MEASURED_MAX, SHORTAGE_EVERY_MS};
+use crate::limits::{LOOK_AT_ALL_MS, REQUESTS_EVERY_MS, ROUNDS_MEASURED_MAX, SHORTAGE_EVERY_MS};
 use crate::state::{Framework, State};
 use crate::tally::OfferEnd;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,10 +20,31 @@ use tessera_types::{AgentId, AgentInfo, FrameworkId, Offer, OfferId, ResourceReq
 struct Wants {
     requests: Vec<ResourceRequest>,
     wants: Arc<[Want]>,
-    /// Counts changes of all.
-    number: u64,
+    /// The number of each: one that asks for the same under the same name keeps it, and what it is being offered.
+    numbers: Vec<u64>,
     /// Pieces of each that are offered or being accepted.
     offered: Vec<u32>,
+    /// How many kinds of resources had a number when one of them named a kind that has none.
+    kinds: Option<usize>,
+}
+
+impl Wants {
+    /// Whether these requests differ from it in nothing, but how many pieces are asked for.
+    fn same_but_counts(&self, requests: &[ResourceRequest]) -> bool {
+        let same = |(one, other): (&ResourceRequest, &ResourceRequest)| {
+            let ResourceRequest { id, resources, count: _, constraints, revocable } = one;
+            (id, resources, constraints, revocable)
+                == (&other.id, &other.resources, &other.constraints, &other.revocable)
+        };
+        self.requests.len() == requests.len() && self.requests.iter().zip(requests).all(same)
+    }
+
+    /// The place of what asks for the same under the same name, wherever.
+    fn place_of(&self, request: &ResourceRequest) -> Option<usize> {
+        self.requests.iter().position(|known| {
+            (&known.id, &known.resources, known.revocable) == (&request.id, &request.resources, request.revocable)
+        })
+    }
 }
 
 /// What the allocator was told, and what is marked to be told.
@@ -36,6 +58,11 @@ pub(super) struct Told {
     /// Of those that wait for something in particular.
     wants: BTreeMap<FrameworkId, Wants>,
     numbers: u64,
+    /// How often those of each changed in more than counts, and whose next change is looked at when.
+    paces: BTreeMap<FrameworkId, Pace>,
+    later: BTreeMap<FrameworkId, u64>,
+    /// How many kinds of resources had a number when that was looked at.
+    kinds: usize,
     /// When everything was compared.
     all_ms: Option<u64>,
     /// Where revocable work stood in the way, and when that was looked for.
@@ -48,11 +75,10 @@ impl Told {
     pub(super) fn offered(&mut self, held: &Standing, is: bool) {
         self.agents.insert(held.agent);
         self.frameworks.insert(held.framework);
-        let Some(wants) = self.wants.get_mut(&held.framework).filter(|wants| wants.number == held.wants) else {
-            return;
-        };
-        for (at, count) in &held.pieces {
-            if let Some(offered) = wants.offered.get_mut(*at) {
+        let Some(wants) = self.wants.get_mut(&held.framework) else { return };
+        for (number, count) in &held.pieces {
+            let at = wants.numbers.iter().position(|known| known == number);
+            if let Some(offered) = at.and_then(|at| wants.offered.get_mut(at)) {
                 *offered = if is { *offered + count } else { offered.saturating_sub(*count) };
             }
         }
@@ -63,23 +89,76 @@ impl Told {
         self.all_ms.is_some_and(|before| now_ms >= before + LOOK_AT_ALL_MS)
     }
 
-    fn note_requests(&mut self, id: FrameworkId, requests: &[ResourceRequest], kinds: &mut Kinds) {
+    /// Look at what a framework waits for. Everything may follow from a change, so those of one follow each other at a
+    /// pace, but for those of counts.
+    fn note_requests(&mut self, id: FrameworkId, requests: &[ResourceRequest], kinds: &Kinds, now_ms: u64) {
+        let none = Wants::default();
+        let known = self.wants.get(&id).unwrap_or(&none);
+        let appeared = known.kinds.is_some_and(|before| before != kinds.count());
+        if known.requests == requests && !appeared {
+            self.later.remove(&id);
+            return;
+        }
+        if !known.same_but_counts(requests) {
+            let pace = self.paces.entry(id).or_default();
+            let due_ms = pace.due_ms(REQUESTS_EVERY_MS);
+            if due_ms > now_ms {
+                self.later.insert(id, due_ms);
+                return;
+            }
+            pace.pass(REQUESTS_EVERY_MS, now_ms);
+        }
+        self.later.remove(&id);
         if requests.is_empty() {
             self.wants.remove(&id);
-        } else if self.wants.get(&id).is_none_or(|known| known.requests != requests) {
-            self.numbers += 1;
-            let wants = requests.iter().map(|request| Want {
-                id: request.id.clone(),
-                piece: kinds.vector(&request.resources),
-                count: request.count,
-                constraints: request.constraints.clone(),
-                revocable: request.revocable,
-            });
-            let offered = vec![0; requests.len()];
-            let known =
-                Wants { requests: requests.to_vec(), wants: wants.collect(), number: self.numbers, offered };
-            self.wants.insert(id, known);
+            return;
         }
+        let wants = requests.iter().map(|request| Want {
+            id: request.id.clone(),
+            piece: kinds.vector_of_known(&request.resources),
+            count: request.count,
+            constraints: request.constraints.clone(),
+            revocable: request.revocable,
+        });
+        let mut made = Wants { requests: requests.to_vec(), wants: wants.collect(), ..Wants::default() };
+        for request in requests {
+            let before = known.place_of(request);
+            let number = before.and_then(|at| known.numbers.get(at).copied());
+            let offered = before.and_then(|at| known.offered.get(at).copied());
+            self.numbers += 1;
+            made.numbers.push(number.unwrap_or(self.numbers));
+            made.offered.push(offered.unwrap_or(0));
+        }
+        let all_known = requests.iter().all(|request| kinds.knows_all(&request.resources));
+        made.kinds = (!all_known).then(|| kinds.count());
+        self.wants.insert(id, made);
+    }
+
+    /// Requests whose change is to be looked at by now.
+    pub(super) fn later_due(&mut self, now_ms: u64) -> bool {
+        let due = self.later.iter().filter(|(_, due_ms)| **due_ms <= now_ms).map(|(id, _)| *id);
+        let before = self.frameworks.len();
+        self.frameworks.extend(due);
+        self.frameworks.len() > before
+    }
+
+    /// Kinds of resources are there that were not: who asked for what nobody had is looked at again.
+    fn kinds_appeared(&mut self, kinds: &Kinds) {
+        let of = self.wants.iter().filter(|(_, wants)| wants.kinds.is_some_and(|before| before != kinds.count()));
+        self.frameworks.extend(of.map(|(id, _)| *id));
+    }
+
+    /// On how many agents revocable work stands in the way of a role, or of one above it.
+    pub(super) fn taken_back(&self, role: &RoleName) -> u32 {
+        let due = self.short.iter().filter(|(of, _)| role.lineage().any(|above| above == of));
+        u32::try_from(due.count()).unwrap_or(u32::MAX)
+    }
+
+    /// It is no more.
+    fn forget(&mut self, id: FrameworkId) {
+        self.wants.remove(&id);
+        self.paces.remove(&id);
+        self.later.remove(&id);
     }
 }
 
@@ -180,11 +259,12 @@ impl Desk<'_> {
         let Grant { framework, agent, amounts, revocable, pieces } = grant;
         let id = OfferId(self.leader.fresh());
         let offers = &mut self.leader.offers;
-        let quantities = offers.allocator.kinds().resources(&amounts);
-        let wants = offers.told.wants.get(&framework).map_or(0, |wants| wants.number);
+        let quantities = offers.allocator.kinds_known().resources(&amounts);
+        let numbers = offers.told.wants.get(&framework).map_or(&[][..], |wants| &wants.numbers);
+        let pieces = pieces.into_iter().filter_map(|(at, count)| Some((*numbers.get(at)?, count))).collect();
         let made_ms = self.now.mono_ms;
         let available = quantities.clone();
-        offers.insert(id, Standing { framework, agent, quantities, revocable, pieces, wants, made_ms });
+        offers.insert(id, Standing { framework, agent, quantities, revocable, pieces, made_ms });
         if let Some(instance) = self.leader.instances.get_mut(&framework) {
             instance.offers.push(Offer { id, agent, available, revocable });
         }
@@ -208,6 +288,11 @@ impl Desk<'_> {
         }
         for agent in std::mem::take(&mut self.leader.offers.told.agents) {
             self.tell_agent(agent);
+        }
+        let offers = &mut self.leader.offers;
+        if offers.told.kinds != offers.allocator.kinds_known().count() {
+            offers.told.kinds = offers.allocator.kinds_known().count();
+            offers.told.kinds_appeared(offers.allocator.kinds_known());
         }
         for framework in std::mem::take(&mut self.leader.offers.told.frameworks) {
             self.tell_framework(framework);
@@ -233,14 +318,14 @@ impl Desk<'_> {
     fn tell_framework(&mut self, id: FrameworkId) {
         let offers = &mut self.leader.offers;
         let Some(row) = self.state.frameworks.get(&id) else {
-            offers.told.wants.remove(&id);
+            offers.told.forget(id);
             offers.wasted.remove(&id);
             return offers.allocator.remove_framework(id);
         };
-        offers.told.note_requests(id, &row.requests, offers.allocator.kinds());
+        offers.told.note_requests(id, &row.requests, offers.allocator.kinds_known(), self.now.mono_ms);
         let sums = FrameworkSums::of(row, self.leader, id);
         let offers = &mut self.leader.offers;
-        let facts = sums.facts(offers.allocator.kinds());
+        let facts = sums.facts(offers.allocator.kinds_known());
         offers.allocator.set_framework(id, facts);
     }
 }
@@ -312,9 +397,10 @@ impl FrameworkSums {
         }
     }
 
-    fn facts(self, kinds: &mut Kinds) -> FrameworkFacts {
+    fn facts(self, kinds: &Kinds) -> FrameworkFacts {
         let Self { role, uses, open, waits, wasted, wants, offered } = self;
-        FrameworkFacts { role, uses: uses.map(|uses| kinds.vector(&uses)), open, waits, wasted, wants, offered }
+        let uses = uses.map(|uses| kinds.vector_of_known(&uses));
+        FrameworkFacts { role, uses, open, waits, wasted, wants, offered }
     }
 }
 
@@ -332,7 +418,7 @@ pub(crate) fn check(state: &State, leader: &Leader) -> Result<(), String> {
         }
     }
     for (id, row) in state.frameworks.iter().filter(|(id, _)| !told.frameworks.contains(id)) {
-        let expected = FrameworkSums::of(row, leader, *id).facts(&mut kinds);
+        let expected = FrameworkSums::of(row, leader, *id).facts(&kinds);
         if Some(&expected) != allocator.framework_facts(*id) {
             return Err(format!("{id}: the allocator was not told that it is {expected:?}"));
         }
@@ -342,4 +428,115 @@ pub(crate) fn check(state: &State, leader: &Leader) -> Result<(), String> {
         return Err(format!("{id}: the allocator was not told that it is gone"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tessera_types::{Predicate, Quantities, Selector, limits::RESOURCE_REQUESTS_MAX};
+
+    const WEB: FrameworkId = FrameworkId(1);
+
+    fn request(id: &str, cpus: i64, count: u32) -> ResourceRequest {
+        let quantities = Quantities { cpus_milli: cpus * 1_000, mem_mib: 64, disk_mib: 0 };
+        let resources = Resources::of(quantities);
+        ResourceRequest { id: id.to_owned(), resources, count, constraints: Vec::new(), revocable: false }
+    }
+
+    fn with(mut request: ResourceRequest, name: &str) -> ResourceRequest {
+        request.resources = request.resources.with(name, 1_000);
+        request
+    }
+
+    fn standing(told: &Told, pieces: &[(usize, u32)]) -> Standing {
+        let numbers = &told.wants[&WEB].numbers;
+        Standing {
+            framework: WEB,
+            agent: AgentId(1),
+            quantities: Resources::ZERO,
+            revocable: false,
+            pieces: pieces.iter().map(|(at, count)| (numbers[*at], *count)).collect(),
+            made_ms: 0,
+        }
+    }
+
+    #[test]
+    fn names_that_nobody_has_take_no_room_and_are_looked_at_when_somebody_has_them() {
+        let (mut told, mut kinds) = (Told::default(), Kinds::default());
+        let before = kinds.count();
+        for turn in 0..500_u64 {
+            let requests = (0..RESOURCE_REQUESTS_MAX).map(|number| {
+                let named = |request, item| with(request, &format!("x-{turn}-{number}-{item}"));
+                (0..16).fold(request(&number.to_string(), 1, 1), named)
+            });
+            let requests: Vec<ResourceRequest> = requests.collect();
+            told.note_requests(WEB, &requests, &kinds, turn * 1_000);
+        }
+        let longest = told.wants[&WEB].wants.iter().map(|want| want.piece.len()).max();
+        assert_eq!((kinds.count(), longest), (before, Some(4)));
+        let gpu = [with(request("gpu", 1, 1), "gpus")];
+        told.note_requests(WEB, &gpu, &kinds, 1_000_000);
+        let agent = kinds.vector(&Resources::of(Quantities { cpus_milli: 8_000, mem_mib: 64, disk_mib: 0 }));
+        assert!(!agent.contains(&told.wants[&WEB].wants[0].piece));
+        let with_gpus = with(request("", 8, 1), "gpus").resources;
+        let agent = kinds.vector(&with_gpus);
+        told.kinds_appeared(&kinds);
+        assert!(told.frameworks.contains(&WEB), "it is looked at again");
+        told.note_requests(WEB, &gpu, &kinds, 1_000_001);
+        assert!(agent.contains(&told.wants[&WEB].wants[0].piece));
+        told.frameworks.clear();
+        told.kinds_appeared(&kinds);
+        assert!(told.frameworks.is_empty(), "once");
+    }
+
+    #[test]
+    fn what_is_being_offered_counts_on_when_requests_change() {
+        let (mut told, kinds) = (Told::default(), Kinds::default());
+        told.note_requests(WEB, &[request("a", 1, 4), request("b", 2, 4)], &kinds, 0);
+        let offer = standing(&told, &[(0, 1), (1, 3)]);
+        told.offered(&offer, true);
+        let seen = |told: &Told| (told.wants[&WEB].offered.clone(), told.wants[&WEB].wants.iter().map(|want| want.count).collect());
+        for (now, requests, expected) in [
+            // Only counts.
+            (1, vec![request("a", 1, 9), request("b", 2, 1)], (vec![1, 3], vec![9, 1])),
+            // Another one in front; and one of the same name that asks for something else.
+            (2, vec![request("c", 1, 1), request("b", 2, 1), request("a", 3, 5)], (vec![0, 3, 0], vec![1, 1, 5])),
+        ] {
+            told.note_requests(WEB, &requests, &kinds, now);
+            let found: (Vec<u32>, Vec<u32>) = seen(&told);
+            assert_eq!(found, expected);
+        }
+        told.offered(&offer, false);
+        assert_eq!(told.wants[&WEB].offered, [0, 0, 0]);
+    }
+
+    #[test]
+    fn changes_of_more_than_counts_have_a_pace_and_the_last_one_comes() {
+        let (mut told, kinds) = (Told::default(), Kinds::default());
+        let on = |zone: u32| {
+            let constraint = tessera_types::Constraint {
+                selector: Selector::Attribute("zone".into()),
+                predicate: Predicate::Matches(format!("*{zone}")),
+            };
+            [ResourceRequest { constraints: vec![constraint], ..request("a", 1, 1 + zone) }]
+        };
+        let mut taken = 0;
+        for change in 0..1_000_u32 {
+            let numbers = told.numbers;
+            told.note_requests(WEB, &on(change), &kinds, 5);
+            taken += usize::from(told.numbers != numbers);
+        }
+        assert!((2..40).contains(&taken), "{taken} of 1,000 changes in one moment");
+        assert!(!told.later_due(5) && told.later_due(5 + REQUESTS_EVERY_MS));
+        assert!(told.frameworks.contains(&WEB));
+        told.note_requests(WEB, &on(999), &kinds, 5 + REQUESTS_EVERY_MS);
+        assert_eq!(told.wants[&WEB].requests, on(999));
+        assert!(!told.later_due(u64::MAX), "nothing is left to be looked at");
+        // Counts are not held up.
+        told.note_requests(WEB, &on(2), &kinds, 6 + REQUESTS_EVERY_MS);
+        let [mut more] = on(999);
+        more.count += 7;
+        told.note_requests(WEB, &[more.clone()], &kinds, 6 + REQUESTS_EVERY_MS);
+        assert_eq!(told.wants[&WEB].requests, [more]);
+    }
 }

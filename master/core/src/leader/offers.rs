@@ -6,12 +6,12 @@
 
 use super::Desk;
 use super::allocation::Told;
-use crate::allocator::{Allocator, Pieces};
+use crate::allocator::Allocator;
 use crate::limits::{EXPIRED_FILTER_MS, FILTER_MIN_MS, OFFER_WASTED_MS};
 use crate::tally::OfferEnd;
 use std::collections::{BTreeMap, BTreeSet};
 use tessera_types::limits::DURATION_MAX_MS;
-use tessera_types::{AgentId, FrameworkId, OfferId, Resources};
+use tessera_types::{AgentId, FrameworkId, OfferId, Resources, RoleName};
 
 /// One offer.
 #[derive(Clone, Debug)]
@@ -21,9 +21,8 @@ pub(crate) struct Standing {
     pub(crate) quantities: Resources,
     /// It may be taken back, with what runs on it.
     pub(crate) revocable: bool,
-    /// Of which requests of its framework it is, as long as those are the ones of this number.
-    pub(super) pieces: Pieces,
-    pub(super) wants: u64,
+    /// Of which requests of its framework it is, by their numbers, and how many pieces.
+    pub(super) pieces: Vec<(u64, u32)>,
     pub(crate) made_ms: u64,
 }
 
@@ -100,6 +99,11 @@ impl Offers {
         &self.allocator
     }
 
+    /// On how many agents revocable work is being taken back for a role, or for one above it.
+    pub(crate) fn taken_back(&self, role: &RoleName) -> u32 {
+        self.told.taken_back(role)
+    }
+
     /// Offers to a framework that stand.
     pub(super) fn ids_by(&self, framework: FrameworkId) -> impl Iterator<Item = OfferId> {
         let by = self.by.range((framework, OfferId(0))..=(framework, OfferId(u64::MAX)));
@@ -151,7 +155,7 @@ impl Offers {
     }
 
     fn filter(&mut self, (agent, framework): (AgentId, FrameworkId), quantities: &Resources, until_ms: u64) {
-        let refused = self.allocator.kinds().vector(quantities);
+        let refused = self.allocator.kinds_known().vector_of_known(quantities);
         self.allocator.refuse(agent, framework, &refused, until_ms);
     }
 
@@ -342,5 +346,6 @@ impl Desk<'_> {
         }
         self.leader.allocate |= self.leader.offers.allocator.first_end_ms().is_some_and(|end| end <= now_ms);
         self.leader.allocate |= self.leader.offers.told.all_due(now_ms);
+        self.leader.allocate |= self.leader.offers.told.later_due(now_ms);
     }
 }

@@ -18,12 +18,12 @@ pub(super) struct Pace {
 
 impl Pace {
     /// From when on the next one may pass.
-    const fn due_ms(self, every_ms: u64) -> u64 {
+    pub(super) const fn due_ms(self, every_ms: u64) -> u64 {
         self.next_ms.saturating_sub(every_ms.saturating_mul(PACE_BURST))
     }
 
     /// One passes now.
-    fn pass(&mut self, every_ms: u64, now_ms: u64) {
+    pub(super) fn pass(&mut self, every_ms: u64, now_ms: u64) {
         self.next_ms = self.next_ms.max(now_ms).saturating_add(every_ms);
     }
 }

@@ -50,7 +50,7 @@ impl Desk<'_> {
 }
 
 /// The revocable tasks of an agent whose end leaves what is missing: those of roles with the lowest priority first,
-/// of these the youngest, which have done the least. None if even all of them would not be enough of any kind.
+/// of these the youngest, which have done the least; of those launched at once, what is named last. None if even all of them would not be enough of any kind.
 pub(crate) fn victims(state: &State, shortage: &Shortage) -> Vec<(FrameworkId, TaskId)> {
     let Some(agent) = state.agents.get(&shortage.agent) else { return Vec::new() };
     let mut missing = shortage.resources.clone();
@@ -66,12 +66,12 @@ pub(crate) fn victims(state: &State, shortage: &Shortage) -> Vec<(FrameworkId, T
             continue;
         }
         let priority = framework.role.lineage().map(|role| state.policy(role).priority).max().unwrap_or(0);
-        candidates.push((priority, Reverse(row.created_ms), *id, task, row));
+        candidates.push(((priority, Reverse(row.created_ms), *id, Reverse(counted(task))), task, row));
     }
-    candidates.sort_by(|one, other| (one.0, one.1, one.2, one.3).cmp(&(other.0, other.1, other.2, other.3)));
+    candidates.sort_by(|one, other| one.0.cmp(&other.0));
     let mut chosen: Vec<(FrameworkId, TaskId)> = Vec::new();
     let mut groups = BTreeSet::new();
-    for (_, _, id, task, row) in candidates {
+    for ((_, _, id, _), task, row) in candidates {
         if missing.is_empty() || chosen.len() >= PREEMPTED_MAX {
             break;
         }
@@ -92,9 +92,40 @@ pub(crate) fn victims(state: &State, shortage: &Shortage) -> Vec<(FrameworkId, T
     chosen
 }
 
+/// A task id by which ids are in the order in which people count: 9 before 10.
+fn counted(task: &TaskId) -> String {
+    let mut key = String::new();
+    let mut rest = task.as_str();
+    while !rest.is_empty() {
+        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let (number, after) = rest.split_at(digits);
+        // Of two numbers without zeros in front the longer one is larger.
+        key.extend(u8::try_from(digits).ok().filter(|digits| *digits > 0).map(char::from));
+        key.push_str(number);
+        let text = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
+        let (text, after) = after.split_at(text);
+        key.push_str(text);
+        rest = after;
+    }
+    key
+}
+
 /// Whether a task has anything of what is missing.
 fn helps(missing: &Resources, task: &Task) -> bool {
     let kinds = [tessera_types::CPUS, tessera_types::MEM, tessera_types::DISK].into_iter();
     let mut kinds = kinds.chain(missing.items.keys().map(|key| key.name.as_str()));
     kinds.any(|kind| missing.amount(kind) > 0 && task.charge.amount(kind) > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_in_the_order_in_which_people_count() {
+        let mut ids = ["t10", "job-10.1", "t9", "job-9.12", "a", "t", "job-9.2", "t1b", "7"].map(|id| id.parse().unwrap());
+        ids.sort_by_key(counted);
+        let ids: Vec<String> = ids.iter().map(TaskId::to_string).collect();
+        assert_eq!(ids, ["7", "a", "job-9.2", "job-9.12", "job-10.1", "t", "t1b", "t9", "t10"]);
+    }
 }

@@ -4,7 +4,7 @@
 use super::reference::Model;
 use crate::allocator::vector::plain;
 use crate::allocator::{
-    AgentFacts, Allocator, FrameworkFacts, Grant, REGULAR, REVOCABLE, Vector, Want,
+    AgentFacts, Allocator, FrameworkFacts, Grant, REGULAR, REVOCABLE, Vector, Want, same_but_counts,
 };
 use std::sync::Arc;
 use tessera_types::{AgentId, AgentInfo, Amounts, Constraint, FrameworkId, Predicate, Quantities, ResourceKey, RolePolicy, Selector};
@@ -76,7 +76,7 @@ impl World {
     fn numbers(&mut self, key: &ResourceKey) -> usize {
         let number = self.engine.kinds().number(key);
         assert_eq!(self.model.kinds.number(key), number);
-        number
+        number.unwrap()
     }
 
     fn tell_agent(&mut self, id: AgentId) {
@@ -193,11 +193,22 @@ impl World {
         }
         let facts = self.model.frameworks.get_mut(&id).unwrap();
         let wants: Arc<[Want]> = wants.into();
-        if facts.wants != wants {
+        if !same_but_counts(&facts.wants, &wants) {
             self.model.filters.retain(|(_, framework), _| *framework != id);
         }
         facts.offered = vec![0; wants.len()];
         facts.wants = wants;
+        self.tell_framework(id);
+    }
+
+    /// More or fewer pieces of the same: what was declined stays so, and what is being offered counts.
+    fn change_counts(&mut self, id: FrameworkId) {
+        let facts = self.model.frameworks.get_mut(&id).unwrap();
+        let wants = facts.wants.iter().zip(&facts.offered).map(|(want, offered)| {
+            let count = u32::try_from(self.dice.below(5)).unwrap().max(*offered).max(1);
+            Want { count, ..want.clone() }
+        });
+        facts.wants = wants.collect();
         self.tell_framework(id);
     }
 
@@ -324,7 +335,11 @@ impl World {
             }
             10 if self.mix.wants => {
                 if let Some(id) = self.framework() {
-                    self.change_wants(id);
+                    if self.dice.one_in(2) {
+                        self.change_wants(id);
+                    } else {
+                        self.change_counts(id);
+                    }
                 }
             }
             11 => self.change_policy(),

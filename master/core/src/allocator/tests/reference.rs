@@ -39,7 +39,7 @@ impl Model {
 
     fn quota(&self, amounts: &Amounts) -> Vec<(usize, i64)> {
         let mut kinds = self.kinds.clone();
-        amounts.iter().map(|(name, amount)| (kinds.number(&plain(name)), amount)).collect()
+        amounts.iter().map(|(name, amount)| (kinds.number(&plain(name)).unwrap(), amount)).collect()
     }
 
     fn all_roles(&self) -> BTreeSet<String> {
@@ -168,8 +168,11 @@ impl Model {
         if class == REGULAR {
             for role in lineage(&facts.role) {
                 let uses = self.uses(REGULAR, |of| within(of, role));
+                // Guarantees of others below the same limit keep their part of it, but from one that is being met.
+                let due = needy.is_some_and(|needy| within(needy, role));
                 for (kind, limit) in self.quota(&self.policy(role).limit) {
-                    cut(&mut amounts, kind, limit - uses.get(kind));
+                    let kept = if due { 0 } else { self.others(&facts.role, role, kind) };
+                    cut(&mut amounts, kind, limit - uses.get(kind) - kept);
                 }
             }
         }

@@ -186,8 +186,8 @@ fn the_youngest_revocable_tasks_make_room_as_far_as_they_help() {
         let victims = victims(&site.core.state, &shortage).into_iter();
         victims.map(|(_, task)| task.to_string()).collect::<Vec<_>>()
     };
-    assert_eq!(victims(&site, 1_500, 0), ["young", "younger"]);
-    assert_eq!(victims(&site, 2_500, 0), ["young", "younger", "old"]);
+    assert_eq!(victims(&site, 1_500, 0), ["younger", "young"]);
+    assert_eq!(victims(&site, 2_500, 0), ["younger", "young", "old"]);
     assert_eq!(victims(&site, 0, 1_000), [""; 0]);
     let tasks = vec![v1::preempt_tasks::Task { framework: 1, task: "younger".into() }];
     site.apply(vec![C::PreemptTasks(v1::PreemptTasks { tasks, role: "q".into() })]);
