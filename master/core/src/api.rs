@@ -456,7 +456,7 @@ pub enum RequestError {
         rule: String,
     },
     /// Its key came with another request before.
-    #[error("idempotency_key: {key} was used for another request")]
+    #[error("the key {key} was used for another request")]
     KeyReused {
         /// The key.
         key: String,

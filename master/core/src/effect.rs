@@ -4,7 +4,7 @@
 //! undone in the state itself. Must never carry anything that is needed after a failover.
 
 use crate::api::{EventId, RequestError};
-use tessera_types::{AgentId, Digest, Epoch, FrameworkId, HttpAnswer, Reason, TaskId, TaskState, TaskStatus, TurnOutcome};
+use tessera_types::{AgentId, Digest, Epoch, FrameworkId, HttpAnswer, Reason, Resources, TaskId, TaskState, TaskStatus, TurnOutcome};
 
 /// Something for the leader.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +31,15 @@ pub enum Effect {
         framework: FrameworkId,
         /// The status.
         status: TaskStatus,
+    },
+    /// A launch was refused by the commit alone, and what it would have taken is left of its offer.
+    GivenBack {
+        /// Whose launch.
+        framework: FrameworkId,
+        /// Where.
+        agent: AgentId,
+        /// So much.
+        resources: Resources,
     },
     /// What the agent is to do about a task changed.
     Task {

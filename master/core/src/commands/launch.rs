@@ -101,6 +101,9 @@ pub(super) fn run(
         {
             verdict = Err(Refused::Dropped(reason, message));
         }
+        if verdict.is_err() {
+            give_back(apply, framework, &planned);
+        }
         if let Err(Refused::Unrecorded(reason, message)) = &verdict {
             notice(apply, framework, &planned, *reason, message);
             continue;
@@ -112,6 +115,14 @@ pub(super) fn run(
         record(apply, framework, planned, group, verdict);
     }
     Ok(())
+}
+
+/// The leader counted with what a launch would take, unless it dropped it itself.
+fn give_back(apply: &mut Apply<'_>, framework: FrameworkId, planned: &Planned) {
+    let owner = apply.state.frameworks.get(&framework).filter(|_| planned.dropped.is_none());
+    let Some(spec) = owner.and_then(|owner| owner.specs.get(&planned.launch.spec)) else { return };
+    let (resources, _) = apply.state.terms(&spec.spec);
+    apply.effect(Effect::GivenBack { framework, agent: planned.agent, resources });
 }
 
 /// A task group is on one agent, whatever a leader says.

@@ -46,7 +46,7 @@ use pace::Statuses;
 use sessions::{Link, Session};
 use standby::Standbys;
 use std::collections::{BTreeMap, BTreeSet};
-use tessera_types::{AgentId, FrameworkId};
+use tessera_types::{AgentId, FrameworkId, Resources};
 use tessera_wire::v1;
 use throttle::Throttle;
 use turns::PendingTurn;
@@ -100,6 +100,8 @@ pub(crate) struct Leader {
     /// Limits as agents are told them, and the newest framework whose role they cover.
     limits: Option<(u64, Vec<v1::RoleLimits>)>,
     allocate: bool,
+    /// What the commit that is just applied refused to launch.
+    given_back: Vec<(FrameworkId, AgentId, Resources)>,
     /// Commands of this leader's own that not every master understands yet.
     too_new: Vec<u64>,
     out: Vec<Output>,
@@ -178,6 +180,7 @@ impl Leader {
             statuses: Statuses::default(),
             limits: None,
             allocate: true,
+            given_back: Vec::new(),
             too_new: Vec::new(),
             out: Vec::new(),
         }

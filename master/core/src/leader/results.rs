@@ -17,6 +17,10 @@ impl Desk<'_> {
                 if term == self.leader.term {
                     self.done(ticket, result);
                 }
+                self.leader.given_back.clear();
+            }
+            Effect::GivenBack { framework, agent, resources } => {
+                self.leader.given_back.push((framework, agent, resources));
             }
             Effect::Answer { request, answer } => self.answer(request, Ok(answer)),
             Effect::Notice { framework, status } => {

@@ -14,6 +14,7 @@ use crate::commands::validate_turn;
 use crate::effect::CommandResult;
 use crate::limits::COMMAND_BYTES_MAX;
 use crate::open;
+use crate::tally::TurnTally;
 use crate::trace::TurnTrace;
 use prost::Message;
 use std::collections::BTreeSet;
@@ -155,6 +156,11 @@ impl Desk<'_> {
         }
     }
 
+    /// What is counted of a framework; nothing of one that is gone, which would be kept for good.
+    fn counted(&mut self, id: FrameworkId) -> Option<&mut TurnTally> {
+        self.state.frameworks.contains_key(&id).then(|| self.leader.tally.of(id))
+    }
+
     /// Tell a worker that its turn is refused; it rebuilds the instance.
     pub(super) fn refuse_turn(
         &mut self,
@@ -164,7 +170,9 @@ impl Desk<'_> {
         http: &[u64],
     ) {
         let id = header.framework;
-        self.leader.tally.of(id).refused += 1;
+        if let Some(tally) = self.counted(id) {
+            tally.refused += 1;
+        }
         self.fail_http(http, 502, "TURN_REFUSED", "the scheduler's turn was refused");
         let instance = self.leader.instances.get_mut(&id);
         if let Some(instance) = instance.filter(|instance| instance.epoch == header.epoch) {
@@ -362,9 +370,10 @@ impl Desk<'_> {
         }
         match outcome {
             TurnOutcome::Committed { next } => {
-                let tally = self.leader.tally.of(pending.framework);
-                tally.committed += 1;
-                tally.operations += pending.operations;
+                if let Some(tally) = self.counted(pending.framework) {
+                    tally.committed += 1;
+                    tally.operations += pending.operations;
+                }
                 self.turn_stands(pending, next);
             }
             TurnOutcome::Refused(refusal) => self.turn_fails(pending, refusal),
@@ -401,7 +410,9 @@ impl Desk<'_> {
             self.decline(id, *offer, *refuse_ms);
         }
         for (agent, rest, refuse_ms) in &after.rests {
-            self.refuse_rest(id, *agent, rest.clone(), *refuse_ms);
+            let back = self.leader.given_back.iter().filter(|(of, at, _)| *of == id && at == agent);
+            let rest = back.fold(rest.clone(), |sum, (_, _, resources)| sum.plus(resources));
+            self.refuse_rest(id, *agent, rest, *refuse_ms);
         }
         if after.revive {
             self.revive(id);
@@ -431,7 +442,9 @@ impl Desk<'_> {
 
     fn turn_fails(&mut self, pending: &PendingTurn, refusal: TurnRefusal) {
         self.land(pending);
-        self.leader.tally.of(pending.framework).refused += 1;
+        if let Some(tally) = self.counted(pending.framework) {
+            tally.refused += 1;
+        }
         self.fail_http(&pending.http, 502, "TURN_REFUSED", "the scheduler's turn was refused");
         let current = self.leader.instances.get_mut(&pending.framework);
         if let Some(instance) = current.filter(|instance| instance.epoch == pending.epoch) {
@@ -507,4 +520,27 @@ fn turn_result(
         outside,
         trace: Vec::new(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::MemRows;
+    use crate::{Config, Core, Now};
+
+    #[test]
+    fn nothing_is_counted_of_a_framework_that_is_gone() {
+        let mut core = Core::load(&MemRows::default(), Config::default()).unwrap();
+        let now = Now { mono_ms: 1, wall_ms: 1 };
+        let _ = core.lead(1, "cluster", now);
+        let (gone, header) = (FrameworkId(7), TurnHeader { framework: FrameworkId(7), epoch: Epoch(1), number: TurnNumber(1), time_ms: 1 });
+        core.with(now, |desk| {
+            desk.leader.tally.of(gone).committed = 1;
+            desk.drop_instance(gone);
+            assert!(desk.leader.tally.turns.is_empty(), "it goes with its framework");
+            // What was held back until then.
+            desk.refuse_turn(header, 1, TurnOutcome::Refused(TurnRefusal::NoFramework), &[]);
+            assert!(desk.leader.tally.turns.is_empty());
+        });
+    }
 }
