@@ -163,6 +163,10 @@ impl Connection {
     /// # Errors
     /// When there is none, or it cannot be read.
     pub fn token(&self) -> Result<String, CliError> {
+        if self.token.1 == Origin::Default && !self.is_here()? {
+            let text = format!("no token is named for {}, and that of `tessera dev` is not shown to other machines", self.address.0);
+            return Err(CliError::new(Kind::Usage, text).hint(NAME_TOKEN));
+        }
         let read = match &self.token.0 {
             TokenPlace::Env(name) => check_token(&environment(name).unwrap_or_default(), name),
             TokenPlace::File(path) => {
@@ -176,15 +180,26 @@ impl Connection {
         // A file that somebody named is a setting that is wrong; that of `tessera dev` says that there is no cluster.
         let missing = if self.token.1 == Origin::Default { Kind::Unavailable } else { Kind::Usage };
         read.map_err(|error| match error.kind {
-            Kind::NotFound => CliError { kind: missing, ..error }.hint(
-                "start a cluster with `tessera dev`, or name the token of another one: --token-file, \
-                 TESSERA_TOKEN_FILE, TESSERA_TOKEN or `tessera context set`; a master writes it to admin.token in \
-                 its data directory",
-            ),
+            Kind::NotFound => {
+                CliError { kind: missing, ..error }.hint(format!("start a cluster with `tessera dev`, or {NAME_TOKEN}"))
+            }
             _ => error,
         })
     }
+
+    /// Whether every address is of this machine.
+    fn is_here(&self) -> Result<bool, CliError> {
+        let loopback = |url: &reqwest::Url| {
+            let host = url.host_str().unwrap_or_default();
+            let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+            host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+        };
+        Ok(self.bases()?.iter().all(loopback))
+    }
 }
+
+/// How a token is named.
+const NAME_TOKEN: &str = "name the token of that cluster: --token-file, TESSERA_TOKEN_FILE, TESSERA_TOKEN or `tessera context set`; a master writes it to admin.token in its data directory";
 
 /// Addresses separated by commas, checked.
 ///
@@ -315,7 +330,7 @@ pub fn token_path(dev_dir: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use super::{ConnectionArgs, Origin, TokenPlace, bases, check_private, check_token, read_token, run_for_token};
+    use super::{Connection, ConnectionArgs, Origin, TokenPlace, bases, check_private, check_token, read_token, run_for_token};
     use crate::contexts::ConfigFile;
     use crate::error::Kind;
     use std::os::unix::fs::PermissionsExt as _;
@@ -433,6 +448,22 @@ mod tests {
         assert_eq!(run_for_token(&argv(&["echo", "abc"])).unwrap(), "abc");
         for bad in [argv(&["false"]), argv(&["echo", "a b"]), argv(&["/nowhere"]), argv(&[])] {
             assert!(run_for_token(&bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_token_of_this_machine_stays_on_it() {
+        let of = |address: &str| Connection {
+            context: None,
+            address: (address.into(), Origin::Flag("address")),
+            token: (TokenPlace::File(PathBuf::from("/nowhere/token")), Origin::Default),
+        };
+        for address in ["http://127.0.0.1:5050", "localhost:7001", "http://[::1]:5050", "127.0.0.1:1,127.0.0.1:2"] {
+            assert!(of(address).is_here().unwrap(), "{address}");
+        }
+        for address in ["http://10.0.0.1:5050", "master.example:5050", "127.0.0.1:1,10.0.0.1:1", "127.0.0.1.example:1"] {
+            let error = of(address).token().unwrap_err();
+            assert!(error.kind == Kind::Usage && error.message.contains("not shown to other machines"), "{address}: {error}");
         }
     }
 

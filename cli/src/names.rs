@@ -69,10 +69,19 @@ fn distance(a: &str, b: &str) -> usize {
     last[b.len()]
 }
 
+/// How much of a name has to be said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Say {
+    /// Its beginning, if only one begins so: for whoever looks.
+    Enough,
+    /// All of it, or the id: what changes something must not meet another one in a script that runs again.
+    All,
+}
+
 /// The one that is meant among candidates.
-fn choose(what: &str, text: &str, candidates: &[Candidate], list: &str) -> Result<String, CliError> {
-    let whole: Vec<&Candidate> =
-        candidates.iter().filter(|c| c.id == text || c.names.iter().any(|name| name == text)).collect();
+fn choose(what: &str, text: &str, say: Say, candidates: &[Candidate], list: &str) -> Result<String, CliError> {
+    let is_whole = |c: &Candidate, text: &str| c.id == text || c.names.iter().any(|name| name == text);
+    let whole: Vec<&Candidate> = candidates.iter().filter(|c| is_whole(c, text)).collect();
     let beginning = || candidates.iter().filter(|c| c.names.iter().any(|name| begins(name, text))).collect();
     let found: Vec<&Candidate> = if whole.is_empty() { beginning() } else { whole };
     let told = |c: &Candidate| match c.names.first() {
@@ -80,7 +89,9 @@ fn choose(what: &str, text: &str, candidates: &[Candidate], list: &str) -> Resul
         _ => clean(&c.id),
     };
     match found.as_slice() {
-        [one] => Ok(one.id.clone()),
+        [one] if say == Say::Enough || is_whole(one, text) => Ok(one.id.clone()),
+        [one] => Err(CliError::new(Kind::NotFound, format!("there is no {what} {text:?}"))
+            .hint(format!("what changes something takes a whole name, or an id; did you mean {}?", told(one)))),
         [] => {
             let names: Vec<&str> = candidates.iter().flat_map(|c| &c.names).map(String::as_str).collect();
             let failed = CliError::new(Kind::NotFound, format!("there is no {what} {text:?}"));
@@ -109,7 +120,7 @@ fn is_id(text: &str, letter: char) -> bool {
 ///
 /// # Errors
 /// When there is none or several, or the cluster cannot be reached.
-pub async fn framework(client: &Client, text: &str) -> Result<String, CliError> {
+pub async fn framework(client: &Client, text: &str, say: Say) -> Result<String, CliError> {
     // A path of one part: what cannot be a name is not asked for.
     if is_id(text, 'f') || text.contains(':') {
         return Ok(text.to_owned());
@@ -123,29 +134,29 @@ pub async fn framework(client: &Client, text: &str) -> Result<String, CliError> 
     }
     let list = all_items(client, client.get(&["v1", "frameworks"])).await?;
     let candidates = candidates(&list, |f: Framework| Candidate { id: f.id, names: vec![f.name] })?;
-    choose("framework", text, &candidates, "tessera framework ls")
+    choose("framework", text, say, &candidates, "tessera framework ls")
 }
 
 /// The agent that is meant by an id, a host's name, or how that begins.
 ///
 /// # Errors
 /// When there is none or several, or the cluster cannot be reached.
-pub async fn agent(client: &Client, text: &str) -> Result<String, CliError> {
+pub async fn agent(client: &Client, text: &str, say: Say) -> Result<String, CliError> {
     if is_id(text, 'a') {
         return Ok(text.to_owned());
     }
     let list = all_items(client, client.get(&["v1", "agents"])).await?;
     let candidates = candidates(&list, |a: Agent| Candidate { id: a.id, names: vec![a.hostname] })?;
-    choose("agent", text, &candidates, "tessera agent ls")
+    choose("agent", text, say, &candidates, "tessera agent ls")
 }
 
 /// The framework and the task that are meant by `FRAMEWORK TASK` or `FRAMEWORK/TASK`.
 ///
 /// # Errors
 /// When there is none or several, or the cluster cannot be reached.
-pub async fn task(client: &Client, args: &TaskArg) -> Result<(String, String), CliError> {
+pub async fn task(client: &Client, args: &TaskArg, say: Say) -> Result<(String, String), CliError> {
     let (framework_text, text) = args.split()?;
-    let framework = framework(client, framework_text).await?;
+    let framework = framework(client, framework_text, say).await?;
     match client.json(client.get(&["v1", "tasks", &framework, text])).await {
         Ok(_) => return Ok((framework, text.to_owned())),
         Err(error) if error.kind == Kind::NotFound => {}
@@ -155,7 +166,7 @@ pub async fn task(client: &Client, args: &TaskArg) -> Result<(String, String), C
     let list = all_items(client, request).await?;
     let candidates = candidates(&list, |t: Task| Candidate { id: t.task.clone(), names: vec![t.task] })?;
     let how = format!("tessera task ls --all --framework {framework}");
-    Ok((framework, choose("task", text, &candidates, &how)?))
+    Ok((framework, choose("task", text, say, &candidates, &how)?))
 }
 
 /// A task on the command line.
@@ -209,7 +220,7 @@ pub fn unknown_route(route: &str) -> CliError {
 
 #[cfg(test)]
 mod tests {
-    use super::{Candidate, TaskArg, begins, choose, closest, is_id};
+    use super::{Candidate, Say, TaskArg, begins, choose, closest, is_id};
     use crate::error::Kind;
 
     #[test]
@@ -243,15 +254,21 @@ mod tests {
             ("wrods", Err((Kind::NotFound, "there is no framework \"wrods\""))),
             ("", Err((Kind::Refused, "4 frameworks are meant by \"\": words (f1), work (f2), wo (f3), logs (f10)"))),
         ] {
-            let found = choose("framework", text, &candidates, "ls");
+            let found = choose("framework", text, Say::Enough, &candidates, "ls");
             match (found, expected) {
                 (Ok(id), Ok(wanted)) => assert_eq!(id, wanted, "{text}"),
                 (Err(error), Err((kind, message))) => assert_eq!((error.kind, error.message.as_str()), (kind, message)),
                 (found, _) => panic!("{text}: {found:?}"),
             }
         }
-        let error = choose("framework", "wrods", &candidates, "ls").unwrap_err();
+        let error = choose("framework", "wrods", Say::Enough, &candidates, "ls").unwrap_err();
         assert_eq!(error.hint.as_deref(), Some("did you mean words? `ls` lists all"));
+        for whole in ["words", "wo", "f10"] {
+            assert!(choose("framework", whole, Say::All, &candidates, "ls").is_ok(), "{whole}");
+        }
+        let error = choose("framework", "word", Say::All, &candidates, "ls").unwrap_err();
+        assert_eq!((error.kind, error.message.as_str()), (Kind::NotFound, "there is no framework \"word\""));
+        assert!(error.hint.unwrap().ends_with("did you mean words (f1)?"));
     }
 
     #[test]

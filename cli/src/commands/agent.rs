@@ -248,7 +248,7 @@ pub async fn run(context: &Context, args: AgentArgs) -> Result<ExitCode, CliErro
         }
         Some(AgentCommand::Inspect { agent, watch }) => {
             let client = context.client()?;
-            let agent = names::agent(&client, &agent).await?;
+            let agent = names::agent(&client, &agent, names::Say::Enough).await?;
             let request = client.get(&["v1", "agents", &agent]);
             list::show_one(context, &client, request, watch, async |value| {
                 inspect(&read(value)?)?;

@@ -75,10 +75,10 @@ async fn filters(client: &Client, args: EventsArgs) -> Result<Vec<(&'static str,
         filters.push(("kind", args.kind.join(",")));
     }
     if let Some(framework) = args.framework {
-        filters.push(("framework", names::framework(client, &framework).await?));
+        filters.push(("framework", names::framework(client, &framework, names::Say::Enough).await?));
     }
     if let Some(agent) = args.agent {
-        filters.push(("agent", names::agent(client, &agent).await?));
+        filters.push(("agent", names::agent(client, &agent, names::Say::Enough).await?));
     }
     filters.extend([("task", args.task), ("role", args.role)].into_iter().filter_map(|(name, value)| Some((name, value?))));
     Ok(filters)

@@ -53,7 +53,7 @@ pub async fn executors(
     client: &Client,
     args: &ExecutorsArgs,
 ) -> Result<(), CliError> {
-    let framework = names::framework(client, &args.framework).await?;
+    let framework = names::framework(client, &args.framework, names::Say::Enough).await?;
     let mut request = client.get(&["v1", "frameworks", &framework, "executors"]);
     if let Some(agent) = &args.agent {
         request = request.query("agent", agent);
@@ -103,7 +103,7 @@ pub async fn executors(
 pub async fn child_logs(client: &Client, args: &ChildLogsArgs) -> Result<(), CliError> {
     let usual = if args.stderr { "stderr" } else { "stdout" };
     let path = args.file.as_deref().unwrap_or(usual);
-    let framework = names::framework(client, &args.framework).await?;
+    let framework = names::framework(client, &args.framework, names::Say::Enough).await?;
     let mut segments = vec!["v1", "frameworks", framework.as_str(), "executors"];
     segments.extend([args.executor.as_str(), "children", args.child.as_str(), "files"]);
     segments.extend(path.split('/'));

@@ -54,7 +54,7 @@ pub async fn run(context: &Context, command: ExplainCommand) -> Result<ExitCode,
     let (request, watch) = match command {
         ExplainCommand::Role { role, watch } => (about.query("role", role), watch),
         ExplainCommand::Framework { framework, request, watch } => {
-            let about = about.query("framework", names::framework(&client, &framework).await?);
+            let about = about.query("framework", names::framework(&client, &framework, names::Say::Enough).await?);
             let about = match request {
                 Some(request) => about.query("request", request),
                 None => about,
@@ -62,7 +62,7 @@ pub async fn run(context: &Context, command: ExplainCommand) -> Result<ExitCode,
             (about, watch)
         }
         ExplainCommand::Task { task, watch } => {
-            let (framework, task) = names::task(&client, &task).await?;
+            let (framework, task) = names::task(&client, &task, names::Say::Enough).await?;
             (about.query("framework", framework).query("task", task), watch)
         }
     };

@@ -261,12 +261,12 @@ pub async fn run(context: &Context, command: FrameworkCommand) -> Result<ExitCod
             list::show(context, &client, client.get(&["v1", "frameworks"]), &list, watch).await?;
         }
         FrameworkCommand::Inspect { framework, watch } => {
-            let framework = names::framework(&client, &framework).await?;
+            let framework = names::framework(&client, &framework, names::Say::Enough).await?;
             let request = client.get(&["v1", "frameworks", &framework]);
             list::show_one(context, &client, request, watch, async |value| inspect(&read(value)?)).await?;
         }
         FrameworkCommand::Logs { follow, framework } => {
-            let framework = names::framework(&client, &framework).await?;
+            let framework = names::framework(&client, &framework, names::Say::Enough).await?;
             logs(context, &client, &framework, follow).await?;
         }
         FrameworkCommand::Rm(args) => remove(context, &client, args).await?,
@@ -274,7 +274,7 @@ pub async fn run(context: &Context, command: FrameworkCommand) -> Result<ExitCod
         FrameworkCommand::Rollback(args) => lifecycle::roll_back(context, &client, args).await?,
         FrameworkCommand::Config(command) => lifecycle::config(context, &client, command).await?,
         FrameworkCommand::Release { framework, dry_run } => {
-            let framework = names::framework(&client, &framework).await?;
+            let framework = names::framework(&client, &framework, names::Say::All).await?;
             lifecycle::release(context, &client, &framework, dry_run).await?;
         }
         FrameworkCommand::State(command) => state::run(context, &client, command).await?,
@@ -316,7 +316,7 @@ fn create_request(client: &Client, document: Value) -> Request {
 
 /// Remove a framework; what goes with it is told before.
 async fn remove(context: &Context, client: &Client, args: RmArgs) -> Result<(), CliError> {
-    let id = names::framework(client, &args.framework).await?;
+    let id = names::framework(client, &args.framework, names::Say::All).await?;
     let found: Framework = read(&client.json(client.get(&["v1", "frameworks", &id])).await?)?;
     let live = live_tasks(&found);
     let what = format!(

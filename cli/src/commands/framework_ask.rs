@@ -32,7 +32,7 @@ pub struct AskArgs {
 /// When the scheduler refuses, or the cluster.
 pub async fn run(context: &Context, client: &Client, args: &AskArgs) -> Result<(), CliError> {
     let usage = |text: String| CliError::new(Kind::Usage, text);
-    let framework = names::framework(client, &args.framework).await?;
+    let framework = names::framework(client, &args.framework, names::Say::Enough).await?;
     let (path, query) = args.path.split_once('?').unwrap_or((&args.path, ""));
     let mut segments = vec!["frameworks", framework.as_str()];
     segments.extend(path.split('/').filter(|part| !part.is_empty()));

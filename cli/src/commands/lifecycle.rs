@@ -117,7 +117,7 @@ pub async fn upgrade(
     client: &Client,
     args: UpgradeArgs,
 ) -> Result<(), CliError> {
-    let framework = names::framework(client, &args.framework).await?;
+    let framework = names::framework(client, &args.framework, names::Say::All).await?;
     let request = |digest: &str| {
         let request = client.post(&["v1", "frameworks", &framework, "upgrade"]);
         request.json(json!({"component": digest}))
@@ -142,7 +142,7 @@ pub async fn roll_back(
         .number
         .or(args.to)
         .map_or_else(|| json!({}), |version| json!({"version": version}));
-    let framework = names::framework(client, &args.framework).await?;
+    let framework = names::framework(client, &args.framework, names::Say::All).await?;
     let request = client
         .post(&["v1", "frameworks", &framework, "rollback"])
         .json(document);
@@ -244,7 +244,7 @@ pub async fn config(
 ) -> Result<(), CliError> {
     let value = match command {
         ConfigCommand::Get { framework } => {
-            get_config(client, &names::framework(client, &framework).await?).await?
+            get_config(client, &names::framework(client, &framework, names::Say::Enough).await?).await?
         }
         ConfigCommand::Set {
             framework,
@@ -266,7 +266,7 @@ pub async fn config(
                 replace,
                 unreachable: unreachable.document(),
             };
-            let framework = names::framework(client, &framework).await?;
+            let framework = names::framework(client, &framework, names::Say::All).await?;
             if dry_run {
                 let request = config_request(client, &framework, &change).await?;
                 return dry::rehearse(context, client, request).await;

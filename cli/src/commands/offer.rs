@@ -58,10 +58,10 @@ pub async fn run(context: &Context, command: OfferCommand) -> Result<ExitCode, C
         OfferCommand::Ls { framework, agent, role, watch } => {
             let mut request = client.get(&["v1", "offers"]);
             if let Some(framework) = framework {
-                request = request.query("framework", names::framework(&client, &framework).await?);
+                request = request.query("framework", names::framework(&client, &framework, names::Say::Enough).await?);
             }
             if let Some(agent) = agent {
-                request = request.query("agent", names::agent(&client, &agent).await?);
+                request = request.query("agent", names::agent(&client, &agent, names::Say::Enough).await?);
             }
             if let Some(role) = role {
                 request = request.query("role", role);

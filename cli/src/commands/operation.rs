@@ -40,7 +40,7 @@ pub async fn run(context: &Context, command: OperationCommand) -> Result<ExitCod
     let client = context.client()?;
     let mut request = client.get(&["v1", "operations"]);
     if let Some(framework) = framework {
-        request = request.query("framework", names::framework(&client, &framework).await?);
+        request = request.query("framework", names::framework(&client, &framework, names::Say::Enough).await?);
     }
     if let Some(kind) = kind {
         request = request.query("kind", kind);

@@ -112,7 +112,7 @@ pub async fn recordings(
     client: &Client,
     args: &RecordingsArgs,
 ) -> Result<(), CliError> {
-    let framework = names::framework(client, &args.framework).await?;
+    let framework = names::framework(client, &args.framework, names::Say::Enough).await?;
     let list = find(client, &framework, args.agent.as_deref()).await?;
     if context.is_data() {
         return output::document(&list);

@@ -86,19 +86,19 @@ pub struct PutArgs {
 pub async fn run(context: &Context, client: &Client, command: StateCommand) -> Result<(), CliError> {
     match command {
         StateCommand::Ls { framework, prefix } => {
-            let framework = names::framework(client, &framework).await?;
+            let framework = names::framework(client, &framework, names::Say::Enough).await?;
             list(context, client, &framework, prefix).await
         }
         StateCommand::Get { framework, key } => {
-            let framework = names::framework(client, &framework).await?;
+            let framework = names::framework(client, &framework, names::Say::Enough).await?;
             get(context, client, &framework, &key).await
         }
         StateCommand::Put(mut args) => {
-            args.framework = names::framework(client, &args.framework).await?;
+            args.framework = names::framework(client, &args.framework, names::Say::All).await?;
             put(context, client, args).await
         }
         StateCommand::Rm { framework, keys, dry_run, yes } => {
-            let framework = names::framework(client, &framework).await?;
+            let framework = names::framework(client, &framework, names::Say::All).await?;
             if dry_run {
                 let requests = keys.iter().map(|key| Ok(client.delete(&path(&framework, key)?)));
                 return dry::rehearse_all(context, client, requests.collect::<Result<_, CliError>>()?).await;

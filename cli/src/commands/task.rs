@@ -149,14 +149,14 @@ pub async fn run(context: &Context, command: TaskCommand) -> Result<ExitCode, Cl
     match command {
         TaskCommand::Ls(args) => list(context, &client, args).await?,
         TaskCommand::Inspect { task, watch } => {
-            let (framework, task) = names::task(&client, &task).await?;
+            let (framework, task) = names::task(&client, &task, names::Say::Enough).await?;
             let request = client.get(&["v1", "tasks", &framework, &task]);
             list::show_one(context, &client, request, watch, async |value| inspect(&read(value)?)).await?;
         }
         TaskCommand::Logs { follow, stderr, file, task } => {
             let path = file.as_deref().unwrap_or(if stderr { "stderr" } else { "stdout" });
             // Tells an unknown task from one that has not written yet.
-            let (framework, task) = names::task(&client, &task).await?;
+            let (framework, task) = names::task(&client, &task, names::Say::Enough).await?;
             logs(&client, &framework, &task, path, follow).await?;
         }
         TaskCommand::Kill(args) => kill_asked(context, &client, args).await?,
@@ -165,7 +165,7 @@ pub async fn run(context: &Context, command: TaskCommand) -> Result<ExitCode, Cl
 }
 
 async fn kill_asked(context: &Context, client: &Client, args: KillArgs) -> Result<(), CliError> {
-    let (framework, task) = names::task(client, &args.task).await?;
+    let (framework, task) = names::task(client, &args.task, names::Say::All).await?;
     let grace = args.grace.map(|seconds| seconds.saturating_mul(1_000));
     if args.dry_run {
         return dry::rehearse(context, client, kill_request(client, &framework, &task, grace)).await;
@@ -262,10 +262,10 @@ impl LsArgs {
 async fn list(context: &Context, client: &Client, mut args: LsArgs) -> Result<(), CliError> {
     let mut plain = client.get(&["v1", "tasks"]).query("limit", LIST_LIMIT);
     if let Some(framework) = &args.framework {
-        plain = plain.query("framework", names::framework(client, framework).await?);
+        plain = plain.query("framework", names::framework(client, framework, names::Say::Enough).await?);
     }
     if let Some(agent) = &args.agent {
-        args.agent = Some(names::agent(client, agent).await?);
+        args.agent = Some(names::agent(client, agent, names::Say::Enough).await?);
     }
     let filtered = args.filters().into_iter().fold(plain.clone(), |request, (name, value)| request.query(name, value));
     let keep = |task: &Value| args.keeps(task);

@@ -84,7 +84,7 @@ pub async fn set_active(
     active: bool,
 ) -> Result<(), CliError> {
     let verb = if active { "activate" } else { "deactivate" };
-    let id = names::agent(client, &arg.agent).await?;
+    let id = names::agent(client, &arg.agent, names::Say::All).await?;
     let request = client.post(&["v1", "agents", &id, verb]);
     if arg.dry_run {
         return dry::rehearse(context, client, request).await;
@@ -97,7 +97,7 @@ pub async fn set_active(
 /// # Errors
 /// When the cluster refuses or cannot be reached.
 pub async fn drain(context: &Context, client: &Client, args: &DrainArgs) -> Result<(), CliError> {
-    let id = names::agent(client, &args.agent).await?;
+    let id = names::agent(client, &args.agent, names::Say::All).await?;
     let request = client.post(&["v1", "agents", &id, "drain"]).json(json!({"within_ms": args.deadline}));
     if args.dry_run {
         return dry::rehearse(context, client, request).await;
@@ -139,7 +139,7 @@ pub async fn drain(context: &Context, client: &Client, args: &DrainArgs) -> Resu
 /// # Errors
 /// When the cluster refuses or cannot be reached.
 pub async fn end_strangers(context: &Context, client: &Client, arg: &AgentArg) -> Result<(), CliError> {
-    let id = names::agent(client, &arg.agent).await?;
+    let id = names::agent(client, &arg.agent, names::Say::All).await?;
     let request = client.post(&["v1", "agents", &id, "end-strangers"]);
     if arg.dry_run {
         return dry::rehearse(context, client, request).await;
@@ -157,7 +157,7 @@ pub async fn end_strangers(context: &Context, client: &Client, arg: &AgentArg) -
 /// # Errors
 /// When the cluster refuses or cannot be reached.
 pub async fn gone(context: &Context, client: &Client, arg: &AgentArg) -> Result<(), CliError> {
-    let id = names::agent(client, &arg.agent).await?;
+    let id = names::agent(client, &arg.agent, names::Say::All).await?;
     let request = client.post(&["v1", "agents", &id, "gone"]);
     if arg.dry_run {
         return dry::rehearse(context, client, request).await;
@@ -179,7 +179,7 @@ pub async fn maintenance(
     client: &Client,
     args: &MaintenanceArgs,
 ) -> Result<(), CliError> {
-    let id = names::agent(client, &args.agent).await?;
+    let id = names::agent(client, &args.agent, names::Say::All).await?;
     let segments = ["v1", "agents", &id, "maintenance"];
     let request = match args.takes {
         _ if args.cancel => client.delete(&segments),

@@ -135,8 +135,8 @@ mod tests {
             (r#"{"name": 1}"#, "name", "expected a string"),
             (r#"{"nmae": "x"}"#, "nmae", "unknown field `nmae`"),
             (r#"{"config": {"a": 1}}"#, "config.a", "expected a string"),
-            (r#"{"config": {"a": "1", "a": "2"}}"#, "config.a", "`a` is there twice"),
-            (r#"{"name": "a", "name": "a"}"#, "name", "`name` is there twice"),
+            (r#"{"config": {"a": "1", "a": "2"}}"#, "config", "`a` is there twice"),
+            (r#"{"name": "a", "name": "a"}"#, "body", "`name` is there twice"),
             (r#"{"list": [{"count": 1}, {"count": -1}]}"#, "list[1].count", "expected u32"),
             (r#"{"list": [{"size": 1}]}"#, "list[0].size", "unknown field `size`"),
         ] {
