@@ -102,6 +102,9 @@ pub const EXECUTOR_EVENTS_BYTES_MAX: usize = 1 << 20;
 /// (`memory-bytes`) but more than what one takes that waits for events, which was measured to be 0.06 in a
 /// shared worker and 2 in a worker of its own.
 pub const SCHEDULER_MEM_MIB: i64 = 4;
+/// Parts of the whole cluster of which one grant of requested pieces takes one at most: with fewer agents than this those who
+/// wait take turns at each of them, with more a grant is an agent.
+pub const GRANT_PARTS: i64 = 64;
 /// Smallest offer: less is not worth a scheduler's turn.
 pub const OFFER_MIN_CPUS_MILLI: i64 = 10;
 /// Smallest offer of memory.

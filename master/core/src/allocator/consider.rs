@@ -5,7 +5,7 @@
 
 use super::vector::{CPUS, MEM, Vector};
 use super::{Allocator, CLASSES, Pieces, REGULAR, REVOCABLE, ROOT};
-use crate::limits::{OFFER_MIN_CPUS_MILLI, OFFER_MIN_MEM_MIB};
+use crate::limits::{GRANT_PARTS, OFFER_MIN_CPUS_MILLI, OFFER_MIN_MEM_MIB};
 
 /// On which grounds something is offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -395,17 +395,31 @@ impl Allocator {
                 pass = pass.max_of(Pass::Refused);
                 continue;
             }
-            let count = left.fits(&want.piece).min(i64::from(missing));
-            if count <= 0 {
+            let all = left.fits(&want.piece).min(i64::from(missing));
+            if all <= 0 {
                 pass = pass.max_of(Pass::TooSmall);
                 continue;
             }
+            let count = all.min(self.at_once(&want.piece));
             let part = want.piece.times(count);
             left.take(&part);
             sum.add(&part);
             pieces.push((at, u32::try_from(count).unwrap_or(missing)));
+            if count < all {
+                break;
+            }
         }
         if pieces.is_empty() { Err(pass) } else { Ok(Part { amounts: sum, pieces }) }
+    }
+
+    /// Pieces that are granted before others are asked again: no more than a small part of the whole, or one that is worth
+    /// an offer. Where agents are few, the first one would else have all of an agent.
+    fn at_once(&self, piece: &Vector) -> i64 {
+        let of = |kind: usize, amount: i64| if piece.get(kind) > 0 { amount / piece.get(kind) } else { i64::MAX };
+        let small = [CPUS, MEM].map(|kind| of(kind, self.total.get(kind) / GRANT_PARTS)).into_iter().min();
+        let worth = [(CPUS, OFFER_MIN_CPUS_MILLI), (MEM, OFFER_MIN_MEM_MIB)];
+        let enough = worth.map(|(kind, least)| of(kind, least + piece.get(kind) - 1)).into_iter().min();
+        small.max(enough).unwrap_or(1).max(1)
     }
 
     /// Whether it is no smaller than the smallest offer of the role, or of the nearest above that has one.

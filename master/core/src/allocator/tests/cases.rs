@@ -96,9 +96,9 @@ fn requests_get_what_fits_together_and_leave_the_rest_to_others() {
     let other = small.framework(2, "b", Vec::new());
     let grants = small.round();
     let of = |id| grants.iter().filter(|grant| grant.framework == id).map(|grant| grant.amounts.get(0)).collect::<Vec<_>>();
-    assert_eq!(of(asks), [6_000], "the other agent goes to who has less by then");
-    assert_eq!(of(other), [2_000, 8_000]);
-    let back = grants.iter().find(|grant| grant.amounts.get(0) == 8_000).cloned().unwrap();
+    assert_eq!(of(asks), [3_000, 3_000], "a piece, and then whoever has less by then");
+    assert_eq!(of(other), [5_000, 5_000]);
+    let back = grants.iter().find(|grant| grant.amounts.get(0) == 5_000).cloned().unwrap();
     small.decline(&back, 60_000);
     // Two pieces are being offered already.
     let grants = small.round();
@@ -415,4 +415,19 @@ fn looking_for_what_is_in_the_way_is_bounded_and_everybody_has_a_turn() {
     assert_eq!(small.engine.lacks(), lacks);
     assert_eq!(ended_in(&mut small, 60, &mut lent), 1);
     assert_eq!(used(&small, FrameworkId(200)), 2);
+}
+
+#[test]
+fn on_a_single_agent_too_weights_decide_who_has_how_much() {
+    for (weights, tasks) in [([3_000, 1_000], [15, 5]), ([1_000, 1_000], [10, 10])] {
+        let mut small = Small::new(1, 20);
+        for (name, weight_milli) in ["a", "b"].into_iter().zip(weights) {
+            small.role(name, |policy| policy.weight_milli = weight_milli);
+        }
+        let [one, other] = [(1, "a"), (2, "b")].map(|(id, role)| small.framework(id, role, vec![want(1, 100)]));
+        let grants = small.round();
+        assert_eq!(grants.len(), 2, "one offer for each: {grants:?}");
+        let cores = |id| grants.iter().filter(|grant| grant.framework == id).map(|grant| grant.amounts.get(0) / 1_000).sum::<i64>();
+        assert_eq!([cores(one), cores(other)], tasks);
+    }
 }

@@ -55,11 +55,16 @@ impl Model {
         sum
     }
 
-    fn share(&self, uses: &Vector, weight: u32) -> Fraction {
+    fn total(&self) -> Vector {
         let mut total = Vector::default();
         for facts in self.agents.values() {
             total.add(&self.kinds.counted(&facts.total));
         }
+        total
+    }
+
+    fn share(&self, uses: &Vector, weight: u32) -> Fraction {
+        let total = self.total();
         let mut most = (0, 1);
         for (kind, part) in uses.iter() {
             let share = (i128::from(part), i128::from(total.get(kind)));
@@ -234,6 +239,7 @@ impl Model {
             return Some((amounts, Vec::new()));
         }
         let (mut left, mut sum, mut pieces) = (amounts, Vector::default(), Vec::new());
+        let total = self.total();
         for (at, want) in facts.wants.iter().enumerate() {
             let here = want.constraints.iter().all(|constraint| constraint.holds(&place.info));
             let declined = refused.is_some_and(|refused| refused.contains(&want.piece));
@@ -242,13 +248,23 @@ impl Model {
             }
             let mut count = 0;
             let missing = want.count - facts.offered.get(at).copied().unwrap_or(0);
-            while count < missing && left.contains(&want.piece) && want.piece.any() {
+            let (mut part, mut more) = (Vector::default(), true);
+            while more && count < missing && left.contains(&want.piece) && want.piece.any() {
                 left.take(&want.piece);
-                sum.add(&want.piece);
+                part.add(&want.piece);
                 count += 1;
+                // Others are asked again after a sixty-fourth of the whole, but nothing is too small for an offer.
+                part.add(&want.piece);
+                let small = [CPUS, MEM].iter().all(|kind| part.get(*kind) <= total.get(*kind) / 64);
+                part.take(&want.piece);
+                more = small || part.get(CPUS) < 10 && part.get(MEM) < 32;
             }
+            sum.add(&part);
             if count > 0 {
                 pieces.push((at, count));
+            }
+            if !more && count < missing && left.contains(&want.piece) {
+                break;
             }
         }
         (!pieces.is_empty()).then_some((sum, pieces))

@@ -29,6 +29,7 @@ fn row(line: &str) -> Option<Row> {
         "ms" => "ms",
         "µs" => "µs",
         "%" => "%",
+        "times" => "",
         _ => return None,
     };
     let row = Row::new(what, value, unit);
