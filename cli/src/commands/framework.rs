@@ -122,7 +122,7 @@ pub enum FrameworkCommand {
 /// Arguments of `tessera framework rm`.
 #[derive(Debug, clap::Args)]
 pub struct RmArgs {
-    /// Name or id, or how the name begins
+    /// Name or id, whole
     framework: String,
     /// Only say what would be removed
     #[arg(long)]

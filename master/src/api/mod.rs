@@ -60,7 +60,7 @@ use crate::token::Token;
 use crate::upkeep::components::Fetcher;
 use crate::upkeep::steward::Health;
 use axum::Router;
-use axum::body::HttpBody as _;
+use axum::body::{HttpBody as _, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
@@ -78,6 +78,9 @@ use tessera_master_core::{Action, Object, Principal, PrincipalKind, authorize};
 
 /// Characters of an unknown path that its refusal repeats.
 const PATH_SHOWN_MAX: usize = 200;
+
+/// Bytes of a document that says nothing.
+const NOTHING_BYTES_MAX: usize = 64;
 
 /// Characters of a parameter that an answer repeats.
 const PARAMETER_SHOWN_MAX: usize = 100;
@@ -181,6 +184,7 @@ async fn wrong_method(request: Request) -> ApiError {
 async fn unknown(request: Request) -> ApiError {
     let path: String = request.uri().path().chars().take(PATH_SHOWN_MAX).collect();
     ApiError::not_found("route", format!("{} {path}", request.method()))
+        .of("path")
         .hint("the API begins with /v1, schedulers answer under /frameworks/<name>/")
 }
 
@@ -205,9 +209,6 @@ impl Guard {
             let name: String = name.chars().take(PARAMETER_SHOWN_MAX).collect();
             return Some(json::refused(&name, "query", "this takes no parameters"));
         }
-        if self.bare && !request.body().is_end_stream() {
-            return Some(json::refused("", "body", "this takes no document"));
-        }
         let condition = conditions::NAMES.iter().find(|name| request.headers().contains_key(*name));
         condition.filter(|_| self.unconditional).map(|name| json::refused(name.as_str(), "headers", "what this changes has no tag"))
     }
@@ -228,6 +229,14 @@ async fn authenticate(State(guard): State<Guard>, mut request: Request, next: Ne
     }
     if let Some(error) = guard.unheard(&request) {
         return error.into_response();
+    }
+    if guard.bare && !request.body().is_end_stream() {
+        let body = std::mem::take(request.body_mut());
+        // What says nothing is none: some clients always send an object.
+        match to_bytes(body, NOTHING_BYTES_MAX).await {
+            Ok(body) if matches!(body.trim_ascii(), b"" | b"{}") => {}
+            Ok(_) | Err(_) => return json::refused("", "body", "this takes no document").into_response(),
+        }
     }
     request.extensions_mut().insert(principal);
     let known = request.headers().get(header::IF_NONE_MATCH).filter(|_| request.method() == Method::GET).cloned();

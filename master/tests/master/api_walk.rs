@@ -280,6 +280,9 @@ async fn roles(walk: &mut Walk<'_>) {
     assert_eq!(walk.ask(fresh).await.body["weight"], 1);
     walk.send(Method::PUT, path, json!({"guarantee": {"cpus": 5}}), 400).await;
     walk.send(Method::PUT, path, json!({"colour": 5}), 400).await;
+    let version = walk.get(path, 200).await.body["version"].clone();
+    assert_eq!(walk.send(Method::PUT, path, json!({"weight": 1}), 200).await.body["version"], version, "nothing has changed");
+    walk.send(Method::DELETE, &format!("{path}?dry_run=true"), json!({}), 200).await;
     walk.send(Method::DELETE, path, json!({}), 200).await;
     let limits = walk.get("/v1/limits?role=eng", 200).await.tag.expect("a tag");
     let change = json!({"set": {"timers": 7}});

@@ -159,7 +159,7 @@ async fn bad_requests_are_refused_with_field_and_rule() {
             "/v1/frameworks",
             json!({"name": "x", "component": digest, "extra": 1}),
             400,
-            "body",
+            "extra",
         ),
         (
             "/v1/frameworks",
@@ -284,11 +284,15 @@ async fn every_refusal_has_the_envelope() {
     use reqwest::Method;
     let large = "x".repeat(3 << 20);
     let cases = [
-        (Method::GET, "/v1/tasks?limit=-1", "", 400, "query"),
-        (Method::GET, "/v1/tasks?framwork=x", "", 400, "query"),
+        (Method::GET, "/v1/tasks?limit=-1", "", 400, "limit"),
+        (Method::GET, "/v1/tasks?framwork=x", "", 400, "framwork"),
+        (Method::GET, "/v1/masters?x=1", "", 400, "x"),
         (Method::GET, "/v1/agents/%ff", "", 400, "path"),
         (Method::POST, "/v1/frameworks", "", 400, "body"),
-        (Method::POST, "/v1/frameworks", "{\"nam\":1}", 400, "body"),
+        (Method::POST, "/v1/frameworks", "{\"nam\":1}", 400, "nam"),
+        (Method::POST, "/v1/frameworks", "{\"name\":\"n\",\"component\":\"c\",\"config\":{\"a\":1}}", 400, "config.a"),
+        (Method::POST, "/v1/frameworks", "[\"n\",\"default\",\"c\",{},{}]", 400, "body"),
+        (Method::POST, "/v1/agents/a1/activate", "{\"dry_run\":true}", 400, "body"),
         (Method::POST, "/v1/frameworks", large.as_str(), 413, "body"),
         (
             Method::POST,
@@ -298,7 +302,7 @@ async fn every_refusal_has_the_envelope() {
             "name",
         ),
         (Method::PUT, "/v1/frameworks", "", 405, ""),
-        (Method::GET, "/nowhere", "", 404, ""),
+        (Method::GET, "/nowhere", "", 404, "path"),
     ];
     for (method, path, body, status, field) in cases {
         let answer = master

@@ -88,8 +88,8 @@ async fn limits_are_set_for_the_cluster_and_for_roles_and_reach_instances() {
             json!({"set": {"timers": 9}}),
             "role",
         ),
-        ("/v1/limits?rol=a", json!({"set": {"timers": 9}}), "query"),
-        ("/v1/limits", json!({"sets": {}}), "body"),
+        ("/v1/limits?rol=a", json!({"set": {"timers": 9}}), "rol"),
+        ("/v1/limits", json!({"sets": {}}), "sets"),
     ];
     for (path, body, field) in refused {
         let (status, error) = patch(path, body.clone()).await;
@@ -193,7 +193,7 @@ async fn an_upgrade_is_on_trial_until_it_acts_and_what_does_not_read_the_state_i
         (
             json!({"component": Digest::of(b"unknown").to_string()}),
             404,
-            "",
+            "component",
         ),
         (json!({"component": new}), 409, "component"),
     ] {

@@ -5,6 +5,7 @@
 //! finished leaves its directory, with its logs, and says where. Must never reach into a process: all
 //! that is known comes from REST, files and /proc.
 
+pub mod cli;
 pub mod cluster;
 pub mod disk;
 pub mod guests;

@@ -177,6 +177,10 @@ impl User {
             return None;
         }
         self.asked = None;
+        if matches!(result, Err(RequestError::Conflict { field: "cluster_version", .. })) {
+            // Not every master is known to know of it yet: it is asked again.
+            return None;
+        }
         let taken = matches!(result, Err(RequestError::Conflict { .. }));
         if result.is_err() && !taken {
             self.again = true;

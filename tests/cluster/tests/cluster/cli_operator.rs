@@ -1,26 +1,10 @@
 //! What an operator does with the command line on a real cluster: contexts, roles, dry runs, doctor, debug, top,
 //! completion.
 
-use serde_json::Value;
-use std::process::Output;
 use std::time::{Duration, Instant};
+use tessera_cluster::cli::{json, stdout, told};
 use tessera_cluster::cluster::{Cluster, PATIENCE, tessera};
 use tessera_cluster::{Outcome, ensure};
-
-fn told(args: &[&str], output: &Output) -> String {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    format!("{args:?}: {}; stdout {:?}; stderr {:?}", output.status, text(&output.stdout), text(&output.stderr))
-}
-
-async fn stdout(cluster: &Cluster, args: &[&str]) -> Outcome<String> {
-    let output = cluster.tessera(args).await?;
-    ensure(output.status.success(), || told(args, &output))?;
-    Ok(String::from_utf8(output.stdout)?)
-}
-
-async fn json(cluster: &Cluster, args: &[&str]) -> Outcome<Value> {
-    Ok(serde_json::from_str(&stdout(cluster, &[args, &["-o", "json"]].concat()).await?)?)
-}
 
 /// Runs it with this environment only; exit code and everything that it said.
 async fn with(env: &[(&str, String)], args: &[&str]) -> Outcome<(i32, String)> {

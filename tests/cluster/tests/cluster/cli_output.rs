@@ -1,22 +1,11 @@
 //! What the command line prints of a real cluster: formats, names, columns, watches, exit codes.
 
 use serde_json::Value;
-use std::process::Output;
 use std::time::Duration;
+use tessera_cluster::cli::{stdout, told};
 use tessera_cluster::cluster::{Cluster, PATIENCE};
 use tessera_cluster::{Outcome, ensure, failure};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
-
-fn told(args: &[&str], output: &Output) -> String {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    format!("{args:?}: {}; stdout {:?}; stderr {:?}", output.status, text(&output.stdout), text(&output.stderr))
-}
-
-async fn stdout(cluster: &Cluster, args: &[&str]) -> Outcome<String> {
-    let output = cluster.tessera(args).await?;
-    ensure(output.status.success(), || told(args, &output))?;
-    Ok(String::from_utf8(output.stdout)?)
-}
 
 /// The command ends like this, and says this.
 async fn ends(cluster: &Cluster, args: &[&str], code: i32, says: &str) -> Outcome {

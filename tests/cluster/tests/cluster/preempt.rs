@@ -117,7 +117,7 @@ async fn a_guarantee_takes_back_what_was_lent_and_everybody_is_told() -> Outcome
     let role = explained(&group, &["role", "prod"]).await?;
     ensure(role.contains("GUARANTEE_LACKS") && role.contains("owner:"), || role.clone())?;
     let request = explained(&group, &["framework", "owner", "--request", "big"]).await?;
-    ensure(request.contains("TOO_SMALL") || request.contains("FRAGMENTED"), || request.clone())?;
+    ensure(request.contains("TAKEN_BACK"), || request.clone())?;
     let task = explained(&group, &["task", "lender", &ending]).await?;
     ensure(task.contains("KILLING") && task.contains("PREEMPTED") && task.contains(&format!("{GRACE_MS} ms")), || task.clone())?;
     let operations = rest.document("/v1/operations?kind=preemption").await?;

@@ -1,5 +1,6 @@
 //! A good neighbour: each turn counts itself in the state and sets a timer `tick-ms` (50) ahead, for
-//! ever. With `tick-ms` 0 it is a quiet one: it counts nothing, sets no timer and wants no offers.
+//! ever. With `tick-ms` 0 it is a quiet one: it counts nothing, sets no timer and wants no offers. With `offers` 0 it wants
+//! none either; else it keeps those that it gets.
 //! `GET /` answers with the count as text, `GET /state/<key>` with a key of its state, `GET /changes` with the keys
 //! of which it was told that users wrote them; any other request is answered with its own body.
 
@@ -12,6 +13,7 @@ const TICK_MS: u64 = 50;
 struct Echo {
     turns: u64,
     tick_ms: u64,
+    wants_offers: bool,
     /// Whether it receives offers that it does not want.
     is_offered: bool,
     changes: Vec<String>,
@@ -24,6 +26,7 @@ impl Scheduler for Echo {
         Ok(Self {
             turns: state::get("turns")?.unwrap_or(0),
             tick_ms: config.parse_or("tick-ms", TICK_MS)?,
+            wants_offers: config.parse_or("offers", 1_u8)? != 0,
             is_offered: true,
             changes: Vec::new(),
         })
@@ -56,8 +59,11 @@ impl Scheduler for Echo {
     }
 
     fn end_turn(&mut self, turn: &mut Turn) -> Result<(), Error> {
+        if (self.tick_ms == 0 || !self.wants_offers) && std::mem::take(&mut self.is_offered) {
+            turn.suppress()?;
+        }
         if self.tick_ms == 0 {
-            return if std::mem::take(&mut self.is_offered) { turn.suppress() } else { Ok(()) };
+            return Ok(());
         }
         self.turns += 1;
         state::set("turns", &self.turns)?;

@@ -14,7 +14,9 @@ use tessera_wire::{decode_spec, v1};
 /// Between the look of a leader and the end of its command so many steps may pass.
 const WINDOW_STEPS: u64 = 64;
 /// Requests of a framework that are remembered: offers may be older than the last.
-const ASKED_KEPT: usize = 4;
+const ASKED_KEPT: usize = 64;
+/// A leader takes in changes of requests at a pace, and offers by the last ones meanwhile; and an offer is on its way.
+const PACED_US: u64 = 700_000;
 /// Tasks that may be taken back once nothing breaks any more, beside some for each launch for good: what is taken is for
 /// somebody.
 const TAKEN_MAX: u64 = 8;
@@ -52,11 +54,14 @@ pub(super) struct Roles {
 }
 
 /// What a framework waited for after which turn.
-pub(super) type Asked = Vec<(u64, Vec<ResourceRequest>)>;
+pub(super) type Asked = Vec<(u64, u64, Vec<ResourceRequest>)>;
 
-/// What was asked after a turn.
-fn asked_after(asked: &Asked, turn: u64) -> Option<&Vec<ResourceRequest>> {
-    asked.iter().rev().find(|(at, _)| *at <= turn).map(|(_, requests)| requests)
+/// What a framework waited for after a turn, and what it had waited for shortly before now.
+fn asked_after(asked: &Asked, turn: u64, now_us: u64) -> impl Iterator<Item = &Vec<ResourceRequest>> {
+    let ends = asked.iter().skip(1).map(|(_, since_us, _)| *since_us).chain([now_us]);
+    let after = asked.iter().rposition(|(at, _, _)| *at <= turn);
+    let known = asked.iter().zip(ends).enumerate();
+    known.filter(move |(at, (_, end_us))| Some(*at) == after || end_us + PACED_US >= now_us).map(|(_, ((_, _, requests), _))| requests)
 }
 
 /// Whether a task is one of a group, which end together.
@@ -265,8 +270,8 @@ impl Oracle {
     /// What a framework waits for.
     pub(super) fn note_requests(&mut self, view: &FrameworkView) {
         let Some(shadow) = self.frameworks.get_mut(&view.id.0) else { return };
-        if shadow.asked.last().is_none_or(|(_, requests)| *requests != view.requests) {
-            shadow.asked.push((view.last_turn.0, view.requests.clone()));
+        if shadow.asked.last().is_none_or(|(_, _, requests)| *requests != view.requests) {
+            shadow.asked.push((view.last_turn.0, self.now_us, view.requests.clone()));
             let excess = shadow.asked.len().saturating_sub(ASKED_KEPT);
             shadow.asked.drain(..excess);
         }
@@ -286,8 +291,8 @@ impl Oracle {
         }
         let Some(shadow) = self.frameworks.get(&framework) else { return };
         // What was offered before a turn was committed comes with the next batch.
-        let (now, before) = (asked_after(&shadow.asked, batch.saturating_sub(1)), asked_after(&shadow.asked, batch.saturating_sub(2)));
-        let (Some(now), Some(before)) = (now, before) else { return };
+        let asked: Vec<&Vec<ResourceRequest>> = asked_after(&shadow.asked, batch.saturating_sub(2), self.now_us).collect();
+        let Some(now) = asked.last() else { return };
         let available: Resources = offer.available.clone().unwrap_or_default().into();
         let Some((hostname, attributes)) = about(AgentId(offer.agent)) else { return };
         let meant = |requests: &Vec<ResourceRequest>| {
@@ -298,7 +303,7 @@ impl Oracle {
             };
             requests.iter().any(fits) || requests.is_empty() && !offer.revocable
         };
-        let wanted = meant(now) || meant(before);
+        let wanted = asked.iter().any(|requests| meant(requests));
         let text = format!("f{framework} waits for {now:?}, and is offered {available} of {hostname}, revocable: {}", offer.revocable);
         self.ensure(wanted, || text);
     }
