@@ -15,6 +15,7 @@ use tessera_agent_core::{
     Action, NativeExit, NativeObservation, SupplyFailure, TaskKey, WorkerHello, WorkerKey, WorkerKind,
 };
 use tessera_types::{Digest, FrameworkId, Launch, NativeCommand, TaskBody, TaskSpec};
+use tessera_master_core::FrameworkView;
 use tessera_wire::v1::{self, from_worker::Message as FromWorker, to_worker::Message as ToWorker};
 
 /// SIGTERM.
@@ -586,12 +587,12 @@ impl World {
     }
 
     fn frameworks_of(&self, tenant: &str) -> BTreeSet<u64> {
-        let node = self.leading();
-        let known = node.map(|node| node.core().frameworks()).unwrap_or_default();
-        let here: BTreeSet<u64> =
-            known.iter().filter(|f| f.role.tenant() == tenant).map(|f| f.id.0).collect();
-        // While the master is away, any framework may be meant.
-        if node.is_some() { here } else { (0..=self.plan.frameworks).collect() }
+        let known = self.leading().map(|node| node.core().frameworks()).unwrap_or_default();
+        let (here, others): (Vec<_>, Vec<_>) = known.iter().partition(|f| f.role.tenant() == tenant);
+        let ids = |those: Vec<&FrameworkView>| those.into_iter().map(|f| f.id.0).collect::<BTreeSet<u64>>();
+        let (here, others) = (ids(here), ids(others));
+        // While the master is away, or one leads that was away for long, any framework that it does not know may be meant.
+        (0..=self.plan.frameworks).filter(|id| !others.contains(id)).chain(here).collect()
     }
 
     fn end_worker(&mut self, index: usize, key: &WorkerKey) {

@@ -15,8 +15,9 @@ use tessera_wire::{decode_spec, v1};
 const WINDOW_STEPS: u64 = 64;
 /// Requests of a framework that are remembered: offers may be older than the last.
 const ASKED_KEPT: usize = 64;
-/// A leader takes in changes of requests at a pace, and offers by the last ones meanwhile; and an offer is on its way.
-const PACED_US: u64 = 700_000;
+/// A leader takes in changes of requests at a pace, and offers by the last ones meanwhile; and an offer may be on its way, or
+/// wait for the commit of a turn, for as long as offers stand.
+const PACED_US: u64 = 6_000_000;
 /// Tasks that may be taken back once nothing breaks any more, beside some for each launch for good: what is taken is for
 /// somebody.
 const TAKEN_MAX: u64 = 8;
