@@ -8,7 +8,7 @@ use crate::allocator::Verdict;
 use crate::leader::{Instance, Leader};
 use crate::limits::{KINDS_MAX, WHY_FRAMEWORKS_MAX};
 use crate::state::Framework;
-use tessera_types::{FrameworkId, ResourceRequest, Resources, RoleName};
+use tessera_types::{CPUS, DISK, FrameworkId, MEM, ResourceRequest, Resources, RoleName, write_amount};
 
 /// One reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,7 +83,7 @@ impl Core {
         reasons.extend(role.lineage().filter_map(|role| at_limit(leader, role, 0)));
         let allocator = leader.offers.allocator();
         if let Some(lacking) = allocator.lacking(role.as_str()) {
-            let text = format!("its guarantee lacks {lacking}");
+            let text = format!("its guarantee lacks {}", some(&lacking));
             let hint = "it is met first from what becomes free; revocable work in its way is ended";
             reasons.push(why("GUARANTEE_LACKS", text, hint));
         }
@@ -170,9 +170,9 @@ impl Core {
                 let text = format!("nothing on {} is kept for guarantees, and only that is offered to be taken back", agents(count));
                 why("HEADROOM", text, "ask for resources that are not revocable, or give some role a guarantee")
             } else {
-                let needed = leader.offers.allocator().needed();
-                let text = format!("what is free on {} is kept for guarantees of other roles, which lack {needed}", agents(count));
-                why("HEADROOM", text, "lower those guarantees, give its role one, or ask for revocable resources")
+                let needed = some(&leader.offers.allocator().needed());
+                let text = format!("what is free on {} is kept for guarantees, which lack {needed}", agents(count));
+                why("HEADROOM", text, "lower those guarantees, give its role one that is larger, or ask for revocable resources")
             }));
         }
         if verdict.refused > 0 {
@@ -182,7 +182,7 @@ impl Core {
         }
         if verdict.constraints > 0 && request.is_none() {
             let text = format!("{} fulfil the constraints of none of its requests", agents(verdict.constraints));
-            let hint = "the attributes of agents: `tessera agent ls -o wide`";
+            let hint = "`tessera agent inspect` shows the attributes of one";
             reasons.push(on(verdict.constraints, why("CONSTRAINTS", text, hint)));
         }
         if verdict.too_small > 0 && request.is_none() {
@@ -222,6 +222,14 @@ fn no_such_resource(request: &str, name: &str, too_many: bool) -> Why {
     }
     let text = format!("request {request} names {name}, which no agent has");
     why("NO_SUCH_RESOURCE", text, format!("`tessera agent --resource {name}=…` on those that have it, or another name"))
+}
+
+/// Amounts of which there are some.
+fn some(resources: &Resources) -> String {
+    let named = resources.items.keys().map(|key| key.name.as_str());
+    let kinds = [CPUS, MEM, DISK].into_iter().chain(named).map(|kind| (kind, resources.amount(kind)));
+    let all = kinds.filter(|(_, amount)| *amount != 0).map(|(kind, amount)| format!("{kind}={}", write_amount(kind, amount).replace(' ', "")));
+    all.collect::<Vec<_>>().join(" ")
 }
 
 fn not_leader() -> Why {
@@ -272,7 +280,7 @@ fn of_request(request: &ResourceRequest, verdict: &Verdict, row: &Framework, tak
     let needs: &Resources = &request.resources;
     let all = verdict.agents;
     if verdict.constraints == all {
-        let hint = "loosen them, or give agents the attributes: `tessera agent ls -o wide` shows what they have";
+        let hint = "loosen them, or give agents the attributes: `tessera agent inspect` shows those of one";
         let text = format!("none of {} fulfils its constraints", agents(all));
         reasons.push(on(all, why("CONSTRAINTS", text, hint)));
         return reasons;

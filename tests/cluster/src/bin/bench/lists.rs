@@ -58,13 +58,15 @@ struct Seen {
 
 async fn watch(rest: Rest, seen: Arc<Seen>) -> Outcome {
     let mut stream = rest.stream("/v1/events", None).await?;
+    let mut rest: Vec<u8> = Vec::new();
     while let Some(piece) = stream.chunk().await? {
-        // An event is one line of data; in a piece that breaks inside of a word one may be missed or counted again,
-        // which the master does not do: it sends whole events.
-        let text = String::from_utf8_lossy(&piece);
-        let count = |word: &str| text.lines().filter(|line| line.starts_with(word)).count() as u64;
-        seen.events.fetch_add(count("data: "), Ordering::Relaxed);
-        seen.gaps.fetch_add(count("event: gap"), Ordering::Relaxed);
+        // Pieces end anywhere: what is behind the last end of a line goes with the next.
+        rest.extend_from_slice(&piece);
+        let Some(end) = rest.iter().rposition(|byte| *byte == b'\n') else { continue };
+        let lines: Vec<u8> = rest.drain(..=end).collect();
+        let count = |word: &[u8]| lines.split(|byte| *byte == b'\n').filter(|line| line.starts_with(word)).count() as u64;
+        seen.events.fetch_add(count(b"data: "), Ordering::Relaxed);
+        seen.gaps.fetch_add(count(b"event: gap"), Ordering::Relaxed);
     }
     Ok(())
 }
