@@ -21,7 +21,7 @@ pub(super) fn run(apply: &mut Apply<'_>, command: v1::PreemptTasks) -> Result<Co
         let Ok(task) = TaskId::try_from(task.task) else { return invalid("task", "is not a task id") };
         let Some(framework) = apply.state.frameworks.get(&id) else { continue };
         let Some(row) = apply.state.live_task(id, &task).filter(|row| row.kill.is_none()) else { continue };
-        if !framework.specs.get(&row.launch.spec).is_some_and(|spec| spec.spec.revocable) {
+        if !row.revocable {
             continue;
         }
         let agent = row.agent;

@@ -58,7 +58,7 @@ pub(crate) fn victims(state: &State, shortage: &Shortage) -> Vec<(FrameworkId, T
     for (id, task) in &agent.tasks {
         let Some(framework) = state.frameworks.get(id) else { continue };
         let Some(row) = framework.tasks.get(task) else { continue };
-        if !framework.specs.get(&row.launch.spec).is_some_and(|spec| spec.spec.revocable) {
+        if !row.revocable {
             continue;
         }
         if row.kill.is_some() {
