@@ -255,10 +255,7 @@ pub fn revocable(amounts: &Resources) -> String {
 
 /// Thousandths as a decimal: of a core, or of what else agents have.
 pub fn cpus(milli: i64) -> String {
-    let sign = if milli < 0 { "-" } else { "" };
-    let (whole, rest) = (milli.unsigned_abs() / 1_000, milli.unsigned_abs() % 1_000);
-    let text = format!("{sign}{whole}.{rest:03}");
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    tessera_types::write_milli(milli)
 }
 
 /// Bytes for people.

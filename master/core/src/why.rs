@@ -8,7 +8,7 @@ use crate::allocator::Verdict;
 use crate::leader::{Instance, Leader};
 use crate::limits::{KINDS_MAX, WHY_FRAMEWORKS_MAX};
 use crate::state::Framework;
-use tessera_types::{CPUS, DISK, FrameworkId, MEM, ResourceRequest, Resources, RoleName, write_amount};
+use tessera_types::{CPUS, DISK, FrameworkId, MEM, ResourceRequest, Resources, RoleName, write_named};
 
 /// One reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -228,7 +228,7 @@ fn no_such_resource(request: &str, name: &str, too_many: bool) -> Why {
 fn some(resources: &Resources) -> String {
     let named = resources.items.keys().map(|key| key.name.as_str());
     let kinds = [CPUS, MEM, DISK].into_iter().chain(named).map(|kind| (kind, resources.amount(kind)));
-    let all = kinds.filter(|(_, amount)| *amount != 0).map(|(kind, amount)| format!("{kind}={}", write_amount(kind, amount).replace(' ', "")));
+    let all = kinds.filter(|(_, amount)| *amount != 0).map(|(kind, amount)| write_named(kind, amount));
     all.collect::<Vec<_>>().join(" ")
 }
 

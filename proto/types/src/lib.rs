@@ -38,7 +38,7 @@ pub use resources::{
 };
 pub use role::{
     Amounts, CPUS, DISK, MEM, PRIORITY_MAX, QUOTA_KINDS_MAX, RoleError, RolePolicy, WEIGHT_DEFAULT_MILLI, WEIGHT_MAX_MILLI,
-    write_amount,
+    write_amount, write_named,
 };
 pub use spec::{
     ExecutorTask, FileSpec, InvalidSpec, Launch, NativeCommand, TaskBody, TaskSpec, validate_launch, validate_spec,

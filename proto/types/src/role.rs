@@ -40,6 +40,12 @@ pub fn write_amount(kind: &str, amount: i64) -> String {
     }
 }
 
+/// A kind with an amount of it, in one word.
+#[must_use]
+pub fn write_named(kind: &str, amount: i64) -> String {
+    format!("{kind}={}", write_amount(kind, amount).replace(' ', ""))
+}
+
 impl Amounts {
     /// The amount of a kind, if it is spoken of.
     #[must_use]

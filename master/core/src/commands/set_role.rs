@@ -5,7 +5,7 @@ use crate::api::RequestError;
 use crate::apply::{Apply, Dirty};
 use crate::effect::{CommandResult, Effect};
 use crate::roles::RoleChange;
-use tessera_types::{RoleName, write_amount, write_milli};
+use tessera_types::{RoleName, write_milli, write_named};
 use tessera_wire::v1;
 
 /// Carry it out. What is used already stays as it is, also when a quota limit is now below it.
@@ -36,7 +36,7 @@ pub(super) fn run(apply: &mut Apply<'_>, command: v1::SetRole) -> Result<Command
 /// For people.
 fn describe(change: &RoleChange) -> String {
     let amounts = |amounts: &tessera_types::Amounts| {
-        let each = amounts.iter().map(|(kind, amount)| format!("{kind}={}", write_amount(kind, amount).replace(' ', "")));
+        let each = amounts.iter().map(|(kind, amount)| write_named(kind, amount));
         let all = each.collect::<Vec<_>>().join(" ");
         if all.is_empty() { "none".to_owned() } else { all }
     };
