@@ -80,8 +80,9 @@ pub enum Say {
 
 /// The one that is meant among candidates.
 fn choose(what: &str, text: &str, say: Say, candidates: &[Candidate], list: &str) -> Result<String, CliError> {
-    let is_whole = |c: &Candidate, text: &str| c.id == text || c.names.iter().any(|name| name == text);
-    let whole: Vec<&Candidate> = candidates.iter().filter(|c| is_whole(c, text)).collect();
+    let whole: Vec<&Candidate> =
+        candidates.iter().filter(|c| c.id == text || c.names.iter().any(|name| name == text)).collect();
+    let enough = say == Say::Enough || !whole.is_empty();
     let beginning = || candidates.iter().filter(|c| c.names.iter().any(|name| begins(name, text))).collect();
     let found: Vec<&Candidate> = if whole.is_empty() { beginning() } else { whole };
     let told = |c: &Candidate| match c.names.first() {
@@ -89,7 +90,7 @@ fn choose(what: &str, text: &str, say: Say, candidates: &[Candidate], list: &str
         _ => clean(&c.id),
     };
     match found.as_slice() {
-        [one] if say == Say::Enough || is_whole(one, text) => Ok(one.id.clone()),
+        [one] if enough => Ok(one.id.clone()),
         [one] => Err(CliError::new(Kind::NotFound, format!("there is no {what} {text:?}"))
             .hint(format!("what changes something takes a whole name, or an id; did you mean {}?", told(one)))),
         [] => {

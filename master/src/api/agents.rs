@@ -137,6 +137,19 @@ pub struct Drain {
     within_ms: Option<u64>,
 }
 
+/// What would be if an agent were left by so many tasks and schedulers.
+async fn rehearse_leaving(
+    api: &Api,
+    asker: Asker,
+    agent: AgentId,
+    request: Request,
+    would: impl FnOnce(usize, usize) -> String,
+) -> Result<Response, ApiError> {
+    let view = api.node.query(move |core, _| core.agent(agent)).await?;
+    let would = view.map(|view| would(view.tasks, view.schedulers));
+    dry_run::rehearse(api, asker, request, would.into_iter().collect()).await
+}
+
 /// Have everything leave an agent.
 pub async fn drain(
     State(api): State<Api>,
@@ -149,12 +162,10 @@ pub async fn drain(
     let drain_ms = Some(drain.within_ms.unwrap_or(DRAIN_DEFAULT_MS));
     let request = Request::SetAgentMode { agent, deactivated: true, drain_ms };
     if dry.asked() {
-        let view = api.node.query(move |core, _| core.agent(agent)).await?;
-        let would = view.map(|view| {
-            let (tasks, schedulers) = (view.tasks, view.schedulers);
+        let would = |tasks, schedulers| {
             format!("{schedulers} schedulers would move away, and {tasks} tasks have to end or be killed")
-        });
-        return dry_run::rehearse(&api, asker, request, would.into_iter().collect()).await;
+        };
+        return rehearse_leaving(&api, asker, agent, request, would).await;
     }
     api.node.request(asker, request).await?;
     Ok(show(&api, agent).await?.into_response())
@@ -179,12 +190,10 @@ pub async fn gone(
     let agent = lookup::agent(&agent)?;
     let request = Request::MarkGone { agent };
     if dry.asked() {
-        let view = api.node.query(move |core, _| core.agent(agent)).await?;
-        let would = view.map(|view| {
-            let (tasks, schedulers) = (view.tasks, view.schedulers);
+        let would = |tasks, schedulers| {
             format!("give {agent} up for good: {tasks} tasks are TASK_GONE_BY_OPERATOR, and {schedulers} schedulers are placed elsewhere")
-        });
-        return dry_run::rehearse(&api, asker, request, would.into_iter().collect()).await;
+        };
+        return rehearse_leaving(&api, asker, agent, request, would).await;
     }
     api.node.request(asker, request).await?;
     Ok(Json(Gone { id: agent.to_string(), state: "gone" }).into_response())
